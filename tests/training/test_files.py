@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from training.errors import UserError
+from training.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    remove_leftovers,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail(number: int):
+    def failing(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return failing
+
+
+def write_folder(path: Path, text: str) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a.txt").write_text(text)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "deep" / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="in the middle"), atomic_file(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError("in the middle")
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "model"
+    write_folder(path, "old")
+    with pytest.raises(RuntimeError, match="in the middle"), atomic_folder(path) as folder:
+        (folder / "b.txt").write_text("half")
+        raise RuntimeError("in the middle")
+    assert names(path) == ["a.txt"]
+    write_folder(path, "new")
+    assert (path / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_whose_last_move_fails_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "model"
+    write_folder(path, "old")
+    replace = os.replace
+
+    def failing(source, target):
+        if Path(source).suffix == ".tmp":
+            raise OSError(errno.EIO, "input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="input/output"):
+        write_folder(path, "new")
+    assert (path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "the disk is full: .*a.json was not written, and what stood there before is untouched"),
+        (errno.EACCES, "no permission to write .*a.json; choose another folder"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_sentence(tmp_path, monkeypatch, number: int, sentence: str):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    monkeypatch.setattr(os, "fsync", fail(number))
+    with pytest.raises(UserError, match=sentence):
+        write_json(path, {"new": 2})
+    assert read_json(path) == {"old": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_leftovers_of_a_kill_are_removed_and_a_folder_caught_between_moves_comes_back(tmp_path: Path):
+    write_folder(tmp_path / "model", "new")
+    write_folder(tmp_path / ".model.12.old", "old")  # killed after both moves, before the clean-up
+    write_folder(tmp_path / ".step_00000003.12.old", "three")  # killed between the two moves
+    write_folder(tmp_path / ".step_00000003.12.tmp", "half")
+    (tmp_path / ".metrics.jsonl.12.tmp").write_text("half")
+    (tmp_path / ".gitignore").write_text("not ours")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".gitignore", "model", "step_00000003"]
+    assert (tmp_path / "model" / "a.txt").read_text() == "new"
+    assert (tmp_path / "step_00000003" / "a.txt").read_text() == "three"
+
+
+@pytest.mark.parametrize(("content", "sentence"), [(None, "does not exist"), (b'{"a": ', "is not valid JSON"), (b"\xff", "is not valid JSON")])
+def test_json_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: bytes | None, sentence: str):
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_round_trip_keeps_letters_readable(tmp_path: Path):
+    write_json(tmp_path / "a.json", {"Zellīj": [1, 2.5, None]})
+    assert "Zellīj" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {"Zellīj": [1, 2.5, None]}
+
+
+def test_checksum_is_sha256(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

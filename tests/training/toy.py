@@ -1,0 +1,171 @@
+"""A task small enough to train in a second, and a program that trains it: what the tests of the loop run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.loop import FitResult, TrainConfig, fit
+from training.model_io import PretrainedModel
+from training.task import Batch, StepOutput
+
+
+class ToyModel(PretrainedModel):
+    """Two layers, and a running mean of the inputs which, like an EMA codebook, moves once per step."""
+
+    kind = "toy"
+
+    def __init__(self, width: int = 16, dropout: float = 0.0):
+        super().__init__()
+        self.width, self.dropout = width, dropout
+        self.layers = nn.Sequential(
+            nn.Linear(4, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
+        )
+        self.input_mean: Tensor
+        self.pending: Tensor
+        self.register_buffer("input_mean", torch.zeros(4))
+        self.register_buffer("pending", torch.zeros(4), persistent=False)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"width": self.width, "dropout": self.dropout}
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> ToyModel:
+        return cls(**arguments)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.pending += x.detach().float().mean(0)
+        return self.layers(x - self.input_mean).squeeze(-1)
+
+
+class ToyData:
+    """y = sum of sin(x), with noise that belongs to the draw, as random augmentation does."""
+
+    def __init__(self, size: int, noise: float = 0.0, die_at_draw: int | None = None):
+        generator = torch.Generator().manual_seed(size)
+        self.x = torch.randn(size, 4, generator=generator)
+        self.noise, self.die_at_draw = noise, die_at_draw
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+        if self.die_at_draw in draws:
+            os.kill(os.getpid(), signal.SIGKILL)
+        x = self.x[list(indices)]
+        noise = torch.tensor([float((draw * 7919) % 101) / 101 - 0.5 for draw in draws])
+        return {"x": x, "y": x.sin().sum(-1) + self.noise * noise, "draws": torch.tensor(list(draws))}
+
+
+class ToyTask:
+    """Regression. `nan_draws` poisons the loss of the micro-batches that hold one of these draws."""
+
+    best_metric = "loss"
+
+    def __init__(self, model: ToyModel, nan_draws: Sequence[int] = (), raise_stop_at: int | None = None):
+        self.model = model
+        self.nan_draws, self.raise_stop_at = torch.tensor(list(nan_draws)), raise_stop_at
+        self.seen: list[list[int]] = []
+        self.started: list[Batch] = []
+        self.micro_batches = 0
+        self.discarded = 0
+
+    def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        self.started = list(batches)
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        self.micro_batches += 1
+        self.seen.append(batch["draws"].tolist())
+        loss = F.mse_loss(model(batch["x"]).float(), batch["y"])
+        if torch.isin(batch["draws"].cpu(), self.nan_draws).any():
+            loss = loss * float("nan")
+        return StepOutput(loss, {"error": loss.detach().sqrt()})
+
+    def after_step(self) -> dict[str, Tensor]:
+        mean = self.model.pending / max(self.micro_batches, 1)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(mean)
+            mean /= torch.distributed.get_world_size()
+        self.model.input_mean.lerp_(mean, 0.1)
+        self._forget()
+        if self.raise_stop_at is not None and len(self.seen) >= self.raise_stop_at:
+            self.raise_stop_at = None
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"input_mean_norm": self.model.input_mean.norm()}
+
+    def discard_step(self) -> None:
+        self.discarded += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self.model.pending.zero_()
+        self.micro_batches = 0
+
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": (model(batch["x"]).float() - batch["y"]) ** 2}
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        return torch.linspace(-1, 1, 12).reshape(1, 3, 4)
+
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        return ["the toy is unhappy: nothing to do"] if metrics.get("loss", 0) > 1e6 else []
+
+
+def toy_config(**changes: Any) -> TrainConfig:
+    defaults = {
+        "steps": 12,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "log_every": 2,
+        "validate_every": 4,
+        "preview_every": 0,
+        "save_every": 3,
+        "tracker": "none",
+        "workers": 0,
+        "ema_decay": 0.9,
+    }
+    return TrainConfig(**{**defaults, **changes})
+
+
+def toy_fit(
+    run: Path,
+    config: TrainConfig,
+    *,
+    task: ToyTask | None = None,
+    train: ToyData | None = None,
+    validation: ToyData | None = None,
+    dropout: float = 0.0,
+) -> FitResult:
+    """Fits a toy whose first weights depend on the seed alone, as the stages do."""
+    torch.manual_seed(config.seed)
+    task = task or ToyTask(ToyModel(dropout=dropout))
+    resolved = {"model": {"kind": "toy", "dropout": dropout}, "train": asdict(config)}
+    # 37 samples and batches of 8: steps cross the ends of epochs.
+    return fit(task, train or ToyData(37, 0.1), validation or ToyData(13), config, run, resolved)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--config", type=json.loads, default={})
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--die_at_draw", type=int)
+    arguments = parser.parse_args()
+    data = ToyData(37, 0.1, arguments.die_at_draw)
+    result = toy_fit(arguments.run, toy_config(**arguments.config), train=data, dropout=arguments.dropout)
+    print(f"stopped by {result.stopped_by} after {result.steps_done}")
+
+
+if __name__ == "__main__":
+    main()

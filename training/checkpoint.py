@@ -1,0 +1,128 @@
+"""Checkpoints that are whole or absent, checked when read: `checkpoints/step_00000500/`.
+
+A checkpoint holds safetensors files and `state.json`; `manifest.json` lists the SHA-256 of each. Nothing is
+pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.errors import UserError
+from training.files import atomic_folder, read_json, sha256_of_file
+from training.tensor_files import load_tensors, save_tensors
+
+STATE_NAME = "state.json"
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    folder: Path
+    keep_newest: int
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, good or damaged, in rising order."""
+        names = (path.name.removeprefix("step_") for path in self.folder.glob("step_*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, best_step: int | None
+    ) -> None:
+        """Writes the checkpoint of `step`: one file per entry of `tensors`, and `state` as JSON. Then removes
+        all checkpoints but the newest `keep_newest` and that of `best_step`. Raises UserError when the disk
+        is full."""
+        with atomic_folder(self.path(step)) as folder:
+            for name, group in tensors.items():
+                save_tensors(group, folder / f"{name}.safetensors")
+            (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            manifest = {"files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}}
+            (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        # Steps beyond this one are damaged (or the run would have continued from them) and must not outlive
+        # it.
+        keep = {*[other for other in self.steps() if other <= step][-self.keep_newest :], best_step}
+        for other in self.steps():
+            if other not in keep:
+                shutil.rmtree(self.path(other))
+
+    def newest_good(self) -> tuple[int | None, list[str]]:
+        """Step of the newest undamaged checkpoint, or None where there is no checkpoint; and a line on each
+        damaged one that was passed over. Raises UserError when there are checkpoints and all are damaged."""
+        complaints: list[str] = []
+        for step in reversed(self.steps()):
+            damage = self.damage(step)
+            if damage is None:
+                return step, complaints
+            complaints.append(f"checkpoint {self.path(step)} is damaged ({damage})")
+        if complaints:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged: {'; '.join(complaints)}; "
+                "delete that folder to train from the beginning, or copy a good checkpoint into it"
+            )
+        return None, []
+
+    def damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's files, or None."""
+        folder = self.path(step)
+        try:
+            files = read_json(folder / MANIFEST_NAME)["files"].items()
+        except (UserError, KeyError, TypeError, AttributeError):
+            return f"{MANIFEST_NAME} is missing or unreadable"
+        for name, checksum in files:
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if sha256_of_file(folder / name) != checksum:
+                return f"the checksum of {name} differs"
+        return None
+
+    def tensors(self, step: int, name: str) -> dict[str, Tensor]:
+        return load_tensors(self.path(step) / f"{name}.safetensors")
+
+    def state(self, step: int) -> Any:
+        return read_json(self.path(step) / STATE_NAME)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as tensors named `entry/weight`, such as `exp_avg/decoder.weight`."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{entry}/{names[parameter]}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Inverse of `optimizer_tensors`, for an optimiser of the same weights."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    description = (
+        optimizer.state_dict()
+    )  # numbers the weights group by group, which is how state must be given back
+    numbers = {
+        names[parameter]: number
+        for number, parameter in enumerate(
+            weight for group in optimizer.param_groups for weight in group["params"]
+        )
+    }
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        entry, name = key.split("/", 1)
+        state.setdefault(numbers[name], {})[entry] = (
+            value.clone()
+        )  # what was loaded lies in the file's memory map
+    optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})

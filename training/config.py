@@ -1,0 +1,61 @@
+"""How to train: one config for both stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train: the same for both stages."""
+
+    steps: int = 10_000  # optimiser steps of the whole run
+    batch_size: int = 64  # samples per optimiser step, over all processes and micro-batches
+    accumulate: int = 1  # micro-batches per optimiser step: the same result in less memory
+    learning_rate: float = 3e-4  # peak, after the warm-up
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's
+    weight_decay: float = 0.0  # AdamW's, on weights of two and more axes; 0 is plain Adam
+    warmup_steps: int = 0  # over which the learning rate rises from 0
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    final_learning_rate: float = 0.0  # where the cosine ends, as a factor of the peak
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 is off
+    precision: Literal["no", "bf16", "fp16"] = "no"  # autocast type; weights stay float32
+    compile: bool = False  # torch.compile the model
+    ema_decay: float = 0.0  # moving average of the weights, validated and saved in their place; 0 is off
+    log_every: int = 50  # steps
+    validate_every: int = 500  # steps, and after the last one; 0 is off
+    preview_every: int = 500  # steps, and after the last one; 0 is off
+    save_every: int = 500  # steps, after the last one, and after each validation that is the best so far
+    keep_newest: int = 3  # checkpoints, besides that of the best validation
+    patience: int = 0  # stop after so many validations without a new best; 0 is off
+    max_nonfinite_steps: int = 20  # stop after so many skipped steps in a row
+    seed: int = 0
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    workers: int = 2  # data loader processes per training process; 0 loads in the training process
+    prefetch: int = 4  # batches that each worker prepares ahead
+
+    def __post_init__(self) -> None:
+        positive = "steps batch_size accumulate log_every save_every keep_newest max_nonfinite_steps prefetch"
+        not_negative = (
+            "weight_decay warmup_steps final_learning_rate max_grad_norm ema_decay validate_every preview_every "
+            "patience seed workers"
+        )
+        for names, minimum in ((positive, 1), (not_negative, 0)):
+            for name in names.split():
+                if not getattr(self, name) >= minimum:
+                    raise UserError(f"train.{name}={getattr(self, name)}, expected at least {minimum}")
+        if not self.learning_rate > 0:
+            raise UserError(
+                f"train.learning_rate={self.learning_rate}, expected above 0; 3e-4 is a common start"
+            )
+        for name, decays in (("betas", self.betas), ("ema_decay", (self.ema_decay,))):
+            if not all(0 <= decay < 1 for decay in decays):
+                raise UserError(f"train.{name}={getattr(self, name)}, expected from 0 to below 1")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"train.batch_size={self.batch_size} cannot be split into train.accumulate={self.accumulate} equal "
+                "micro-batches: choose a multiple"
+            )

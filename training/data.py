@@ -1,0 +1,153 @@
+"""Which samples a step sees, as a function of the step alone, and a loader that fetches them ahead.
+
+Every epoch is a fresh permutation; the epochs stand one after another in an endless row of draws, and step s
+takes draws [s * batch_size, (s + 1) * batch_size), also across the end of an epoch. So nothing about the
+position in the data needs saving, and neither restarts nor workers, processes or accumulation change what a
+step sees.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from training.errors import UserError
+from training.signals import ignore_stop_signals
+from training.task import Batch, Dataset
+
+Sample = tuple[int, int]
+"""Index into the dataset, and number of the draw in the whole run."""
+
+
+class SampleOrder:
+    """The endless row of draws over `size` samples, for one seed."""
+
+    def __init__(self, size: int, seed: int):
+        if size < 1:
+            raise UserError("the training set holds no samples, expected at least one; check the data's path")
+        self.size = size
+        self.seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._permutation)  # a batch touches one epoch, or two at its end
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.size)
+
+    def samples(self, draws: range) -> list[Sample]:
+        return [(int(self._epoch(draw // self.size)[draw % self.size]), draw) for draw in draws]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one process does of every step: `accumulate` micro-batches of `size` samples."""
+
+    batch_size: int  # samples per step, over all processes
+    accumulate: int
+    processes: int
+    process: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.accumulate * self.processes):
+            raise UserError(
+                f"train.batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} micro-batches "
+                f"on {self.processes} processes: choose a multiple of {self.accumulate * self.processes}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Samples of one micro-batch on this process."""
+        return self.batch_size // (self.accumulate * self.processes)
+
+    def draws(self, step: int) -> list[range]:
+        """Draws of this process's micro-batches in step `step`, counted from 0: of each micro-batch its own
+        slice."""
+        together = self.size * self.processes
+        starts = (step * self.batch_size + micro * together for micro in range(self.accumulate))
+        return [
+            range(start + self.process * self.size, start + (self.process + 1) * self.size)
+            for start in starts
+        ]
+
+
+class Loader:
+    """Iterates over the batches of `requests`, on `device`, and keeps the seconds spent waiting for them.
+
+    workers: processes that fetch ahead, `prefetch` batches each; 0 fetches when asked.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        requests: Iterable[list[Sample]],
+        *,
+        workers: int,
+        prefetch: int,
+        device: torch.device,
+    ):
+        self.seconds_waited = 0.0
+        self.device = device
+        self.loader: DataLoader[Batch | UserError] = DataLoader(
+            _Fetch(dataset),  # type: ignore[arg-type]
+            batch_sampler=requests,  # type: ignore[arg-type]
+            collate_fn=_as_fetched,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            worker_init_fn=_start_worker,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its seed reaches workers only; the global generator is left alone
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        begin = time.perf_counter()
+        for batch in self._fetched():
+            batch = send_to_device(batch, self.device, non_blocking=True)
+            self.seconds_waited += time.perf_counter() - begin
+            yield batch
+            begin = time.perf_counter()
+
+    def _fetched(self) -> Iterator[Batch]:
+        try:
+            for batch in self.loader:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise UserError(
+                f"a data loader worker was killed ({error}): it ran out of memory, or of shared memory in a container; "
+                "lower train.workers or train.prefetch, or give the container more (docker run --shm-size)"
+            ) from error
+
+
+class _Fetch:
+    """The face of a Dataset that DataLoader knows: `__getitems__` takes a whole batch at once."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, samples: list[Sample]) -> Batch | UserError:
+        indices, draws = zip(*samples, strict=True)
+        try:
+            return self.dataset.fetch(indices, draws)
+        except UserError as error:
+            return error  # raised by Loader: a worker would bury its sentence in a traceback
+
+
+def _as_fetched(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    ignore_stop_signals()

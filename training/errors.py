@@ -1,0 +1,32 @@
+"""The one exception for what a user can get wrong, and how the operating system's own errors become it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """One sentence: what was given, what was expected, how to fix it. The command line prints it and exits
+    with 2."""
+
+
+@contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a missing permission while writing `path` into a UserError that says what to
+    do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"the disk is full: {path} was not written, and what stood there before is untouched; "
+                "free some space and run the same command again, it continues where it stopped"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"no permission to write {path}; choose another folder or change its owner"
+            ) from error
+        raise

@@ -1,0 +1,199 @@
+"""What a run says: metrics.jsonl, timing.jsonl, previews, the tracker, the progress bar and the lines
+between.
+
+metrics.jsonl holds what the seed and the config determine, one JSON object per line: `{"step": 50, "split":
+"train", ...}`, means over the steps since the last such line, and `{"step": 500, "split": "validation",
+...}`, means over the held-out samples. timing.jsonl holds what the clock says: `images`, `seconds`,
+`training_seconds` and `waiting_seconds` since the run began, `images_per_second` and `waiting_share` since
+the last line. A continued run takes the lines after its checkpoint away, so that metrics.jsonl is, byte for
+byte, that of a run which was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from training.errors import explain_disk_errors
+from training.files import atomic_file, flush, write_text
+
+METRICS_NAME = "metrics.jsonl"
+TIMING_NAME = "timing.jsonl"
+SLOW_DATA = 0.1  # share of the training time spent waiting for data above which a person should act
+
+
+@dataclass
+class Timing:
+    """Running totals of a run, or of a part of it."""
+
+    images: int = 0  # training samples, over all processes
+    seconds: float = 0.0  # wall clock
+    training_seconds: float = 0.0  # of them spent in steps, not in validation, previews and checkpoints
+    waiting_seconds: float = 0.0  # of these spent waiting for data
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.training_seconds if self.training_seconds else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        return self.waiting_seconds / self.training_seconds if self.training_seconds else 0.0
+
+    def since(self, earlier: Timing) -> Timing:
+        """What has been added to earlier totals."""
+        return Timing(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
+
+
+class StepReport(NamedTuple):
+    """One step: its mean loss, and what it took."""
+
+    loss: float
+    images: int  # samples, over all processes
+    seconds: float
+    waiting_seconds: float  # of them spent waiting for data
+
+
+class RunLog:
+    """The voice of a run. Only the main process speaks; on the others every method is silent."""
+
+    def __init__(self, run: Path, accelerator: Accelerator, tracker: str, step: int, steps: int):
+        """step: that of the checkpoint the run continues from, or 0; steps: of the whole run."""
+        self.run = run
+        self.steps = steps
+        self.accelerator = accelerator
+        self.main = accelerator.is_main_process
+        self.total = Timing()
+        if self.main:
+            keep_lines(run / METRICS_NAME, step)
+            for line in keep_lines(run / TIMING_NAME, step)[-1:]:
+                self.total = Timing(**{f.name: line[f.name] for f in fields(Timing)})
+            start_tracker(accelerator, tracker, run, step)
+        self._begin = time.perf_counter() - self.total.seconds
+        self._logged = replace(self.total)
+        self._warnings: set[str] = set()
+        self._bar = tqdm(total=steps, initial=step, unit="step", disable=None if self.main else True)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        if self.main:
+            tqdm.write(text)
+
+    def step_done(self, step: StepReport) -> None:
+        """Counts a step and moves the progress bar."""
+        self.total.images += step.images
+        self.total.training_seconds += step.seconds
+        self.total.waiting_seconds += step.waiting_seconds
+        speed = self.total.since(self._logged).images_per_second
+        self._bar.set_postfix_str(f"loss {step.loss:.4g}, {speed:,.0f} images/s", refresh=False)
+        self._bar.update()
+
+    def train(self, step: int, metrics: Mapping[str, float], warnings: Sequence[str]) -> None:
+        """A line on the steps since the last one; a warning is repeated only after it was gone for a line."""
+        if not self.main:
+            return
+        self.total.seconds = time.perf_counter() - self._begin
+        recent = self.total.since(self._logged)
+        self._logged = replace(self.total)
+        rates = {"images_per_second": recent.images_per_second, "waiting_share": recent.waiting_share}
+        self._append(METRICS_NAME, {"step": step, "split": "train", **metrics})
+        self._append(TIMING_NAME, {"step": step, **asdict(self.total), **rates})
+        self._track("train", {**metrics, **rates}, step)
+        speed = f"{recent.images_per_second:,.0f} images/s, waiting for data {recent.waiting_share:.0%}"
+        self.say(f"step {step}/{self.steps}  {phrase(metrics)}  {speed}")
+        if recent.waiting_share > SLOW_DATA and recent.waiting_seconds > 1:
+            warnings = [*warnings, "training waits for data: raise train.workers, or use smaller image files"]
+        for warning in warnings:
+            if warning not in self._warnings:
+                self.say(f"warning: {warning}")
+        self._warnings = set(warnings)
+
+    def validation(self, step: int, metrics: Mapping[str, float], *, improved: bool) -> None:
+        """A line on the held-out samples."""
+        if self.main:
+            self._append(METRICS_NAME, {"step": step, "split": "validation", **metrics})
+            self._track("validation", metrics, step)
+            best = "  (best so far)" if improved else ""
+            self.say(f"step {step}/{self.steps}  validation: {phrase(metrics)}{best}")
+
+    def preview(self, step: int, picture: Tensor | None) -> None:
+        """Writes previews/step_XXXXXXXX.png. picture: c H W in [-1, 1], or None where there is nothing to
+        show."""
+        if self.main and picture is not None:
+            unit = ((picture.detach().float().cpu() + 1) / 2).clamp(0, 1)
+            array = (unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()  # H W c
+            image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+            with atomic_file(self.run / "previews" / f"step_{step:08d}.png") as path:
+                image.save(path, format="PNG")
+            for tracker in self.accelerator.trackers:
+                tracker.log_images({"preview": unit.unsqueeze(0)}, step=step)
+
+    def flush(self) -> None:
+        """Waits until all lines are on the disk: a checkpoint must not outlive a crash that its lines do
+        not."""
+        for path in (self.run / METRICS_NAME, self.run / TIMING_NAME):
+            if self.main and path.exists():
+                flush(path)
+
+    def close(self) -> None:
+        self.total.seconds = time.perf_counter() - self._begin
+        self._bar.close()
+        if self.main:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        # JSON knows no NaN and no infinity: null stands for them.
+        known = {
+            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()
+        }
+        with explain_disk_errors(self.run / name), open(self.run / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(known) + "\n")
+
+    def _track(self, split: str, values: Mapping[str, float], step: int) -> None:
+        with explain_disk_errors(self.run):
+            self.accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+
+def start_tracker(accelerator: Accelerator, tracker: str, run: Path, step: int) -> None:
+    """Opens the tracker's log of this run: a new one at step 0, else the one that the run already has."""
+    if tracker == "tensorboard":  # in run/tensorboard; what it shows after the checkpoint is taken back
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+    elif tracker == "wandb":
+        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+        options = {"name": run.name, "dir": str(run), "id": identity, "resume": "allow"}
+        accelerator.init_trackers("zellige", init_kwargs={"wandb": options})
+
+
+def keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Takes the lines after `step`, and a last one cut short by a kill, from a JSON-lines file; returns the
+    rest."""
+    if not path.exists():
+        return []
+    kept, values = "", []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if value["step"] <= step:
+            kept += line
+            values.append(value)
+    write_text(path, kept)
+    return values
+
+
+def phrase(metrics: Mapping[str, float]) -> str:
+    """`loss 0.0312  perplexity 97.4`"""
+    return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())

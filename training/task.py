@@ -1,0 +1,69 @@
+"""What the loop asks of a stage: a task that takes steps, and a dataset that it draws batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from training.model_io import PretrainedModel
+
+Batch = dict[str, Any]
+"""Named tensors (or tuples of tensors) whose first axis is the batch; the loop moves them to the device."""
+
+
+class StepOutput(NamedTuple):
+    loss: Tensor  # scalar with a graph, a mean per element, image or code: never a sum over the batch
+    metrics: dict[str, Tensor]  # scalars, detached
+
+
+class Task(Protocol):
+    """One kind of training. The loop owns steps, accumulation, clipping, EMA, logging, checkpoints and
+    signals."""
+
+    model: PretrainedModel  # what is trained, averaged, checkpointed and saved
+    best_metric: str  # the validation metric, lower is better, by which the best weights are kept
+
+    def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        """Called once before the first step of a new run with this process's micro-batches of that step. Here
+        and in `after_step` the global random generator gives all processes the same numbers, in `step` each
+        its own."""
+
+    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+        """Loss of one micro-batch. `model` is the trained model as the loop has wrapped it (DDP, compile)."""
+        ...
+
+    def after_step(self) -> dict[str, Tensor]:
+        """Called after each optimiser step (not after a skipped one); returns more scalars for the log
+        line."""
+        ...
+
+    def discard_step(self) -> None:
+        """Called in place of `after_step` when a step was skipped: forget what its micro-batches left
+        behind."""
+
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample metrics, each `b`, in eval mode without gradients: their mean over the held-out set is
+        logged."""
+        ...
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        """A picture for a person, `c H W` in [-1, 1], or None where the task has no picture to show."""
+        ...
+
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        """What a person should know about a log line's metrics, each with its remedy."""
+        ...
+
+
+class Dataset(Protocol):
+    """Samples by index, fetched a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+        """Samples `indices` as one batch. `draws[j]` is the number of the draw in the whole run: random
+        augmentation is a function of it and the seed alone, so that data depends neither on workers nor on
+        restarts."""
+        ...

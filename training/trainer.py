@@ -1,0 +1,379 @@
+"""What the loop is made of: opening a run, one step, one validation, one checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
+from training.config import TrainConfig
+from training.data import Loader, Sample, SampleOrder, Share
+from training.ema import EMA
+from training.errors import UserError
+from training.metrics_log import StepReport
+from training.model_io import PretrainedModel
+from training.processes import on_main_process
+from training.run_folder import open_run_folder, write_config
+from training.schedules import learning_rate, step_seed
+from training.signals import StopRequest
+from training.task import Batch, Dataset, Task
+
+StopReason = Literal["steps", "patience", "signal"]
+
+
+@dataclass
+class Progress:
+    """What a run remembers between steps besides its tensors: JSON in a checkpoint, equal on all
+    processes."""
+
+    step: int = 0  # steps done, skipped ones included
+    skipped_steps: int = 0
+    nonfinite_in_a_row: int = 0
+    validation: dict[str, float] = field(default_factory=dict)  # metrics of the last one
+    best_value: float | None = None
+    best_step: int | None = None
+    validations_since_best: int = 0
+    sums: dict[str, float] = field(
+        default_factory=dict
+    )  # of each metric over the steps since the last log line
+    summed_steps: int = 0
+
+
+class Trainer:
+    """A task on this process's device, with everything that a step changes."""
+
+    def __init__(
+        self, task: Task, train_data: Dataset, validation_data: Dataset, config: TrainConfig, run: Path
+    ) -> None:
+        self.task, self.train_data, self.validation_data = task, train_data, validation_data
+        self.config, self.run = config, run
+        self.accelerator = make_accelerator(config, run)
+        self.share = Share(
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            processes=self.accelerator.num_processes,
+            process=self.accelerator.process_index,
+        )
+        self.order = SampleOrder(len(train_data), config.seed)
+        self.checkpoints = Checkpoints(run / "checkpoints", config.keep_newest)
+        self.progress = Progress()
+        self.stopping = False  # whether a signal has reached any process
+        self.health: dict[str, Tensor] = {}  # what the task's last after_step returned
+
+        task.model.to(self.accelerator.device).train()
+        self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
+        self.model = wrap(task.model, self.accelerator, config)
+        self.weights = [weight for weight in task.model.parameters() if weight.requires_grad]
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.weights, config))
+
+    # ---- a run: opened, continued, ended ------------------------------------------------------------------------
+
+    def open_run(self, resolved_config: dict[str, Any]) -> list[str]:
+        """Continues from the newest good checkpoint, or starts the task where there is none. Returns a line
+        on each damaged checkpoint that was passed over. Raises UserError."""
+        step, damages = on_main_process(self.accelerator, lambda: self._open_folder(resolved_config))
+        if step is not None:
+            self._restore(step)
+        requests = (
+            self.order.samples(draws)
+            for number in range(self.progress.step, self.config.steps)
+            for draws in self.share.draws(number)
+        )
+        self.loader = self._loader(self.train_data, requests)
+        self.batches = iter(self.loader)
+        if step is None:
+            first = list(islice(self.batches, self.config.accumulate))
+            self._seed("all processes")
+            with torch.no_grad(), self.accelerator.autocast():
+                self.task.start(self.model, first)
+            if self.ema:
+                self.ema.reset()
+            self.batches = chain(first, self.batches)
+        return damages
+
+    def _open_folder(self, resolved_config: dict[str, Any]) -> tuple[int | None, list[str]]:
+        open_run_folder(self.run)
+        step, damages = self.checkpoints.newest_good()
+        write_config(self.run, resolved_config, continued=step is not None)
+        return step, damages
+
+    def reason_to_stop(self) -> StopReason | None:
+        if self.progress.step >= self.config.steps:
+            return "steps"
+        if 0 < self.config.patience <= self.progress.validations_since_best:
+            return "patience"
+        return "signal" if self.stopping else None
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and after the last one, happens after this
+        one."""
+        return every > 0 and (self.progress.step % every == 0 or self.progress.step == self.config.steps)
+
+    # ---- a step ---------------------------------------------------------------------------------------------------
+
+    def step(self, stop: StopRequest) -> StepReport:
+        """One optimiser step, or a skipped one when the loss or the gradient is not finite on any process."""
+        begin, waited = time.perf_counter(), self.loader.seconds_waited
+        self._seed(self.accelerator.process_index)
+        parts = [self._forward_backward(batch) for batch in islice(self.batches, self.config.accumulate)]
+        norm = self.accelerator.clip_grad_norm_(self.weights, self.config.max_grad_norm or math.inf)
+        stops = torch.tensor(float(bool(stop)), device=norm.device)
+        figures = self._figures(parts, grad_norm=norm, stops=stops)
+        self.stopping = figures.pop("stops") > 0
+
+        if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
+            self._update(figures)
+        else:
+            self._skip()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        return StepReport(
+            loss=figures["loss"],
+            images=self.config.batch_size,
+            seconds=time.perf_counter() - begin,
+            waiting_seconds=self.loader.seconds_waited - waited,
+        )
+
+    def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+        with self.accelerator.accumulate(
+            self.model
+        ):  # divides the loss, and leaves gradients unsynchronised until the last
+            with self.accelerator.autocast():
+                loss, metrics = self.task.step(self.model, batch)
+            self.accelerator.backward(loss)
+        return {"loss": loss.detach(), **metrics}
+
+    def _figures(self, parts: list[dict[str, Tensor]], **shared: Tensor) -> dict[str, float]:
+        """Scalars averaged over micro-batches and processes. Reading them is the step's one wait for the
+        device: it decides, on all processes alike, whether the step counts and whether it is the last."""
+        rows = torch.stack([torch.stack([part[name].float() for name in parts[0]]) for part in parts])
+        row = torch.cat([rows.mean(0), torch.stack([value.float() for value in shared.values()])])
+        return dict(zip([*parts[0], *shared], self.accelerator.reduce(row, "mean").tolist(), strict=True))
+
+    def _update(self, figures: dict[str, float]) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.progress.step)
+        self.optimizer.step()
+        self._seed("all processes")
+        self.health = self.task.after_step()
+        if self.ema:
+            self.ema.update(self.progress.step)
+        self.progress.nonfinite_in_a_row = 0
+        self.progress.summed_steps += 1
+        for name, value in figures.items():
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+
+    def _skip(self) -> None:
+        self.task.discard_step()
+        self.health = {}
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # an overflow of float16 lowers the loss scale for the next step
+        self.progress.skipped_steps += 1
+        self.progress.nonfinite_in_a_row += 1
+        if self.progress.nonfinite_in_a_row >= self.config.max_nonfinite_steps:
+            saved = self.checkpoints.steps()
+            raise UserError(
+                f"{self.progress.nonfinite_in_a_row} steps in a row had a loss or gradient that is not finite, up to "
+                f"step {self.progress.step + 1}; they were skipped and changed no weights; the last good checkpoint is "
+                f"{self.checkpoints.path(saved[-1]) if saved else 'none, as none was written yet'}; start another run "
+                "with a lower train.learning_rate, a longer train.warmup_steps or train.precision=no"
+            )
+
+    def metrics_since_last_line(self) -> dict[str, float]:
+        """Means over the steps since the last call, skipped ones left out, and what describes the last
+        step."""
+        progress = self.progress
+        means = {name: total / progress.summed_steps for name, total in progress.sums.items()}
+        progress.sums, progress.summed_steps = {}, 0
+        return {
+            **means,
+            **{name: float(value) for name, value in self.health.items()},
+            "learning_rate": self._learning_rate(progress.step - 1),
+            "skipped_steps": progress.skipped_steps,
+        }
+
+    # ---- between steps ------------------------------------------------------------------------------------------------
+
+    def validate(self) -> bool:
+        """Means over the held-out samples, whatever process saw them, to `progress`. A new best is saved to
+        run/model; returns whether it was one."""
+        size, count = self.share.size, len(self.validation_data)
+        starts = range(0, count, size)[self.accelerator.process_index :: self.accelerator.num_processes]
+        requests = ([(index, index) for index in range(start, min(start + size, count))] for start in starts)
+        values: dict[str, list[Tensor]] = {}
+        with self._at_rest() as model:
+            for batch in self._loader(self.validation_data, requests):
+                for name, per_sample in self.task.validate(model, batch).items():
+                    values.setdefault(name, []).append(per_sample.float())
+        seen = gather_object([{name: torch.cat(parts).tolist() for name, parts in values.items()}])
+        # fsum is exact: the mean does not depend on the order of the samples, nor on who saw which.
+        metrics = {
+            name: math.fsum(v for part in seen for v in part.get(name, [])) / count for name in seen[0]
+        }
+
+        progress, value = self.progress, metrics[self.task.best_metric]
+        progress.validation = metrics
+        improved = math.isfinite(value) and (progress.best_value is None or value < progress.best_value)
+        if improved:
+            progress.best_value, progress.best_step, progress.validations_since_best = value, progress.step, 0
+            self.save_model()
+        else:
+            progress.validations_since_best += 1
+        return improved
+
+    def preview(self) -> Tensor | None:
+        """The task's picture, `c H W` in [-1, 1], on the main process."""
+        if not self.accelerator.is_main_process:
+            return None
+        with self._at_rest() as model:
+            return self.task.preview(model)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[PretrainedModel]:
+        """The model as it would be used: averaged weights if there are, in eval mode, without gradients."""
+        model = self.ema.model if self.ema else self.task.model
+        model.eval()
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                yield model
+        finally:
+            self.task.model.train()
+
+    def save_model(self) -> None:
+        """Writes run/model."""
+        with self._at_rest() as model:
+            on_main_process(self.accelerator, lambda: model.save_pretrained(self.run / "model"))
+
+    def save(self) -> None:
+        """Writes a checkpoint. Raises UserError when the disk is full."""
+        tensors = {
+            "model": self.task.model.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.task.model),
+        }
+        if self.ema:
+            tensors["ema"] = self.ema.model.state_dict()
+        scaler = self.accelerator.scaler
+        state = {
+            "progress": asdict(self.progress),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        step, best = self.progress.step, self.progress.best_step
+        on_main_process(self.accelerator, lambda: self.checkpoints.save(step, tensors, state, best))
+
+    def _restore(self, step: int) -> None:
+        try:
+            self.task.model.load_state_dict(self.checkpoints.tensors(step, "model"))
+            load_optimizer_tensors(
+                self.optimizer, self.task.model, self.checkpoints.tensors(step, "optimizer")
+            )
+            if self.ema:
+                self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema"))
+            state = self.checkpoints.state(step)
+            self.progress = Progress(**state["progress"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"checkpoint {self.checkpoints.path(step)} does not fit this version's model: "
+                f"{' '.join(str(error).split())}; continue it with the version that wrote it, or start another run"
+            ) from error
+
+    # ---- small things -------------------------------------------------------------------------------------------------
+
+    def _seed(self, who: int | str) -> None:
+        """Makes random numbers a function of the step: each process its own for the forward pass, and all the
+        same for what they must agree on."""
+        torch.manual_seed(step_seed(self.config.seed, self.progress.step, who))
+
+    def _learning_rate(self, step: int) -> float:
+        config = self.config
+        return learning_rate(
+            step,
+            peak=config.learning_rate,
+            warmup_steps=config.warmup_steps,
+            steps=config.steps,
+            schedule=config.schedule,
+            final_factor=config.final_learning_rate,
+        )
+
+    def _loader(self, dataset: Dataset, requests: Iterable[list[Sample]]) -> Loader:
+        config = self.config
+        return Loader(
+            dataset,
+            requests,
+            workers=config.workers,
+            prefetch=config.prefetch,
+            device=self.accelerator.device,
+        )
+
+
+def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
+    """Device, processes, precision and tracker. Raises UserError when this machine has not what the config
+    asks for."""
+    if config.tracker != "none" and find_spec(config.tracker) is None:
+        raise UserError(
+            f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none"
+        )
+    # Accelerate refuses a second precision in one process, and the quickstart trains twice: forget the first
+    # run's settings, but keep its process group.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.accumulate, sync_with_dataloader=False
+            ),
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
+        )
+    except ValueError as error:
+        raise UserError(
+            f"train.precision={config.precision} does not work on this machine: {error}"
+        ) from error
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("train.precision=fp16 needs a GPU, and there is none: use bf16 or no")
+    return accelerator
+
+
+def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) -> nn.Module:
+    """The model as a step calls it; it shares its weights with `model`, which stays as it is.
+
+    Accelerator.prepare would do the same, but patches the model's own forward for good, and the copies made
+    of it.
+    """
+    wrapped: nn.Module = model
+    if accelerator.num_processes > 1:
+        # Buffers are equal on all processes because tasks reduce their statistics: sending them again would
+        # cost time.
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    return cast(nn.Module, torch.compile(wrapped)) if config.compile else wrapped
+
+
+def make_optimizer(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which is Adam where weight_decay is 0. Norms and
+    biases are not decayed."""
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,
+    )
