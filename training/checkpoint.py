@@ -39,12 +39,9 @@ class Checkpoints:
         names = (path.name.removeprefix("step_") for path in self.folder.glob("step_*"))
         return sorted(int(name) for name in names if name.isdigit())
 
-    def save(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, best_step: int | None
-    ) -> None:
-        """Writes the checkpoint of `step`: one file per entry of `tensors`, and `state` as JSON. Then removes
-        all checkpoints but the newest `keep_newest` and that of `best_step`. Raises UserError when the disk
-        is full."""
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, best_step: int | None) -> None:
+        """Writes the checkpoint of `step`: one file per entry of `tensors`, and `state` as JSON. Then removes all
+        checkpoints but the newest `keep_newest` and that of `best_step`. Raises UserError when the disk is full."""
         with atomic_folder(self.path(step)) as folder:
             for name, group in tensors.items():
                 save_tensors(group, folder / f"{name}.safetensors")
@@ -105,24 +102,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`, for an optimiser of the same weights."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    description = (
-        optimizer.state_dict()
-    )  # numbers the weights group by group, which is how state must be given back
+    description = optimizer.state_dict()  # numbers the weights group by group, which is how state must be given back
     numbers = {
         names[parameter]: number
-        for number, parameter in enumerate(
-            weight for group in optimizer.param_groups for weight in group["params"]
-        )
+        for number, parameter in enumerate(weight for group in optimizer.param_groups for weight in group["params"])
     }
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         entry, name = key.split("/", 1)
-        state.setdefault(numbers[name], {})[entry] = (
-            value.clone()
-        )  # what was loaded lies in the file's memory map
+        state.setdefault(numbers[name], {})[entry] = value.clone()  # what was loaded lies in the file's memory map
     optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})

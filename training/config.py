@@ -40,22 +40,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = "steps batch_size accumulate log_every save_every keep_newest max_nonfinite_steps prefetch"
         not_negative = (
-            "weight_decay warmup_steps final_learning_rate max_grad_norm ema_decay validate_every preview_every "
-            "patience seed workers"
+            "weight_decay warmup_steps final_learning_rate max_grad_norm ema_decay "
+            "validate_every preview_every patience seed workers"
         )
         for names, minimum in ((positive, 1), (not_negative, 0)):
             for name in names.split():
                 if not getattr(self, name) >= minimum:
                     raise UserError(f"train.{name}={getattr(self, name)}, expected at least {minimum}")
         if not self.learning_rate > 0:
-            raise UserError(
-                f"train.learning_rate={self.learning_rate}, expected above 0; 3e-4 is a common start"
-            )
+            raise UserError(f"train.learning_rate={self.learning_rate}, expected above 0; 3e-4 is a common start")
         for name, decays in (("betas", self.betas), ("ema_decay", (self.ema_decay,))):
             if not all(0 <= decay < 1 for decay in decays):
                 raise UserError(f"train.{name}={getattr(self, name)}, expected from 0 to below 1")
         if self.batch_size % self.accumulate:
             raise UserError(
-                f"train.batch_size={self.batch_size} cannot be split into train.accumulate={self.accumulate} equal "
-                "micro-batches: choose a multiple"
+                f"train.batch_size={self.batch_size} cannot be split into train.accumulate={self.accumulate} "
+                "equal micro-batches: choose a multiple"
             )

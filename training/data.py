@@ -9,7 +9,8 @@ step sees.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -57,8 +58,9 @@ class Share:
     def __post_init__(self) -> None:
         if self.batch_size % (self.accumulate * self.processes):
             raise UserError(
-                f"train.batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} micro-batches "
-                f"on {self.processes} processes: choose a multiple of {self.accumulate * self.processes}"
+                f"train.batch_size={self.batch_size} cannot be split into accumulate={self.accumulate} "
+                f"micro-batches on {self.processes} processes: choose a multiple of "
+                f"{self.accumulate * self.processes}"
             )
 
     @property
@@ -67,18 +69,14 @@ class Share:
         return self.batch_size // (self.accumulate * self.processes)
 
     def draws(self, step: int) -> list[range]:
-        """Draws of this process's micro-batches in step `step`, counted from 0: of each micro-batch its own
-        slice."""
+        """Draws of this process's micro-batches in step `step`, counted from 0: of each micro-batch its own slice."""
         together = self.size * self.processes
         starts = (step * self.batch_size + micro * together for micro in range(self.accumulate))
-        return [
-            range(start + self.process * self.size, start + (self.process + 1) * self.size)
-            for start in starts
-        ]
+        return [range(start + self.process * self.size, start + (self.process + 1) * self.size) for start in starts]
 
 
-class Loader:
-    """Iterates over the batches of `requests`, on `device`, and keeps the seconds spent waiting for them.
+class Loader(Iterator[Batch]):
+    """The batches of `requests`, on `device`; counts the seconds spent waiting for them. Close it after use.
 
     workers: processes that fetch ahead, `prefetch` batches each; 0 fetches when asked.
     """
@@ -94,9 +92,9 @@ class Loader:
     ):
         self.seconds_waited = 0.0
         self.device = device
-        self.loader: DataLoader[Batch | UserError] = DataLoader(
+        loader: DataLoader[Batch | UserError] = DataLoader(
             _Fetch(dataset),  # type: ignore[arg-type]
-            batch_sampler=requests,  # type: ignore[arg-type]
+            batch_sampler=requests,
             collate_fn=_as_fetched,
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
@@ -104,28 +102,37 @@ class Loader:
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its seed reaches workers only; the global generator is left alone
         )
+        self._batches = _batches(loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        begin = time.perf_counter()
-        for batch in self._fetched():
-            batch = send_to_device(batch, self.device, non_blocking=True)
-            self.seconds_waited += time.perf_counter() - begin
-            yield batch
-            begin = time.perf_counter()
+        return self
 
-    def _fetched(self) -> Iterator[Batch]:
-        try:
-            for batch in self.loader:
-                if isinstance(batch, UserError):
-                    raise batch
-                yield batch
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise UserError(
-                f"a data loader worker was killed ({error}): it ran out of memory, or of shared memory in a container; "
-                "lower train.workers or train.prefetch, or give the container more (docker run --shm-size)"
-            ) from error
+    def __next__(self) -> Batch:
+        begin = time.perf_counter()
+        batch = next(self._batches)
+        if isinstance(batch, UserError):
+            raise batch
+        batch = send_to_device(batch, self.device, non_blocking=True)
+        self.seconds_waited += time.perf_counter() - begin
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers. They ignore signals, so a program that left its loader open might never end."""
+        self._batches.close()
+
+
+@contextmanager
+def explain_dead_workers() -> Iterator[None]:
+    """Turns the death of a data loader worker, of which torch tells at any moment, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            f"a data loader worker died ({' '.join(str(error).split())}): it ran out of memory, or of shared "
+            "memory in a container; lower train.workers or train.prefetch, or give more (docker run --shm-size)"
+        ) from error
 
 
 class _Fetch:
@@ -143,6 +150,11 @@ class _Fetch:
             return self.dataset.fetch(indices, draws)
         except UserError as error:
             return error  # raised by Loader: a worker would bury its sentence in a traceback
+
+
+def _batches(loader: Iterable[Batch | UserError]) -> Generator[Batch | UserError, None, None]:
+    """Starts the loader's workers when the first batch is asked for, and can be closed."""
+    yield from loader
 
 
 def _as_fetched(batch: Any) -> Any:

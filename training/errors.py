@@ -9,14 +9,12 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """One sentence: what was given, what was expected, how to fix it. The command line prints it and exits
-    with 2."""
+    """One sentence: what was given, what was expected, how to fix it. The command line exits with 2 on it."""
 
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission while writing `path` into a UserError that says what to
-    do."""
+    """Turns a full disk or a missing permission while writing `path` into a UserError."""
     try:
         yield
     except OSError as error:
@@ -26,7 +24,5 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
                 "free some space and run the same command again, it continues where it stopped"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"no permission to write {path}; choose another folder or change its owner"
-            ) from error
+            raise UserError(f"no permission to write {path}; choose another folder or change its owner") from error
         raise

@@ -20,8 +20,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends well it takes the place of `path`, else it
     is removed.
 
-    The data is flushed to disk before the rename, so after a crash `path` is the old file or the new one,
-    whole.
+    The data is flushed to disk before the rename, so after a crash `path` is the old file or the new one, whole.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -102,9 +101,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); it is damaged or was edited: make it anew"
-        ) from error
+        raise UserError(f"{path} is not valid JSON ({error}); it is damaged or was edited: make it anew") from error
 
 
 def sha256_of_file(path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainConfig
+from training.data import explain_dead_workers
 from training.metrics_log import RunLog
 from training.signals import stop_on_signals, this_command
 from training.task import Dataset, Task
@@ -36,9 +37,7 @@ class FitResult:
     best_value: float | None  # lowest validation value of the task's best metric
     best_step: int | None  # where it was reached: run/model holds the weights of that step
     minutes: float  # wall-clock time of the whole run, restarts included
-    images_per_second: (
-        float  # training samples over training time, without validation, previews and checkpoints
-    )
+    images_per_second: float  # training samples over training time, without validation, previews and checkpoints
     waiting_share: float  # share of the training time spent waiting for data
 
 
@@ -57,17 +56,19 @@ def fit(
     as plain values, `config` under "train": it goes to `run/config.yaml`. SIGINT and SIGTERM end the run
     after its current step.
 
-    Raises UserError: a config other than the run began with, no undamaged checkpoint left, a full disk, a
-    batch that the processes cannot share, `max_nonfinite_steps` steps in a row without a finite loss and
-    gradient.
+    Raises UserError: a config other than the run began with, no undamaged checkpoint left, a full disk, a batch that
+    the processes cannot share, `max_nonfinite_steps` steps in a row without a finite loss and gradient.
     """
     trainer = Trainer(task, train_data, validation_data, config, Path(run))
     with stop_on_signals() as stop:
         damages = trainer.open_run(resolved_config)
         log = RunLog(trainer.run, trainer.accelerator, config.tracker, trainer.progress.step, config.steps)
-        with closing(log):
+        with closing(log), closing(trainer.loader), explain_dead_workers():
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")
+
+            if trainer.progress.step == 0:
+                trainer.start()
 
             while (reason := trainer.reason_to_stop()) is None:
                 log.step_done(trainer.step(stop))

@@ -128,8 +128,7 @@ class RunLog:
             self.say(f"step {step}/{self.steps}  validation: {phrase(metrics)}{best}")
 
     def preview(self, step: int, picture: Tensor | None) -> None:
-        """Writes previews/step_XXXXXXXX.png. picture: c H W in [-1, 1], or None where there is nothing to
-        show."""
+        """Writes previews/step_XXXXXXXX.png. picture: c H W in [-1, 1], or None where there is nothing to show."""
         if self.main and picture is not None:
             unit = ((picture.detach().float().cpu() + 1) / 2).clamp(0, 1)
             array = (unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()  # H W c
@@ -140,8 +139,7 @@ class RunLog:
                 tracker.log_images({"preview": unit.unsqueeze(0)}, step=step)
 
     def flush(self) -> None:
-        """Waits until all lines are on the disk: a checkpoint must not outlive a crash that its lines do
-        not."""
+        """Waits until all lines are on the disk: a checkpoint must not outlive a crash that its lines do not."""
         for path in (self.run / METRICS_NAME, self.run / TIMING_NAME):
             if self.main and path.exists():
                 flush(path)
@@ -155,9 +153,7 @@ class RunLog:
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         # JSON knows no NaN and no infinity: null stands for them.
-        known = {
-            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()
-        }
+        known = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
         with explain_disk_errors(self.run / name), open(self.run / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(known) + "\n")
 
@@ -177,8 +173,7 @@ def start_tracker(accelerator: Accelerator, tracker: str, run: Path, step: int) 
 
 
 def keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """Takes the lines after `step`, and a last one cut short by a kill, from a JSON-lines file; returns the
-    rest."""
+    """Takes the lines after `step`, and a last one cut short by a kill, from a JSON-lines file; returns the rest."""
     if not path.exists():
         return []
     kept, values = "", []

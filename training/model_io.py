@@ -27,8 +27,7 @@ class PretrainedModel(nn.Module):
     kind: ClassVar[str]
 
     def arguments(self) -> dict[str, Any]:
-        """Constructor arguments as plain JSON values: `from_arguments(**arguments())` builds the same
-        architecture."""
+        """Constructor arguments as plain JSON values: `from_arguments(**arguments())` builds the same architecture."""
         raise NotImplementedError
 
     @classmethod
@@ -51,13 +50,11 @@ class PretrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
-        """The model of a local folder or a Hugging Face hub id, on the CPU, in eval mode. Raises
-        UserError."""
+        """The model of a local folder or a Hugging Face hub id, on the CPU, in eval mode. Raises UserError."""
         return load_pretrained(folder_or_hub_id, {cls.kind: cls})
 
     def fingerprint(self) -> str:
-        """SHA-256 over kind, arguments and weights: equal for equal models, whatever file or device holds
-        them."""
+        """SHA-256 over kind, arguments and weights: equal for equal models, whatever file or device holds them."""
         digest = hashlib.sha256(json.dumps([self.kind, self.arguments()], sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             array = tensor.detach().cpu().contiguous()
@@ -79,9 +76,7 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
     description = read_json(folder / CONFIG_NAME)
     kind = description.get("kind") if isinstance(description, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(
-            f"{folder} holds a model of kind {kind!r}, expected one of: {', '.join(sorted(kinds))}"
-        )
+        raise UserError(f"{folder} holds a model of kind {kind!r}, expected one of: {', '.join(sorted(kinds))}")
     try:
         weights = load_tensors(folder / WEIGHTS_NAME)
     except FileNotFoundError as error:
@@ -109,8 +104,7 @@ def model_folder(
     marker: str = CONFIG_NAME,
     advice: str = "name the folder that `zellige train-stage1` or `zellige train-stage2` wrote",
 ) -> Path:
-    """Local folder that holds the file `marker`, for a path (a run folder stands for its `model/`) or a hub
-    id.
+    """Local folder that holds the file `marker`, for a path (a run folder stands for its `model/`) or a hub id.
 
     A path below a folder that exists is taken for a local one, so that a typing error asks nothing of the
     hub. Raises UserError, which ends in `advice`.
@@ -120,9 +114,7 @@ def model_folder(
         if (folder / marker).is_file():
             return folder
     if path.exists():
-        raise UserError(
-            f"{path} is not a model folder: it holds no {marker}, nor does {path / 'model'}; {advice}"
-        )
+        raise UserError(f"{path} is not a model folder: it holds no {marker}, nor does {path / 'model'}; {advice}")
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir():
         raise UserError(f"there is no folder {path}; {advice}, or a hub id such as owner/name")
     folder = download_from_hub(name)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from training.errors import UserError
 
 Result = TypeVar("Result")
+
+
+def process_state(*, cpu: bool = False) -> PartialState:
+    """This process's number, how many there are, and its device; `cpu` passes over a GPU that is there.
+
+    Call it before the first Accelerator. Under torchrun on a machine without GPUs Accelerate has to be told to
+    use the CPU: otherwise it takes each process for the only one, and all of them write into one folder.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    only_cpu = accelerator is None or accelerator.type == "mps"  # no process group spans Apple GPUs
+    return PartialState(cpu=cpu or ("LOCAL_RANK" in os.environ and only_cpu))
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

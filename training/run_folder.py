@@ -18,6 +18,7 @@ CONFIG_NAME = "config.yaml"
 # learns.
 FREE_FIELDS = {
     "train.steps",
+    "train.accumulate",
     "train.patience",
     "train.log_every",
     "train.preview_every",
@@ -39,8 +40,7 @@ def open_run_folder(run: Path) -> None:
 
 
 def write_config(run: Path, resolved_config: Mapping[str, Any], *, continued: bool) -> None:
-    """Writes config.yaml; if the run is `continued`, only after checking that the config is the one it began
-    with.
+    """Writes config.yaml; if the run is `continued`, only after checking that the config is the one it began with.
 
     Raises UserError that names the fields which differ, `FREE_FIELDS` excepted.
     """
@@ -52,9 +52,7 @@ def write_config(run: Path, resolved_config: Mapping[str, Any], *, continued: bo
         try:
             before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
         except yaml.YAMLError as error:
-            raise UserError(
-                f"{path} is not valid YAML: it was damaged or edited; restore it, or start anew"
-            ) from error
+            raise UserError(f"{path} is not valid YAML: it was damaged or edited; restore it, or start anew") from error
         now = _flat(config)
         differing = [
             f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"

@@ -19,33 +19,28 @@ class StepOutput(NamedTuple):
 
 
 class Task(Protocol):
-    """One kind of training. The loop owns steps, accumulation, clipping, EMA, logging, checkpoints and
-    signals."""
+    """One kind of training. The loop owns steps, accumulation, clipping, EMA, logging and checkpoints."""
 
     model: PretrainedModel  # what is trained, averaged, checkpointed and saved
     best_metric: str  # the validation metric, lower is better, by which the best weights are kept
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
-        """Called once before the first step of a new run with this process's micro-batches of that step. Here
-        and in `after_step` the global random generator gives all processes the same numbers, in `step` each
-        its own."""
+        """Called once before the first step of a new run with this process's micro-batches of that step. Here and in
+        `after_step` the global random generator gives all processes the same numbers, in `step` each its own."""
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         """Loss of one micro-batch. `model` is the trained model as the loop has wrapped it (DDP, compile)."""
         ...
 
     def after_step(self) -> dict[str, Tensor]:
-        """Called after each optimiser step (not after a skipped one); returns more scalars for the log
-        line."""
+        """Called after each optimiser step, but not after a skipped one; returns more scalars for the log."""
         ...
 
     def discard_step(self) -> None:
-        """Called in place of `after_step` when a step was skipped: forget what its micro-batches left
-        behind."""
+        """Called in place of `after_step` when a step was skipped: forget what its micro-batches left."""
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Per-sample metrics, each `b`, in eval mode without gradients: their mean over the held-out set is
-        logged."""
+        """Per-sample metrics, each `b`, in eval mode without gradients: their means are logged."""
         ...
 
     def preview(self, model: nn.Module) -> Tensor | None:
@@ -63,7 +58,6 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
-        """Samples `indices` as one batch. `draws[j]` is the number of the draw in the whole run: random
-        augmentation is a function of it and the seed alone, so that data depends neither on workers nor on
-        restarts."""
+        """Samples `indices` as one batch. `draws[j]` is the number of the draw in the whole run: random augmentation is
+        a function of it and the seed alone, so that data depends neither on workers nor on restarts."""
         ...

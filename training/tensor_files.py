@@ -26,20 +26,17 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    path.chmod(
-        permissions
-    )  # safetensors leaves files that only their owner can read, whatever the umask says
+    path.chmod(permissions)  # safetensors leaves files that only their owner can read, whatever the umask says
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU. Raises SafetensorError when it is damaged, OSError when it cannot be
-    read."""
+    """The tensors of a file, on the CPU. Raises SafetensorError when it is damaged, OSError when it cannot be read."""
     return load_file(path)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors of which no two share memory: the format refuses tied weights, so each is
-    written whole."""
+    """Contiguous CPU tensors of which no two share memory: the format refuses tied weights, so each is written
+    whole."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():

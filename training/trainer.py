@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from itertools import chain, islice
@@ -26,7 +26,7 @@ from training.ema import EMA
 from training.errors import UserError
 from training.metrics_log import StepReport
 from training.model_io import PretrainedModel
-from training.processes import on_main_process
+from training.processes import on_main_process, process_state
 from training.run_folder import open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest
@@ -37,8 +37,7 @@ StopReason = Literal["steps", "patience", "signal"]
 
 @dataclass
 class Progress:
-    """What a run remembers between steps besides its tensors: JSON in a checkpoint, equal on all
-    processes."""
+    """What a run remembers besides its tensors: JSON in a checkpoint, equal on all processes."""
 
     step: int = 0  # steps done, skipped ones included
     skipped_steps: int = 0
@@ -47,10 +46,8 @@ class Progress:
     best_value: float | None = None
     best_step: int | None = None
     validations_since_best: int = 0
-    sums: dict[str, float] = field(
-        default_factory=dict
-    )  # of each metric over the steps since the last log line
-    summed_steps: int = 0
+    # Of each metric since the last log line: sum over the steps, and number of steps that had it.
+    sums: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Trainer:
@@ -80,11 +77,11 @@ class Trainer:
         self.weights = [weight for weight in task.model.parameters() if weight.requires_grad]
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.weights, config))
 
-    # ---- a run: opened, continued, ended ------------------------------------------------------------------------
+    # ---- a run: opened, continued, ended -------------------------------------------------------------------
 
     def open_run(self, resolved_config: dict[str, Any]) -> list[str]:
-        """Continues from the newest good checkpoint, or starts the task where there is none. Returns a line
-        on each damaged checkpoint that was passed over. Raises UserError."""
+        """Takes up the newest good checkpoint, if there is one; returns a line on each damaged one passed over.
+        Raises UserError when all are damaged, or the config is not the one the run began with."""
         step, damages = on_main_process(self.accelerator, lambda: self._open_folder(resolved_config))
         if step is not None:
             self._restore(step)
@@ -94,15 +91,7 @@ class Trainer:
             for draws in self.share.draws(number)
         )
         self.loader = self._loader(self.train_data, requests)
-        self.batches = iter(self.loader)
-        if step is None:
-            first = list(islice(self.batches, self.config.accumulate))
-            self._seed("all processes")
-            with torch.no_grad(), self.accelerator.autocast():
-                self.task.start(self.model, first)
-            if self.ema:
-                self.ema.reset()
-            self.batches = chain(first, self.batches)
+        self.batches: Iterator[Batch] = self.loader
         return damages
 
     def _open_folder(self, resolved_config: dict[str, Any]) -> tuple[int | None, list[str]]:
@@ -110,6 +99,16 @@ class Trainer:
         step, damages = self.checkpoints.newest_good()
         write_config(self.run, resolved_config, continued=step is not None)
         return step, damages
+
+    def start(self) -> None:
+        """Lets the task of a new run look at the samples of the first step before it is taken."""
+        first = list(islice(self.batches, self.config.accumulate))
+        self._seed("all processes")
+        with torch.no_grad(), self.accelerator.autocast():
+            self.task.start(self.model, first)
+        if self.ema:
+            self.ema.reset()
+        self.batches = chain(first, self.loader)
 
     def reason_to_stop(self) -> StopReason | None:
         if self.progress.step >= self.config.steps:
@@ -119,11 +118,10 @@ class Trainer:
         return "signal" if self.stopping else None
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and after the last one, happens after this
-        one."""
+        """Whether what happens every so many steps, and after the last one, happens now."""
         return every > 0 and (self.progress.step % every == 0 or self.progress.step == self.config.steps)
 
-    # ---- a step ---------------------------------------------------------------------------------------------------
+    # ---- a step --------------------------------------------------------------------------------------------
 
     def step(self, stop: StopRequest) -> StepReport:
         """One optimiser step, or a skipped one when the loss or the gradient is not finite on any process."""
@@ -149,9 +147,8 @@ class Trainer:
         )
 
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
-        with self.accelerator.accumulate(
-            self.model
-        ):  # divides the loss, and leaves gradients unsynchronised until the last
+        # Divides the loss by the number of micro-batches, and lets processes exchange gradients after the last.
+        with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
                 loss, metrics = self.task.step(self.model, batch)
             self.accelerator.backward(loss)
@@ -173,9 +170,9 @@ class Trainer:
         if self.ema:
             self.ema.update(self.progress.step)
         self.progress.nonfinite_in_a_row = 0
-        self.progress.summed_steps += 1
         for name, value in figures.items():
-            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+            total, steps = self.progress.sums.get(name, (0.0, 0))
+            self.progress.sums[name] = [total + value, steps + 1]
 
     def _skip(self) -> None:
         self.task.discard_step()
@@ -186,19 +183,18 @@ class Trainer:
         self.progress.nonfinite_in_a_row += 1
         if self.progress.nonfinite_in_a_row >= self.config.max_nonfinite_steps:
             saved = self.checkpoints.steps()
+            good = f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "none is saved yet"
             raise UserError(
-                f"{self.progress.nonfinite_in_a_row} steps in a row had a loss or gradient that is not finite, up to "
-                f"step {self.progress.step + 1}; they were skipped and changed no weights; the last good checkpoint is "
-                f"{self.checkpoints.path(saved[-1]) if saved else 'none, as none was written yet'}; start another run "
-                "with a lower train.learning_rate, a longer train.warmup_steps or train.precision=no"
+                f"{self.progress.nonfinite_in_a_row} steps in a row, up to step {self.progress.step + 1}, had a loss "
+                f"or gradient that is not finite; they were skipped and changed no weights; {good}; start another "
+                "run with a lower train.learning_rate, a longer train.warmup_steps or train.precision=no"
             )
 
     def metrics_since_last_line(self) -> dict[str, float]:
-        """Means over the steps since the last call, skipped ones left out, and what describes the last
-        step."""
+        """Means over the steps since the last call, skipped ones left out; and what describes the last one."""
         progress = self.progress
-        means = {name: total / progress.summed_steps for name, total in progress.sums.items()}
-        progress.sums, progress.summed_steps = {}, 0
+        means = {name: total / steps for name, (total, steps) in progress.sums.items()}
+        progress.sums = {}
         return {
             **means,
             **{name: float(value) for name, value in self.health.items()},
@@ -206,7 +202,7 @@ class Trainer:
             "skipped_steps": progress.skipped_steps,
         }
 
-    # ---- between steps ------------------------------------------------------------------------------------------------
+    # ---- between steps -------------------------------------------------------------------------------------
 
     def validate(self) -> bool:
         """Means over the held-out samples, whatever process saw them, to `progress`. A new best is saved to
@@ -215,15 +211,13 @@ class Trainer:
         starts = range(0, count, size)[self.accelerator.process_index :: self.accelerator.num_processes]
         requests = ([(index, index) for index in range(start, min(start + size, count))] for start in starts)
         values: dict[str, list[Tensor]] = {}
-        with self._at_rest() as model:
-            for batch in self._loader(self.validation_data, requests):
+        with closing(self._loader(self.validation_data, requests)) as batches, self._at_rest() as model:
+            for batch in batches:
                 for name, per_sample in self.task.validate(model, batch).items():
                     values.setdefault(name, []).append(per_sample.float())
         seen = gather_object([{name: torch.cat(parts).tolist() for name, parts in values.items()}])
         # fsum is exact: the mean does not depend on the order of the samples, nor on who saw which.
-        metrics = {
-            name: math.fsum(v for part in seen for v in part.get(name, [])) / count for name in seen[0]
-        }
+        metrics = {name: math.fsum(v for part in seen for v in part.get(name, [])) / count for name in seen[0]}
 
         progress, value = self.progress, metrics[self.task.best_metric]
         progress.validation = metrics
@@ -277,9 +271,7 @@ class Trainer:
     def _restore(self, step: int) -> None:
         try:
             self.task.model.load_state_dict(self.checkpoints.tensors(step, "model"))
-            load_optimizer_tensors(
-                self.optimizer, self.task.model, self.checkpoints.tensors(step, "optimizer")
-            )
+            load_optimizer_tensors(self.optimizer, self.task.model, self.checkpoints.tensors(step, "optimizer"))
             if self.ema:
                 self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema"))
             state = self.checkpoints.state(step)
@@ -288,11 +280,11 @@ class Trainer:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(
-                f"checkpoint {self.checkpoints.path(step)} does not fit this version's model: "
-                f"{' '.join(str(error).split())}; continue it with the version that wrote it, or start another run"
+                f"{self.checkpoints.path(step)} does not fit this version's model: {' '.join(str(error).split())}; "
+                "continue with the version that wrote it, or start another run"
             ) from error
 
-    # ---- small things -------------------------------------------------------------------------------------------------
+    # ---- small things --------------------------------------------------------------------------------------
 
     def _seed(self, who: int | str) -> None:
         """Makes random numbers a function of the step: each process its own for the forward pass, and all the
@@ -322,16 +314,14 @@ class Trainer:
 
 
 def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
-    """Device, processes, precision and tracker. Raises UserError when this machine has not what the config
-    asks for."""
+    """Device, processes, precision and tracker. Raises UserError when the machine lacks what `config` asks for."""
     if config.tracker != "none" and find_spec(config.tracker) is None:
-        raise UserError(
-            f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none"
-        )
+        raise UserError(f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none")
     # Accelerate refuses a second precision in one process, and the quickstart trains twice: forget the first
     # run's settings, but keep its process group.
     AcceleratorState._reset_state()
     GradientState._reset_state()
+    process_state()
     try:
         accelerator = Accelerator(
             mixed_precision=config.precision,
@@ -342,31 +332,25 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
         )
     except ValueError as error:
-        raise UserError(
-            f"train.precision={config.precision} does not work on this machine: {error}"
-        ) from error
+        raise UserError(f"train.precision={config.precision} does not work on this machine: {error}") from error
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU, and there is none: use bf16 or no")
     return accelerator
 
 
 def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) -> nn.Module:
-    """The model as a step calls it; it shares its weights with `model`, which stays as it is.
-
-    Accelerator.prepare would do the same, but patches the model's own forward for good, and the copies made
-    of it.
-    """
+    """The model as a step calls it. It shares its weights with `model`, which itself stays as it is:
+    Accelerator.prepare would patch its forward for good."""
     wrapped: nn.Module = model
     if accelerator.num_processes > 1:
-        # Buffers are equal on all processes because tasks reduce their statistics: sending them again would
-        # cost time.
+        # Tasks reduce their statistics, so buffers are equal on all processes: sending them would only cost time.
         wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     return cast(nn.Module, torch.compile(wrapped)) if config.compile else wrapped
 
 
 def make_optimizer(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which is Adam where weight_decay is 0. Norms and
-    biases are not decayed."""
+    biases do not decay."""
     groups = [
         {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},

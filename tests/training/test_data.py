@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from tests.training.toy import ToyData
-from training.data import Loader, SampleOrder, Share
+from training.data import Loader, SampleOrder, Share, explain_dead_workers
 from training.errors import UserError
 
 
@@ -29,7 +30,17 @@ def test_a_range_over_the_end_of_an_epoch_is_the_two_parts_of_it():
 
 
 def test_data_sets_smaller_than_a_batch_repeat():
-    assert sorted(index for index, _ in SampleOrder(3, seed=0).samples(range(9))) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert sorted(index for index, _ in SampleOrder(3, seed=0).samples(range(9))) == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]
 
 
 def test_an_empty_training_set_is_refused():
@@ -41,12 +52,14 @@ def test_an_empty_training_set_is_refused():
 def test_micro_batches_of_all_processes_tile_the_step(accumulate: int, processes: int):
     shares = [share(24, accumulate, processes, process) for process in range(processes)]
     for step in range(3):
-        draws = [draw for micro in zip(*[s.draws(step) for s in shares], strict=True) for part in micro for draw in part]
+        draws = [
+            draw for micro in zip(*[s.draws(step) for s in shares], strict=True) for part in micro for draw in part
+        ]
         assert draws == list(range(24 * step, 24 * (step + 1)))
 
 
 def test_a_batch_that_cannot_be_shared_names_what_would_fit():
-    with pytest.raises(UserError, match="batch_size=10 .* accumulate=2 .* 3 processes: choose a multiple of 6"):
+    with pytest.raises(UserError, match=r"batch_size=10 .* accumulate=2 .* 3 processes: choose a multiple of 6"):
         share(10, accumulate=2, processes=3)
 
 
@@ -76,14 +89,24 @@ class Failing(ToyData):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_user_error_in_a_worker_keeps_its_sentence(workers: int):
     loader = Loader(Failing("bad"), [[(0, 0)]], workers=workers, prefetch=1, device=torch.device("cpu"))
-    with pytest.raises(UserError, match="^3 of 8 files are bad: a.png, b.png, c.png$"):
+    with pytest.raises(UserError, match=r"^3 of 8 files are bad: a\.png, b\.png, c\.png$"):
         list(loader)
 
 
-def test_a_killed_worker_is_explained():
+def test_a_dead_worker_is_explained():
     loader = Loader(Failing("killed"), [[(0, 0)]], workers=1, prefetch=1, device=torch.device("cpu"))
-    with pytest.raises(UserError, match="ran out of memory.*lower train.workers"):
+    with pytest.raises(UserError, match=r"ran out of memory.*lower train\.workers"), explain_dead_workers():
         list(loader)
+
+
+def test_closing_an_unfinished_loader_ends_its_workers():
+    requests = ([(0, draw)] for draw in range(10**9))
+    loader = Loader(ToyData(8), requests, workers=2, prefetch=2, device=torch.device("cpu"))
+    assert multiprocessing.active_children() == []  # none before they are needed
+    next(loader)
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_loading_leaves_the_global_random_numbers_alone():

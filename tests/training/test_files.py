@@ -34,12 +34,23 @@ def write_folder(path: Path, text: str) -> None:
         (folder / "a.txt").write_text(text)
 
 
+def write_half_a_file(path: Path) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError("in the middle")
+
+
+def write_half_a_folder(path: Path) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "b.txt").write_text("half")
+        raise RuntimeError("in the middle")
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "deep" / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError, match="in the middle"), atomic_file(path) as temporary:
-        temporary.write_text("half of the n")
-        raise RuntimeError("in the middle")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_half_a_file(path)
     assert path.read_text() == "old"
     write_text(path, "new")
     assert path.read_text() == "new"
@@ -49,9 +60,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "model"
     write_folder(path, "old")
-    with pytest.raises(RuntimeError, match="in the middle"), atomic_folder(path) as folder:
-        (folder / "b.txt").write_text("half")
-        raise RuntimeError("in the middle")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_half_a_folder(path)
     assert names(path) == ["a.txt"]
     write_folder(path, "new")
     assert (path / "a.txt").read_text() == "new"
@@ -78,7 +88,10 @@ def test_a_folder_whose_last_move_fails_is_put_back(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
-        (errno.ENOSPC, "the disk is full: .*a.json was not written, and what stood there before is untouched"),
+        (
+            errno.ENOSPC,
+            "the disk is full: .*a.json was not written, and what stood there before is untouched",
+        ),
         (errno.EACCES, "no permission to write .*a.json; choose another folder"),
     ],
 )
@@ -105,7 +118,10 @@ def test_leftovers_of_a_kill_are_removed_and_a_folder_caught_between_moves_comes
     assert (tmp_path / "step_00000003" / "a.txt").read_text() == "three"
 
 
-@pytest.mark.parametrize(("content", "sentence"), [(None, "does not exist"), (b'{"a": ', "is not valid JSON"), (b"\xff", "is not valid JSON")])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "does not exist"), (b'{"a": ', "is not valid JSON"), (b"\xff", "is not valid JSON")],
+)
 def test_json_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: bytes | None, sentence: str):
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from training.schedules import learning_rate, step_seed
@@ -27,7 +29,7 @@ def test_warm_up_is_linear_and_no_step_is_wasted_at_zero():
 def test_cosine_falls_from_the_peak_to_the_final_factor():
     after = rates()[10:]
     assert after[0] == 2.0
-    assert all(late < early for early, late in zip(after, after[1:], strict=False))
+    assert all(late < early for early, late in pairwise(after))
     assert after[45] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))  # half-way
     assert 0.2 < after[-1] < 0.21
 

@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.toy import ToyData, ToyModel, toy_config, toy_fit, toy_task
+from training.errors import UserError
+from training.loop import FitResult
+from training.model_io import load_pretrained
+from training.trainer import Trainer
+
+
+def metrics(run: Path, split: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def newest_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Bit for bit: weights of the best and of the last step, optimiser, counters and metrics."""
+    names = ["metrics.jsonl", "model/model.safetensors", "model/config.json"]
+    last = max((other / "checkpoints").iterdir()).name
+    names += [f"checkpoints/{last}/{path.name}" for path in (other / "checkpoints" / last).iterdir()]
+    differing = [name for name in names if (run / name).read_bytes() != (other / name).read_bytes()]
+    assert differing == []
+    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in other.iterdir())
+
+
+def assert_close_runs(run: Path, other: Path, tolerance: float) -> None:
+    for split in ("train", "validation"):
+        for line, expected in zip(metrics(run, split), metrics(other, split), strict=True):
+            assert line["loss"] == pytest.approx(expected["loss"], abs=tolerance)
+    for name, expected in newest_weights(other).items():
+        torch.testing.assert_close(newest_weights(run)[name], expected, rtol=0, atol=tolerance)
+
+
+# ---- killed and continued ----------------------------------------------------------------------------------
+
+
+def train_until_killed(run: Path, dropout: float, events: int) -> None:
+    """Trains in a process that gets SIGKILL at its `events`-th fetch of data, flush or move of a file."""
+    left = events
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return count
+
+    os.replace, os.fsync, shutil.rmtree = counted(os.replace), counted(os.fsync), counted(shutil.rmtree)
+    ToyData.fetch = counted(ToyData.fetch)
+    toy_fit(run, toy_config(), toy_task(dropout))
+
+
+def test_killed_and_continued_is_uninterrupted_bit_for_bit(tmp_path: Path):
+    # Dropout and noisy data: random numbers must not depend on where the run was cut either.
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy_fit(whole, toy_config(), toy_task(0.3))
+    context = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
+    context.set_forkserver_preload(["tests.training.test_loop", "torch._dynamo"])
+    kills = 0
+    for events in (
+        2,
+        17,
+        11,
+        36,
+        23,
+        41,
+        28,
+        57,
+        10_000,
+    ):  # in fetches, flushes and both moves of atomic writes
+        process = context.Process(target=train_until_killed, args=(cut, 0.3, events))
+        process.start()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert process.exitcode == 0
+    assert kills >= 5
+    assert_same_run(cut, whole)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path):
+    first = toy_fit(tmp_path, toy_config())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    task = toy_task()
+    again = toy_fit(tmp_path, toy_config(), task=task)
+    assert (again.finished, again.steps_done, again.metrics) == (True, 12, first.metrics)
+    assert task.seen == []
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_more_steps_continue_a_finished_run(tmp_path: Path):
+    toy_fit(tmp_path / "a", toy_config(steps=6, schedule="constant"))
+    toy_fit(tmp_path / "a", toy_config(steps=12, schedule="constant"))
+    toy_fit(tmp_path / "b", toy_config(steps=12, schedule="constant"))
+    assert torch.equal(
+        newest_weights(tmp_path / "a")["layers.0.weight"], newest_weights(tmp_path / "b")["layers.0.weight"]
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over_in_one_line_and_the_run_is_the_same(tmp_path: Path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy_fit(whole, toy_config())
+    task = toy_task(raise_stop_at=10)
+    toy_fit(cut, toy_config(), task=task)
+    newest = max((cut / "checkpoints").iterdir())
+    (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-50])
+    capsys.readouterr()
+    toy_fit(cut, toy_config())
+    lines = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    assert len(lines) == 1
+    assert f"checkpoint {newest} is damaged" in lines[0]
+    assert lines[0].endswith("continuing from step 9")
+    assert_same_run(cut, whole)
+
+
+def test_no_good_checkpoint_left_is_an_error(tmp_path: Path):
+    toy_fit(tmp_path, toy_config())
+    for path in (tmp_path / "checkpoints").rglob("manifest.json"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"every checkpoint .* is damaged"):
+        toy_fit(tmp_path, toy_config())
+
+
+def test_another_config_is_refused_by_name(tmp_path: Path):
+    toy_fit(tmp_path, toy_config(steps=3))
+    with pytest.raises(UserError, match=r"train.learning_rate was 0.01 and is now 0.02; .* another --run folder"):
+        toy_fit(tmp_path, toy_config(steps=3, learning_rate=0.02))
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_continues_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy_fit(whole, toy_config())
+    from training import checkpoint
+
+    def full_at_step_9(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step_00000009" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    real = checkpoint.save_tensors
+    monkeypatch.setattr(checkpoint, "save_tensors", full_at_step_9)
+    with pytest.raises(UserError, match=r"the disk is full: .*step_00000009 was not written"):
+        toy_fit(cut, toy_config())
+    assert max(path.name for path in (cut / "checkpoints").iterdir()) == "step_00000008"
+    assert not list(cut.rglob("*.tmp"))
+    monkeypatch.undo()
+    toy_fit(cut, toy_config())
+    assert_same_run(cut, whole)
+
+
+# ---- signals -----------------------------------------------------------------------------------------------
+
+
+def test_sigterm_finishes_the_step_saves_and_says_how_to_continue(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/env/bin/zellige", "train-stage1", "--run", "toy"])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy_fit(whole, toy_config())
+    result = toy_fit(cut, toy_config(), task=toy_task(raise_stop_at=7))
+    assert (result.steps_done, result.finished, result.stopped_by) == (8, False, "signal")
+    out = capsys.readouterr().out
+    assert "SIGTERM: step 8 is done and saved" in out
+    assert "continue with: zellige train-stage1 --run toy" in out
+    assert toy_fit(cut, toy_config()).finished
+    assert_same_run(cut, whole)
+
+
+def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_0(tmp_path: Path):
+    config = json.dumps({"steps": 100_000, "workers": 1, "validate_every": 0, "save_every": 1000})
+    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), "--config", config]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the data loader's workers too
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "continue with: python" in out
+    done = int(out.splitlines()[-1].removeprefix("stopped by signal after "))
+    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == f"step_{done:08d}"
+    assert (tmp_path / "model" / "model.safetensors").exists()  # nothing was validated: the last weights
+
+
+# ---- what a step sees --------------------------------------------------------------------------------------
+
+
+def fit_parts(run: Path, **changes: Any) -> FitResult:
+    return toy_fit(run, toy_config(log_every=1, **changes))
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_equal_one_batch_also_across_epochs(tmp_path: Path, accumulate: int):
+    # 37 samples, batches of 8: steps 5 and 10 hold the end of an epoch. Tolerance: float32 sums in another order.
+    fit_parts(tmp_path / "one")
+    fit_parts(tmp_path / "parts", accumulate=accumulate)
+    assert_close_runs(tmp_path / "parts", tmp_path / "one", tolerance=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_equal_one(tmp_path: Path, accumulate: int):
+    # Tolerance: gradients are summed in another order, and 12 steps of Adam add to that.
+    fit_parts(tmp_path / "one", batch_size=8)
+    config = json.dumps({"log_every": 1, "batch_size": 8, "accumulate": accumulate})
+    program = ["-m", "tests.training.toy", str(tmp_path / "two"), "--config", config]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation: loss") == 3  # the main process speaks, the other is silent
+    assert_close_runs(tmp_path / "two", tmp_path / "one", tolerance=1e-5)
+
+
+def test_workers_change_nothing(tmp_path: Path):
+    toy_fit(tmp_path / "a", toy_config())
+    toy_fit(tmp_path / "b", toy_config(workers=2))
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+
+
+def test_start_sees_the_micro_batches_of_the_first_step_and_the_first_step_still_does(tmp_path: Path):
+    task = toy_task()
+    toy_fit(tmp_path, toy_config(steps=2, accumulate=2), task=task)
+    assert [batch["draws"].tolist() for batch in task.started] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert task.seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_the_first_step():
+    with pytest.raises(UserError, match="choose a multiple"):
+        toy_config(batch_size=9, accumulate=2)
+
+
+# ---- numbers that are not finite ---------------------------------------------------------------------------
+
+
+def test_a_nan_is_skipped_counted_and_leaves_no_trace(tmp_path: Path):
+    task = toy_task(nan_draws=[19])  # in the third step
+    result = toy_fit(tmp_path, toy_config(log_every=1), task=task)
+    lines = metrics(tmp_path, "train")
+    assert [line["skipped_steps"] for line in lines[:4]] == [0, 0, 1, 1]
+    assert "loss" not in lines[2]
+    assert task.discarded == 1
+    assert result.steps_done == 12
+    assert all(weight.isfinite().all() for weight in newest_weights(tmp_path).values())
+
+
+def test_a_skipped_step_changes_no_weights(tmp_path: Path):
+    toy_fit(tmp_path / "a", toy_config(steps=2, schedule="constant"))
+    task = toy_task(nan_draws=[17])
+    toy_fit(tmp_path / "b", toy_config(steps=3, schedule="constant"), task=task)
+    for name, weight in newest_weights(tmp_path / "a").items():
+        assert torch.equal(newest_weights(tmp_path / "b")[name], weight)
+
+
+def test_one_poisoned_micro_batch_poisons_its_step_only(tmp_path: Path):
+    task = toy_task(nan_draws=[16])
+    toy_fit(tmp_path, toy_config(accumulate=4), task=task)
+    assert task.discarded == 1
+    assert metrics(tmp_path, "train")[-1]["skipped_steps"] == 1
+
+
+def test_too_many_in_a_row_stop_with_the_last_good_checkpoint(tmp_path: Path):
+    config = toy_config(max_nonfinite_steps=3, validate_every=0)
+    with pytest.raises(
+        UserError, match=r"3 steps in a row, up to step 9.*step_00000006; .* lower train.learning_rate"
+    ):
+        toy_fit(tmp_path, config, task=toy_task(nan_draws=range(48, 200)))
+
+
+def test_single_ones_do_not_add_up(tmp_path: Path):
+    task = toy_task(nan_draws=range(0, 96, 16))
+    result = toy_fit(tmp_path, toy_config(max_nonfinite_steps=2), task=task)
+    assert result.finished
+    assert task.discarded == 6
+
+
+# ---- validation, the best weights, the end -----------------------------------------------------------------
+
+
+def test_the_model_folder_holds_the_average_of_the_best_step(tmp_path: Path):
+    result = toy_fit(tmp_path, toy_config(save_every=100))
+    best = min(metrics(tmp_path, "validation"), key=lambda line: line["loss"])
+    assert (result.best_step, result.best_value) == (best["step"], best["loss"])
+    ema = load_file(tmp_path / "checkpoints" / f"step_{best['step']:08d}" / "ema.safetensors")
+    raw = load_file(tmp_path / "checkpoints" / f"step_{best['step']:08d}" / "model.safetensors")
+    assert all(torch.equal(weights(tmp_path)[name], ema[name]) for name in ema)
+    assert not torch.equal(ema["layers.0.weight"], raw["layers.0.weight"])
+    data, model = ToyData(13), load_pretrained(tmp_path, {"toy": ToyModel})
+    batch = data.fetch(range(13), range(13))
+    with torch.no_grad():
+        assert float((model(batch["x"]) - batch["y"]).square().mean()) == pytest.approx(best["loss"], abs=1e-6)
+
+
+def test_without_average_or_validation_the_last_weights_are_the_model(tmp_path: Path):
+    result = toy_fit(tmp_path, toy_config(validate_every=0, ema_decay=0.0))
+    assert (result.best_step, result.metrics) == (None, {})
+    assert all(torch.equal(weights(tmp_path)[name], w) for name, w in newest_weights(tmp_path).items())
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path):
+    config = toy_config(steps=400, learning_rate=0.5, schedule="constant", validate_every=2, patience=3, save_every=400)
+    result = toy_fit(tmp_path, config)
+    assert (result.stopped_by, result.finished) == ("patience", True)
+    assert result.steps_done == result.best_step + 6 < 400
+    again = toy_fit(tmp_path, config)
+    assert (again.stopped_by, again.steps_done) == ("patience", result.steps_done)
+
+
+def test_the_mean_over_held_out_samples_is_exact_for_any_batch(tmp_path: Path):
+    task, data = toy_task(), ToyData(13)
+    batch = data.fetch(range(13), range(13))
+    with torch.no_grad():
+        expected = float((task.model.eval()(batch["x"]) - batch["y"]).square().double().mean())
+    for batch_size in (4, 13, 26):  # 13 samples: a short last batch, a full one, and less than one
+        trainer = Trainer(task, ToyData(37), data, toy_config(batch_size=batch_size), tmp_path)
+        trainer.validate()
+        assert trainer.progress.validation["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+# ---- precision, clipping, accelerate's global state --------------------------------------------------------
+
+
+def test_bfloat16_trains_float32_weights_and_differs_from_float32(tmp_path: Path):
+    toy_fit(tmp_path / "float32", toy_config(steps=40))
+    task = toy_task()
+    seen = []
+    task.model.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    toy_fit(tmp_path / "bfloat16", toy_config(steps=40, precision="bf16"), task=task)
+    assert set(seen) == {torch.bfloat16}
+    assert all(weight.dtype == torch.float32 for weight in task.model.parameters())
+    assert task.model(torch.zeros(1, 4)).dtype == torch.float32  # the loop leaves the model as it was
+    half, full = (metrics(tmp_path / name, "validation")[-1]["loss"] for name in ("bfloat16", "float32"))
+    assert half != full
+    assert half == pytest.approx(full, rel=0.05)
+
+
+def test_runs_of_different_precision_and_accumulation_in_one_process(tmp_path: Path):
+    toy_fit(tmp_path / "a", toy_config(steps=4))
+    toy_fit(tmp_path / "b", toy_config(steps=4, precision="bf16", accumulate=2))
+    toy_fit(tmp_path / "c", toy_config(steps=4))
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "c" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_float16_needs_a_gpu(tmp_path: Path):
+    with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
+        toy_fit(tmp_path, toy_config(precision="fp16"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_on_a_gpu_learns_resumes_and_recovers_from_overflow(tmp_path: Path, precision: str):
+    config = toy_config(steps=60, precision=precision, validate_every=20)
+    toy_fit(tmp_path, config, task=toy_task(raise_stop_at=30))
+    result = toy_fit(tmp_path, config)
+    losses = [line["loss"] for line in metrics(tmp_path, "train") if "loss" in line]
+    assert result.finished
+    assert losses[-1] < losses[0]
+
+
+def test_a_missing_tracker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("training.trainer.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="tracker=wandb is not installed: pip install wandb"):
+        toy_fit(tmp_path, toy_config(tracker="wandb"))
+
+
+def test_clipping_bounds_the_update_but_reports_the_norm(tmp_path: Path):
+    # Adam ignores the gradient's scale, so compare its second moment after one step: it is (1 - beta2) * gradient^2.
+    norms = {}
+    for clip in (0.0, 1e-3):
+        run = tmp_path / str(clip)
+        toy_fit(run, toy_config(steps=1, log_every=1, max_grad_norm=clip))
+        state = load_file(run / "checkpoints" / "step_00000001" / "optimizer.safetensors")
+        squares = sum(float(value.sum()) for name, value in state.items() if name.startswith("exp_avg_sq/"))
+        norms[clip] = (metrics(run, "train")[0]["grad_norm"], math.sqrt(squares / (1 - 0.999)))
+    assert norms[0.0][1] == pytest.approx(norms[0.0][0], rel=1e-3)
+    assert norms[1e-3] == pytest.approx((norms[0.0][0], 1e-3), rel=1e-2)
+
+
+def test_weight_decay_spares_biases_and_norms(tmp_path: Path):
+    task = toy_task()
+    before = {name: weight.detach().clone() for name, weight in task.model.named_parameters()}
+    data = ToyData(37)
+    data.x.zero_()
+    config = toy_config(steps=1, weight_decay=1.0, learning_rate=0.1, schedule="constant", validate_every=0)
+    toy_fit(tmp_path, config, task=task, train=data)
+    # Inputs are zero: the first weight gets no gradient, and only decay moves it.
+    torch.testing.assert_close(task.model.layers[0].weight, before["layers.0.weight"] * 0.9)
+    assert torch.equal(task.model.layers[1].weight, before["layers.1.weight"]) is False  # has a gradient
+    moved = (task.model.layers[1].weight - before["layers.1.weight"]).abs().max()
+    assert moved <= 0.1 + 1e-6  # Adam's first step is the learning rate: no decay on top
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_trains_as_plain_and_saves_the_same_names(tmp_path: Path):
+    toy_fit(tmp_path / "plain", toy_config())
+    toy_fit(tmp_path / "compiled", toy_config(compile=True))
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
+    assert_close_runs(tmp_path / "compiled", tmp_path / "plain", tolerance=1e-4)
+
+
+def test_tensorboard_has_the_curves_and_the_previews(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    toy_fit(tmp_path, toy_config(steps=4, tracker="tensorboard", preview_every=2))
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert all(tag in content for tag in (b"train/loss", b"validation/loss", b"train/images_per_second", b"preview"))
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == [
+        "step_00000002.png",
+        "step_00000004.png",
+    ]
