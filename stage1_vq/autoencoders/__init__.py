@@ -1,0 +1,21 @@
+"""Autoencoders by the `kind` of their config and of their model folder."""
+
+from __future__ import annotations
+
+from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
+from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
+
+AutoencoderConfig = VQVAEConfig
+
+AUTOENCODERS: dict[str, type[Autoencoder]] = {"vqvae": VQVAE}
+AUTOENCODER_CONFIGS = {"vqvae": VQVAEConfig}
+
+__all__ = [
+    "AUTOENCODERS",
+    "AUTOENCODER_CONFIGS",
+    "VQVAE",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "Stage1Output",
+    "VQVAEConfig",
+]

@@ -1,0 +1,56 @@
+"""What every quantizer is: latents in, code vectors and codes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, Grid
+
+
+class Quantized(NamedTuple):
+    z_q: Tensor  # b d h w, the code vectors; gradients reach z through them
+    codes: Codes  # one b h w per grid, int64
+    losses: dict[str, Tensor]  # scalars, means per element, already weighted: their sum is what training adds
+    statistics: dict[str, Tensor]  # scalars, detached, for the log line
+
+
+class Quantizer(nn.Module):
+    """A quantizer with nothing to learn but by gradients needs the first three methods only.
+
+    `forward` in training mode may note what the batch showed, but never changes the codebook: that is for `update`,
+    once per optimiser step, so that gradient accumulation equals one large batch and a skipped step leaves no trace.
+    """
+
+    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """The grids of codes that latents of `height` x `width` become."""
+        raise NotImplementedError
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: b d h w."""
+        raise NotImplementedError
+
+    def codes(self, z: Tensor) -> Codes:
+        """The codes of `forward`, where nothing else is wanted."""
+        return self.forward(z).codes
+
+    def codes_to_latents(self, codes: Codes) -> Tensor:
+        """The z_q of these codes: b d h w."""
+        raise NotImplementedError
+
+    def initialise(self, batches: Sequence[Tensor]) -> None:
+        """Fits the codebook to the first step's latents: z, b d h w, of each micro-batch, here and on all other
+        processes."""
+
+    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """Applies what the forward passes since the last call noted, on all processes alike; returns health figures."""
+        return {}
+
+    def discard(self) -> None:
+        """Forgets what the forward passes since the last `update` noted."""
+
+    def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
+        """What a person should know about these health figures, each with its remedy."""
+        return []

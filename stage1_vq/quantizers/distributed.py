@@ -1,0 +1,53 @@
+"""What all processes of a training run compute together, so that N processes hold the codebook of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Adds up each process's `tensor`, in place, and returns it: the same bits everywhere."""
+    if several_processes():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_first_process(tensor: Tensor) -> Tensor:
+    """Gives each process the first one's `tensor`, in place, and returns it."""
+    if several_processes():
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def draw_rows(parts: Sequence[Tensor], count: int) -> Tensor:
+    """`count` different random rows from those of all processes, or all rows in random order where there are fewer.
+
+    parts: n d each, one per micro-batch, as many on each process. Rows are numbered micro-batch by micro-batch and
+    within one process by process, as the loop deals samples out: the same global batch gives the same rows however many
+    processes share it. The numbers are drawn by PyTorch's global generator of the first process.
+    """
+    device, width = parts[0].device, parts[0].shape[1]
+    sizes = torch.tensor([[len(part) for part in parts]], device=device)  # processes, micro-batches
+    process = 0
+    if several_processes():
+        process = dist.get_rank()
+        gathered = [torch.empty_like(sizes) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, sizes)
+        sizes = torch.cat(gathered)
+    ends = sizes.t().flatten().cumsum(0)  # micro-batches * processes
+    first_rows = (ends - sizes.t().flatten()).view(len(parts), len(sizes))[:, process].tolist()
+
+    numbers = from_first_process(torch.randperm(int(ends[-1]))[:count].to(device))
+    rows = parts[0].new_zeros(len(numbers), width)
+    for part, first in zip(parts, first_rows, strict=True):
+        here = ((numbers >= first) & (numbers < first + len(part))).nonzero().squeeze(1)
+        rows[here] = part[numbers[here] - first]
+    return sum_over_processes(rows)

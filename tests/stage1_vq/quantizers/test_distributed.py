@@ -1,0 +1,90 @@
+"""Two processes with half the batch each hold the codebook of one process with all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from stage1_vq.quantizers.distributed import draw_rows
+from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ema": {},
+    "gradient": {"codebook_update": "gradient"},
+    "ema, normalised look-up": {"lookup_dim": 3, "l2_normalise": True},
+}
+PROCESSES, MICRO_BATCHES, STEPS = 2, 2, 6
+
+
+def batch(step: int, micro_batch: int, images: slice) -> Tensor:
+    """Part of a global micro-batch of four images; far from where most codes start, so that many die."""
+    generator = torch.Generator().manual_seed(10 * step + micro_batch)
+    return torch.randn(4, 4, 3, 3, generator=generator)[images] + step
+
+
+def train(settings: dict[str, Any], images: slice) -> dict[str, Tensor]:
+    """State and last health after some steps on this process's images."""
+    torch.manual_seed(0)
+    config = NearestQuantizerConfig(codebook_size=32, dim=4, revive_after=2, kmeans_iterations=3, **settings)
+    quantizer = NearestQuantizer(config)
+    quantizer.initialise([batch(0, micro_batch, images) for micro_batch in range(MICRO_BATCHES)])
+    for step in range(STEPS):
+        for micro_batch in range(MICRO_BATCHES):
+            quantizer(batch(step, micro_batch, images))
+        torch.manual_seed(step)
+        health = quantizer.update(steps_per_epoch=4)
+    assert health["revived_codes"] > 0, "the test must see revivals"
+    return {**quantizer.state_dict(), **health}
+
+
+def process(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
+    torch.set_num_threads(1)
+    half = slice(2 * rank, 2 * rank + 2)
+    found: dict[str, Any] = {name: train(settings, half) for name, settings in SETTINGS.items()}
+    rows = torch.arange(20.0).view(2, 2, 5, 1)  # micro-batch, process, row, d
+    torch.manual_seed(3 + rank)  # the first process's generator decides
+    found["rows"] = draw_rows([part[rank] for part in rows], 7)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes ended up with."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(process, (folder,), nprocs=PROCESSES)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_codebook_is_the_same_on_all_processes_bit_for_bit(processes, name):
+    for key, tensor in processes[0][name].items():
+        assert torch.equal(tensor, processes[1][name][key]), key
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_with_half_the_batch_do_what_one_does(processes, name):
+    alone = train(SETTINGS[name], slice(0, 4))
+    assert alone.keys() == processes[0][name].keys()
+    for key, tensor in alone.items():
+        torch.testing.assert_close(processes[0][name][key], tensor, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_rows_are_drawn_by_their_global_number(processes):
+    torch.manual_seed(3)
+    alone = draw_rows(list(torch.arange(20.0).view(2, 10, 1)), 7)
+    assert torch.equal(processes[0]["rows"], alone)
+    assert torch.equal(processes[1]["rows"], alone)
+    assert len(alone.unique()) == 7
+
+
+def test_all_rows_are_drawn_where_there_are_fewer_than_asked_for():
+    parts = [torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]])]
+    assert sorted(draw_rows(parts, 10).flatten().tolist()) == [1, 2, 3]

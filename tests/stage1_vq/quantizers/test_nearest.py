@@ -1,0 +1,352 @@
+"""Exact small answers, exact gradients, and what the codebook does and does not do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
+from training.errors import UserError
+
+
+def make(**settings: Any) -> NearestQuantizer:
+    torch.manual_seed(0)
+    return NearestQuantizer(NearestQuantizerConfig(**{"codebook_size": 16, "dim": 6, **settings}))
+
+
+def latents(b: int = 4, d: int = 6, h: int = 3, w: int = 5, seed: int = 1) -> Tensor:
+    return torch.randn(b, d, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+def hand_made(**settings: Any) -> tuple[NearestQuantizer, Tensor]:
+    """Three codes in the plane, and two latents: (0.2, 0) is nearest to code 0, (1, 1.5) to code 2."""
+    quantizer = make(codebook_size=3, dim=2, **settings)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[0.0, 0.0], [5.0, 5.0], [1.0, 1.0]]))
+    z = torch.tensor([[0.2, 0.0], [1.0, 1.5]])
+    return quantizer, rearrange(z, "w d -> 1 d 1 w").requires_grad_()
+
+
+# ---- codes, vectors, losses, gradients ------------------------------------------------------------------------------
+
+
+def test_exact_small_answer():
+    quantizer, z = hand_made()
+    quantized = quantizer(z)
+    assert quantized.codes[0].tolist() == [[[0, 2]]]
+    assert rearrange(quantized.z_q, "1 d 1 w -> w d").tolist() == [[0, 0], [1, 1]]
+    error = (0.2**2 + 0.5**2) / 4  # per element
+    torch.testing.assert_close(quantized.statistics["quantization_error"].item(), error)
+    torch.testing.assert_close(quantized.losses["commitment_loss"].item(), 0.25 * error)
+    assert set(quantized.losses) == {"commitment_loss"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"codebook_update": "gradient"}, {"l2_normalise": True}])
+def test_quantizing_what_is_quantized_changes_nothing(settings):
+    quantizer = make(**settings)
+    quantized = quantizer(latents())
+    again = quantizer(quantized.z_q.detach())
+    assert torch.equal(again.codes[0], quantized.codes[0])
+    torch.testing.assert_close(again.z_q, quantized.z_q, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_the_straight_through_gradient_is_the_identity(update):
+    quantizer, z = make(codebook_update=update), latents().requires_grad_()
+    upstream = latents(seed=2)
+    quantizer(z).z_q.backward(upstream)
+    assert torch.equal(z.grad, upstream)
+
+
+def test_the_commitment_loss_pulls_the_latent_to_its_code_and_not_the_code_to_the_latent():
+    quantizer, z = hand_made(codebook_update="gradient", commitment_weight=0.5)
+    quantizer(z).losses["commitment_loss"].backward()
+    expected = 0.5 * 2 / 4 * torch.tensor([[0.2, 0.0], [0.0, 0.5]])
+    torch.testing.assert_close(rearrange(z.grad, "1 d 1 w -> w d"), expected)
+    assert quantizer.codebook.grad is None
+
+
+def test_the_codebook_loss_pulls_the_code_to_its_latents_and_not_the_latent_to_the_code():
+    quantizer, z = hand_made(codebook_update="gradient")
+    loss = quantizer(z).losses["codebook_loss"]
+    torch.testing.assert_close(loss.item(), (0.2**2 + 0.5**2) / 4)
+    loss.backward()
+    torch.testing.assert_close(quantizer.codebook.grad, 2 / 4 * torch.tensor([[-0.2, 0.0], [0.0, 0.0], [0.0, -0.5]]))
+    assert z.grad is None
+
+
+def test_the_decoder_does_not_move_the_codebook():
+    quantizer, z = hand_made(codebook_update="gradient")
+    quantizer(z).z_q.sum().backward()
+    assert quantizer.codebook.grad is None
+
+
+def test_the_rotation_gradient_equals_the_papers_formula_vector_by_vector():
+    quantizer, z = make(gradient="rotation"), latents().requires_grad_()
+    upstream = latents(seed=2)
+    quantized = quantizer(z)
+    quantized.z_q.backward(upstream)
+    columns = [rearrange(x.detach().double(), "b d h w -> (b h w) d") for x in (z, quantized.z_q, upstream, z.grad)]
+    for e, q, gradient, found in zip(*columns, strict=True):
+        e_unit, q_unit = e / e.norm(), q / q.norm()
+        r = (e_unit + q_unit) / (e_unit + q_unit).norm()
+        rotation = torch.eye(6, dtype=torch.float64) - 2 * torch.outer(r, r) + 2 * torch.outer(q_unit, e_unit)
+        transform = q.norm() / e.norm() * rotation
+        torch.testing.assert_close(transform @ e, q)  # it does take e to q
+        torch.testing.assert_close(found, transform.T @ gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rotation_gradient_is_finite_at_zero_and_opposite_vectors():
+    quantizer, z = hand_made(gradient="rotation")
+    with torch.no_grad():
+        z.zero_()
+    quantizer(z).z_q.sum().backward()
+    assert z.grad.isfinite().all()
+    opposite = torch.tensor([-1.0, -1.0]).view(1, 2, 1, 1).requires_grad_()
+    with torch.no_grad():
+        quantizer.codebook[0] = 99
+    quantizer(opposite).z_q.sum().backward()
+    assert opposite.grad.isfinite().all()
+
+
+def test_l2_normalised_lookup_compares_directions_only():
+    quantizer, z = make(l2_normalise=True), latents()
+    near, far = quantizer(z), quantizer(7 * z)
+    assert torch.equal(near.codes[0], far.codes[0])
+    torch.testing.assert_close(near.z_q.norm(dim=1), torch.ones(4, 3, 5))
+    cosines = F.normalize(rearrange(z, "b d h w -> b h w d"), dim=-1) @ F.normalize(quantizer.codebook, dim=1).T
+    assert torch.equal(near.codes[0], cosines.argmax(-1))
+
+
+def test_lookup_dim_projects_there_and_back_and_learns_both():
+    quantizer, z = make(lookup_dim=2, codebook_update="gradient"), latents().requires_grad_()
+    assert quantizer.codebook.shape == (16, 2)
+    quantized = quantizer(z)
+    assert quantized.z_q.shape == z.shape
+    (quantized.z_q.square().mean() + sum(quantized.losses.values())).backward()
+    for weight in [z, *quantizer.parameters()]:
+        assert weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"lookup_dim": 3, "l2_normalise": True}])
+def test_codes_under_bfloat16_autocast_are_those_of_float32(settings):
+    quantizer, z = make(codebook_size=512, **settings), latents(b=16)
+    plain = quantizer(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = quantizer(z)
+    assert torch.equal(plain.codes[0], under.codes[0])
+    assert torch.equal(plain.losses["commitment_loss"], under.losses["commitment_loss"])
+    assert quantizer(z.bfloat16()).z_q.dtype == torch.bfloat16
+
+
+def test_compiled_equals_eager():
+    quantizer, other = make(revive_after=3), make(revive_after=3)
+    compiled = torch.compile(other, backend="eager")
+    for seed in range(2):
+        z, same = latents(seed=seed).requires_grad_(), latents(seed=seed).requires_grad_()
+        ours, theirs = quantizer(z), compiled(same)
+        for output, latent in ((ours, z), (theirs, same)):
+            (output.z_q.square().sum() + output.losses["commitment_loss"]).backward()
+            assert latent.grad is not None
+        assert torch.equal(ours.z_q, theirs.z_q)
+        assert torch.equal(z.grad, same.grad)
+        quantizer.update(1), other.update(1)
+    assert torch.equal(quantizer.codebook, other.codebook)
+
+
+# ---- the codebook by EMA --------------------------------------------------------------------------------------------
+
+
+def test_an_ema_update_gives_the_numbers_of_the_formula():
+    quantizer, z = hand_made(decay=0.9, epsilon=1e-5, revive_after=0)
+    quantizer.vector_sums.copy_(quantizer.codebook)
+    quantizer(z)
+    health = quantizer.update(steps_per_epoch=1)
+    sizes = torch.tensor([0.9 + 0.1, 0.9, 0.9 + 0.1])
+    sums = torch.tensor([[0.02, 0.0], [4.5, 4.5], [0.9 + 0.1, 0.9 + 0.15]])
+    smoothed = (sizes + 1e-5) / (sizes.sum() + 3e-5) * sizes.sum()
+    torch.testing.assert_close(quantizer.codebook, sums / smoothed.unsqueeze(1))
+    torch.testing.assert_close(health["perplexity"].item(), 2.0)  # two codes, once each
+    assert health["dead_codes"] == 1
+
+
+def test_a_codebook_on_fixed_clusters_converges_to_their_means():
+    quantizer = make(codebook_size=3, dim=2, decay=0.8, kmeans_iterations=0, revive_after=0)
+    quantizer.codebook.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]]))
+    quantizer.vector_sums.copy_(quantizer.codebook)
+    centres = torch.tensor([[0.0, 3.0], [3.0, 0.0], [-3.0, 0.0]])
+    for step in range(60):
+        noise = 0.1 * torch.randn(1, 2, 30, 3, generator=torch.Generator().manual_seed(step))
+        quantizer(noise + rearrange(centres, "w d -> 1 d 1 w"))
+        quantizer.update(1)
+    torch.testing.assert_close(quantizer.codebook, centres, atol=0.05, rtol=0)
+
+
+def test_l2_normalised_codes_stay_at_length_one():
+    quantizer = make(l2_normalise=True)
+    quantizer(latents())
+    quantizer.update(1)
+    torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(16))
+
+
+# ---- dead codes -----------------------------------------------------------------------------------------------------
+
+
+def collapsed(update: str = "ema", **settings: Any) -> NearestQuantizer:
+    """Codes 0 and 1 are near the latents, the others far away."""
+    quantizer = make(codebook_update=update, revive_after=3, **settings)
+    with torch.no_grad():
+        quantizer.codebook[2:] += 100
+        if update == "ema":
+            quantizer.vector_sums.copy_(quantizer.codebook)
+    return quantizer
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_dead_codes_are_revived_as_latents_of_the_step_and_stay_alive(update):
+    quantizer = collapsed(update)
+    revived = []
+    for step in range(3):
+        z = latents(seed=step)
+        before = quantizer.codebook.detach().clone()
+        quantizer(z)
+        revived.append(int(quantizer.update(steps_per_epoch=10)["revived_codes"]))
+    assert revived == [0, 0, 14]
+    rows = rearrange(z, "b d h w -> (b h w) d")
+    codes = quantizer.codebook.detach()[2:]
+    assert (codes.unsqueeze(1) == rows).all(-1).any(1).all()  # each is one of the latents
+    assert len(codes.unique(dim=0)) == 14  # and each another one
+    assert (quantizer.codebook[:2] - before[:2]).abs().max() < 1  # the living go on as they were
+
+    used = torch.zeros(16, dtype=torch.bool)
+    for step in range(3, 13):
+        used[quantizer(latents(seed=step)).codes[0].unique()] = True
+        quantizer.update(steps_per_epoch=10)
+    assert used.all()
+
+
+def test_a_revived_code_does_not_fall_back_to_its_old_averages():
+    quantizer = collapsed()
+    for step in range(4):
+        quantizer(latents(seed=step))
+        quantizer.update(steps_per_epoch=10)
+    assert quantizer.codebook.abs().max() < 10  # the old averages are around 100
+
+
+def test_with_fewer_latents_than_dead_codes_no_latent_is_used_twice():
+    quantizer = collapsed()
+    z = latents(b=1, h=1, w=5)
+    for _ in range(3):
+        quantizer(z)
+        health = quantizer.update(steps_per_epoch=10)
+    assert health["revived_codes"] == 5
+
+
+def test_nothing_is_revived_when_it_is_switched_off_and_no_latents_are_kept():
+    quantizer = make(revive_after=0)
+    for step in range(5):
+        quantizer(latents(seed=step) + 50)
+        assert not quantizer.recent
+        assert quantizer.update(steps_per_epoch=10)["revived_codes"] == 0
+
+
+def test_forward_passes_without_an_update_keep_a_bounded_number_of_batches():
+    quantizer = make(revive_after=5)
+    for _ in range(200):
+        quantizer(latents(b=1, h=1, w=1))
+    assert len(quantizer.recent) == 64
+
+
+# ---- health ---------------------------------------------------------------------------------------------------------
+
+
+def use(quantizer: NearestQuantizer, *codes: int, steps_per_epoch: int) -> dict[str, float]:
+    """One step that uses just these codes; returns the health."""
+    z = rearrange(quantizer.codebook.detach()[list(codes)], "w d -> 1 d 1 w")
+    quantizer(z)
+    return {name: float(value) for name, value in quantizer.update(steps_per_epoch).items()}
+
+
+def test_usage_counts_the_codes_of_the_last_epoch():
+    quantizer = make(codebook_size=4, codebook_update="gradient", revive_after=0)
+    steps = [(0,), (0, 1), (2,), (2,), (2,), (0, 1, 2, 3)]
+    health = [use(quantizer, *codes, steps_per_epoch=3) for codes in steps]
+    assert [line["codes_used_share"] for line in health] == [0.25, 0.5, 0.75, 0.75, 0.25, 1]
+    assert [line["dead_codes"] for line in health] == [3, 2, 1, 1, 3, 0]
+    torch.testing.assert_close([line["perplexity"] for line in health], [1.0, 2.0, 1.0, 1.0, 1.0, 4.0])
+
+
+def test_a_revived_code_counts_as_used_only_once_it_is():
+    quantizer = collapsed("gradient")
+    far = latents() * 0 + 200  # all of them at one place: one code serves all that are revived there
+    for _ in range(4):
+        quantizer(far)
+        health = quantizer.update(steps_per_epoch=100)
+    assert health["codes_used_share"] < 0.5
+
+
+def test_low_usage_is_told_with_its_remedies_after_a_whole_epoch():
+    quantizer = make(codebook_size=10, codebook_update="gradient", revive_after=0, warn_usage_below=0.3)
+    health = use(quantizer, 0, 1, steps_per_epoch=2)
+    assert quantizer.warnings(health, steps_per_epoch=2) == []
+    health = use(quantizer, 0, 1, steps_per_epoch=2)
+    (warning,) = quantizer.warnings(health, steps_per_epoch=2)
+    assert "only 20% of 10 codes were used in the last epoch, below warn_usage_below=30%" in warning
+    assert "model.quantizer.revive_after=2" in warning  # no later than an epoch
+    health = use(quantizer, 2, steps_per_epoch=2)
+    assert quantizer.warnings(health, steps_per_epoch=2) == []
+
+
+# ---- the start ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_kmeans_starts_the_codebook_among_the_latents_and_updates_keep_it_there(update):
+    quantizer = make(codebook_size=8, codebook_update=update)
+    z = latents(b=16) * 0.1 + 30
+    quantizer.initialise([z])
+    assert (quantizer.codebook - 30).abs().max() < 1
+    quantized = quantizer(z)
+    assert len(quantized.codes[0].unique()) == 8
+    quantizer.update(1)
+    assert (quantizer.codebook - 30).abs().max() < 1
+
+
+def test_no_kmeans_iterations_leave_the_random_start():
+    quantizer = make(kmeans_iterations=0)
+    before = quantizer.codebook.clone()
+    quantizer.initialise([latents()])
+    assert torch.equal(quantizer.codebook, before)
+
+
+# ---- what a user can get wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codebook_size": 1}, "model.quantizer.codebook_size=1, expected at least 2: one code carries no bits"),
+        ({"dim": 0}, "model.quantizer.dim=0, expected at least 1"),
+        ({"decay": 1.0}, "model.quantizer.decay=1.0, expected from 0 to below 1"),
+        ({"commitment_weight": -1.0}, "model.quantizer.commitment_weight=-1.0, expected 0 or more"),
+        ({"gradient": "none"}, "model.quantizer.gradient=none, expected straight-through or rotation"),
+        ({"codebook_update": "adam"}, "model.quantizer.codebook_update=adam, expected ema or gradient"),
+        ({"warn_usage_below": 50}, "model.quantizer.warn_usage_below=50, expected a share from 0 to 1"),
+        ({"lookup_dim": 0}, "model.quantizer.lookup_dim=0, expected at least 1"),
+        ({"revive_after": -1}, "model.quantizer.revive_after=-1, expected 0"),
+    ],
+)
+def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):
+    with pytest.raises(UserError, match=message):
+        NearestQuantizerConfig(**settings)
+
+
+def test_latents_of_another_width_are_refused():
+    quantizer = make()
+    with pytest.raises(UserError, match=r"got latents of shape \(2, 5, 3, 3\), expected \(batch, 6, height, width\)"):
+        quantizer(torch.zeros(2, 5, 3, 3))

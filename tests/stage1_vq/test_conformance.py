@@ -1,0 +1,314 @@
+"""What every quantizer and every autoencoder owes its users: tables of classes times properties.
+
+A new class is one row in a table; a test fails until it has one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stage1_vq.autoencoders import AUTOENCODER_CONFIGS, AUTOENCODERS, Autoencoder, VQVAEConfig
+from stage1_vq.quantizers import QUANTIZER_CONFIGS, QUANTIZERS, NearestQuantizerConfig, Quantizer
+from training.errors import UserError
+from training.model_io import load_pretrained
+
+DIM = 6
+TINY_NEAREST = NearestQuantizerConfig(codebook_size=16, dim=DIM, revive_after=2)
+
+QUANTIZER_ROWS: dict[str, Any] = {
+    "nearest": TINY_NEAREST,
+    "nearest, by gradient": NearestQuantizerConfig(codebook_size=40, dim=DIM, codebook_update="gradient"),
+    "nearest, rotation": NearestQuantizerConfig(codebook_size=16, dim=DIM, gradient="rotation"),
+    "nearest, normalised look-up": NearestQuantizerConfig(codebook_size=16, dim=DIM, lookup_dim=3, l2_normalise=True),
+}
+AUTOENCODER_ROWS: dict[str, Any] = {
+    "vqvae": VQVAEConfig(width=8, residual_width=4, residual_blocks=1, quantizer=TINY_NEAREST),
+    "vqvae, grey, by gradient": VQVAEConfig(
+        channels=1,
+        width=8,
+        residual_width=4,
+        residual_blocks=2,
+        downsamplings=3,
+        data_variance=0.25,
+        quantizer=NearestQuantizerConfig(codebook_size=16, dim=4, lookup_dim=2, codebook_update="gradient"),
+    ),
+}
+IMAGE_SIZE = (16, 24)
+
+
+def make_quantizer(row: str) -> Quantizer:
+    torch.manual_seed(0)
+    config = QUANTIZER_ROWS[row]
+    return QUANTIZERS[config.kind](config)
+
+
+def make_autoencoder(row: str) -> Autoencoder:
+    torch.manual_seed(0)
+    config = AUTOENCODER_ROWS[row]
+    autoencoder = AUTOENCODERS[config.kind](config, IMAGE_SIZE)
+    autoencoder.initialise([images_for(autoencoder, 4, seed=9)])
+    return autoencoder
+
+
+def latents(b: int, seed: int = 1) -> Tensor:
+    return torch.randn(b, DIM, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def images_for(autoencoder: Autoencoder, b: int, seed: int = 1, size: tuple[int, int] = IMAGE_SIZE) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(b, autoencoder.channels, *size, generator=generator) * 2 - 1
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_no_class_is_missing_from_the_tables():
+    assert {config.kind for config in QUANTIZER_ROWS.values()} == set(QUANTIZERS) == set(QUANTIZER_CONFIGS)
+    assert {config.kind for config in AUTOENCODER_ROWS.values()} == set(AUTOENCODERS) == set(AUTOENCODER_CONFIGS)
+
+
+def test_each_kind_names_its_own_classes():
+    for row in QUANTIZER_ROWS.values():
+        assert type(row) is QUANTIZER_CONFIGS[row.kind]
+    for row in AUTOENCODER_ROWS.values():
+        assert type(row) is AUTOENCODER_CONFIGS[row.kind]
+    for kind, autoencoder in AUTOENCODERS.items():
+        assert autoencoder.kind == kind
+
+
+# ---- quantizers -----------------------------------------------------------------------------------------------------
+
+each_quantizer = pytest.mark.parametrize("row", QUANTIZER_ROWS)
+
+
+@each_quantizer
+def test_codes_fit_the_grids_and_latents_keep_their_shape(row):
+    quantizer, z = make_quantizer(row), latents(3)
+    quantized = quantizer(z)
+    assert quantized.z_q.shape == z.shape
+    for codes, grid in zip(quantized.codes, quantizer.grids(4, 5), strict=True):
+        assert codes.shape == (3, grid.height, grid.width)
+        assert codes.dtype == torch.int64
+        assert 0 <= codes.min() <= codes.max() < grid.vocabulary
+
+
+@each_quantizer
+def test_codes_are_enough_to_rebuild_the_latents(row):
+    quantizer, z = make_quantizer(row).eval(), latents(3)
+    quantized = quantizer(z)
+    assert all(torch.equal(one, other) for one, other in zip(quantizer.codes(z), quantized.codes, strict=True))
+    torch.testing.assert_close(quantizer.codes_to_latents(quantized.codes), quantized.z_q)
+
+
+@each_quantizer
+def test_codes_of_an_image_do_not_depend_on_its_batch(row):
+    quantizer, z = make_quantizer(row).eval(), latents(7)
+    alone = [quantizer.codes(image) for image in z.split(1)]
+    for number, together in enumerate(quantizer.codes(z)):
+        assert torch.equal(together, torch.cat([codes[number] for codes in alone]))
+
+
+@each_quantizer
+def test_losses_are_means_so_that_they_do_not_depend_on_the_batch_size(row):
+    quantizer, z = make_quantizer(row).eval(), latents(3)
+    one, many = quantizer(z).losses, quantizer(z.repeat(5, 1, 1, 1)).losses
+    assert one.keys() == many.keys()
+    for name in one:
+        assert one[name].ndim == 0
+        torch.testing.assert_close(one[name], many[name])
+
+
+@each_quantizer
+def test_gradients_reach_the_latents_and_every_weight(row):
+    quantizer, z = make_quantizer(row), latents(3).requires_grad_()
+    quantized = quantizer(z)
+    (quantized.z_q.square().mean() + sum(quantized.losses.values())).backward()
+    assert z.grad.abs().min() > 0
+    for name, weight in quantizer.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.abs().sum() > 0, name
+
+
+@each_quantizer
+def test_a_forward_pass_leaves_the_state_alone_and_in_eval_mode_nothing_to_update_from(row):
+    quantizer = make_quantizer(row)
+    before = state(quantizer)
+    quantizer(latents(3))
+    assert_equal_states(state(quantizer), before)
+    quantizer.discard()
+    waiting = dict(quantizer.named_buffers())
+    waiting = {name: tensor.clone() for name, tensor in waiting.items()}
+    quantizer.eval()(latents(3))
+    assert_equal_states(dict(quantizer.named_buffers()), waiting)
+
+
+@each_quantizer
+def test_micro_batches_equal_one_batch(row):
+    whole, split = make_quantizer(row), make_quantizer(row)
+    for step in range(4):
+        z = latents(6, seed=step)
+        whole(z)
+        for part in z.split(2):
+            split(part)
+        for quantizer in (whole, split):
+            torch.manual_seed(step)
+            quantizer.update(steps_per_epoch=3)
+    assert_equal_states(state(whole), state(split), tolerance=1e-5)
+
+
+@each_quantizer
+def test_a_skipped_step_leaves_no_trace(row):
+    skipped, clean = make_quantizer(row), make_quantizer(row)
+    for step in range(4):
+        skipped(latents(3, seed=100 + step) * torch.nan)
+        skipped.discard()
+        for quantizer in (skipped, clean):
+            quantizer(latents(3, seed=step))
+            torch.manual_seed(step)
+            quantizer.update(steps_per_epoch=3)
+    assert_equal_states(state(skipped), state(clean))
+
+
+@each_quantizer
+def test_bfloat16_autocast_gives_the_codes_of_float32(row):
+    quantizer, z = make_quantizer(row).eval(), latents(20)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = quantizer.codes(z)
+    assert all(torch.equal(one, other) for one, other in zip(under, quantizer.codes(z), strict=True))
+
+
+@each_quantizer
+def test_health_is_scalars_by_name(row):
+    quantizer = make_quantizer(row)
+    quantizer(latents(3))
+    health = quantizer.update(steps_per_epoch=3)
+    for name, value in health.items():
+        assert value.ndim == 0, name
+        assert value.isfinite(), name
+
+
+# ---- autoencoders ---------------------------------------------------------------------------------------------------
+
+each_autoencoder = pytest.mark.parametrize("row", AUTOENCODER_ROWS)
+
+
+@each_autoencoder
+@pytest.mark.parametrize("size", [IMAGE_SIZE, (8, 8), (32, 16)])
+def test_codes_are_as_the_code_spec_says_and_decode_to_images_of_that_size(row, size):
+    autoencoder = make_autoencoder(row).eval()
+    images = images_for(autoencoder, 3, size=size)
+    codes = autoencoder.encode(images)
+    autoencoder.code_spec(*size).check(codes)
+    assert all(grid.dtype == torch.int64 for grid in codes)
+    decoded = autoencoder.decode(codes)
+    assert decoded.shape == images.shape
+    assert -1 <= decoded.min() <= decoded.max() <= 1
+    assert autoencoder.code_spec() == autoencoder.code_spec(*IMAGE_SIZE)
+
+
+@each_autoencoder
+def test_decoding_the_codes_gives_the_reconstruction(row):
+    autoencoder = make_autoencoder(row).eval()
+    images = images_for(autoencoder, 3)
+    output = autoencoder(images)
+    codes = autoencoder.encode(images)
+    assert all(torch.equal(one, other) for one, other in zip(codes, output.codes, strict=True))
+    torch.testing.assert_close(autoencoder.decode(codes), output.reconstruction.clamp(-1, 1))
+
+
+@each_autoencoder
+def test_an_image_does_not_depend_on_its_batch(row):
+    autoencoder = make_autoencoder(row).eval()
+    images = images_for(autoencoder, 5)
+    together = autoencoder.encode(images)
+    alone = [autoencoder.encode(image) for image in images.split(1)]
+    for number, codes in enumerate(together):
+        assert torch.equal(codes, torch.cat([one[number] for one in alone]))
+    torch.testing.assert_close(autoencoder.decode(together), torch.cat([autoencoder.decode(one) for one in alone]))
+
+
+@each_autoencoder
+def test_one_loss_trains_every_weight_and_is_a_mean(row):
+    autoencoder = make_autoencoder(row)
+    images = images_for(autoencoder, 3)
+    losses = autoencoder(images).losses
+    again = autoencoder(images.repeat(4, 1, 1, 1)).losses
+    for name, loss in losses.items():
+        assert loss.ndim == 0
+        torch.testing.assert_close(loss, again[name])
+    torch.stack(list(losses.values())).sum().backward()
+    for name, weight in autoencoder.named_parameters():  # DistributedDataParallel waits for each of them
+        assert weight.grad is not None, name
+        assert weight.grad.abs().sum() > 0, name
+
+
+@each_autoencoder
+def test_a_model_folder_brings_the_same_model_back(row, tmp_path):
+    autoencoder = make_autoencoder(row)
+    images = images_for(autoencoder, 3)
+    autoencoder(images)
+    autoencoder.update(steps_per_epoch=3)
+    folder = autoencoder.save_pretrained(tmp_path / "model")
+    loaded = load_pretrained(folder, AUTOENCODERS)
+    assert type(loaded) is type(autoencoder)
+    assert loaded.fingerprint() == autoencoder.fingerprint()
+    assert json.loads(json.dumps(loaded.arguments())) == json.loads(json.dumps(autoencoder.arguments()))
+    assert loaded.code_spec() == autoencoder.code_spec()
+    autoencoder.eval()
+    assert torch.equal(loaded.decode(loaded.encode(images)), autoencoder.decode(autoencoder.encode(images)))
+
+
+@each_autoencoder
+def test_bfloat16_autocast_gives_finite_losses_and_valid_codes(row):
+    autoencoder = make_autoencoder(row)
+    images = images_for(autoencoder, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = autoencoder(images)
+    autoencoder.code_spec().check(output.codes)
+    for name, loss in output.losses.items():
+        assert loss.dtype == torch.float32, name
+        assert loss.isfinite(), name
+
+
+@each_autoencoder
+@pytest.mark.parametrize("size", [(16, 25), (18, 24), (0, 8)])
+def test_a_size_off_the_stride_is_refused_with_one_that_fits(row, size):
+    autoencoder = make_autoencoder(row)
+    with pytest.raises(UserError, match=f"cannot encode {size[0]}x{size[1]} images: both sides must be multiples of"):
+        autoencoder.encode(images_for(autoencoder, 1, size=size))
+    with pytest.raises(UserError, match="both sides must be multiples of"):
+        autoencoder.code_spec(*size)
+    with pytest.raises(UserError, match="both sides must be multiples of"):
+        type(autoencoder)(autoencoder.config, size)
+
+
+@each_autoencoder
+def test_images_of_the_wrong_kind_are_refused(row):
+    autoencoder = make_autoencoder(row)
+    with pytest.raises(UserError, match=r"got images of shape \(2, 7, 16, 16\), expected \(batch, "):
+        autoencoder.encode(torch.zeros(2, 7, 16, 16))
+    with pytest.raises(UserError, match=r"got images of type torch.uint8, expected floats in \[-1, 1\]"):
+        autoencoder.encode(torch.zeros(2, autoencoder.channels, 16, 16, dtype=torch.uint8))
+
+
+@each_autoencoder
+def test_codes_that_are_none_are_refused(row):
+    autoencoder = make_autoencoder(row)
+    codes = autoencoder.encode(images_for(autoencoder, 2))
+    with pytest.raises(UserError, match="grids, expected"):
+        autoencoder.decode((*codes, codes[0]))
+    with pytest.raises(UserError, match="holds codes from"):
+        autoencoder.decode(tuple(grid + 10**6 for grid in codes))

@@ -1,0 +1,327 @@
+"""Encoding: the codes of every image once, the same files however it is interrupted or shared out."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from stage1_vq.autoencoders import VQVAE, VQVAEConfig
+from stage1_vq.codes import CodeDataset, CodeIndex, Codes, CodeShardWriter
+from stage1_vq.encode import EncodeConfig, EncodeDataConfig, encode, encode_images
+from stage1_vq.images import DataConfig, image_datasets, to_float
+from stage1_vq.quantizers.nearest import NearestQuantizerConfig
+from training.errors import UserError
+
+
+def tiny_vqvae() -> VQVAE:
+    """Always the same weights, and a codebook that spreads over random images: equal codes mean equal pixels."""
+    quantizer = NearestQuantizerConfig(codebook_size=300, dim=4)
+    config = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=quantizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder = VQVAE(config, (8, 8))
+        with torch.no_grad():
+            autoencoder.initialise([torch.rand(500, 1, 8, 8) * 2 - 1])
+    return autoencoder.eval()
+
+
+def save_set(root: Path, per_class: int = 9) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = rng.integers(0, 256, (10, 12), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:03d}.png")
+    return root
+
+
+def data_of(root: Path, **changes: Any) -> DataConfig:
+    defaults = {"path": str(root), "image_size": 8, "channels": 1, "validation_share": 0.2, "crop": "random"}
+    return DataConfig(**{**defaults, "flip": True, **changes})
+
+
+def save_run(run: Path, data: DataConfig | None) -> Path:
+    """What a stage-one run leaves for `encode`: the model, and the config with its data."""
+    tiny_vqvae().save_pretrained(run / "model")
+    if data is not None:
+        resolved = {"data": {**asdict(data)}}  # tuples become lists, as in a run's config.yaml
+        (run / "config.yaml").write_text(yaml.safe_dump(resolved))
+    return run
+
+
+def config(run: Path, out: Path, **changes: Any) -> EncodeConfig:
+    return EncodeConfig(
+        **{"model": str(run), "out": str(out), "batch_size": 3, "shard_size": 5, "workers": 0, **changes}
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_image_is_encoded_once_in_its_part(tmp_path: Path) -> None:
+    data = data_of(save_set(tmp_path / "set"))
+    run = save_run(tmp_path / "run", data)
+    summary = encode(config(run, tmp_path / "codes"))
+    assert summary == (
+        f"14 training and 4 held-out images as 2x2 codes of 300 (8x8x1 images), 33 bits per image, in "
+        f"{tmp_path / 'codes'}; next: zellige train-stage2 --config RECIPE --codes {tmp_path / 'codes'}"
+    )
+    model = tiny_vqvae()
+    for split, images in zip(("train", "validation"), image_datasets(data, seed=99), strict=True):
+        codes = CodeDataset(tmp_path / "codes", split)  # type: ignore[arg-type]
+        assert codes.names() == images.names(range(len(images)))
+        assert codes.class_names == ("a", "b")
+        assert codes.stage1_fingerprint == model.fingerprint()
+        batch = images.without_augmentation().fetch(range(len(images)), range(len(images)))
+        encoded = codes.fetch(range(len(codes)), range(len(codes)))
+        assert torch.equal(encoded["codes"][0], model.encode(to_float(batch["images"]))[0])
+        assert torch.equal(encoded["labels"], batch["labels"])
+        codes.verify()
+
+
+def test_augmented_copies_follow_the_plain_one(tmp_path: Path) -> None:
+    data = data_of(save_set(tmp_path / "set"))
+    run = save_run(tmp_path / "run", data)
+    encode(config(run, tmp_path / "plain"))
+    encode(config(run, tmp_path / "copies", augment_copies=3))
+    encode(config(run, tmp_path / "other_seed", augment_copies=3, seed=1))
+    plain, copies, other = (CodeDataset(tmp_path / name) for name in ("plain", "copies", "other_seed"))
+    assert len(copies) == 3 * len(plain) == 42
+    assert copies.names() == plain.names() * 3
+
+    def grids(dataset: CodeDataset) -> torch.Tensor:
+        return dataset.fetch(range(len(dataset)), range(len(dataset)))["codes"][0]
+
+    first, second, third = grids(copies).chunk(3)
+    assert torch.equal(first, grids(plain))
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert not torch.equal(second, grids(other).chunk(3)[1])
+    one, three = (CodeDataset(tmp_path / name, "validation") for name in ("plain", "copies"))
+    assert torch.equal(grids(one), grids(three))
+
+
+def test_augmentation_does_not_depend_on_how_the_images_are_cut_into_shards(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
+    parts = []
+    for shard_size in (6, 600):  # multiples of the batch size
+        out = tmp_path / f"codes{shard_size}"
+        encode(config(run, out, augment_copies=3, shard_size=shard_size))
+        parts.append(CodeDataset(out).fetch(range(42), range(42))["codes"][0])
+    assert torch.equal(*parts)
+
+
+def test_copies_of_what_is_never_augmented_are_refused(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set"), crop="center", flip=False))
+    with pytest.raises(UserError, match="augment_copies=2 asks for different copies of each image, but"):
+        encode(config(run, tmp_path / "codes", augment_copies=2))
+
+
+class PowerCut(BaseException):
+    """Not an Exception, so that nothing in between can handle it."""
+
+
+@pytest.mark.parametrize("calls", [1, 3, 5, 7])
+def test_interrupted_and_continued_is_the_same_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
+    encode(config(run, tmp_path / "whole", augment_copies=2))
+    whole = files_of(tmp_path / "whole")
+    assert len([name for name in whole if name.startswith("codes-")]) == 7
+
+    encode_batch = VQVAE.encode
+    made: list[int] = []
+
+    def until_the_power_is_cut(self: VQVAE, images: torch.Tensor) -> Codes:
+        made.append(len(images))
+        if len(made) == 2 * calls:
+            raise PowerCut
+        return encode_batch(self, images)
+
+    monkeypatch.setattr(VQVAE, "encode", until_the_power_is_cut)
+    with pytest.raises(PowerCut):
+        encode(config(run, tmp_path / "codes", augment_copies=2))
+    left = set(files_of(tmp_path / "codes"))
+    assert "index.json" not in left
+    done = calls - 1  # a shard takes two batches
+    assert len([name for name in left if name.startswith("codes-")]) == done
+    made.clear()
+    monkeypatch.setattr(VQVAE, "encode", lambda self, images: (made.append(1), encode_batch(self, images))[1])
+    encode(config(run, tmp_path / "codes", augment_copies=2))
+    assert files_of(tmp_path / "codes") == whole
+    assert len(made) <= 2 * (7 - done)  # finished shards are not encoded again
+
+
+def test_a_complete_folder_costs_nothing_and_a_damaged_one_only_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
+    encode(config(run, tmp_path / "codes"))
+    before = files_of(tmp_path / "codes")
+    written: list[int] = []
+    write = CodeShardWriter.write
+    monkeypatch.setattr(
+        CodeShardWriter,
+        "write",
+        lambda self, number, *rest: (written.append(number), write(self, number, *rest)),
+    )
+    encode(config(run, tmp_path / "codes"))
+    assert written == []
+    shard = tmp_path / "codes" / "codes-00001-of-00004.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    encode(config(run, tmp_path / "codes"))
+    assert written == [1]
+    assert files_of(tmp_path / "codes") == before
+
+
+def test_codes_of_another_model_or_other_images_are_refused(tmp_path: Path) -> None:
+    root = save_set(tmp_path / "set")
+    run = save_run(tmp_path / "run", data_of(root))
+    encode(config(run, tmp_path / "codes"))
+    with pytest.raises(UserError, match=r"holds other codes than these \(different: shard_size\)"):
+        encode(config(run, tmp_path / "codes", shard_size=6))
+    (root / "a" / "003.png").rename(root / "a" / "new.png")
+    with pytest.raises(UserError, match=r"\(different: train_images, validation_images\)"):
+        encode(config(run, tmp_path / "codes"))
+    (root / "a" / "new.png").rename(root / "a" / "003.png")
+    model = tiny_vqvae()
+    torch.nn.init.zeros_(model.encoder[0].weight)
+    model.save_pretrained(run / "model")
+    with pytest.raises(UserError, match=r"\(different: stage1_fingerprint\)"):
+        encode(config(run, tmp_path / "codes"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_left_out_and_named(tmp_path: Path, workers: int) -> None:
+    root = save_set(tmp_path / "set", per_class=100)
+    for name in ("a/000.png", "b/050.png"):
+        (root / name).write_bytes(b"no image")
+    run = save_run(tmp_path / "run", data_of(root, validation_count=20))
+    summary = encode(config(run, tmp_path / "codes", shard_size=64, workers=workers))
+    assert f"; 2 were left out as unreadable, see {tmp_path / 'codes' / 'bad_files.txt'}; next" in summary
+    names = [name for split in ("train", "validation") for name in CodeDataset(tmp_path / "codes", split).names()]  # type: ignore[arg-type]
+    assert len(names) == 198
+    assert not {"a/000.png", "b/050.png"} & set(names)
+    recorded = (tmp_path / "codes" / "bad_files.txt").read_text()
+    assert str(root / "a/000.png") in recorded
+    assert str(root / "b/050.png") in recorded
+
+
+def test_too_many_unreadable_images_stop_the_encoding(tmp_path: Path) -> None:
+    root = save_set(tmp_path / "set", per_class=100)
+    for number in range(3):
+        (root / "a" / f"{number:03d}.png").write_bytes(b"no image")
+    run = save_run(tmp_path / "run", data_of(root))
+    with pytest.raises(UserError, match="3 of 200 images cannot be read, more than 1%"):
+        encode(config(run, tmp_path / "codes"))
+    assert not (tmp_path / "codes" / "index.json").exists()
+
+
+def test_given_data_replace_the_run_s(tmp_path: Path) -> None:
+    first, second, third = (
+        save_set(tmp_path / name, per_class=count) for name, count in (("1", 4), ("2", 5), ("3", 3))
+    )
+    run = save_run(tmp_path / "run", data_of(first, validation_path=str(third)))
+
+    def counts(**data: Any) -> list[int]:
+        out = tmp_path / f"codes{len(list(tmp_path.iterdir()))}"
+        encode(config(run, out, data=EncodeDataConfig(**data)))
+        index = CodeIndex.read(out / "index.json")
+        return [index.images("train"), index.images("validation"), index.code_spec.grids[0].width]
+
+    assert counts() == [8, 6, 2]
+    assert counts(path=str(first)) == [8, 6, 2]  # the held-out images are still the run's
+    assert counts(path=str(second)) == [8, 2, 2]  # of other images some are held out
+    assert counts(path=str(second), validation_share=0.5) == [5, 5, 2]
+    assert counts(path=str(second), validation_path=str(first)) == [10, 8, 2]
+    assert counts(image_size=(8, 16)) == [8, 6, 4]  # any size that the stride divides
+
+
+def test_a_model_without_its_run_needs_a_path(tmp_path: Path) -> None:
+    root, run = save_set(tmp_path / "set"), save_run(tmp_path / "run", None)
+    with pytest.raises(
+        UserError,
+        match=re.escape("is a model without its run, which would tell its images: give --data.path"),
+    ):
+        encode(config(run, tmp_path / "codes"))
+    encode(config(run / "model", tmp_path / "codes", data=EncodeDataConfig(path=str(root))))
+    assert len(CodeDataset(tmp_path / "codes")) == 17  # of 18: at least one is held out
+
+
+def test_a_size_off_the_stride_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
+    with pytest.raises(UserError, match="cannot encode 8x10 images: both sides must be multiples of 4"):
+        encode(config(run, tmp_path / "codes", data=EncodeDataConfig(image_size=(8, 10))))
+    assert not (tmp_path / "codes").exists()
+
+
+def test_a_damaged_run_config(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
+    (run / "config.yaml").write_text("data: {pathh: here}")
+    with pytest.raises(UserError, match="does not say what the run was trained on"):
+        encode(config(run, tmp_path / "codes"))
+
+
+@pytest.mark.parametrize("field", ["augment_copies", "batch_size", "shard_size"])
+def test_a_bad_config_is_refused_when_it_is_built(field: str) -> None:
+    with pytest.raises(UserError, match=f"{field}=0, expected at least 1"):
+        EncodeConfig(model="m", out="o", **{field: 0})  # type: ignore[arg-type]
+
+
+def test_arrays_are_encoded_too(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=images)
+    train, held_out = image_datasets(data_of(tmp_path / "set.npz"), 0)
+    index = encode_images(tiny_vqvae(), train, held_out, tmp_path / "codes")
+    assert [index.images("train"), index.images("validation")] == [24, 6]
+    codes = CodeDataset(tmp_path / "codes")
+    assert codes.num_classes == 0
+    assert codes.names() == [f"{index:06d}" for index in train.indices]
+
+
+PROGRAM = """
+import os, sys
+from stage1_vq.codes import CodeShardWriter
+from stage1_vq.encode import EncodeConfig, encode
+if __name__ == "__main__":
+    write = CodeShardWriter.write
+    def write_and_tell(self, number, *content):
+        print("process", os.environ["RANK"], "wrote", number, flush=True)
+        write(self, number, *content)
+    CodeShardWriter.write = write_and_tell
+    print(encode(EncodeConfig(model=sys.argv[1], out=sys.argv[2], augment_copies=2, batch_size=3, shard_size=5)))
+"""
+
+
+@pytest.mark.slow  # three imports of torch
+def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
+    encode(config(run, tmp_path / "one", augment_copies=2))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    finished = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "program.py"), str(run), str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert finished.returncode == 0, finished.stderr
+    one = files_of(tmp_path / "one")
+    assert len(one) == 8  # seven shards and their index
+    assert files_of(tmp_path / "two") == one
+    written = re.findall(r"process (\d) wrote (\d)", finished.stdout)
+    assert sorted(written) == sorted((str(number % 2), str(number)) for number in range(7))

@@ -1,0 +1,220 @@
+"""The stage-one task by itself, and a whole small run of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAEConfig
+from stage1_vq.images import DataConfig, image_datasets, to_float
+from stage1_vq.quantizers import NearestQuantizerConfig
+from stage1_vq.train import Stage1Config, Stage1Task, psnr, train_stage1
+from training.errors import UserError
+from training.loop import TrainConfig
+from training.model_io import load_pretrained
+
+QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
+MODEL = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=QUANTIZER)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An .npz of 60 images of 8x8 pixels: a bright square somewhere on a dark ground."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 60, (60, 8, 8), dtype=np.uint8)
+    for image in images:
+        top, left = generator.integers(0, 5, 2)
+        image[top : top + 4, left : left + 4] = 230
+    path = tmp_path_factory.mktemp("squares") / "squares.npz"
+    np.savez(path, images=images)
+    return str(path)
+
+
+def make_config(path: str, **train: Any) -> Stage1Config:
+    settings = {
+        "steps": 12, "batch_size": 12, "learning_rate": 3e-3, "log_every": 4, "validate_every": 6,
+        "preview_every": 0, "save_every": 6, "tracker": "none", "workers": 0,
+    }  # fmt: skip
+    data = DataConfig(path=path, image_size=8, channels=1, validation_count=20)
+    return Stage1Config(model=MODEL, data=data, train=TrainConfig(**{**settings, **train}))
+
+
+def make_task(path: str, steps_per_epoch: int = 4) -> Stage1Task:
+    torch.manual_seed(0)
+    config = make_config(path)
+    return Stage1Task(VQVAE(MODEL, (8, 8)), image_datasets(config.data, seed=0)[1], steps_per_epoch)
+
+
+def first_batch(task: Stage1Task, count: int = 6) -> dict[str, Any]:
+    return task.validation_data.fetch(range(count), range(count))
+
+
+# ---- the task -------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_sum_of_the_named_losses(squares):
+    task = make_task(squares)
+    loss, metrics = task.step(task.model, first_batch(task))
+    assert set(metrics) == {"reconstruction_loss", "commitment_loss", "quantization_error"}
+    torch.testing.assert_close(loss, metrics["reconstruction_loss"] + metrics["commitment_loss"])
+    assert loss.requires_grad
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_the_start_puts_the_codebook_among_the_first_latents(squares):
+    task = make_task(squares)
+    batch = first_batch(task)
+    task.start(task.model, [batch])
+    with torch.no_grad():
+        latents = task.model.latents(to_float(batch["images"]))
+    assert latents.amin() <= task.model.quantizer.codebook.min()
+    assert task.model.quantizer.codebook.max() <= latents.amax()
+    assert len(task.model.quantizer.codebook.unique(dim=0)) == 16
+
+
+def test_after_a_step_the_codebook_has_moved_and_after_a_skipped_one_it_has_not(squares):
+    task = make_task(squares)
+    before = task.model.quantizer.codebook.clone()
+    task.step(task.model, first_batch(task))
+    task.discard_step()
+    assert torch.equal(task.model.quantizer.codebook, before)
+    task.step(task.model, first_batch(task))
+    health = task.after_step()
+    assert not torch.equal(task.model.quantizer.codebook, before)
+    assert set(health) == {"perplexity", "codes_used_share", "dead_codes", "revived_codes"}
+
+
+def test_validation_gives_the_error_of_each_clamped_reconstruction(squares):
+    task = make_task(squares)
+    model, batch = task.model.eval(), first_batch(task)
+    metrics = task.validate(model, batch)
+    images = to_float(batch["images"])
+    expected = (model.decode(model.encode(images)) - images).square().mean((1, 2, 3))
+    torch.testing.assert_close(metrics["mse"], expected)
+    torch.testing.assert_close(metrics["psnr"], 10 * torch.log10(2**2 / expected))
+    assert task.best_metric in metrics
+
+
+def test_psnr_of_known_errors():
+    errors = torch.tensor([4.0, 0.04, 0.0])
+    torch.testing.assert_close(psnr(errors), torch.tensor([0.0, 20.0, 100.0]))
+
+
+def test_the_preview_shows_held_out_images_each_row_above_its_reconstructions(squares):
+    task = make_task(squares)
+    picture = task.preview(task.model.eval())
+    assert picture.shape == (1, 4 * 8, 8 * 8)
+    images = to_float(first_batch(task, 16)["images"])
+    reconstructions = task.model.decode(task.model.encode(images))
+    for number in (0, 7, 8, 15):
+        top, left = number // 8 * 16, number % 8 * 8
+        assert torch.equal(picture[:, top : top + 8, left : left + 8], images[number])
+        shown = picture[:, top + 8 : top + 16, left : left + 8]
+        torch.testing.assert_close(shown, reconstructions[number])
+
+
+@pytest.mark.parametrize(("count", "shape"), [(0, None), (3, (1, 16, 24)), (11, (1, 16, 64))])
+def test_the_preview_of_few_held_out_images(squares, count, shape):
+    task = make_task(squares)
+    config = replace(make_config(squares).data, validation_count=count)
+    task.validation_data = image_datasets(config, seed=0)[1]
+    picture = task.preview(task.model.eval())
+    assert (picture is None) if shape is None else (picture.shape == shape)
+
+
+def test_the_warning_about_unused_codes_reaches_the_log(squares):
+    task = make_task(squares, steps_per_epoch=1)
+    task.step(task.model, first_batch(task))
+    task.after_step()
+    (warning,) = task.warnings({"codes_used_share": 0.1})
+    assert "only 10% of 16 codes were used in the last epoch" in warning
+    assert task.warnings({"codes_used_share": 0.9}) == []
+    assert task.warnings({}) == []  # after a skipped step there is no health to speak of
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_a_model_that_can_be_loaded(squares, tmp_path):
+    config = make_config(squares, steps=200, log_every=20, validate_every=50, save_every=100, preview_every=100)
+    result = train_stage1(config, tmp_path / "run")
+    assert result.finished
+    model = load_pretrained(tmp_path / "run", AUTOENCODERS)
+    images = to_float(image_datasets(config.data, seed=0)[1].fetch(range(20), range(20))["images"])
+    error = (model.decode(model.encode(images)) - images).square().mean().detach()
+    assert error < 0.5 * images.var(correction=0)
+    torch.testing.assert_close(float(error), result.best_value, rtol=1e-4, atol=0)
+    named = {name for line in lines(tmp_path / "run") for name in line}
+    assert {"perplexity", "codes_used_share", "dead_codes", "mse", "psnr", "reconstruction_loss"} <= named
+    assert list((tmp_path / "run" / "previews").iterdir())
+
+
+def test_an_interrupted_run_continues_as_if_it_had_not_been(squares, tmp_path):
+    config = make_config(squares, schedule="constant", log_every=6)  # so that a shorter run is its first half
+    train_stage1(config, tmp_path / "whole")
+    train_stage1(replace(config, train=replace(config.train, steps=6)), tmp_path / "continued")
+    train_stage1(config, tmp_path / "continued")
+    one, other = (load_pretrained(tmp_path / name, AUTOENCODERS) for name in ("whole", "continued"))
+    assert one.fingerprint() == other.fingerprint()
+    assert lines(tmp_path / "whole") == lines(tmp_path / "continued")
+
+
+def free_port() -> int:
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return connection.getsockname()[1]
+
+
+def process(rank: int, port: int, config: Stage1Config, run: Path) -> None:
+    """One of two processes, as torchrun would start it."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    train_stage1(config, run)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(squares, tmp_path):
+    config = make_config(squares, accumulate=2, log_every=1)
+    train_stage1(config, tmp_path / "one")
+    torch.multiprocessing.spawn(process, (free_port(), config, tmp_path / "two"), nprocs=2)
+    one, two = (load_pretrained(tmp_path / name, AUTOENCODERS).state_dict() for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    for line, other in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            assert not isinstance(value, float) or math.isclose(value, other[name], rel_tol=1e-3), name
+
+
+# ---- what a user can get wrong --------------------------------------------------------------------------------------
+
+
+def test_channels_that_differ_are_refused(squares):
+    config = make_config(squares)
+    with pytest.raises(UserError, match=r"model.channels=3 and data.channels=1 differ"):
+        replace(config, model=replace(MODEL, channels=3))
+
+
+def test_an_image_size_off_the_stride_is_refused(squares):
+    config = make_config(squares)
+    with pytest.raises(UserError, match=r"data.image_size=30x32 does not fit a model whose codes stand for 4x4 pixels"):
+        replace(config, data=replace(config.data, image_size=(30, 32)))
