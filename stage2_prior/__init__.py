@@ -1,0 +1,1 @@
+"""Stage two: distributions over the codes of stage one."""

@@ -1,0 +1,22 @@
+"""Priors by kind: a new prior is a new file here and a line in this table."""
+
+from __future__ import annotations
+
+from stage2_prior.priors.base import Prior
+from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from stage2_prior.priors.transformer import Transformer, TransformerConfig
+
+PRIORS: dict[str, type[Prior]] = {"transformer": Transformer, "pixelcnn": PixelCNN}
+PRIOR_CONFIGS = {"transformer": TransformerConfig, "pixelcnn": PixelCNNConfig}
+PriorConfig = TransformerConfig | PixelCNNConfig
+
+__all__ = [
+    "PRIORS",
+    "PRIOR_CONFIGS",
+    "PixelCNN",
+    "PixelCNNConfig",
+    "Prior",
+    "PriorConfig",
+    "Transformer",
+    "TransformerConfig",
+]

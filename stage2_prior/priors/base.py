@@ -1,0 +1,98 @@
+"""What all priors are: a distribution over the codes of an image, given a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Self
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from stage1_vq.codes import Codes, CodeSpec, Grid
+from stage2_prior.condition import Condition
+from stage2_prior.stepping import Stepper
+from training.errors import UserError
+from training.model_io import PretrainedModel
+
+
+class Prior(PretrainedModel):
+    """A distribution over the codes of an image. A prior defines `logits` and `stepper`, which agree."""
+
+    config_class: ClassVar[type]
+
+    def __init__(
+        self,
+        config: Any,
+        code_spec: CodeSpec,
+        num_classes: int,
+        *,
+        class_names: Sequence[str] | None = None,
+        stage1_fingerprint: str | None = None,
+        knows_null_label: bool = True,
+    ):
+        """num_classes: 0 for a prior without classes. The rest are facts of its training that travel with it:
+        what the classes are called, whose codes it learned (`PretrainedModel.fingerprint` of the autoencoder),
+        and whether it saw the null label, without which guidance means nothing."""
+        super().__init__()
+        if class_names is not None and len(class_names) != num_classes:
+            raise UserError(f"got {len(class_names)} class names for {num_classes} classes, expected one for each")
+        self.config = config
+        self.code_spec = code_spec
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.stage1_fingerprint = stage1_fingerprint
+        self.knows_null_label = knows_null_label
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "code_spec": self.code_spec.to_json(),
+            "num_classes": self.num_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "stage1_fingerprint": self.stage1_fingerprint,
+            "knows_null_label": self.knows_null_label,
+        }
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> Self:
+        config = cls.config_class(**arguments.pop("config"))
+        return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), **arguments)
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        """Logits `b n k` of every code given all codes before it, in one teacher-forced pass."""
+        raise NotImplementedError
+
+    def stepper(self, batch: int, condition: Condition) -> Stepper:
+        """The same logits one position at a time, for `batch` samples, with the weights as they are now and
+        without dropout."""
+        raise NotImplementedError
+
+    def nll(self, codes: Codes, condition: Condition) -> Tensor:
+        """Negative log-likelihood of each code, `b n` float32, in nats."""
+        logits = rearrange(self.logits(codes, condition).float(), "b n k -> b k n")
+        return F.cross_entropy(logits, self.sequence(codes, condition), reduction="none")
+
+    def forward(self, codes: Codes, condition: Condition) -> Tensor:
+        """`nll`, by the name under which a wrapped model (DDP, compile) is called."""
+        return self.nll(codes, condition)
+
+    def sequence(self, codes: Codes, condition: Condition) -> Tensor:
+        """Codes of the only grid in raster order, `b n`. Raises UserError when codes or condition have other shapes
+        than this prior's."""
+        grid = self.only_grid()
+        if len(codes) != 1 or tuple(codes[0].shape[1:]) != (grid.height, grid.width):
+            shapes = " + ".join("x".join(str(side) for side in tensor.shape[1:]) for tensor in codes)
+            raise UserError(f"got codes of {shapes}, expected {self.code_spec.describe()}, as the prior was made for")
+        condition.check(len(codes[0]), self.num_classes)
+        return rearrange(codes[0], "b h w -> b (h w)")
+
+    def only_grid(self) -> Grid:
+        """The grid of a prior that models one. Raises UserError when the codes have several."""
+        if len(self.code_spec.grids) != 1:
+            raise UserError(
+                f"got codes of {len(self.code_spec.grids)} grids ({self.code_spec.describe()}), expected one grid: "
+                f"a {self.kind} prior models one; take an autoencoder with one"
+            )
+        return self.code_spec.grids[0]

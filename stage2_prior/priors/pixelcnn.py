@@ -1,0 +1,220 @@
+"""Gated PixelCNN of van den Oord et al. 2016 (arXiv:1606.05328), over one grid of codes, in raster order.
+
+Two stacks of convolutions see all codes before a position and none after it, without a blind spot. The vertical stack
+sees the rows above, the horizontal stack what is left of the position in its own row:
+
+    v v v v v
+    v v v v v
+    h h .          . = the code to be predicted
+
+Where the paper masks its kernels, here the input is moved once, down for the vertical stack and right for the
+horizontal one; kernels then end at the current row and column, and no multiplication is wasted on a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, CodeSpec
+from stage2_prior.condition import Condition
+from stage2_prior.priors.base import Prior
+from stage2_prior.priors.column_blocks import ColumnBlocks, add, join
+from stage2_prior.stepping import step_dtype
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelCNNConfig:
+    kind: Literal["pixelcnn"] = "pixelcnn"
+    layers: int = 12
+    width: int = 128  # d, channels of both stacks
+    first_kernel_size: int = 7  # of the first layer, which sees the embedded codes
+    kernel_size: int = 3  # of all other layers
+    dropout: float = 0.0  # of what a layer adds to the horizontal stack
+    output_width: int = 512  # channels between the horizontal stack and the logits
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "output_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+        for name in ("first_kernel_size", "kernel_size"):
+            if getattr(self, name) < 3 or getattr(self, name) % 2 == 0:
+                raise UserError(f"{name}={getattr(self, name)}, expected an odd number of at least 3")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout}, expected a share from 0 to below 1")
+
+
+def gate(x: Tensor, dim: int) -> Tensor:
+    """tanh of one half times sigmoid of the other (equation 2)."""
+    signal, opening = x.chunk(2, dim=dim)
+    return signal.tanh() * opening.sigmoid()
+
+
+class Layer(nn.Module):
+    """One layer of both stacks (figure 2): b d h w -> b d h w, twice."""
+
+    def __init__(self, width: int, kernel_size: int, num_classes: int, dropout: float, residual: bool):
+        super().__init__()
+        reach = kernel_size // 2  # rows above, and columns to either side
+        self.reach = reach
+        self.residual = residual
+        self.vertical = nn.Conv2d(width, 2 * width, (reach + 1, kernel_size), bias=False)
+        self.vertical_to_horizontal = nn.Conv2d(2 * width, 2 * width, 1, bias=False)
+        self.horizontal = nn.Conv2d(width, 2 * width, (1, reach + 1), bias=False)
+        self.out = nn.Conv2d(width, width, 1, bias=False)
+        self.class_bias = nn.Embedding(num_classes + 1, 4 * width)  # of both gates; the last one is the null label
+        nn.init.zeros_(self.class_bias.weight)
+        self.dropout = nn.Dropout(dropout)
+
+    def biases(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the vertical and the horizontal gate, each `b 2d`."""
+        vertical, horizontal = self.class_bias(labels).chunk(2, dim=-1)
+        return vertical, horizontal
+
+    def forward(self, vertical: Tensor, horizontal: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        vertical_bias, horizontal_bias = (rearrange(bias, "b d -> b d 1 1") for bias in self.biases(labels))
+        above = self.vertical(F.pad(vertical, (self.reach, self.reach, self.reach, 0)))
+        left = self.horizontal(F.pad(horizontal, (self.reach, 0, 0, 0)))
+        gated = gate(left + self.vertical_to_horizontal(above) + horizontal_bias, dim=1)
+        new = self.dropout(self.out(gated))
+        return gate(above + vertical_bias, dim=1), horizontal + new if self.residual else new
+
+
+class PixelCNN(Prior):
+    """Raises UserError when the codes have more than one grid."""
+
+    kind = "pixelcnn"
+    config_class = PixelCNNConfig
+    config: PixelCNNConfig
+
+    def __init__(self, config: PixelCNNConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
+        """facts: as for `Prior`."""
+        super().__init__(config, code_spec, num_classes, **facts)
+        self.grid = self.only_grid()
+        self.embedding = nn.Embedding(self.grid.vocabulary, config.width)
+        self.layers = nn.ModuleList(
+            Layer(
+                config.width,
+                config.first_kernel_size if index == 0 else config.kernel_size,
+                num_classes,
+                config.dropout,
+                residual=index > 0,  # the first layer's input is the code itself, not a feature to be refined
+            )
+            for index in range(config.layers)
+        )
+        self.output_hidden = nn.Conv2d(config.width, config.output_width, 1)
+        self.output = nn.Conv2d(config.output_width, self.grid.vocabulary, 1)
+
+    def labels(self, batch: int, condition: Condition) -> Tensor:
+        """The labels `b`, the null label where the prior has no classes."""
+        if condition.labels is None:
+            return torch.full((batch,), self.num_classes, device=self.embedding.weight.device)
+        return condition.labels
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        labels = self.labels(len(self.sequence(codes, condition)), condition)
+        embedded = rearrange(self.embedding(codes[0]), "b h w d -> b d h w")
+        vertical = F.pad(embedded, (0, 0, 1, -1))  # moved down by a row
+        horizontal = F.pad(embedded, (1, -1))  # moved right by a column
+        for layer in self.layers:
+            vertical, horizontal = layer(vertical, horizontal, labels)
+        logits = self.output(self.output_hidden(horizontal.relu()).relu())
+        return rearrange(logits, "b k h w -> b (h w) k")
+
+    def stepper(self, batch: int, condition: Condition) -> PixelCNNStepper:
+        return PixelCNNStepper(self, batch, condition)
+
+
+class StepLayer:
+    """One layer on its way through the image: the rows that the vertical stack still needs, what it has told the
+    horizontal stack about this row, and this row of the horizontal stack so far."""
+
+    def __init__(self, layer: Layer, labels: Tensor, columns: int, dtype: torch.dtype):
+        batch, width = len(labels), layer.out.in_channels
+        blocks = math.gcd(4, width)
+        self.reach = layer.reach
+        self.residual = layer.residual
+        self.vertical = layer.vertical.weight.to(dtype)  # 2d d rows columns
+        self.vertical_to_horizontal = layer.vertical_to_horizontal.weight.to(dtype)  # 2d 2d 1 1
+        horizontal = rearrange(layer.horizontal.weight, "out d 1 tap -> out (tap d)")
+        self.horizontal = ColumnBlocks(horizontal, 2 * blocks, dtype)
+        self.out = ColumnBlocks(layer.out.weight.flatten(1), blocks, dtype)
+        self.vertical_bias, self.horizontal_bias = (
+            rearrange(bias.to(dtype), "b d -> b d 1 1") for bias in layer.biases(labels)
+        )
+        self.rows = self.vertical.new_zeros(batch, width, layer.reach + 1, columns + 2 * layer.reach)
+        self.left = self.vertical.new_zeros(batch, layer.reach + columns, width)
+        self.from_above = self.vertical.new_zeros(columns, 2 * blocks, batch, width // blocks)
+
+    def begin_row(self, row: Tensor) -> Tensor:
+        """The vertical stack for a whole row, `b d w` -> `b d w`."""
+        self.rows = self.rows.roll(-1, dims=2)
+        self.rows[:, :, -1, self.reach : -self.reach] = row
+        above = F.conv2d(self.rows, self.vertical)  # b 2d 1 w
+        to_horizontal = F.conv2d(above, self.vertical_to_horizontal) + self.horizontal_bias
+        blocks = self.from_above.shape[1]
+        self.from_above = rearrange(to_horizontal, "b (blocks d) 1 w -> w blocks b d", blocks=blocks).contiguous()
+        return gate(above + self.vertical_bias, dim=1).squeeze(2)
+
+    def step(self, x: Tensor, column: int) -> Tensor:
+        """The horizontal stack at one column, `b d` -> `b d`. May change x."""
+        self.left[:, column + self.reach] = x
+        taps = self.left[:, column : column + self.reach + 1].flatten(1)  # b (tap d)
+        new = self.out(join(gate(self.horizontal(taps, plus=self.from_above[column]), dim=0)))
+        if not self.residual:
+            return join(new)
+        add(x, new)
+        return x
+
+
+class PixelCNNStepper:
+    """One position of the PixelCNN per call. The vertical stack runs a row at a time, as soon as the row above is
+    known; the horizontal stack one position at a time, from cached inputs. Each feature is computed once, so a whole
+    image takes the arithmetic of one full pass."""
+
+    @torch.inference_mode()
+    def __init__(self, prior: PixelCNN, batch: int, condition: Condition):
+        condition.check(batch, prior.num_classes)
+        device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
+        labels = prior.labels(batch, condition.to(device))
+        self.columns = prior.grid.width
+        self.embedding = prior.embedding.weight.to(dtype)
+        self.layers = [StepLayer(layer, labels, self.columns, dtype) for layer in cast("list[Layer]", prior.layers)]
+        self.output_hidden, self.output = (
+            ColumnBlocks(conv.weight.flatten(1), math.gcd(8, conv.out_channels), dtype)
+            for conv in (prior.output_hidden, prior.output)
+        )
+        self.hidden_bias, self.bias = (
+            cast(Tensor, conv.bias).to(dtype) for conv in (prior.output_hidden, prior.output)
+        )
+        self.row = self.embedding.new_zeros(batch, prior.config.width, self.columns)  # the embedded codes of this row
+        self.position = 0
+
+    @torch.inference_mode()
+    def next(self, previous: Tensor | None) -> Tensor:
+        with torch.autocast(self.row.device.type, enabled=False):
+            return self._next(previous)
+
+    def _next(self, previous: Tensor | None) -> Tensor:
+        column = self.position % self.columns
+        x = torch.zeros_like(self.row[:, :, 0])  # stands left of the first column
+        if previous is not None:
+            embedded = F.embedding(previous, self.embedding)
+            self.row[:, :, column - 1] = embedded  # at column 0 this completes the row above
+            x = embedded if column else x
+        if column == 0:
+            row = self.row
+            for layer in self.layers:
+                row = layer.begin_row(row)
+        for layer in self.layers:
+            x = layer.step(x, column)
+        self.position += 1
+        hidden = join(self.output_hidden(x.relu())) + self.hidden_bias
+        return (join(self.output(hidden.relu())) + self.bias).float()

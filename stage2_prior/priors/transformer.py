@@ -1,0 +1,255 @@
+"""Decoder-only transformer over one grid of codes, in raster order, as in VQ-GAN (Esser et al. 2021, arXiv:2012.09841).
+
+The blocks are those of today's language models: RMSNorm before each sublayer (Zhang & Sennrich 2019, arXiv:1910.07467),
+SwiGLU (Shazeer 2020, arXiv:2002.05202) and rotary positions (Su et al. 2021, arXiv:2104.09864) of rows and columns.
+
+    input      class   code 0   code 1   ...   code n-2
+    logits of  code 0  code 1   code 2   ...   code n-1
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, CodeSpec
+from stage2_prior.condition import Condition
+from stage2_prior.priors.base import Prior
+from stage2_prior.priors.column_blocks import ColumnBlocks, add, join
+from stage2_prior.stepping import step_dtype
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    kind: Literal["transformer"] = "transformer"
+    layers: int = 8
+    width: int = 256  # d
+    heads: int = 8  # each of width / heads numbers, a multiple of 4: pairs for the row, pairs for the column
+    dropout: float = 0.0  # of the embedded sequence
+    residual_dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
+    tied: bool = False  # the output shares the weights of the code embedding
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.width % (4 * self.heads):
+            raise UserError(
+                f"width={self.width} with heads={self.heads}, expected a width that is a multiple of "
+                f"{4 * self.heads}: each head turns pairs of numbers by the row and pairs by the column"
+            )
+        for name in ("dropout", "residual_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden_width(self) -> int:
+        """SwiGLU has three matrices where a plain feed-forward of 4d has two: 8/3 d costs the same."""
+        return math.ceil(8 * self.width / 3 / 32) * 32
+
+
+class RMSNorm(nn.Module):
+    """x / (rms(x) + epsilon) * gain over the last axis, the root mean square in float32."""
+
+    epsilon = 1e-6
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) / math.sqrt(x.shape[-1])
+        return x / (rms + self.epsilon) * self.gain
+
+
+def place_angles(height: int, width: int, head_width: int) -> Tensor:
+    """Angles in radians, `n+1` x `head_width / 2`, by which each place turns the pairs of a head: the first half of
+    the pairs by its row, the second by its column. Place 0 is the class token's and is not turned; place 1 + i is
+    that of code i, in a raster of `height` x `width`."""
+    pairs = head_width // 4
+    frequencies = 100.0 ** (-torch.arange(pairs) / pairs)  # a grid has tens of rows: turns of 1 to 1/100 radian
+    rows = torch.arange(height).repeat_interleave(width)[:, None] * frequencies
+    columns = torch.arange(width).repeat(height)[:, None] * frequencies
+    codes = torch.cat([rows, columns], dim=-1)  # n head_width/2
+    return torch.cat([torch.zeros(1, 2 * pairs), codes])
+
+
+def turn(x: Tensor, angles: Tensor) -> Tensor:
+    """`x` (b heads n d) with each pair of neighbours along d turned by the angle (n d/2)."""
+    first, second = rearrange(x, "b heads n (d pair) -> pair b heads n d", pair=2)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rearrange(turned, "b heads n d pair -> b heads n (d pair)")
+
+
+class Attention(nn.Module):
+    """Causal self-attention. A query stands at the code to be predicted, a key at the code that its token holds: the
+    code above is one row up for every query, and the token of the class is the fixed point of the grid."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        q, k = turn(q, angles[1:]), turn(k, angles[:-1])
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: one half of the hidden vector opens and closes the other."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.hidden_width, bias=False)
+        self.down = nn.Linear(config.hidden_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.width)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), angles))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Transformer(Prior):
+    """Raises UserError when the codes have more than one grid."""
+
+    kind = "transformer"
+    config_class = TransformerConfig
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
+        """facts: as for `Prior`."""
+        super().__init__(config, code_spec, num_classes, **facts)
+        grid = self.only_grid()
+        self.classes = nn.Embedding(num_classes + 1, config.width)  # the last one is the null label
+        self.embedding = nn.Embedding(grid.vocabulary, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width)
+        self.output = nn.Linear(config.width, grid.vocabulary, bias=False)
+        self.angles: Tensor
+        self.register_buffer("angles", place_angles(grid.height, grid.width, config.head_width), persistent=False)
+        self.initialise()
+        if config.tied:
+            self.output.weight = self.embedding.weight
+
+    def initialise(self) -> None:
+        """As GPT-2: normal of 0.02, and less for what adds to the residual stream, so that its variance does not
+        grow with the depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.layers) if adds else 0.02)
+
+    def class_token(self, batch: int, condition: Condition) -> Tensor:
+        """`b d`, the start of the sequence."""
+        if condition.labels is None:
+            return self.classes.weight[-1].expand(batch, -1)
+        return self.classes(condition.labels)
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        tokens = self.sequence(codes, condition)
+        start = self.class_token(len(tokens), condition)
+        x = torch.cat([start[:, None], self.embedding(tokens[:, :-1])], dim=1)  # b n d
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, self.angles)
+        return self.output(self.norm(x))  # b n k
+
+    def stepper(self, batch: int, condition: Condition) -> TransformerStepper:
+        return TransformerStepper(self, batch, condition)
+
+
+class StepWeights:
+    """The weights of one block as a single position wants them: the gain of each norm and sqrt(d) of its root mean
+    square are folded into the matrix behind it, and the scale of the attention scores into the queries, so that what
+    is left of a norm is one division."""
+
+    def __init__(self, block: Block, config: TransformerConfig, dtype: torch.dtype):
+        root = math.sqrt(config.width)
+        qkv = block.attention.qkv.weight * block.attention_norm.gain * root
+        qkv[: config.width] /= math.sqrt(config.head_width)
+        gate_up = block.feed_forward.gate_up.weight * block.feed_forward_norm.gain * root
+        self.qkv = ColumnBlocks(qkv, 3 * config.heads, dtype)
+        self.out = ColumnBlocks(block.attention.out.weight, math.gcd(8, config.width), dtype)
+        self.gate_up = ColumnBlocks(gate_up, 16, dtype)
+        self.down = ColumnBlocks(block.feed_forward.down.weight, math.gcd(8, config.width), dtype)
+
+
+class TransformerStepper:
+    """One position of the transformer per call: keys and values of earlier positions wait in a cache that is
+    allocated once. Computes in autocast's type where autocast is on when it is made, else in the weights' type."""
+
+    @torch.inference_mode()
+    def __init__(self, prior: Transformer, batch: int, condition: Condition):
+        config = prior.config
+        device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
+        condition.check(batch, prior.num_classes)
+        self.heads = config.heads
+        self.embedding = prior.embedding.weight.to(dtype)
+        self.start = prior.class_token(batch, condition.to(device)).to(dtype)  # b d
+        self.blocks = [StepWeights(block, config, dtype) for block in cast("list[Block]", prior.blocks)]
+        output = prior.output.weight * prior.norm.gain * math.sqrt(config.width)
+        self.output = ColumnBlocks(output, math.gcd(8, len(output)), dtype)
+        self.epsilon = RMSNorm.epsilon * math.sqrt(config.width)
+        turns = torch.polar(torch.ones_like(prior.angles), prior.angles)  # n+1 d/2, complex
+        self.turns = rearrange([turns[1:], turns[:-1]], "qk n d -> n qk 1 1 d")
+        cache = (config.layers, 2, config.heads, batch, len(self.turns), config.head_width)
+        self.cache = torch.zeros(cache, dtype=dtype, device=device)  # layers (keys, values) heads b n d
+        self.position = 0
+
+    @torch.inference_mode()
+    def next(self, previous: Tensor | None) -> Tensor:
+        with torch.autocast(self.cache.device.type, enabled=False):
+            return self._next(self.start.clone() if previous is None else F.embedding(previous, self.embedding))
+
+    def _next(self, x: Tensor) -> Tensor:
+        """x: b d, the embedded token; it becomes the residual stream."""
+        batch, heads = len(x), self.heads
+        turns = self.turns[self.position]
+        here = self.cache[..., self.position, :]  # layers two heads b d
+        known = self.cache[..., : self.position + 1, :].flatten(2, 3)  # layers two (heads b) n d
+        for block, (key, value), (keys, values) in zip(self.blocks, here.unbind(), known.unbind(), strict=True):
+            qkv = block.qkv(self._divided(x)).view(3, heads, batch, -1)
+            pairs = torch.view_as_complex(qkv[:2].float().view(2, heads, batch, -1, 2))
+            q, k = torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+            key.copy_(k)
+            value.copy_(qkv[2])
+            shares = torch.bmm(q.view(heads * batch, 1, -1), keys.mT).softmax(dim=-1)
+            attended = torch.bmm(shares, values).view(heads, batch, -1)
+            add(x, block.out(join(attended)))
+            gate, up = block.gate_up(self._divided(x)).chunk(2)
+            add(x, block.down(join(F.silu(gate).mul_(up))))
+        self.position += 1
+        return join(self.output(self._divided(x))).float()
+
+    def _divided(self, x: Tensor) -> Tensor:
+        """RMSNorm, but for what the weights hold of it."""
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(self.epsilon)

@@ -1,0 +1,130 @@
+"""From logits to a choice: temperature, top-k, top-p and guidance; the same codes whatever the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from stage1_vq.codes import Codes
+from stage2_prior.condition import Condition
+from stage2_prior.priors.base import Prior
+from stage2_prior.stepping import GuidedStepper, Stepper, walk
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    temperature: float = 1.0  # divides the logits; 0 = always the most probable code
+    top_k: int | None = None  # draw from the k most probable codes only; None = from all
+    top_p: float = 1.0  # draw from the fewest codes that hold this share of the probability; 1 = from all
+    guidance: float = 1.0  # logits move from the null label's (0) to the label's (1) and beyond; 1 costs nothing
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature={self.temperature}, expected 0 (greedy) or more; 1 samples as trained")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k={self.top_k}, expected at least 1; leave it out to draw from all codes")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}, expected a share above 0 and up to 1; 1 draws from all codes")
+        if not 0 <= self.guidance < math.inf:
+            raise UserError(f"guidance={self.guidance}, expected 0 or more; 1 means no guidance")
+
+
+def sample_codes(
+    prior: Prior, indices: Sequence[int], condition: Condition, seed: int, sampling: SamplingConfig
+) -> Codes:
+    """Codes of samples `indices` of `seed`, each grid `b h w` on the prior's device; `condition` holds their labels.
+
+    A sample depends on its index, its label, the seed and the settings, not on the batch that it is drawn in.
+    Raises UserError for labels that the prior does not have, for guidance it cannot give, and for a prior whose
+    weights are not finite.
+    """
+    device = next(prior.parameters()).device
+    batch = len(indices)
+    condition.check(batch, prior.num_classes)
+    condition.check_range(prior.num_classes)
+    stepper: Stepper
+    if sampling.guidance == 1:
+        stepper = prior.stepper(batch, condition)
+    else:
+        if prior.num_classes and not prior.knows_null_label:
+            raise UserError(
+                f"guidance={sampling.guidance}, expected 1: this prior was trained with label_dropout=0 and never saw "
+                "the null label; train it with label_dropout=0.1"
+            )
+        doubled = condition.doubled_for_guidance(prior.num_classes)
+        stepper = GuidedStepper(prior.stepper(2 * batch, doubled), sampling.guidance)
+    exact = precise(device)
+    # Rounded to float32 a number could become 1, beyond the last code.
+    uniforms = noise(seed, indices, prior.code_spec.codes_per_image).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2)
+    uniforms = uniforms.to(device)
+
+    def choose(position: int, logits: Tensor) -> Tensor:
+        if position == 0 and not bool(logits.isfinite().all()):
+            raise UserError("the prior's logits are not finite: its weights are damaged; take an earlier checkpoint")
+        if sampling.temperature == 0:
+            return logits.argmax(dim=-1)
+        return inverse_cdf(probabilities(logits, sampling), uniforms[:, position])
+
+    codes = walk(stepper, prior.code_spec.codes_per_image, choose)
+    grids = prior.code_spec.grids
+    return tuple(
+        rearrange(part, "b (h w) -> b h w", h=grid.height)
+        for part, grid in zip(codes.split([grid.size for grid in grids], dim=1), grids, strict=True)
+    )
+
+
+def noise(seed: int, indices: Sequence[int], positions: int) -> Tensor:
+    """Uniform numbers in [0, 1), `b n` float64: row j is a function of the seed and `indices[j]` alone, through the
+    counter-based generator Philox (Salmon et al. 2011), whose stream NumPy keeps the same from version to version.
+    Raises UserError for a seed or an index that is not in [0, 2**64)."""
+    for name, number in [("seed", seed), *(("sample index", index) for index in indices)]:
+        if not 0 <= number < 2**64:
+            raise UserError(f"{name}={number}, expected 0 to {2**64 - 1}")
+    rows = [np.random.Generator(np.random.Philox(key=[seed, index])).random(positions) for index in indices]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, positions, dtype=torch.float64)
+
+
+def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    """The distribution `b k` that `sampling` draws from: temperature, then top-k, then top-p. Float64 where the device
+    has it. Codes as probable as the last one admitted are admitted too, so that the choice between equals does not
+    depend on how a sort breaks the tie. Temperature 0 is one-hot."""
+    logits = logits.to(precise(logits.device))
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    if sampling.temperature != 1:
+        # The largest first becomes 0: a tiny temperature must not turn it into an infinity.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+    candidates = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    if candidates < logits.shape[-1]:
+        last = logits.topk(candidates, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < last, -math.inf)
+    shares = logits.softmax(dim=-1)
+    if sampling.top_p == 1:
+        return shares
+    descending = shares.topk(candidates, dim=-1).values
+    before = descending.cumsum(dim=-1) - descending  # probability of all codes more probable than this one
+    last = descending.masked_fill(before >= sampling.top_p, math.inf).amin(dim=-1, keepdim=True)
+    shares = shares.masked_fill(shares < last, 0.0)
+    return shares / shares.sum(dim=-1, keepdim=True)
+
+
+def inverse_cdf(shares: Tensor, uniforms: Tensor) -> Tensor:
+    """Codes, int64 `b`: those in whose slices of [0, 1) the uniform numbers `b` fall, when the codes' shares `b k` are
+    laid side by side in the order of the codebook. Rounding errors of the logits move the borders of the slices by
+    about as much, so a choice changes only where a number falls that close to a border."""
+    cumulative = shares.cumsum(dim=-1)
+    # Times the last entry, which rounding leaves next to 1: so no number can fall beyond the last code.
+    targets = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """Float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,90 @@
+"""The gated PixelCNN's own properties; those that all priors share are in test_conformance.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from stage2_prior.priors.pixelcnn import Layer, PixelCNN, PixelCNNConfig, gate
+from stage2_prior.sampling import inverse_cdf, noise
+from stage2_prior.stepping import walk
+from tests.stage2_prior.tiny import condition_for, labelled, random_codes, tiny_prior, tiny_spec
+from training.errors import UserError
+
+
+def test_gate_is_tanh_times_sigmoid():
+    x = torch.randn(3, 8, 2)
+    torch.testing.assert_close(gate(x, dim=1), x[:, :4].tanh() * torch.sigmoid(x[:, 4:]))
+
+
+def test_one_layer_sees_exactly_its_kernels():
+    """With positive weights every input that can reach an output has a gradient: a half disc without a blind spot."""
+    layer = Layer(width=2, kernel_size=5, num_classes=0, dropout=0.0, residual=False)
+    for parameter in layer.parameters():
+        torch.nn.init.constant_(parameter, 0.01)
+    vertical, horizontal = (torch.ones(1, 2, 7, 7, requires_grad=True) for _ in range(2))
+    _, out = layer(vertical, horizontal, torch.tensor([0]))
+    out[0, 0, 4, 3].backward()
+    above, left = (x.grad[0].abs().sum(0) > 0 for x in (vertical, horizontal))
+    expected_above, expected_left = (torch.zeros(7, 7, dtype=torch.bool) for _ in range(2))
+    expected_above[2:5, 1:6] = True
+    expected_left[4, 1:4] = True
+    assert torch.equal(above, expected_above)
+    assert torch.equal(left, expected_left)
+
+
+def test_there_is_no_blind_spot():
+    """The codes above to the right, which masked square kernels never see: all of them, up to the border."""
+    prior = PixelCNN(PixelCNNConfig(layers=4, width=4, first_kernel_size=3, kernel_size=3), tiny_spec(9, 9), 0)
+    embedded: list[Tensor] = []
+    prior.embedding.register_forward_hook(lambda module, inputs, output: embedded.append(output.retain_grad() or output))
+    codes = random_codes(1, prior)
+    prior.logits(codes, condition_for(1, prior))[0, 4 * 9 + 4].sum().backward()
+    assert embedded[0].grad is not None
+    seen = embedded[0].grad[0].abs().sum(-1) > 0  # h w
+    rows, columns = torch.arange(9)[:, None], torch.arange(9)
+    upward = 4 - rows  # four layers, each one row up and one column sideways
+    expected = (rows < 4) & ((columns - 4).abs() <= 4) & (upward <= 4)
+    expected |= (rows == 4) & (columns < 4)
+    assert torch.equal(seen, expected)
+
+
+def test_an_image_costs_the_arithmetic_of_one_pass():
+    prior = tiny_prior("pixelcnn", spec=tiny_spec(8, 8))
+    codes, condition = random_codes(2, prior), condition_for(2, prior)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        prior.logits(codes, condition)
+    with FlopCounterMode(display=False) as stepped:
+        walk(prior.stepper(2, condition), 64, lambda position, logits: codes[0].flatten(1)[:, position])
+    assert stepped.get_total_flops() == whole.get_total_flops()
+
+
+def test_sampling_equals_the_naive_loop_code_for_code():
+    prior = tiny_prior("pixelcnn", spec=tiny_spec(6, 7))
+    condition, uniforms = labelled(5, prior), noise(0, range(5), 42)
+
+    def choose(position: int, logits: Tensor) -> Tensor:
+        return inverse_cdf(logits.double().softmax(-1), uniforms[:, position])
+
+    naive = torch.zeros(5, 42, dtype=torch.int64)
+    with torch.no_grad():
+        for position in range(42):
+            naive[:, position] = choose(position, prior.logits((naive.view(5, 6, 7),), condition)[:, position])
+    assert torch.equal(walk(prior.stepper(5, condition), 42, choose), naive)
+    assert len(naive.unique()) > 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"kernel_size": 4}, "kernel_size=4, expected an odd number of at least 3"),
+        ({"first_kernel_size": 1}, "first_kernel_size=1, expected an odd number of at least 3"),
+        ({"width": 0}, "width=0, expected at least 1"),
+        ({"dropout": -0.5}, "dropout=-0.5, expected a share from 0 to below 1"),
+    ],
+)
+def test_impossible_configs_are_refused(setting, message):
+    with pytest.raises(UserError, match=message):
+        PixelCNNConfig(**setting)

@@ -1,0 +1,148 @@
+"""The transformer's own properties; those that all priors share are in test_conformance.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stage2_prior.condition import Condition
+from stage2_prior.priors.transformer import (
+    Attention,
+    RMSNorm,
+    Transformer,
+    TransformerConfig,
+    place_angles,
+    turn,
+)
+from stage2_prior.stepping import walk
+from tests.stage2_prior.tiny import condition_for, random_codes, tiny_prior, tiny_spec
+from training.errors import UserError
+
+
+def test_turned_queries_and_keys_know_how_far_apart_they_are_and_nothing_else():
+    angles = place_angles(6, 7, head_width=16)[1:]  # n d/2, of the codes
+    q, k = torch.randn(2, 1, 1, 1, 16).expand(2, 1, 1, 42, 16)  # the same vector at every place
+    scores = (turn(q, angles) @ turn(k, angles).mT)[0, 0].view(6, 7, 6, 7)
+    torch.testing.assert_close(scores[1:, 1:, 1:, 1:], scores[:-1, :-1, :-1, :-1])
+    assert (scores[0, 0] - scores[0, 0, 0, 0]).abs().flatten()[1:].min() > 1e-3  # no two offsets look alike
+    torch.testing.assert_close(turn(q, angles).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_rows_and_columns_turn_different_pairs():
+    angles = place_angles(3, 4, head_width=8).view(-1, 4)
+    assert (angles[0] == 0).all()  # the class token is not turned
+    codes = angles[1:].view(3, 4, 4)
+    assert codes[2, :, :2].tolist() == [pytest.approx([2.0, 0.2])] * 4
+    assert codes[:, 3, 2:].tolist() == [pytest.approx([3.0, 0.3])] * 3
+
+
+def test_the_code_above_stands_one_row_up_for_every_query():
+    """Values that say where a key is: what a query sees of the code above it does not depend on the place."""
+    config = TransformerConfig(width=8, heads=1)
+    attention, angles = Attention(config), place_angles(4, 5, config.head_width)
+    q, k = torch.randn(8), torch.randn(8)
+    places = torch.arange(20)
+    query, key = (turn(x.expand(1, 1, 20, 8), a)[0, 0] for x, a in ((q, angles[1:]), (k, angles[:-1])))
+    above = torch.stack([query[p] @ key[p - 5 + 1] for p in places[5:]])  # code p - 5 is held by token p - 5 + 1
+    torch.testing.assert_close(above, above[:1].expand(15))
+    assert attention(torch.zeros(1, 20, 8), angles).shape == (1, 20, 8)
+
+
+def test_attention_equals_its_definition():
+    config = TransformerConfig(width=16, heads=2)
+    attention, angles, x = Attention(config), place_angles(2, 3, config.head_width), torch.randn(4, 6, 16)
+    q, k, v = (attention.qkv(x)[..., 16 * i : 16 * (i + 1)].unflatten(-1, (2, 8)).transpose(1, 2) for i in range(3))
+    scores = turn(q, angles[1:]) @ turn(k, angles[:-1]).mT / math.sqrt(8)
+    scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -math.inf)
+    expected = attention.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(x, angles), expected)
+
+
+def test_rms_norm_equals_its_definition_and_stays_finite_at_zero():
+    norm, x = RMSNorm(6), torch.randn(5, 6)
+    torch.nn.init.normal_(norm.gain)
+    torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-6) * norm.gain)
+    zero = torch.zeros(1, 6, requires_grad=True)
+    norm(zero).sum().backward()
+    assert norm(zero).isfinite().all()
+    assert zero.grad is not None
+    assert zero.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_stepper_agrees_at_the_size_of_the_benchmark(batch):
+    """8 layers of width 256 and 256 codes of 1,024: the largest difference of any logit is below 1e-4 (1e-5 measured,
+    logits of standard deviation 1)."""
+    torch.manual_seed(0)
+    prior = Transformer(TransformerConfig(), tiny_spec(16, 16, 1024), 10).eval()
+    with torch.no_grad():
+        prior.output.weight.mul_(3)
+    codes, condition = random_codes(batch, prior), condition_for(batch, prior)
+    with torch.no_grad():
+        expected = prior.logits(codes, condition)
+    stepper, sequence = prior.stepper(batch, condition), codes[0].flatten(1)
+    stepped = [stepper.next(sequence[:, i - 1] if i else None) for i in range(256)]
+    assert 0.5 < expected.std() < 2
+    torch.testing.assert_close(torch.stack(stepped, dim=1), expected, rtol=0, atol=1e-4)
+
+
+def test_an_image_costs_the_arithmetic_of_one_pass():
+    prior = tiny_prior("transformer", spec=tiny_spec(8, 8))
+    codes, condition = random_codes(2, prior), condition_for(2, prior)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        prior.logits(codes, condition)
+    with FlopCounterMode(display=False) as stepped:
+        walk(prior.stepper(2, condition), 64, lambda position, logits: codes[0].flatten(1)[:, position])
+    assert 0.5 * whole.get_total_flops() < stepped.get_total_flops() <= 1.01 * whole.get_total_flops()
+
+
+def test_a_stepper_keeps_the_weights_it_was_made_with():
+    prior = tiny_prior("transformer")
+    condition = Condition(torch.tensor([1]))
+    stepper, expected = prior.stepper(1, condition), prior.stepper(1, condition).next(None)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.zero_()
+    assert torch.equal(stepper.next(None), expected)
+
+
+def test_tied_weights_are_one_and_save_as_one(tmp_path):
+    prior = Transformer(TransformerConfig(layers=1, width=16, heads=2, tied=True), tiny_spec(), 0)
+    untied = Transformer(TransformerConfig(layers=1, width=16, heads=2), tiny_spec(), 0)
+    count = [sum(parameter.numel() for parameter in model.parameters()) for model in (prior, untied)]
+    assert count[1] - count[0] == 11 * 16
+    prior.save_pretrained(tmp_path / "prior")
+    loaded = Transformer.from_pretrained(tmp_path / "prior")
+    assert loaded.output.weight is loaded.embedding.weight
+    codes = random_codes(2, prior)
+    assert torch.equal(loaded.nll(codes, Condition()), prior.eval().nll(codes, Condition()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"width": 36, "heads": 4}, "width=36 with heads=4, expected a width that is a multiple of 16"),
+        ({"layers": 0}, "layers=0, expected at least 1"),
+        ({"residual_dropout": 1.0}, "residual_dropout=1.0, expected a share from 0 to below 1"),
+    ],
+)
+def test_impossible_configs_are_refused(setting, message):
+    with pytest.raises(UserError, match=message):
+        TransformerConfig(**setting)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-4), (True, 0.1)])
+def test_stepper_agrees_on_a_gpu(autocast, tolerance):
+    prior = tiny_prior("transformer").cuda()
+    codes = (random_codes(5, prior)[0].cuda(),)
+    condition = condition_for(5, prior).to(torch.device("cuda"))
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        expected = prior.logits(codes, condition).float()
+        stepper, sequence = prior.stepper(5, condition), codes[0].flatten(1)
+        stepped = [stepper.next(sequence[:, i - 1] if i else None) for i in range(15)]
+    assert (torch.stack(stepped, dim=1) - expected).abs().max() < tolerance * expected.std()

@@ -1,0 +1,195 @@
+"""Sampling: each setting against a slow reference, frequencies against probabilities, noise that belongs to a sample."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from stage2_prior.condition import Condition
+from stage2_prior.sampling import SamplingConfig, inverse_cdf, noise, probabilities, sample_codes
+from tests.stage2_prior.tiny import CLASSES, labelled, tiny_prior, tiny_spec
+from training.errors import UserError
+
+
+def some_logits(batch: int = 4, vocabulary: int = 20) -> Tensor:
+    return 3 * torch.randn(batch, vocabulary, generator=torch.Generator().manual_seed(0))
+
+
+def reference(logits: list[float], sampling: SamplingConfig) -> list[float]:
+    """The definition, one code at a time."""
+    weights = [math.exp(logit / sampling.temperature) for logit in logits]
+    order = sorted(range(len(logits)), key=lambda code: -weights[code])[: sampling.top_k]
+    mass = sum(weights[code] for code in order)
+    kept, before = [], 0.0
+    for code in order:
+        if before < sampling.top_p:
+            kept.append(code)
+        before += weights[code] / mass
+    total = sum(weights[code] for code in kept)
+    return [weights[code] / total if code in kept else 0.0 for code in range(len(logits))]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), list(itertools.product([1.0, 0.7, 1.6], [None, 1, 5, 20, 50], [1.0, 0.8, 0.3, 1e-6]))
+)
+def test_probabilities_equal_the_definition(temperature, top_k, top_p):
+    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    logits = some_logits()
+    shares = probabilities(logits, sampling)
+    expected = torch.tensor([reference(row, sampling) for row in logits.double().tolist()], dtype=torch.float64)
+    assert shares.dtype == torch.float64
+    torch.testing.assert_close(shares, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_temperature_zero_is_the_most_probable_code():
+    shares = probabilities(some_logits(), SamplingConfig(temperature=0, top_k=7, top_p=0.5))
+    assert torch.equal(shares.argmax(-1), some_logits().argmax(-1))
+    assert shares.sum() == len(shares) == shares.count_nonzero()
+
+
+def test_a_tiny_temperature_is_greedy_and_finite():
+    shares = probabilities(1e4 * some_logits(), SamplingConfig(temperature=1e-300))
+    assert torch.equal(shares, probabilities(some_logits(), SamplingConfig(temperature=0)))
+
+
+def test_equals_at_the_edge_of_top_k_and_top_p_are_all_admitted():
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    assert (probabilities(logits, SamplingConfig(top_k=2)) > 0).tolist() == [[True, True, True, True, False]]
+    assert (probabilities(logits, SamplingConfig(top_p=0.6)) > 0).tolist() == [[True, True, True, True, False]]
+
+
+def test_inverse_cdf_lays_the_shares_side_by_side():
+    shares = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]], dtype=torch.float64)
+    largest = 1 - 2.0**-53
+    uniforms = [0.0, 0.2499, 0.25, 0.7499, 0.75, largest]
+    codes = [inverse_cdf(shares, torch.tensor([u], dtype=torch.float64)).item() for u in uniforms]
+    assert codes == [1, 1, 3, 3, 4, 4]  # never a code of probability 0
+
+
+def test_inverse_cdf_never_passes_the_last_code_though_shares_do_not_add_up_to_one():
+    shares = torch.rand(1000, 37, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares /= shares.sum(-1, keepdim=True)
+    for dtype in (torch.float64, torch.float32):
+        largest = torch.full((1000,), 1 - torch.finfo(dtype).eps / 2, dtype=dtype)
+        assert (inverse_cdf(shares.to(dtype), largest) <= 36).all()
+
+
+def test_noise_is_a_function_of_seed_and_index():
+    whole = noise(7, range(10), 6)
+    assert whole.dtype == torch.float64
+    assert whole.shape == (10, 6)
+    assert torch.equal(noise(7, [3, 9, 4], 6), whole[[3, 9, 4]])
+    assert torch.equal(noise(7, range(10), 4), whole[:, :4])
+    assert not torch.equal(noise(8, range(10), 6), whole)
+    assert len(torch.cat([whole, noise(8, range(10), 6)]).unique()) == 120
+    assert noise(2**64 - 1, [2**64 - 1], 1).shape == (1, 1)
+
+
+def test_noise_never_changes_between_versions():
+    """Who notes seed and index finds the sample again, years later."""
+    assert noise(0, [0, 1], 2).tolist() == [
+        [0.011546754286331562, 0.24154919656271812],
+        [0.8133540609793564, 0.7513314251083365],
+    ]
+    assert noise(20170101, [123456], 1).tolist() == [[0.051775151142087084]]
+
+
+def test_noise_is_uniform():
+    counts = torch.histc(noise(1, range(1000), 50), bins=100, min=0, max=1)
+    chi_square = ((counts - 500) ** 2 / 500).sum()
+    assert 50 < chi_square < 160  # 99 degrees of freedom: mean 99, standard deviation 14
+
+
+@pytest.mark.parametrize(("seed", "index", "name"), [(-1, 0, "seed=-1"), (0, -2, "sample index=-2"), (2**64, 0, "seed")])
+def test_noise_refuses_what_is_no_seed(seed, index, name):
+    with pytest.raises(UserError, match=f"{name}.*, expected 0 to 18446744073709551615"):
+        noise(seed, [index], 1)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingConfig(), SamplingConfig(temperature=0.7, top_k=6), SamplingConfig(top_p=0.7)],
+    ids=["as trained", "temperature, top-k", "top-p"],
+)
+def test_sampled_codes_are_as_frequent_as_they_are_probable(sampling):
+    """First code of 4,000 samples of one class; chi-square with at most 10 degrees of freedom."""
+    prior, count = tiny_prior("transformer"), 4000
+    condition = Condition(torch.full((count,), 2))
+    first = sample_codes(prior, range(count), condition, 0, sampling)[0][:, 0, 0]
+    logits = prior.stepper(1, Condition(torch.tensor([2]))).next(None)
+    expected = count * probabilities(logits, sampling)[0]
+    counts = first.bincount(minlength=len(expected))
+    possible = expected > 0
+    assert (counts[~possible] == 0).all()
+    assert possible.sum() > 3
+    assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 30  # 1 in 1,000 chance of error
+
+
+def test_the_distribution_of_whole_grids_is_that_of_the_prior():
+    """2 x 1 codes of 3: nine grids, whose probabilities the teacher-forced pass gives."""
+    prior = tiny_prior("transformer", 0, tiny_spec(2, 1, 3))
+    grids = torch.tensor(list(itertools.product(range(3), repeat=2))).view(9, 2, 1)
+    with torch.no_grad():
+        expected = 4000 * (-prior.nll((grids,), Condition()).sum(1)).exp()
+    samples = sample_codes(prior, range(4000), Condition(), 3, SamplingConfig())[0]
+    counts = torch.stack([(samples == grid).flatten(1).all(1).sum() for grid in grids])
+    assert counts.sum() == 4000
+    torch.testing.assert_close(expected.sum(), torch.tensor(4000.0))
+    assert ((counts - expected) ** 2 / expected).sum() < 26  # 8 degrees of freedom
+
+
+def test_codes_have_the_shape_type_and_range_of_the_spec():
+    prior = tiny_prior("pixelcnn")
+    codes = sample_codes(prior, [5, 1], labelled(2, prior), 0, SamplingConfig())
+    prior.code_spec.check(codes)
+    assert codes[0].dtype == torch.int64
+    swapped = sample_codes(prior, [1, 5], Condition(torch.tensor([1, 0])), 0, SamplingConfig())
+    assert torch.equal(codes[0], swapped[0].flip(0))
+
+
+def test_labels_out_of_range_are_refused():
+    prior = tiny_prior("transformer")
+    with pytest.raises(UserError, match="got label 5, expected 0 to 3, or 4 for any class"):
+        sample_codes(prior, [0, 1], Condition(torch.tensor([0, CLASSES + 1])), 0, SamplingConfig())
+    with pytest.raises(UserError, match="got label -1, expected 0 to 3"):
+        sample_codes(prior, [0], Condition(torch.tensor([-1])), 0, SamplingConfig())
+
+
+def test_guidance_without_classes_is_refused():
+    prior = tiny_prior("transformer", num_classes=0)
+    with pytest.raises(UserError, match="got guidance for a prior without classes, expected guidance=1"):
+        sample_codes(prior, [0], Condition(), 0, SamplingConfig(guidance=2.0))
+
+
+def test_guidance_of_a_prior_that_never_saw_the_null_label_is_refused():
+    prior = tiny_prior("transformer", knows_null_label=False)
+    with pytest.raises(UserError, match=r"guidance=2.0, expected 1: .* train it with label_dropout=0.1"):
+        sample_codes(prior, [0], labelled(1, prior), 0, SamplingConfig(guidance=2.0))
+
+
+def test_a_prior_with_damaged_weights_is_refused():
+    prior = tiny_prior("transformer")
+    with torch.no_grad():
+        prior.output.weight.fill_(math.nan)
+    with pytest.raises(UserError, match="the prior's logits are not finite"):
+        sample_codes(prior, [0], labelled(1, prior), 0, SamplingConfig())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature=-0.1, expected 0 \(greedy\) or more"),
+        ({"temperature": math.nan}, "temperature=nan, expected 0"),
+        ({"top_k": 0}, "top_k=0, expected at least 1; leave it out"),
+        ({"top_p": 0.0}, "top_p=0.0, expected a share above 0"),
+        ({"top_p": 1.1}, "top_p=1.1, expected a share above 0 and up to 1"),
+        ({"guidance": -1.0}, "guidance=-1.0, expected 0 or more"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, message):
+    with pytest.raises(UserError, match=message):
+        SamplingConfig(**setting)
