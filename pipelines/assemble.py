@@ -1,0 +1,37 @@
+"""`zellige assemble`: an autoencoder and its prior become one model folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.two_stage import TwoStagePipeline
+from stage1_vq.autoencoders import AUTOENCODERS
+from stage2_prior.priors import PRIORS
+from stage2_prior.sampling import SamplingConfig
+from training.model_io import load_pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssembleConfig:
+    """One model folder from two runs, with the sampling settings that it will use by default."""
+
+    stage1: str  # run or model folder of the autoencoder, or a hub id
+    stage2: str  # run or model folder of the prior, or a hub id
+    out: str  # the model folder to write
+    temperature: float = 1.0  # divides the logits
+    top_k: int | None = None  # draw from the k most probable codes; left out: from all
+    top_p: float = 1.0  # draw from the fewest codes that hold this share of the probability; 1: from all
+    guidance: float = 1.0  # weight of the class against no class; 1: none
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance=self.guidance)
+
+
+def assemble(config: AssembleConfig) -> str:
+    """Writes the pipeline folder `config.out`; returns one line. Raises UserError if the two do not fit."""
+    pipeline = TwoStagePipeline(
+        load_pretrained(config.stage1, AUTOENCODERS), load_pretrained(config.stage2, PRIORS), config.sampling
+    )
+    folder = pipeline.save_pretrained(config.out)
+    return f"the model is in {folder}; next: zellige generate --model {folder} --num 64 --out DIR"

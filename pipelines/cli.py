@@ -1,0 +1,179 @@
+"""The program `zellige`: one subcommand per job. Nothing heavy is imported before a subcommand is chosen."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NamedTuple
+
+from training.errors import UserError
+
+if TYPE_CHECKING:
+    from training.loop import FitResult
+
+Job = Callable[[], str]
+"""Does what the command says; returns the one line that tells what was made and where."""
+
+
+def train_stage1(arguments: Sequence[str]) -> Job:
+    from pipelines.options import read_recipe
+    from stage1_vq.autoencoders import AUTOENCODER_CONFIGS
+    from stage1_vq.train import Stage1Config, train_stage1
+
+    config, run = read_recipe("train-stage1", Stage1Config, AUTOENCODER_CONFIGS, "stage1", arguments)
+    if not config.data.path:
+        raise UserError(
+            "data.path is empty: expected a folder of images, an .npz file or a name such as cifar10; give --data.path"
+        )
+    return lambda: training_summary(
+        train_stage1(config, run), f"zellige encode --model {run} --out CODES"
+    )
+
+
+def train_stage2(arguments: Sequence[str]) -> Job:
+    from pathlib import Path
+
+    from pipelines.options import read_recipe
+    from stage2_prior.priors import PRIOR_CONFIGS
+    from stage2_prior.train import Stage2Config, train_stage2
+
+    config, run = read_recipe("train-stage2", Stage2Config, PRIOR_CONFIGS, "stage2", arguments)
+    if not config.codes:
+        raise UserError("codes is empty: expected a folder that `zellige encode` wrote; give --codes")
+    codes = Path(config.codes)
+    return lambda: training_summary(
+        train_stage2(config, codes, run), f"zellige assemble --stage1 RUN --stage2 {run} --out MODEL"
+    )
+
+
+def encode(arguments: Sequence[str]) -> Job:
+    from pipelines.options import read_options
+    from stage1_vq.encode import EncodeConfig, encode
+
+    config = read_options("encode", EncodeConfig, arguments)
+    return lambda: encode(config)
+
+
+def assemble(arguments: Sequence[str]) -> Job:
+    from pipelines.assemble import AssembleConfig, assemble
+    from pipelines.options import read_options
+
+    config = read_options("assemble", AssembleConfig, arguments)
+    return lambda: assemble(config)
+
+
+def generate(arguments: Sequence[str]) -> Job:
+    from pipelines.generate import GenerateConfig, generate_files
+    from pipelines.options import read_options
+
+    config = read_options("generate", GenerateConfig, arguments)
+    return lambda: generate_files(config)
+
+
+def reconstruct(arguments: Sequence[str]) -> Job:
+    from pipelines.options import read_options
+    from pipelines.reconstruct import ReconstructConfig, reconstruct_files
+
+    config = read_options("reconstruct", ReconstructConfig, arguments)
+    return lambda: reconstruct_files(config)
+
+
+def quickstart(arguments: Sequence[str]) -> Job:
+    from pipelines.options import read_options
+    from pipelines.quickstart import QuickstartConfig, quickstart
+
+    config = read_options("quickstart", QuickstartConfig, arguments)
+    return lambda: quickstart(config)
+
+
+class Command(NamedTuple):
+    help: str
+    prepare: Callable[[Sequence[str]], Job]  # reads and checks the arguments
+
+
+COMMANDS = {
+    "quickstart": Command("train both stages on bundled MNIST digits and draw samples: minutes on a CPU", quickstart),
+    "train-stage1": Command("train an autoencoder: images to codes and back", train_stage1),
+    "encode": Command("turn images into code shards, with a trained autoencoder", encode),
+    "train-stage2": Command("train a prior on code shards", train_stage2),
+    "assemble": Command("put an autoencoder and its prior together into one model folder", assemble),
+    "generate": Command("write new images", generate),
+    "reconstruct": Command("show how images look after encoding and decoding, with their PSNR", reconstruct),
+}
+
+USAGE = "\n".join(
+    [
+        "usage: zellige COMMAND [options]      zellige COMMAND --help shows its options",
+        "",
+        *(f"  {name:<14}{command.help}" for name, command in COMMANDS.items()),
+        "",
+        "  --debug       show the traceback of an error",
+        "  --version     show the version",
+    ]
+)
+
+
+def training_summary(result: FitResult, next_command: str) -> str:
+    if not result.finished:
+        return f"stopped after {result.steps_done} steps; the same command continues"
+    best = "" if result.best_value is None else f", best validation {result.best_value:.4g} at step {result.best_step}"
+    return (
+        f"{result.steps_done} steps in {result.minutes:.1f} minutes{best}: "
+        f"the model is in {result.run / 'model'}; next: {next_command}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    # torchrun takes `--num` and `--run` for abbreviations of its own options unless a bare -- stands before ours.
+    given = [argument for i, argument in enumerate(given) if argument != "--debug" and (i, argument) != (0, "--")]
+    process = int(os.environ.get("RANK", "0"))  # set by torchrun and accelerate launch
+    prepared = False
+    try:
+        if not given or given[0] in ("-h", "--help"):
+            print(USAGE)
+            return 0 if given else 2
+        if given[0] == "--version":
+            print(f"zellige {version('zellige')}")
+            return 0
+        job = command_named(given[0]).prepare(given[1:])
+        prepared = True
+        summary = job()
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if debug or not (message := explain(error)):
+            raise
+        # All processes refuse the same arguments: one says so. What fails later may fail on one alone.
+        if process == 0:
+            print(f"zellige: {message}", file=sys.stderr)
+        elif prepared:
+            print(f"zellige, process {process}: {message}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
+    if process == 0:
+        print(summary)
+    return 0
+
+
+def command_named(name: str) -> Command:
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r}; {hint}")
+    return COMMANDS[name]
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for what the user can mend; None for anything else, which deserves its traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues where it stopped"
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            where = error.filename or "while writing"
+            return f"the disk is full ({where}); free some space and repeat the command"
+        return None
+    return str(error)

@@ -1,0 +1,170 @@
+"""`zellige generate`: as many image files as asked for, resumable, on any number of processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from pipelines.devices import open_device
+from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
+from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
+from pipelines.two_stage import TwoStagePipeline
+from stage1_vq.codes import Codes
+from stage2_prior.sampling import SamplingConfig
+from training.errors import UserError
+from training.files import atomic_file, remove_leftovers, write_json
+
+SAMPLES_NAME = "samples.jsonl"
+SHEET_NAME = "sheet.png"
+SHEET_COLUMNS = 10
+SHEET_IMAGES = 100  # on a sheet without class rows
+BATCH_SIZE = 64  # when nothing else is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """New images from an assembled model, one PNG file each."""
+
+    model: str  # pipeline folder that `zellige assemble` or `zellige quickstart` wrote, or a hub id
+    out: str  # folder for the images, sheet.png and samples.jsonl
+    num: int = 64  # images; a later run with a larger number adds those that are missing
+    label: int | str | None = None  # class, by number or name; left out: sample i shows class i mod number of classes
+    seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
+    batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
+    temperature: float | None = None  # divides the logits; left out, as the next three: the model's own setting
+    top_k: int | None = None  # draw from the k most probable codes
+    top_p: float | None = None  # draw from the fewest codes that hold this share of the probability
+    guidance: float | None = None  # weight of the class against no class; 1 is none
+    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise UserError(f"num={self.num}, expected at least 1 image")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
+
+    def sampling(self, default: SamplingConfig) -> SamplingConfig:
+        """The model's own settings, with those that were given in their place."""
+        given = {name: getattr(self, name) for name in asdict(default)}
+        return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+def generate_files(config: GenerateConfig) -> str:
+    """Writes the images that `config.out` lacks; returns one line that says what was made and where.
+
+    Sample i is the file `{i:06d}.png`. Samples are made in full batches, batch j from j * batch_size on, and
+    what lies beyond `num` is dropped: so a file depends on the model, the settings and i alone, not on `num`,
+    on interruptions or on the process that made it. Raises UserError for a folder begun with other settings.
+    """
+    state, device = open_device(config.device)
+    pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
+    out, num = Path(config.out), config.num
+    batch_size = config.batch_size or recorded_settings(out).get("batch_size") or min(BATCH_SIZE, num)
+    sampling = config.sampling(pipeline.sampling)
+    label = class_number(pipeline, config.label)
+    labels = pipeline.labels_of(range(num), label)
+    model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
+    settings = {**model, "label": label, **asdict(sampling)}
+    check_settings(out, settings)
+
+    batches = [range(start, start + batch_size) for start in range(0, num, batch_size)]
+    missing = [batch for batch in batches if not all(is_complete_png(out / name) for name in names(batch, num))]
+    if state.is_main_process:
+        remove_leftovers(out)
+        write_json(out / SETTINGS_NAME, settings)
+    state.wait_for_everyone()  # all have looked before one writes
+    mine = missing[state.process_index :: state.num_processes]
+    for batch in tqdm(mine, unit="batch", disable=not state.is_main_process):
+        codes = pipeline.sample(batch, pipeline.labels_of(batch, label), config.seed, sampling)
+        write_images(pipeline, codes, [out / name for name in names(batch, num)])
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_samples(out, settings, labels, num, pipeline.class_names)
+        turns = None if label is not None else labels
+        save_png(sheet(out, num, turns, pipeline.class_names), out / SHEET_NAME)
+    made = sum(len(names(batch, num)) for batch in missing)
+    return (
+        f"{num} images in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
+        f"settings in {out / SAMPLES_NAME}"
+    )
+
+
+def names(batch: range, num: int) -> list[str]:
+    """The files of a batch's samples below `num`."""
+    return [f"{i:06d}.png" for i in batch if i < num]
+
+
+def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]) -> None:
+    """Decodes the first samples of `codes`, as many as there are paths, each to its file.
+
+    A CPU adds up a convolution in an order that depends on the number of threads. So there each image is
+    decoded by one thread, several images at a time, and is the same on any number of cores and processes.
+    """
+    if pipeline.device.type != "cpu":
+        images = pipeline.decode(codes)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(save_png, map(to_pil, images), paths))
+        return
+
+    def write(i: int) -> None:
+        image = pipeline.decode(tuple(grid[i : i + 1] for grid in codes))[0]
+        save_png(to_pil(image), paths[i])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(write, range(len(paths))))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def class_number(pipeline: TwoStagePipeline, label: int | str | None) -> int | None:
+    """The class that `label` numbers or names. Raises UserError when there is no such class."""
+    if not isinstance(label, str):
+        return label
+    names = pipeline.class_names or ()
+    if label not in names:
+        known = f"its classes are {', '.join(names)}" if names else "its classes have numbers only"
+        raise UserError(f"this model has no class named {label!r}: {known}; choose one of them")
+    return names.index(label)
+
+
+def write_samples(
+    out: Path, settings: dict[str, Any], labels: list[int] | None, num: int, class_names: Sequence[str] | None
+) -> None:
+    """samples.jsonl: one line an image, with all it takes to make it again."""
+    with atomic_file(out / SAMPLES_NAME) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for i in range(num):
+            label = None if labels is None else labels[i]
+            name = class_names[label] if class_names and label is not None else None
+            sample = {
+                **settings,
+                "file": f"{i:06d}.png",
+                "index": i,
+                "label": label,
+                "class_name": name,
+            }
+            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+def sheet(out: Path, num: int, labels: list[int] | None, class_names: Sequence[str] | None) -> Image.Image:
+    """The first images on one page; a row for each class where the classes took turns."""
+
+    def picture(i: int) -> Image.Image:
+        with Image.open(out / f"{i:06d}.png") as image:
+            return image.copy()
+
+    if labels is None or num < 2 * len(set(labels)):
+        return contact_sheet(in_columns([picture(i) for i in range(min(num, SHEET_IMAGES))], SHEET_COLUMNS))
+    rows = class_rows(labels, SHEET_COLUMNS)
+    names = [class_names[labels[row[0]]] if class_names else str(labels[row[0]]) for row in rows]
+    return contact_sheet([[picture(i) for i in row] for row in rows], names)

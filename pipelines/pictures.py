@@ -1,0 +1,131 @@
+"""Pictures for people: tensors to PIL, sheets of many images, training curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from stage1_vq.images import to_uint8
+from training.errors import explain_disk_errors
+from training.files import atomic_file
+
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the empty last chunk with its checksum
+LEGIBLE = 56  # pixels: images with a shorter side are magnified on sheets
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One image, c H W float in [-1, 1], c = 1 or 3, as a PIL image of mode "L" or "RGB"."""
+    pixels = to_uint8(image).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG file so that no reader sees half of it. Raises UserError when the disk is full.
+
+    Unlike `atomic_file` it does not wait for the disk, which would cost more than the image: after a power
+    failure the last files may be damaged, which `is_complete_png` tells.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explain_disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(temporary, format="PNG")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def is_complete_png(path: Path) -> bool:
+    """Whether a file is there and ends as every whole PNG file does."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
+    except OSError:
+        return False
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], row_names: Sequence[str] | None = None) -> Image.Image:
+    """Rows of pictures on one page, each picture in the middle of a cell as large as the largest.
+
+    Small ones are magnified by a whole number, pixel by pixel, so that a person sees them. `row_names` stand
+    at the left of their rows.
+    """
+    width = max(picture.width for row in rows for picture in row)
+    height = max(picture.height for row in rows for picture in row)
+    zoom = max(1, math.ceil(LEGIBLE / min(width, height)))
+    gap, columns = 2 * zoom, max(len(row) for row in rows)
+    font = ImageFont.load_default(max(12, min(height * zoom // 4, 24)))
+    margin = gap if row_names is None else 2 * gap + math.ceil(max(font.getlength(name) for name in row_names))
+    cell_width, cell_height = width * zoom + gap, height * zoom + gap
+    sheet = Image.new("RGB", (margin + columns * cell_width, gap + len(rows) * cell_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for r, row in enumerate(rows):
+        top = gap + r * cell_height
+        for column, picture in enumerate(row):
+            shown = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+            left = margin + column * cell_width
+            sheet.paste(shown, (left + (width * zoom - shown.width) // 2, top + (height * zoom - shown.height) // 2))
+        if row_names is not None:
+            draw.text((gap, top + height * zoom // 2), row_names[r], fill="black", font=font, anchor="lm")
+    return sheet
+
+
+def in_columns(pictures: Sequence[Image.Image], columns: int) -> list[Sequence[Image.Image]]:
+    """Pictures as rows of up to `columns`, in reading order."""
+    return [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+
+
+def class_rows(labels: Sequence[int], columns: int, most_classes: int = 20) -> list[list[int]]:
+    """Positions in `labels` of up to `columns` samples of each class: one list a class, classes in order."""
+    rows: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        row = rows.setdefault(label, [])
+        if len(row) < columns:
+            row.append(position)
+    return [rows[label] for label in sorted(rows)[:most_classes]]
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures of one mode and height as one."""
+    both = Image.new(left.mode, (left.width + right.width, left.height))
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width, 0))
+    return both
+
+
+class Curve(NamedTuple):
+    title: str
+    metrics: Path  # metrics.jsonl of a run
+    name: str  # of the metric
+
+
+def draw_curves(curves: Sequence[Curve], path: Path) -> None:
+    """One panel a curve, training and validation in one, over the step."""
+    from matplotlib.figure import Figure  # heavy, and of no use to the commands that draw none
+
+    figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for panel, curve in zip(panels, curves, strict=True):
+        lines = [json.loads(line) for line in curve.metrics.read_text(encoding="utf-8").splitlines()]
+        for split, style in (("train", "-"), ("validation", "o-")):
+            points = [
+                (line["step"], line[curve.name])
+                for line in lines
+                if line["split"] == split and line.get(curve.name) is not None
+            ]
+            if points:
+                panel.plot(*zip(*points, strict=True), style, markersize=4, label=split)
+        panel.set(title=curve.title, xlabel="step")
+        panel.grid(alpha=0.3)
+        if panel.lines:
+            panel.legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

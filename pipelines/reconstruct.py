@@ -1,0 +1,147 @@
+"""`zellige reconstruct`: images as their codes tell them, beside the originals, with their PSNR."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from einops import rearrange
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.devices import open_device
+from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
+from pipelines.settings import SETTINGS_NAME, check_settings
+from pipelines.two_stage import INDEX_NAME, reconstruct
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage1_vq.image_files import BadImageError, BadImages, flatten, list_images
+from stage1_vq.images import to_float
+from training.errors import UserError
+from training.files import remove_leftovers, write_json
+from training.model_io import load_pretrained
+
+PSNR_NAME = "psnr.json"
+SHEET_NAME = "sheet.png"
+BAD_FILES_NAME = "bad_files.txt"
+SHEET_COLUMNS = 4
+SHEET_IMAGES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """Encodes and decodes images of any size with the autoencoder of a model."""
+
+    model: str  # assembled model, or model or run folder of an autoencoder, or a hub id
+    images: str  # folder of images, or one image file
+    out: str  # folder for the PNG files, sheet.png and psnr.json
+    alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
+    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+
+
+def reconstruct_files(config: ReconstructConfig) -> str:
+    """Writes one PNG file an image, under the image's own name; returns one line: what was made and where.
+
+    PSNR is that of the 8-bit images, in decibels. What an earlier run wrote is kept. Raises UserError for a
+    folder without images, for one begun with other settings, and when over 1% of the images cannot be read.
+    """
+    state, device = open_device(config.device)
+    autoencoder = load_autoencoder(config.model).to(device)
+    source, out = Path(config.images), Path(config.out)
+    root = source if source.is_dir() else source.parent
+    targets = target_names(image_names(source))
+    settings = {"model": autoencoder.fingerprint(), "images": str(source.resolve()), "alone": config.alone}
+    check_settings(out, settings)
+    state.wait_for_everyone()  # all have looked before one writes
+    if state.is_main_process:
+        remove_leftovers(out)
+        write_json(out / SETTINGS_NAME, settings)
+    bad_images = BadImages(len(targets), out / BAD_FILES_NAME)
+    psnr: dict[str, float | None] = {}
+    mine = list(targets.items())[state.process_index :: state.num_processes]
+    for name, target in tqdm(mine, unit="image", disable=not state.is_main_process):
+        try:
+            original = open_upright(root / name, autoencoder.channels)
+        except BadImageError as error:
+            bad_images.add(str(root / name), str(error))
+            continue
+        if not is_complete_png(out / target):
+            reconstruction = to_pil(reconstruct(autoencoder, to_images(original))[0])
+            save_png(reconstruction if config.alone else side_by_side(original, reconstruction), out / target)
+        with Image.open(out / target) as written:
+            reconstruction = written if config.alone else written.crop((original.width, 0, *written.size))
+            psnr[target] = decibels(np.asarray(original), np.asarray(reconstruction))
+    psnr = dict(sorted(item for part in gather_object([psnr]) for item in part.items()))
+    mean = mean_of([value for value in psnr.values() if value is not None])
+    if state.is_main_process:
+        write_json(out / PSNR_NAME, {**settings, "mean_psnr": mean, "psnr": psnr})
+        first = [Image.open(out / name) for name in list(psnr)[:SHEET_IMAGES]]
+        save_png(contact_sheet(in_columns(first, SHEET_COLUMNS)), out / SHEET_NAME)
+    unread = len(targets) - len(psnr)
+    return (
+        f"{len(psnr)} images in {out}, mean PSNR {mean:.2f} dB; the first are on {out / SHEET_NAME}, "
+        f"each image's PSNR in {out / PSNR_NAME}"
+        + (f"; {unread} could not be read, see {out / BAD_FILES_NAME}" if unread else "")
+    )
+
+
+def load_autoencoder(folder_or_hub_id: str | Path) -> Autoencoder:
+    """The autoencoder of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
+    folder = Path(folder_or_hub_id)
+    for pipeline in (folder, folder / "model"):
+        if (pipeline / INDEX_NAME).is_file():
+            return load_pretrained(pipeline / "stage1", AUTOENCODERS)
+    return load_pretrained(folder_or_hub_id, AUTOENCODERS)
+
+
+def image_names(source: Path) -> list[str]:
+    """Image files below a folder, relative to it, or the one file that `source` is. Raises UserError."""
+    if source.is_file():
+        return [source.name]
+    if not source.is_dir():
+        raise UserError(f"there is no folder or file {source}; name a folder of images or an image file")
+    names = [os.fsdecode(name) for name in list_images(source)]
+    if not names:
+        raise UserError(f"{source} holds no images; name a folder with image files in it, or in its subfolders")
+    return names
+
+
+def target_names(names: Sequence[str]) -> dict[str, str]:
+    """The PNG file for each image: a.jpg becomes a.png, or a.jpg.png where several would become a.png."""
+    short = {name: str(Path(name).with_suffix(".png")) for name in names}
+    shared = Counter(short.values())
+    return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
+
+
+def open_upright(path: Path, channels: int) -> Image.Image:
+    """An image file at its own size, upright, as "L" (channels=1) or "RGB". Raises BadImageError."""
+    try:
+        with Image.open(path) as image:
+            return flatten(ImageOps.exif_transpose(image), channels)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
+        raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def to_images(picture: Image.Image) -> Tensor:
+    """An "L" or "RGB" picture as 1 c H W, float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture))
+    return to_float(rearrange(pixels, "h w -> 1 1 h w" if pixels.ndim == 2 else "h w c -> 1 c h w"))
+
+
+def decibels(original: np.ndarray, reconstruction: np.ndarray) -> float | None:
+    """Peak signal-to-noise ratio of 8-bit images; None where they are equal."""
+    error = np.mean((original.astype(np.float64) - reconstruction.astype(np.float64)) ** 2)
+    return None if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

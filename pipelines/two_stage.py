@@ -1,0 +1,233 @@
+"""Both stages as one generator: the prior chooses the tiles, the autoencoder lays them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage1_vq.codes import Codes
+from stage2_prior.condition import Condition
+from stage2_prior.priors import PRIORS, Prior
+from stage2_prior.sampling import SamplingConfig, sample_codes
+from training.errors import UserError
+from training.files import atomic_folder, read_json
+from training.model_io import load_pretrained, model_folder
+
+INDEX_NAME = "model_index.json"
+KIND = "two_stage"
+
+
+class Generated(NamedTuple):
+    images: Tensor  # b c H W, float32 in [-1, 1]
+    codes: Codes  # one b h w per grid, int64
+    labels: Tensor | None  # b, int64; None for a prior without classes
+
+
+class TwoStagePipeline:
+    """An autoencoder and a prior over its codes, with the sampling settings that suit them.
+
+    >>> pipeline = TwoStagePipeline.from_pretrained("runs/quickstart/model")
+    >>> images = pipeline.generate(labels=[3, 1, 4]).images  # 3 1 28 28, in [-1, 1]
+    """
+
+    def __init__(self, autoencoder: Autoencoder, prior: Prior, sampling: SamplingConfig | None = None) -> None:
+        """Raises UserError unless the prior models the codes of exactly this autoencoder."""
+        check_fit(autoencoder, prior)
+        self.autoencoder = autoencoder.eval()
+        self.prior = prior.eval()
+        self.sampling = sampling or SamplingConfig()
+
+    @property
+    def num_classes(self) -> int:
+        """0 for a prior without classes."""
+        return self.prior.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.prior.class_names
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.prior.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        self.autoencoder.to(device)
+        self.prior.to(device)
+        return self
+
+    def generate(
+        self,
+        num: int | None = None,
+        *,
+        labels: int | Sequence[int] | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        sampling: SamplingConfig | None = None,
+    ) -> Generated:
+        """New images: samples first_index, first_index + 1, ... of `seed`.
+
+        Sample i of seed s has the same codes whatever the batch size; its pixels agree to rounding. `labels`
+        is one class for all `num` images, or one for each (then `num` may be left out); without it the
+        classes of a class-conditional prior take turns: sample i shows class i mod num_classes. `sampling`
+        replaces the pipeline's own settings. Raises UserError for labels that the prior does not have.
+        """
+        if num is None:
+            if labels is None or isinstance(labels, int):
+                raise UserError("nothing says how many images to generate; give `num`, or one label for each image")
+            num = len(labels)
+        if num < 1 or batch_size < 1:
+            raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
+        indices = range(first_index, first_index + num)
+        chosen = self.labels_of(indices, labels)
+        parts = [
+            self.sample(indices[i : i + batch_size], chosen and chosen[i : i + batch_size], seed, sampling)
+            for i in range(0, num, batch_size)
+        ]
+        return Generated(
+            images=torch.cat([self.decode(codes) for codes in parts]),
+            codes=tuple(torch.cat(grids) for grids in zip(*parts, strict=True)),
+            labels=None if chosen is None else torch.tensor(chosen),
+        )
+
+    def sample(
+        self,
+        indices: Sequence[int],
+        labels: Sequence[int] | None,
+        seed: int,
+        sampling: SamplingConfig | None = None,
+    ) -> Codes:
+        """Codes of samples `indices` of `seed`, as one batch: one b h w per grid; labels: b, None without classes."""
+        condition = Condition(None if labels is None else torch.tensor(labels, device=self.device))
+        return sample_codes(self.prior, indices, condition, seed, sampling or self.sampling)
+
+    def labels_of(self, indices: Sequence[int], labels: int | Sequence[int] | None = None) -> list[int] | None:
+        """The class of each sample, as `generate` understands `labels`; None for a prior without classes."""
+        if self.num_classes == 0:
+            if labels is not None:
+                raise UserError("this model has no classes, so a label cannot be chosen; leave the label out")
+            return None
+        if labels is None:
+            return [index % self.num_classes for index in indices]
+        chosen = [labels] * len(indices) if isinstance(labels, int) else [int(label) for label in labels]
+        if len(chosen) != len(indices):
+            raise UserError(f"got {len(chosen)} labels for {len(indices)} images, expected one label for each image")
+        for label in chosen:
+            if not 0 <= label < self.num_classes:
+                raise UserError(
+                    f"label {label} is out of range: this model knows the {self.num_classes} classes "
+                    f"0 to {self.num_classes - 1}; choose one of them"
+                )
+        return chosen
+
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images of any size: b c H W in [-1, 1] -> one b h w per grid, on the pipeline's device.
+
+        Sides off the stride are padded at the right and bottom by repeating the border: crop what is decoded.
+        """
+        return encode_any_size(self.autoencoder, images)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, size: tuple[int, int] | None = None) -> Tensor:
+        """Images of codes: one b h w per grid -> b c H W, float32 in [-1, 1]; size: (H, W) to crop to."""
+        images = self.autoencoder.decode(tuple(grid.to(self.device) for grid in codes)).float()
+        return images if size is None else images[..., : size[0], : size[1]]
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape."""
+        return reconstruct(self.autoencoder, images)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of both models: equal where the same settings give the same samples."""
+        both = f"{self.autoencoder.fingerprint()} {self.prior.fingerprint()}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the pipeline folder (model_index.json, stage1/, stage2/) atomically and returns its path."""
+        folder = Path(folder)
+        index = {
+            "kind": KIND,
+            "zellige_version": version("zellige"),
+            "fingerprint": self.fingerprint(),
+            "sampling": asdict(self.sampling),
+        }
+        with atomic_folder(folder) as temporary:
+            self.autoencoder.save_pretrained(temporary / "stage1")
+            self.prior.save_pretrained(temporary / "stage2")
+            (temporary / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
+        """The pipeline of a local folder or a Hugging Face hub id, on the CPU. Raises UserError."""
+        folder = pipeline_folder(folder_or_hub_id)
+        index = read_json(folder / INDEX_NAME)
+        if index.get("kind") != KIND:
+            raise UserError(f"{folder / INDEX_NAME} describes a {index.get('kind')!r} pipeline, expected {KIND!r}")
+        sampling = read_sampling(folder, index)
+        return cls(
+            load_pretrained(folder / "stage1", AUTOENCODERS),
+            load_pretrained(folder / "stage2", PRIORS),
+            sampling,
+        )
+
+
+def check_fit(autoencoder: Autoencoder, prior: Prior) -> None:
+    """Raises UserError unless `prior` was trained on codes of exactly this autoencoder."""
+    ours, theirs = autoencoder.code_spec(), prior.code_spec
+    if ours != theirs:
+        raise UserError(
+            f"the two stages do not fit: the autoencoder makes {ours.describe()}, the prior was trained on "
+            f"{theirs.describe()}; name the stage-one run whose codes the prior was trained on"
+        )
+    recorded, actual = prior.stage1_fingerprint, autoencoder.fingerprint()
+    if recorded is not None and recorded != actual:
+        raise UserError(
+            f"the two stages do not fit: the prior was trained on codes of autoencoder {recorded[:12]}, "
+            f"this one is {actual[:12]} (same shape, other weights); name the stage-one run whose "
+            "codes the prior was trained on, or encode and train stage two again"
+        )
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32."""
+    height, width = images.shape[-2:]
+    return autoencoder.decode(encode_any_size(autoencoder, images)).float()[..., :height, :width]
+
+
+@torch.no_grad()
+def encode_any_size(autoencoder: Autoencoder, images: Tensor) -> Codes:
+    """Codes of b c H W in [-1, 1], its last column and row repeated up to a multiple of the stride."""
+    height, width = images.shape[-2:]
+    device = next(autoencoder.parameters()).device
+    padding = (0, -width % autoencoder.stride, 0, -height % autoencoder.stride)
+    return autoencoder.encode(F.pad(images.to(device), padding, mode="replicate"))
+
+
+def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:
+    try:
+        return SamplingConfig(**index.get("sampling", {}))
+    except TypeError as error:
+        raise UserError(
+            f"{folder / INDEX_NAME} has sampling settings that this version does not know: {error}"
+        ) from error
+
+
+def pipeline_folder(folder_or_hub_id: str | Path) -> Path:
+    """Local folder for a path (a quickstart run stands for its `model/`) or a hub id. Raises UserError."""
+    return model_folder(
+        folder_or_hub_id,
+        INDEX_NAME,
+        "put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that",
+    )

@@ -1,0 +1,254 @@
+"""The program: help, exit codes, one sentence for each mistake, and the whole way from images to images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import pipelines.cli
+from pipelines.cli import COMMANDS, main
+from training.errors import UserError
+
+STAGE1 = """
+model: {kind: vqvae, channels: 1, width: 16, residual_width: 8, quantizer: {codebook_size: 16, dim: 4}}
+data: {image_size: 16, channels: 1, validation_count: 6}
+train: {steps: 6, batch_size: 8, log_every: 2, validate_every: 3, preview_every: 6, save_every: 3, workers: 0}
+"""
+STAGE2 = """
+model: {kind: transformer, layers: 1, width: 16, heads: 2}
+train: {steps: 6, batch_size: 8, log_every: 2, validate_every: 3, preview_every: 0, save_every: 3, workers: 0}
+"""
+
+
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with stage1.yaml and stage2.yaml."""
+    monkeypatch.chdir(tmp_path)
+    Path("stage1.yaml").write_text(STAGE1)
+    Path("stage2.yaml").write_text(STAGE2)
+    return tmp_path
+
+
+def zellige(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, last line of stdout, and stderr of one command."""
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out.strip().rpartition("\n")[2], captured.err
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    check = "import sys; from pipelines.cli import main; main(['--help']); print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout
+    for name, command in COMMANDS.items():
+        assert f"  {name:<14}{command.help}\n" in shown
+    modules = shown.splitlines()[-1].split()
+    assert "pipelines.cli" in modules
+    assert not {"torch", "numpy", "jsonargparse", "PIL"} & set(modules)
+
+
+def test_the_package_runs_as_a_module():
+    shown = subprocess.run([sys.executable, "-m", "pipelines", "--version"], check=True, capture_output=True, text=True)
+    assert shown.stdout == f"zellige {version('zellige')}\n"
+
+
+def test_a_bare_dashes_argument_in_front_as_torchrun_needs_it_changes_nothing(capsys):
+    assert main(["--", "--version"]) == 0
+    assert capsys.readouterr().out == f"zellige {version('zellige')}\n"
+
+
+def test_no_command_shows_the_usage(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: zellige COMMAND")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert f"usage: zellige {command}" in capsys.readouterr().out
+
+
+def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, capsys):
+    with pytest.raises(SystemExit):
+        main(["train-stage2", "--config", "cifar10_pixelcnn", "--help"])
+    shown = capsys.readouterr().out
+    for field in ("--model.layers", "--train.learning_rate", "--label_dropout", "--codes"):
+        assert field in shown
+    assert "--model.heads" not in shown  # a transformer's
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("generat", "there is no command 'generat'; did you mean generate?"),
+        ("xyz", "there is no command 'xyz'; the commands are quickstart, train-stage1, encode, train-stage2, "
+         "assemble, generate, reconstruct"),
+        ("train-stage1 --data.path x", "train-stage1 needs a recipe, got none; give a YAML file or one of "
+         "cifar10_vqvae, cifar10_vqvae_short, folder, imagenet128_vqvae, mnist_quickstart, mnist_vqvae"),
+        ("train-stage1 --config stage1.yaml", "data.path is empty: expected a folder of images, an .npz file or a "
+         "name such as cifar10; give --data.path"),
+        ("train-stage1 --config stage1.yaml --model.codebook_size 9",
+         "there is no field model.codebook_size; did you mean model.quantizer.codebook_size?"),
+        ("train-stage1 --config stage1.yaml --train.steps ten", "train.steps: expected int, got 'ten'"),
+        ("train-stage1 --config stage1.yaml --data.path nowhere --data.image_size 30",
+         "data.image_size=30x30 does not fit a model whose codes stand for 4x4 pixels: give multiples of 4"),
+        ("train-stage2 --config stage2.yaml", "codes is empty: expected a folder that `zellige encode` wrote; "
+         "give --codes"),
+        ("generate --out o", "missing: --model; see --help"),
+        ("generate --model nowhere --out o", "there is no folder nowhere; put both stages together by "
+         "`zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that, or a hub id such as owner/name"),
+        ("generate --model MODEL --out o --label 3", "label 3 is out of range: this model knows the 3 classes "
+         "0 to 2; choose one of them"),
+        ("generate --model MODEL --out o --temperature -1",
+         "temperature=-1.0, expected 0 (greedy) or more; 1 samples as trained"),
+        ("reconstruct --model MODEL --images nowhere --out o",
+         "there is no folder or file nowhere; name a folder of images or an image file"),
+        ("encode --model nowhere --out o", "there is no folder nowhere; name the folder that `zellige train-stage1` "
+         "or `zellige train-stage2` wrote, or a hub id such as owner/name"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_sentence_and_leave_nothing(recipes, model, capsys, line, message):
+    before = sorted(recipes.rglob("*"))
+    code, out, err = zellige(capsys, *line.replace("MODEL", str(model)).split())
+    assert (code, out, err) == (2, "", f"zellige: {message}\n")
+    assert sorted(recipes.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(recipes):
+    with pytest.raises(UserError, match="there is no command"):
+        main(["nonsense", "--debug"])
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def job() -> str:
+        raise error
+
+    command = COMMANDS["generate"]._replace(prepare=lambda arguments: job)
+    monkeypatch.setitem(pipelines.cli.COMMANDS, "generate", command)
+
+
+def test_ctrl_c_exits_with_130(monkeypatch, capsys):
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert zellige(capsys, "generate") == (
+        130, "", "zellige: interrupted; the same command continues where it stopped\n"
+    )  # fmt: skip
+
+
+def test_a_full_disk_is_told(monkeypatch, capsys):
+    fail_with(OSError(28, "No space left on device", "runs/x"), monkeypatch)
+    message = "zellige: the disk is full (runs/x); free some space and repeat the command\n"
+    assert zellige(capsys, "generate") == (2, "", message)
+
+
+def test_errors_of_ours_keep_their_traceback(monkeypatch):
+    fail_with(OSError(5, "Input/output error"), monkeypatch)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(["generate"])
+
+
+def test_of_several_processes_only_the_first_tells_a_mistake_in_the_arguments(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert zellige(capsys, "generat") == (2, "", "")
+
+
+def test_any_process_tells_what_failed_while_it_worked(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    fail_with(UserError("something is wrong"), monkeypatch)
+    assert zellige(capsys, "generate") == (2, "", "zellige, process 1: something is wrong\n")
+
+
+def test_from_images_to_new_images(recipes, digits, capsys):
+    """The README's commands, at the smallest size."""
+    train_stage1 = ["train-stage1", "--config", "stage1.yaml", "--data.path", str(digits)]
+    code, line, _ = zellige(capsys, *train_stage1)
+    assert code == 0
+    assert line.startswith("6 steps in ")
+    assert "the model is in runs/stage1/model; next: zellige encode --model runs/stage1" in line
+    assert Path("runs/stage1/model/config.json").exists()
+
+    code, line, _ = zellige(capsys, "encode", "--model", "runs/stage1", "--out", "codes", "--workers", "0")
+    assert code == 0
+    assert line.startswith("54 training and 6 held-out images as 4x4 codes of 16")
+
+    train_stage2 = ["train-stage2", "--config", "stage2.yaml", "--codes", "codes", "--run", "prior"]
+    code, line, _ = zellige(capsys, *train_stage2)
+    assert code == 0
+    assert "the model is in prior/model; next: zellige assemble" in line
+
+    code, line, _ = zellige(
+        capsys,
+        "assemble",
+        "--stage1",
+        "runs/stage1",
+        "--stage2",
+        "prior",
+        "--out",
+        "model",
+        "--guidance",
+        "1.5",
+    )
+    assert (code, line) == (
+        0,
+        "the model is in model; next: zellige generate --model model --num 64 --out DIR",
+    )
+
+    code, line, _ = zellige(capsys, "generate", "--model", "model", "--out", "new", "--num", "5")
+    assert code == 0
+    assert line.startswith("5 images in new, 5 of them new")
+    sample = json.loads(Path("new/samples.jsonl").read_text().splitlines()[4])
+    assert (sample["label"], sample["class_name"], sample["guidance"]) == (1, "1", 1.5)
+    with Image.open("new/000004.png") as image:
+        assert image.size == (16, 16)
+
+    code, line, _ = zellige(capsys, "reconstruct", "--model", "model", "--images", "new", "--out", "again")
+    assert code == 0
+    assert line.startswith("6 images in again, mean PSNR ")  # five and their sheet
+
+    for command in (train_stage1, train_stage2):  # what is finished is not done again
+        metrics = {path: path.read_bytes() for path in Path().glob("*/**/metrics.jsonl")}
+        assert zellige(capsys, *command)[0] == 0
+        assert {path: path.read_bytes() for path in metrics} == metrics
+
+
+def test_stages_of_different_runs_are_not_assembled(recipes, digits, capsys):
+    code = main(["train-stage1", "--config", "stage1.yaml", "--data.path", str(digits), "--run", "a"])
+    code += main(["encode", "--model", "a", "--out", "codes", "--workers", "0"])
+    code += main(["train-stage2", "--config", "stage2.yaml", "--codes", "codes", "--run", "prior"])
+    other = ["--data.path", str(digits), "--run", "b", "--train.seed", "1"]
+    code += main(["train-stage1", "--config", "stage1.yaml", *other])
+    assert code == 0
+    capsys.readouterr()
+    code, _, err = zellige(capsys, "assemble", "--stage1", "b", "--stage2", "prior", "--out", "model")
+    assert code == 2
+    assert err.startswith("zellige: the two stages do not fit: the prior was trained on codes of autoencoder ")
+    assert not Path("model").exists()
+
+
+@pytest.mark.slow
+def test_training_runs_under_torchrun_and_one_process_speaks(recipes, digits):
+    command = [
+        "-m",
+        "pipelines",
+        "--",
+        "train-stage1",
+        "--config",
+        "stage1.yaml",
+        "--data.path",
+        str(digits),
+        "--run",
+        "pair",
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, *command], check=True, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.count("6 steps in ") == 1

@@ -1,0 +1,169 @@
+"""Options and recipes: help comes from the config classes, and each mistake is named with its field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pipelines import options
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Inner settings."""
+
+    size: int = 4  # how large; 100% is 8
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size={self.size}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundModel:
+    """A round model."""
+
+    kind: Literal["round"] = "round"
+    radius: int = 1  # in pixels
+    inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareModel:
+    """A square model."""
+
+    kind: Literal["square"] = "square"
+    side: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run."""
+
+    model: RoundModel | SquareModel
+    inner: Inner = field(default_factory=Inner)
+    size: int | tuple[int, int] = 8
+    name: str | None = None  # what it is called
+
+
+KINDS = {"round": RoundModel, "square": SquareModel}
+
+
+def read(tmp_path: Path, recipe: str, *arguments: str) -> tuple[RunConfig, Path]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    return options.read_recipe("train", RunConfig, KINDS, "stage1", ["--config", str(path), *arguments])
+
+
+def test_a_recipe_its_overrides_and_its_run_folder(tmp_path: Path):
+    recipe = "model: {kind: round, radius: 3, inner: {ratio: 1.0e-3}}\nsize: [4, 6]\n"
+    config, run = read(tmp_path, recipe, "--model.inner.size", "9", "--name=it")
+    assert config == RunConfig(model=RoundModel(radius=3, inner=Inner(size=9, ratio=1e-3)), size=(4, 6), name="it")
+    assert run == Path("runs/recipe")
+    assert read(tmp_path, recipe, "--run", "elsewhere")[1] == Path("elsewhere")
+
+
+def test_the_kind_selects_the_class_of_the_model(tmp_path: Path):
+    assert read(tmp_path, "model: {kind: square, side: 5}\n")[0].model == SquareModel(side=5)
+    assert read(tmp_path, "inner: {size: 2}\n", "--model.kind", "square")[0].model == SquareModel()
+    assert read(tmp_path, "inner: {size: 2}\n")[0].model == RoundModel()  # the first of the table
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("model: {kind: oval}", [], "model.kind: expected one of round, square, got 'oval'"),
+        (
+            "model: {kind: square, radius: 1}",
+            [],
+            "RECIPE: there is no field model.radius; see --help for all fields",
+        ),
+        ("model: {radiu: 1}", [], "RECIPE: there is no field model.radiu; did you mean model.radius?"),
+        ("modl: {radius: 1}", [], "RECIPE: there is no field modl; did you mean model?"),
+        (
+            "model: {inner: {radius: 1}}",
+            [],
+            "RECIPE: there is no field model.inner.radius; did you mean model.radius?",
+        ),
+        (
+            "model: {inner: {rato: 1}}",
+            [],
+            "RECIPE: there is no field model.inner.rato; did you mean model.inner.ratio?",
+        ),
+        ("model: 5", [], "RECIPE: model: expected fields below it, got 5"),
+        ("inner: {size: many}", [], "inner.size: expected int, got 'many'"),
+        ("inner: {size: 1.5}", [], "inner.size: expected int, got '1.5'"),
+        ("size: [1, 2, 3]", [], "size: expected int | tuple[int, int], got '[1, 2, 3]'"),
+        ("size: 1", ["--inner.size", "x"], "inner.size: expected int, got 'x'"),
+        ("size: 1", ["--inner.siz", "3"], "there is no field inner.siz; did you mean inner.size?"),
+        ("size: 1", ["--inner.size"], "argument --inner.size: expected one argument"),
+        ("size: 1", ["stray"], "there is no field stray; see --help for all fields"),
+        ("inner: {size: 0}", [], "size=0, expected at least 1"),
+        ("just text", [], "RECIPE is not a recipe: expected fields such as `model:` and `train:`"),
+        ("size: 1", ["--config", "other"], "train takes one --config, got 2: RECIPE, other"),
+        ("size: 1", ["--config"], "argument --config: expected one argument; see --help"),
+    ],
+)
+def test_mistakes_are_one_sentence_with_the_fields_path(tmp_path: Path, recipe, arguments, message):
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, recipe, *arguments)
+    assert str(refused.value) == message.replace("RECIPE", str(tmp_path / "recipe.yaml"))
+
+
+def test_broken_yaml_is_named_with_its_line(tmp_path: Path):
+    with pytest.raises(UserError, match=r"recipe.yaml is not valid YAML: .*line 2"):
+        read(tmp_path, "model: {kind: round\nsize: 1\n")
+
+
+def test_a_missing_recipe_names_those_there_are():
+    with pytest.raises(UserError, match=r"there is no recipe nope; give a YAML file or one of .*cifar10_vqvae, "):
+        options.find_recipe("nope", "stage1")
+
+
+def test_the_bare_name_of_a_packaged_recipe_is_enough():
+    assert options.find_recipe("cifar10_vqvae", "stage1").is_file()
+
+
+def test_no_recipe_at_all_names_those_there_are():
+    with pytest.raises(UserError, match=r"train needs a recipe, got none; give a YAML file or one of .*folder"):
+        options.read_recipe("train", RunConfig, KINDS, "stage1", ["--inner.size", "3"])
+
+
+def test_help_shows_the_comments_of_the_config_classes(capsys):
+    with pytest.raises(SystemExit) as left:
+        options.read_recipe("train", RunConfig, KINDS, "stage1", ["--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "--model.radius RADIUS in pixels",
+        "how large; 100% is 8",
+        "--name NAME what it is called",
+        "--run RUN",
+    ):
+        assert part in text
+    assert "--model.inner CONFIG" not in text
+    assert "fields of `model` are those of kind round; give --model.kind for those of square" in text
+
+
+def test_plain_options_need_no_recipe():
+    assert options.read_options("work", Inner, ["--size", "7"]) == Inner(size=7)
+    with pytest.raises(UserError, match=r"there is no field sice; did you mean size\?"):
+        options.read_options("work", Inner, ["--sice", "7"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demanding:
+    """Needs things."""
+
+    model: str
+    out: str
+
+
+def test_what_is_missing_is_listed():
+    with pytest.raises(UserError, match="missing: --model, --out; see --help"):
+        options.read_options("work", Demanding, [])

@@ -1,0 +1,174 @@
+"""The pipeline: what it generates depends on seed and index alone, and it refuses stages that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import TwoStagePipeline
+from stage2_prior.priors import Transformer
+from stage2_prior.sampling import SamplingConfig
+from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
+from training.errors import UserError
+
+
+def test_a_sample_has_the_same_codes_at_any_batch_size_and_start():
+    pipeline = make_pipeline()
+    whole = pipeline.generate(13, seed=5, batch_size=13)
+    for batch_size in (1, 4):
+        parts = pipeline.generate(13, seed=5, batch_size=batch_size)
+        assert torch.equal(parts.codes[0], whole.codes[0])
+        assert (parts.images - whole.images).abs().max() < 1 / 255
+    later = pipeline.generate(6, seed=5, first_index=7)
+    assert torch.equal(later.codes[0], whole.codes[0][7:])
+    assert not torch.equal(pipeline.generate(13, seed=6).codes[0], whole.codes[0])
+
+
+def test_classes_take_turns_unless_labels_are_given():
+    pipeline = make_pipeline(num_classes=3)
+    assert pipeline.generate(5, first_index=1).labels.tolist() == [1, 2, 0, 1, 2]
+    assert pipeline.generate(4, labels=2).labels.tolist() == [2, 2, 2, 2]
+    assert pipeline.generate(labels=[2, 0]).labels.tolist() == [2, 0]
+
+
+def test_a_prior_without_classes_generates_without_labels():
+    made = make_pipeline(num_classes=0).generate(2)
+    assert made.labels is None
+    assert made.images.shape == (2, 1, 16, 16)
+
+
+def test_the_pipelines_own_sampling_settings_hold_unless_others_are_given():
+    pipeline = make_pipeline()
+    greedy = SamplingConfig(temperature=0)
+    pipeline.sampling = greedy
+    repeated = pipeline.generate(labels=[1, 1]).codes[0]
+    assert torch.equal(repeated[0], repeated[1])  # the most probable codes: seed and index change nothing
+    drawn = pipeline.generate(labels=[1, 1], sampling=SamplingConfig()).codes[0]
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "nothing says how many images to generate; give `num`, or one label for each image"),
+        ({"num": 0}, "got num=0 and batch_size=64, expected at least 1 of each"),
+        (
+            {"num": 2, "labels": 3},
+            "label 3 is out of range: this model knows the 3 classes 0 to 2; choose one of them",
+        ),
+        (
+            {"labels": [0, -1]},
+            "label -1 is out of range: this model knows the 3 classes 0 to 2; choose one of them",
+        ),
+        ({"num": 3, "labels": [0, 1]}, "got 2 labels for 3 images, expected one label for each image"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments, message):
+    pipeline = make_pipeline()
+    with pytest.raises(UserError) as refused:
+        pipeline.generate(**arguments)
+    assert str(refused.value) == message
+
+
+def test_a_label_for_a_model_without_classes_is_refused():
+    pipeline = make_pipeline(num_classes=0)
+    with pytest.raises(UserError, match="this model has no classes, so a label cannot be chosen"):
+        pipeline.generate(2, labels=1)
+
+
+def test_a_saved_pipeline_is_the_same_pipeline(tmp_path: Path):
+    pipeline = make_pipeline()
+    pipeline.sampling = SamplingConfig(temperature=0.9, top_k=5, guidance=1.5)
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    loaded = TwoStagePipeline.from_pretrained(folder)
+    assert loaded.sampling == pipeline.sampling
+    assert loaded.class_names == ("class 0", "class 1", "class 2")
+    assert loaded.fingerprint() == pipeline.fingerprint()
+    ours, theirs = pipeline.generate(3, seed=2), loaded.generate(3, seed=2)
+    assert torch.equal(ours.codes[0], theirs.codes[0])
+    assert torch.equal(ours.images, theirs.images)
+    assert sorted(path.name for path in folder.iterdir()) == ["model_index.json", "stage1", "stage2"]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 30), (3, 1), (40, 21)])
+def test_images_of_any_size_are_encoded_decoded_and_reconstructed(size):
+    pipeline = make_pipeline()
+    height, width = size
+    images = torch.rand(2, 1, height, width) * 2 - 1
+    codes = pipeline.encode(images)
+    assert codes[0].shape == (2, -(-height // 4), -(-width // 4))
+    assert pipeline.decode(codes, size).shape == images.shape
+    assert torch.equal(pipeline.reconstruct(images), pipeline.decode(codes, size))
+
+
+def test_padding_repeats_the_border(monkeypatch):
+    pipeline, seen = make_pipeline(), []
+    monkeypatch.setattr(pipeline.autoencoder, "encode", lambda images: seen.append(images) or (images,))
+    images = torch.rand(1, 1, 15, 14) * 2 - 1
+    pipeline.encode(images)
+    (padded,) = seen
+    assert padded.shape == (1, 1, 16, 16)
+    assert torch.equal(padded[..., :15, :14], images)
+    assert torch.equal(padded[..., 15, :14], images[..., 14, :])
+    assert torch.equal(padded[..., :15, 15], images[..., :, 13])
+
+
+def test_stages_with_different_vocabularies_are_refused():
+    with pytest.raises(UserError) as refused:
+        TwoStagePipeline(make_autoencoder(codebook_size=16), make_prior(make_autoencoder(codebook_size=12)))
+    assert str(refused.value) == (
+        "the two stages do not fit: the autoencoder makes 4x4 codes of 16 (16x16x1 images), "
+        "the prior was trained on 4x4 codes of 12 (16x16x1 images); "
+        "name the stage-one run whose codes the prior was trained on"
+    )
+
+
+def test_a_prior_of_another_autoencoder_of_the_same_shape_is_refused():
+    autoencoder = make_autoencoder()
+    prior = make_prior(autoencoder)
+    with torch.no_grad():
+        next(autoencoder.parameters()).add_(0.1)
+    with pytest.raises(UserError, match=r"was trained on codes of autoencoder .* \(same shape, other weights\)"):
+        TwoStagePipeline(autoencoder, prior)
+
+
+def test_a_prior_that_records_no_autoencoder_is_taken_at_its_word():
+    autoencoder = make_autoencoder()
+    prior = make_prior(autoencoder)
+    silent = Transformer(prior.config, prior.code_spec, 3)
+    assert TwoStagePipeline(autoencoder, silent).num_classes == 3
+
+
+def test_a_single_model_is_not_a_pipeline(tmp_path: Path):
+    folder = make_autoencoder().save_pretrained(tmp_path / "autoencoder")
+    with pytest.raises(
+        UserError, match=r"autoencoder is not a model folder: it holds no model_index.json.*zellige assemble"
+    ):
+        TwoStagePipeline.from_pretrained(folder)
+
+
+def test_a_missing_folder_below_one_that_exists_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match=r"there is no folder runs/typo"):
+        TwoStagePipeline.from_pretrained("runs/typo")
+
+
+def test_damaged_weights_are_named(tmp_path: Path):
+    folder = make_pipeline().save_pretrained(tmp_path / "model")
+    weights = folder / "stage2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"stage2/model\.safetensors is damaged"):
+        TwoStagePipeline.from_pretrained(folder)
+
+
+def test_sampling_settings_of_a_later_version_are_refused(tmp_path: Path):
+    folder = make_pipeline().save_pretrained(tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["sampling"]["magic"] = 1
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="sampling settings that this version does not know"):
+        TwoStagePipeline.from_pretrained(folder)
