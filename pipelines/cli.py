@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from training.errors import UserError
@@ -29,14 +30,10 @@ def train_stage1(arguments: Sequence[str]) -> Job:
         raise UserError(
             "data.path is empty: expected a folder of images, an .npz file or a name such as cifar10; give --data.path"
         )
-    return lambda: training_summary(
-        train_stage1(config, run), f"zellige encode --model {run} --out CODES"
-    )
+    return lambda: training_summary(train_stage1(config, run), f"zellige encode --model {run} --out CODES")
 
 
 def train_stage2(arguments: Sequence[str]) -> Job:
-    from pathlib import Path
-
     from pipelines.options import read_recipe
     from stage2_prior.priors import PRIOR_CONFIGS
     from stage2_prior.train import Stage2Config, train_stage2
@@ -119,10 +116,11 @@ USAGE = "\n".join(
 
 def training_summary(result: FitResult, next_command: str) -> str:
     if not result.finished:
-        return f"stopped after {result.steps_done} steps; the same command continues"
-    best = "" if result.best_value is None else f", best validation {result.best_value:.4g} at step {result.best_step}"
+        return f"{result.run} is stopped after step {result.steps_done}; the same command continues"
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    validated = f", validation: {figures} (best at step {result.best_step})" if figures else ""
     return (
-        f"{result.steps_done} steps in {result.minutes:.1f} minutes{best}: "
+        f"{result.steps_done} steps in {result.minutes:.1f} minutes{validated}; "
         f"the model is in {result.run / 'model'}; next: {next_command}"
     )
 

@@ -40,7 +40,7 @@ class GenerateConfig:
     seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
     batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
     temperature: float | None = None  # divides the logits; left out, as the next three: the model's own setting
-    top_k: int | None = None  # draw from the k most probable codes
+    top_k: int | None = None  # draw from the k most probable codes; as many as there are: from all
     top_p: float | None = None  # draw from the fewest codes that hold this share of the probability
     guidance: float | None = None  # weight of the class against no class; 1 is none
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is

@@ -9,7 +9,7 @@ step sees.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,9 +20,10 @@ import torch
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from training.errors import UserError
-from training.signals import ignore_stop_signals
+from training.signals import outlive_stop_signals
 from training.task import Batch, Dataset
 
 Sample = tuple[int, int]
@@ -92,7 +93,7 @@ class Loader(Iterator[Batch]):
     ):
         self.seconds_waited = 0.0
         self.device = device
-        loader: DataLoader[Batch | UserError] = DataLoader(
+        self.loader: DataLoader[Batch | UserError] = DataLoader(
             _Fetch(dataset),  # type: ignore[arg-type]
             batch_sampler=requests,
             collate_fn=_as_fetched,
@@ -102,13 +103,15 @@ class Loader(Iterator[Batch]):
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its seed reaches workers only; the global generator is left alone
         )
-        self._batches = _batches(loader)
+        self._batches: Iterator[Batch | UserError] | None = None  # workers start when a batch is asked for
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         begin = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self.loader)
         batch = next(self._batches)
         if isinstance(batch, UserError):
             raise batch
@@ -117,8 +120,9 @@ class Loader(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Ends the workers. They ignore signals, so a program that left its loader open might never end."""
-        self._batches.close()
+        """Ends the workers, also while an exception that came from them keeps their iterator alive."""
+        if isinstance(self._batches, _MultiProcessingDataLoaderIter):
+            self._batches._shutdown_workers()  # torch has no public way to end them at a given moment
 
 
 @contextmanager
@@ -152,14 +156,9 @@ class _Fetch:
             return error  # raised by Loader: a worker would bury its sentence in a traceback
 
 
-def _batches(loader: Iterable[Batch | UserError]) -> Generator[Batch | UserError, None, None]:
-    """Starts the loader's workers when the first batch is asked for, and can be closed."""
-    yield from loader
-
-
 def _as_fetched(batch: Any) -> Any:
     return batch
 
 
 def _start_worker(worker: int) -> None:
-    ignore_stop_signals()
+    outlive_stop_signals()

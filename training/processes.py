@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,7 +24,17 @@ def process_state(*, cpu: bool = False) -> PartialState:
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     only_cpu = accelerator is None or accelerator.type == "mps"  # no process group spans Apple GPUs
-    return PartialState(cpu=cpu or ("LOCAL_RANK" in os.environ and only_cpu))
+    state = PartialState(cpu=cpu or ("LOCAL_RANK" in os.environ and only_cpu))
+    if state.use_distributed:
+        # Its threads must end before the interpreter does, or now and then a finished process aborts.
+        atexit.unregister(close_process_group)
+        atexit.register(close_process_group)
+    return state
+
+
+def close_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

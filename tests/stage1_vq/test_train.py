@@ -73,25 +73,30 @@ def test_the_loss_is_the_sum_of_the_named_losses(squares):
 
 
 def test_the_start_puts_the_codebook_among_the_first_latents(squares):
-    task = make_task(squares)
-    batch = first_batch(task)
-    task.start(task.model, [batch])
-    with torch.no_grad():
-        latents = task.model.latents(to_float(batch["images"]))
-    assert latents.amin() <= task.model.quantizer.codebook.min()
-    assert task.model.quantizer.codebook.max() <= latents.amax()
-    assert len(task.model.quantizer.codebook.unique(dim=0)) == 16
+    task, other = make_task(squares), make_task(squares)
+    batches = [first_batch(task, 6), first_batch(task, 12)]  # two micro-batches
+    images = [to_float(batch["images"]) for batch in batches]
+    torch.manual_seed(1)
+    task.start(task.model, batches)
+    torch.manual_seed(1)
+    other.model.initialise(images)
+    codebook = task.model.quantizer.codebook
+    assert torch.equal(codebook, other.model.quantizer.codebook)
+    latents = task.model.latents(images[1])
+    assert latents.amin() <= codebook.min() <= codebook.max() <= latents.amax()
 
 
 def test_after_a_step_the_codebook_has_moved_and_after_a_skipped_one_it_has_not(squares):
-    task = make_task(squares)
+    task, other = make_task(squares), make_task(squares)
     before = task.model.quantizer.codebook.clone()
-    task.step(task.model, first_batch(task))
+    task.step(task.model, first_batch(task, 12))
     task.discard_step()
     assert torch.equal(task.model.quantizer.codebook, before)
-    task.step(task.model, first_batch(task))
-    health = task.after_step()
+    for one in (task, other):
+        one.step(one.model, first_batch(one))
+        health = one.after_step()
     assert not torch.equal(task.model.quantizer.codebook, before)
+    assert torch.equal(task.model.quantizer.codebook, other.model.quantizer.codebook)
     assert set(health) == {"perplexity", "codes_used_share", "dead_codes", "revived_codes"}
 
 

@@ -1,4 +1,4 @@
-"""Sampling: each setting against a slow reference, frequencies against probabilities, noise that belongs to a sample."""
+"""Sampling: settings against a slow reference, frequencies against probabilities, noise that belongs to a sample."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def reference(logits: list[float], sampling: SamplingConfig) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), list(itertools.product([1.0, 0.7, 1.6], [None, 1, 5, 20, 50], [1.0, 0.8, 0.3, 1e-6]))
+    ("temperature", "top_k", "top_p"),
+    list(itertools.product([1.0, 0.7, 1.6], [None, 1, 5, 20, 50], [1.0, 0.8, 0.3, 1e-6])),
 )
 def test_probabilities_equal_the_definition(temperature, top_k, top_p):
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -104,7 +105,9 @@ def test_noise_is_uniform():
     assert 50 < chi_square < 160  # 99 degrees of freedom: mean 99, standard deviation 14
 
 
-@pytest.mark.parametrize(("seed", "index", "name"), [(-1, 0, "seed=-1"), (0, -2, "sample index=-2"), (2**64, 0, "seed")])
+@pytest.mark.parametrize(
+    ("seed", "index", "name"), [(-1, 0, "seed=-1"), (0, -2, "sample index=-2"), (2**64, 0, "seed")]
+)
 def test_noise_refuses_what_is_no_seed(seed, index, name):
     with pytest.raises(UserError, match=f"{name}.*, expected 0 to 18446744073709551615"):
         noise(seed, [index], 1)

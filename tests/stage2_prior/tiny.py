@@ -1,4 +1,4 @@
-"""Priors small enough to test in a second: one of each kind, with weights in which nothing is zero or one by accident."""
+"""Priors small enough to test in a second, one of each kind, with no weight that is zero or one by accident."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from contextlib import closing
 
 import pytest
 import torch
@@ -83,20 +84,34 @@ class Failing(ToyData):
     def fetch(self, indices, draws):
         if self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "crash":
+            raise KeyError("a bug")
         raise UserError("3 of 8 files are bad: a.png, b.png, c.png")
+
+
+def drain(data: ToyData, workers: int) -> None:
+    with closing(Loader(data, [[(0, 0)]], workers=workers, prefetch=1, device=torch.device("cpu"))) as loader:
+        list(loader)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_user_error_in_a_worker_keeps_its_sentence(workers: int):
-    loader = Loader(Failing("bad"), [[(0, 0)]], workers=workers, prefetch=1, device=torch.device("cpu"))
     with pytest.raises(UserError, match=r"^3 of 8 files are bad: a\.png, b\.png, c\.png$"):
-        list(loader)
+        drain(Failing("bad"), workers)
 
 
 def test_a_dead_worker_is_explained():
-    loader = Loader(Failing("killed"), [[(0, 0)]], workers=1, prefetch=1, device=torch.device("cpu"))
     with pytest.raises(UserError, match=r"ran out of memory.*lower train\.workers"), explain_dead_workers():
-        list(loader)
+        drain(Failing("killed"), workers=1)
+
+
+def test_an_error_from_a_worker_leaves_none_behind():
+    try:
+        drain(Failing("crash"), workers=1)
+    except KeyError as error:
+        crash = error  # as a program's unhandled exception does, it keeps torch's iterator alive
+    assert "in fetch" in str(crash)  # the worker's traceback
+    assert multiprocessing.active_children() == []
 
 
 def test_closing_an_unfinished_loader_ends_its_workers():

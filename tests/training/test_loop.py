@@ -50,7 +50,8 @@ def assert_same_run(run: Path, other: Path) -> None:
 def assert_close_runs(run: Path, other: Path, tolerance: float) -> None:
     for split in ("train", "validation"):
         for line, expected in zip(metrics(run, split), metrics(other, split), strict=True):
-            assert line["loss"] == pytest.approx(expected["loss"], abs=tolerance)
+            for name in {"loss", "grad_norm"} & expected.keys():
+                assert line[name] == pytest.approx(expected[name], abs=tolerance)
     for name, expected in newest_weights(other).items():
         torch.testing.assert_close(newest_weights(run)[name], expected, rtol=0, atol=tolerance)
 
@@ -264,6 +265,8 @@ def test_a_nan_is_skipped_counted_and_leaves_no_trace(tmp_path: Path):
     lines = metrics(tmp_path, "train")
     assert [line["skipped_steps"] for line in lines[:4]] == [0, 0, 1, 1]
     assert "loss" not in lines[2]
+    assert "input_mean_norm" not in lines[2]
+    assert "input_mean_norm" in lines[3]
     assert task.discarded == 1
     assert result.steps_done == 12
     assert all(weight.isfinite().all() for weight in newest_weights(tmp_path).values())
@@ -286,9 +289,7 @@ def test_one_poisoned_micro_batch_poisons_its_step_only(tmp_path: Path):
 
 def test_too_many_in_a_row_stop_with_the_last_good_checkpoint(tmp_path: Path):
     config = toy_config(max_nonfinite_steps=3, validate_every=0)
-    with pytest.raises(
-        UserError, match=r"3 steps in a row, up to step 9.*step_00000006; .* lower train.learning_rate"
-    ):
+    with pytest.raises(UserError, match=r"3 steps in a row, up to step 9.*step_00000006; .* lower train.learning_rate"):
         toy_fit(tmp_path, config, task=toy_task(nan_draws=range(48, 200)))
 
 

@@ -48,9 +48,9 @@ def process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     half = slice(2 * rank, 2 * rank + 2)
     found: dict[str, Any] = {name: train(settings, half) for name, settings in SETTINGS.items()}
-    rows = torch.arange(20.0).view(2, 2, 5, 1)  # micro-batch, process, row, d
+    first, second = torch.arange(20.0).view(20, 1).split([12, 8])  # global micro-batches, shared by halves
     torch.manual_seed(3 + rank)  # the first process's generator decides
-    found["rows"] = draw_rows([part[rank] for part in rows], 7)
+    found["rows"] = draw_rows([first.chunk(2)[rank], second.chunk(2)[rank]], 7)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -79,7 +79,7 @@ def test_two_processes_with_half_the_batch_do_what_one_does(processes, name):
 
 def test_rows_are_drawn_by_their_global_number(processes):
     torch.manual_seed(3)
-    alone = draw_rows(list(torch.arange(20.0).view(2, 10, 1)), 7)
+    alone = draw_rows(torch.arange(20.0).view(20, 1).split([12, 8]), 7)
     assert torch.equal(processes[0]["rows"], alone)
     assert torch.equal(processes[1]["rows"], alone)
     assert len(alone.unique()) == 7

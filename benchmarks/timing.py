@@ -1,0 +1,20 @@
+"""Time side by side: works that take turns in one process, and the median of each."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Seconds of each work, taken in turns after one run that does not count. What else the machine does meets all of
+    them alike."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            if repeat:
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
