@@ -10,10 +10,8 @@ codebook by EMA, straight-through gradient, float32, no revival.
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +19,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import medians
 from stage1_vq.quantizers import NearestQuantizer, NearestQuantizerConfig
 
 SHAPES = {(64, 512): 8, (256, 1024): 5, (32, 8192): 20, (8, 16384): 35}  # (d, k): times as fast, the bound
@@ -73,18 +72,6 @@ def latents(d: int, images: int = IMAGES, side: int = SIDE) -> Tensor:
     return torch.randn(images, d, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
-def medians(works: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, taken in turns after one run that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for repeat in range(repeats + 1):
-        for name, work in works.items():
-            begin = time.perf_counter()
-            work()
-            if repeat:
-                times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def memory_of_one_step(side: str, d: int, k: int) -> float:
     """MB that one training step adds at its peak, in this process; Linux only."""
 
@@ -133,7 +120,8 @@ def main() -> None:
             works: dict[str, Callable[[], None]] = {side: partial(work, module, z) for side, module in sides.items()}
             took = medians({**works, "floor": floor}, args.repeats)
             ratio = took["peer"] / took["ours"]
-            row = f"| {d}, {k:,} | {name} | {took['floor']:.1f} | {took['ours']:.1f} | {took['peer']:.1f} | {ratio:.1f} | "
+            times = " | ".join(f"{1000 * took[side]:.1f}" for side in ("floor", "ours", "peer"))
+            row = f"| {d}, {k:,} | {name} | {times} | {ratio:.1f} | "
             if name == "training":
                 peaks = {side: memory(side, d, k) for side in sides}
                 print(f"{row}{bound} | {peaks['ours']:.0f} | {peaks['peer']:.0f} |", flush=True)

@@ -4,11 +4,12 @@
     python -m benchmarks.training_loop --images cifar10/train --recipe cifar10_vqvae --steps 100
 
 The first prints a Markdown table. For each recipe `fit` trains as `zellige train-stage1` or `train-stage2` would, on
-samples in memory, and after every block of its steps a block of bare steps of an equal network runs on the same samples,
-already batched. So both take turns in one process, and a block of the loop is everything that happens from one step to
-the next: sampling, fetching, seeding, clipping, averaging of weights, the check for finite numbers, log lines, progress
-bar, tracker. Left out are validation, previews and checkpoints, which a bare loop does not have. A figure is the median
-over the blocks. A bare step is the task's forward pass and loss, backward, the optimiser, and the codebook's update.
+samples in memory, and after every block of its steps a block of bare steps of an equal network runs on the same
+samples, already batched. So both take turns in one process, and a block of the loop is all that happens from one step
+to the next: sampling, fetching, seeding, clipping, averaging of weights, the check for finite numbers, log lines,
+progress bar, tracker. Left out are validation, previews and checkpoints, which a bare loop does not have. A figure is
+the median over the blocks. A bare step is the task's forward pass and loss, backward, the optimiser, and the codebook's
+update.
 
 The second trains on a folder of images and prints the share of the time that training waited for them.
 """
@@ -138,7 +139,8 @@ def compare(stage: str, recipe: str, blocks: int, block_seconds: float) -> str:
     loop, bare = (statistics.median(seconds[1:]) for seconds in (timed.loop_seconds, timed.bare_seconds))
     waiting = result.waiting_share * (sum(timed.loop_seconds) + sum(timed.bare_seconds)) / sum(timed.loop_seconds)
     images = block * config.batch_size
-    return f"| {stage} {recipe} | {images / bare:,.0f} | {images / loop:,.0f} | {loop / bare:.3f} | {BOUND} | {waiting:.1%} |"
+    figures = f"{images / bare:,.0f} | {images / loop:,.0f} | {loop / bare:.3f} | {BOUND} | {waiting:.1%}"
+    return f"| {stage} {recipe} | {figures} |"
 
 
 def waiting_for(images: Path, recipe: str, steps: int, workers: int) -> str:

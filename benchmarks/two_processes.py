@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 ONE = [sys.executable, "-m", "pipelines"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipelines"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "pipelines", "--"]
 TRAIN = [
     "train-stage1",
     "--config",
@@ -45,19 +45,14 @@ def compare_training(folder: Path, steps: int) -> None:
     for name, launcher in (("one", ONE), ("two", TWO)):
         run(launcher, [*TRAIN, "--train.steps", str(steps), "--run", str(folder / name)])
     one, two = (load_file(folder / name / "model" / "model.safetensors") for name in ("one", "two"))
-    codebook = "quantizer.codebook"
-    scale = one[codebook].abs().max()
-    print(
-        f"after {steps} steps: codebook differs by at most {(one[codebook] - two[codebook]).abs().max():.2g} (of {scale:.2g})"
-    )
-    largest = max(float((one[name].float() - two[name].float()).abs().max()) for name in one)
-    print(f"all weights and buffers differ by at most {largest:.2g}")
+    differences = {name: float((one[name].float() - two[name].float()).abs().max()) for name in one}
+    codebook, scale = differences["quantizer.codebook"], float(one["quantizer.codebook"].abs().max())
+    print(f"after {steps} steps: codebook differs by at most {codebook:.2g} (largest entry {scale:.2g})")
+    print(f"all weights and buffers differ by at most {max(differences.values()):.2g}")
     rows = list(zip(metrics(folder / "one"), metrics(folder / "two"), strict=True))
     for key in ("loss", "mse", "psnr"):
-        values = [(a[key], b[key]) for a, b in rows if key in a]
-        print(
-            f"{key}: relative difference at most {max(abs(a - b) / abs(a) for a, b in values):.2g} in {len(values)} lines"
-        )
+        relative = [abs(a[key] - b[key]) / abs(a[key]) for a, b in rows if key in a]
+        print(f"{key}: relative difference at most {max(relative):.2g} in {len(relative)} lines")
 
 
 def compare_generating(folder: Path, model: Path, num: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from pipelines.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+
+    from training.processes import leave  # imports torch, which `--help` does without
+
+    leave(code)

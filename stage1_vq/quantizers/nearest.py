@@ -43,7 +43,7 @@ class NearestQuantizerConfig:
     l2_normalise: bool = False  # compare directions only: vectors and code vectors get length 1
     gradient: Literal["straight-through", "rotation"] = "straight-through"  # how gradients pass from z_q to z
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
-    revive_after: int = 500  # steps without use, after which a latent takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ class ColumnBlocks:
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """The product, and `plus` (`blocks b out/blocks`) where given."""
-        rows = x.expand(len(self.blocks), *x.shape)
+        rows = x.expand(self.blocks.shape[0], -1, -1)
         return torch.bmm(rows, self.blocks) if plus is None else torch.baddbmm(plus, rows, self.blocks)
 
 

@@ -70,19 +70,21 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) / math.sqrt(x.shape[-1])
-        return x / (rms + self.epsilon) * self.gain
+        return (x / (rms + self.epsilon)).to(x.dtype) * self.gain
 
 
-def place_angles(height: int, width: int, head_width: int) -> Tensor:
+def place_angles(height: int, width: int, head_width: int, device: torch.device | None = None) -> Tensor:
     """Angles in radians, `n+1` x `head_width / 2`, by which each place turns the pairs of a head: the first half of
     the pairs by its row, the second by its column. Place 0 is the class token's and is not turned; place 1 + i is
     that of code i, in a raster of `height` x `width`."""
     pairs = head_width // 4
-    frequencies = 100.0 ** (-torch.arange(pairs) / pairs)  # a grid has tens of rows: turns of 1 to 1/100 radian
-    rows = torch.arange(height).repeat_interleave(width)[:, None] * frequencies
-    columns = torch.arange(width).repeat(height)[:, None] * frequencies
+    frequencies = 100.0 ** (
+        -torch.arange(pairs, device=device) / pairs
+    )  # a grid has tens of rows: turns of 1 to 1/100 radian
+    rows = torch.arange(height, device=device).repeat_interleave(width)[:, None] * frequencies
+    columns = torch.arange(width, device=device).repeat(height)[:, None] * frequencies
     codes = torch.cat([rows, columns], dim=-1)  # n head_width/2
-    return torch.cat([torch.zeros(1, 2 * pairs), codes])
+    return torch.cat([torch.zeros(1, 2 * pairs, device=device), codes])
 
 
 def turn(x: Tensor, angles: Tensor) -> Tensor:
@@ -154,8 +156,6 @@ class Transformer(Prior):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         self.output = nn.Linear(config.width, grid.vocabulary, bias=False)
-        self.angles: Tensor
-        self.register_buffer("angles", place_angles(grid.height, grid.width, config.head_width), persistent=False)
         self.initialise()
         if config.tied:
             self.output.weight = self.embedding.weight
@@ -168,6 +168,11 @@ class Transformer(Prior):
                 adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.layers) if adds else 0.02)
 
+    def angles(self) -> Tensor:
+        """See `place_angles`. No buffer: a model in bfloat16 would round its angles."""
+        grid = self.only_grid()
+        return place_angles(grid.height, grid.width, self.config.head_width, self.embedding.weight.device)
+
     def class_token(self, batch: int, condition: Condition) -> Tensor:
         """`b d`, the start of the sequence."""
         if condition.labels is None:
@@ -178,9 +183,9 @@ class Transformer(Prior):
         tokens = self.sequence(codes, condition)
         start = self.class_token(len(tokens), condition)
         x = torch.cat([start[:, None], self.embedding(tokens[:, :-1])], dim=1)  # b n d
-        x = self.dropout(x)
+        x, angles = self.dropout(x), self.angles()
         for block in self.blocks:
-            x = block(x, self.angles)
+            x = block(x, angles)
         return self.output(self.norm(x))  # b n k
 
     def stepper(self, batch: int, condition: Condition) -> TransformerStepper:
@@ -219,7 +224,8 @@ class TransformerStepper:
         output = prior.output.weight * prior.norm.gain * math.sqrt(config.width)
         self.output = ColumnBlocks(output, math.gcd(8, len(output)), dtype)
         self.epsilon = RMSNorm.epsilon * math.sqrt(config.width)
-        turns = torch.polar(torch.ones_like(prior.angles), prior.angles)  # n+1 d/2, complex
+        angles = prior.angles()
+        turns = torch.polar(torch.ones_like(angles), angles)  # n+1 d/2, complex
         self.turns = rearrange([turns[1:], turns[:-1]], "qk n d -> n qk 1 1 d")
         cache = (config.layers, 2, config.heads, batch, len(self.turns), config.head_width)
         self.cache = torch.zeros(cache, dtype=dtype, device=device)  # layers (keys, values) heads b n d
@@ -236,13 +242,12 @@ class TransformerStepper:
         turns = self.turns[self.position]
         here = self.cache[..., self.position, :]  # layers two heads b d
         known = self.cache[..., : self.position + 1, :].flatten(2, 3)  # layers two (heads b) n d
-        for block, (key, value), (keys, values) in zip(self.blocks, here.unbind(), known.unbind(), strict=True):
-            qkv = block.qkv(self._divided(x)).view(3, heads, batch, -1)
-            pairs = torch.view_as_complex(qkv[:2].float().view(2, heads, batch, -1, 2))
-            q, k = torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
-            key.copy_(k)
-            value.copy_(qkv[2])
-            shares = torch.bmm(q.view(heads * batch, 1, -1), keys.mT).softmax(dim=-1)
+        for block, key_value, (keys, values) in zip(self.blocks, here.unbind(), known.unbind(), strict=True):
+            qkv = block.qkv(self._divided(x)).float().view(3, heads, batch, -1)
+            torch.view_as_complex(qkv[:2].unflatten(-1, (-1, 2))).mul_(turns)  # turns each pair, in place
+            key_value.copy_(qkv[1:])
+            q = qkv[0].to(x.dtype).view(heads * batch, 1, -1)
+            shares = torch.bmm(q, keys.mT).softmax(dim=-1)
             attended = torch.bmm(shares, values).view(heads, batch, -1)
             add(x, block.out(join(attended)))
             gate, up = block.gate_up(self._divided(x)).chunk(2)

@@ -296,6 +296,7 @@ PROGRAM = """
 import os, sys
 from stage1_vq.codes import CodeShardWriter
 from stage1_vq.encode import EncodeConfig, encode
+from training.processes import leave
 if __name__ == "__main__":
     write = CodeShardWriter.write
     def write_and_tell(self, number, *content):
@@ -303,6 +304,7 @@ if __name__ == "__main__":
         write(self, number, *content)
     CodeShardWriter.write = write_and_tell
     print(encode(EncodeConfig(model=sys.argv[1], out=sys.argv[2], augment_copies=2, batch_size=3, shard_size=5)))
+    leave(0)
 """
 
 

@@ -121,6 +121,7 @@ def test_nll_is_the_float32_cross_entropy_of_the_logits(kind, num_classes):
         assert torch.equal(prior(codes, condition), nll)
         with torch.autocast("cpu", torch.bfloat16):
             assert prior.nll(codes, condition).dtype == torch.float32
+        assert tiny_prior(kind, num_classes).bfloat16().nll(codes, condition).dtype == torch.float32
     expected = -log_probabilities.gather(-1, codes[0].flatten(1)[..., None])[..., 0]  # b n
     assert nll.dtype == torch.float32
     torch.testing.assert_close(nll.double(), expected, rtol=0, atol=1e-5)

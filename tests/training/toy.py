@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from training.loop import FitResult, TrainConfig, fit
 from training.model_io import PretrainedModel
+from training.processes import leave
 from training.task import Batch, StepOutput
 
 
@@ -155,6 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result = toy_fit(arguments.run, toy_config(**arguments.config))
     print(f"stopped by {result.stopped_by} after {result.steps_done}")
+    leave(0)
 
 
 if __name__ == "__main__":
