@@ -85,12 +85,13 @@ class Stage1Task:
         return {"mse": mse, "psnr": psnr(mse)}
 
     def preview(self, model: nn.Module) -> Tensor | None:
-        """Held-out images, always the same, each row above the row of their reconstructions."""
-        count = min(PREVIEW_IMAGES, len(self.validation_data))
-        columns = min(PREVIEW_COLUMNS, count)
-        if not count:
+        """Held-out images, always the same and from all over the set, each row above that of their reconstructions."""
+        held_out = len(self.validation_data)
+        columns = min(PREVIEW_COLUMNS, held_out)
+        if not held_out:
             return None
-        indices = range(count - count % columns)
+        count = min(PREVIEW_IMAGES, held_out) // columns * columns
+        indices = [i * held_out // count for i in range(count)]
         images = to_float(self.validation_data.fetch(indices, indices)["images"])
         images = images.to(next(model.parameters()).device)
         output: Stage1Output = model(images)
