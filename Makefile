@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/zellige quickstart
 
 test: lint types
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal  # one thread each: two cores for two processes
 
 lint: $(TEST_INSTALLED)
 	$(BIN)/ruff check .
