@@ -300,7 +300,8 @@ from training.processes import leave
 if __name__ == "__main__":
     write = CodeShardWriter.write
     def write_and_tell(self, number, *content):
-        print("process", os.environ["RANK"], "wrote", number, flush=True)
+        # In one piece: torchrun's processes are unbuffered, and share this pipe.
+        sys.stdout.write(f"process {os.environ['RANK']} wrote {number}\\n")
         write(self, number, *content)
     CodeShardWriter.write = write_and_tell
     print(encode(EncodeConfig(model=sys.argv[1], out=sys.argv[2], augment_copies=2, batch_size=3, shard_size=5)))

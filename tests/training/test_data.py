@@ -105,23 +105,30 @@ def test_a_dead_worker_is_explained():
         drain(Failing("killed"), workers=1)
 
 
-def test_an_error_from_a_worker_leaves_none_behind():
+@pytest.fixture
+def new_children():
+    """The processes that a test has started and that still run; other tests may have left some of theirs."""
+    before = set(multiprocessing.active_children())
+    return lambda: set(multiprocessing.active_children()) - before
+
+
+def test_an_error_from_a_worker_leaves_none_behind(new_children):
     try:
         drain(Failing("crash"), workers=1)
     except KeyError as error:
         crash = error  # as a program's unhandled exception does, it keeps torch's iterator alive
     assert "in fetch" in str(crash)  # the worker's traceback
-    assert multiprocessing.active_children() == []
+    assert not new_children()
 
 
-def test_closing_an_unfinished_loader_ends_its_workers():
+def test_closing_an_unfinished_loader_ends_its_workers(new_children):
     requests = ([(0, draw)] for draw in range(10**9))
     loader = Loader(ToyData(8), requests, workers=2, prefetch=2, device=torch.device("cpu"))
-    assert multiprocessing.active_children() == []  # none before they are needed
+    assert not new_children()  # none before they are needed
     next(loader)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(new_children()) == 2
     loader.close()
-    assert multiprocessing.active_children() == []
+    assert not new_children()
 
 
 def test_loading_leaves_the_global_random_numbers_alone():
