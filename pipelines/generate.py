@@ -48,6 +48,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if self.num < 1:
             raise UserError(f"num={self.num}, expected at least 1 image")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
 
@@ -128,14 +130,14 @@ def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]
 
 
 def class_number(pipeline: TwoStagePipeline, label: int | str | None) -> int | None:
-    """The class that `label` numbers or names. Raises UserError when there is no such class."""
-    if not isinstance(label, str):
-        return label
+    """The class that `label` names or numbers; names go first, as some are numbers. Raises UserError for neither."""
     names = pipeline.class_names or ()
-    if label not in names:
+    if str(label) in names:
+        return names.index(str(label))
+    if isinstance(label, str):
         known = f"its classes are {', '.join(names)}" if names else "its classes have numbers only"
         raise UserError(f"this model has no class named {label!r}: {known}; choose one of them")
-    return names.index(label)
+    return label
 
 
 def write_samples(

@@ -89,7 +89,7 @@ def quickstart(config: QuickstartConfig) -> str:
     minutes = (time.perf_counter() - began) / 60
     return (
         f"PSNR {first.metrics['psnr']:.1f} dB, {used} of {vocabulary} codes in use, "
-        f"{second.best_value:.2f} bits per code, {minutes:.1f} minutes; "
+        f"{second.metrics['bits_per_code']:.2f} bits per code, {minutes:.1f} minutes; "
         f"new digits: {run / 'samples.png'}, "
         f"real ones and their reconstructions: {run / 'reconstructions.png'}; more of them: "
         f"zellige generate --model {model} --num 1000 --out {run / 'samples'}"

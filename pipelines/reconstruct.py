@@ -56,6 +56,12 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     autoencoder = load_autoencoder(config.model).to(device)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
+    inside = source.is_dir() and root.resolve() in out.resolve().parents
+    if inside or out.resolve() == root.resolve():
+        raise UserError(
+            f"{out} lies in the folder of the images, {root}, where what is written would be read as an image; "
+            "name another --out folder"
+        )
     targets = target_names(image_names(source))
     settings = {"model": autoencoder.fingerprint(), "images": str(source.resolve()), "alone": config.alone}
     check_settings(out, settings)
@@ -114,9 +120,9 @@ def image_names(source: Path) -> list[str]:
 
 
 def target_names(names: Sequence[str]) -> dict[str, str]:
-    """The PNG file for each image: a.jpg becomes a.png, or a.jpg.png where several would become a.png."""
+    """The PNG file for each image: a.jpg becomes a.png, or a.jpg.png where a.png is taken, by another or our sheet."""
     short = {name: str(Path(name).with_suffix(".png")) for name in names}
-    shared = Counter(short.values())
+    shared = Counter([*short.values(), SHEET_NAME])
     return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
 
 

@@ -20,7 +20,7 @@ from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, Prior
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from training.errors import UserError
-from training.files import atomic_folder, read_json
+from training.files import atomic_folder, check_replaceable, read_json
 from training.model_io import load_pretrained, model_folder
 
 INDEX_NAME = "model_index.json"
@@ -153,8 +153,12 @@ class TwoStagePipeline:
         return hashlib.sha256(both.encode()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the pipeline folder (model_index.json, stage1/, stage2/) atomically and returns its path."""
+        """Writes the pipeline folder (model_index.json, stage1/, stage2/) atomically and returns its path.
+
+        Raises UserError rather than replace anything that is not a pipeline folder.
+        """
         folder = Path(folder)
+        check_replaceable(folder, INDEX_NAME)
         index = {
             "kind": KIND,
             "zellige_version": version("zellige"),

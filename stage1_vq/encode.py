@@ -92,7 +92,7 @@ def data_config(config: EncodeConfig, autoencoder: Autoencoder) -> DataConfig:
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise UserError(f"{recorded} does not say what the run was trained on ({error}); it is damaged") from error
         if "path" in given and not same_path(given["path"], data.path):
-            data = replace(data, validation_path=None)
+            data = replace(data, validation_path=None, validation_count=None)
     elif "path" in given:  # a model without its run
         data = DataConfig(image_size=autoencoder.image_size, channels=1 if autoencoder.channels == 1 else 3)
     else:

@@ -65,14 +65,20 @@ def sample_codes(
     uniforms = noise(seed, indices, prior.code_spec.codes_per_image).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2)
     uniforms = uniforms.to(device)
 
+    finite = torch.ones((), dtype=torch.bool, device=device)  # looked at once, in the end: a GPU need not wait
+
     def choose(position: int, logits: Tensor) -> Tensor:
-        if position == 0 and not bool(logits.isfinite().all()):
-            raise UserError("the prior's logits are not finite: its weights are damaged; take an earlier checkpoint")
+        finite.logical_and_(logits.isfinite().all())
         if sampling.temperature == 0:
             return logits.argmax(dim=-1)
         return inverse_cdf(probabilities(logits, sampling), uniforms[:, position])
 
     codes = walk(stepper, prior.code_spec.codes_per_image, choose)
+    if not bool(finite):
+        raise UserError(
+            f"the prior's logits are not finite: guidance={sampling.guidance} is too large for it, or its weights are "
+            "damaged; lower the guidance, or take an earlier checkpoint"
+        )
     grids = prior.code_spec.grids
     return tuple(
         rearrange(part, "b (h w) -> b h w", h=grid.height)
@@ -87,7 +93,10 @@ def noise(seed: int, indices: Sequence[int], positions: int) -> Tensor:
     for name, number in [("seed", seed), *(("sample index", index) for index in indices)]:
         if not 0 <= number < 2**64:
             raise UserError(f"{name}={number}, expected 0 to {2**64 - 1}")
-    rows = [np.random.Generator(np.random.Philox(key=[seed, index])).random(positions) for index in indices]
+    rows = [
+        np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))).random(positions)
+        for index in indices
+    ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, positions, dtype=torch.float64)
 
 
@@ -122,7 +131,8 @@ def inverse_cdf(shares: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = shares.cumsum(dim=-1)
     # Times the last entry, which rounding leaves next to 1: so no number can fall beyond the last code.
     targets = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    chosen = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    return chosen.clamp_(max=shares.shape[-1] - 1)  # only shares that are not finite lead beyond
 
 
 def precise(device: torch.device) -> torch.dtype:

@@ -25,4 +25,8 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"no permission to write {path}; choose another folder or change its owner") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise UserError(
+                f"{path} cannot be written: a file stands where a folder should be, or the reverse"
+            ) from error
         raise

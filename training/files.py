@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
             flush_names(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # must not hide what went wrong before
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -94,14 +95,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file. Raises UserError when it is missing or damaged."""
+def check_replaceable(folder: Path, marker: str) -> None:
+    """Raises UserError unless `folder` is absent, empty, or what the caller writes: a folder that holds `marker`."""
+    if folder.is_dir():
+        if (folder / marker).is_file() or not any(folder.iterdir()):
+            return
+    elif not folder.exists():
+        return
+    raise UserError(f"{folder} exists and is something else than a model folder, so it is left alone; name another one")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object. Raises UserError when it is missing, damaged or something else."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it is damaged or was edited: make it anew") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; it is damaged or was edited: make it anew")
+    return value
 
 
 def sha256_of_file(path: Path) -> str:

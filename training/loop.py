@@ -33,7 +33,7 @@ class FitResult:
     steps_done: int
     finished: bool  # False: stopped by a signal, the same command continues
     stopped_by: StopReason  # "steps", "patience" or "signal"
-    metrics: dict[str, float]  # of the last validation
+    metrics: dict[str, float]  # of the best validation, that of the weights in run/model
     best_value: float | None  # lowest validation value of the task's best metric
     best_step: int | None  # where it was reached: run/model holds the weights of that step
     minutes: float  # wall-clock time of the whole run, restarts included
@@ -95,7 +95,7 @@ def fit(
         steps_done=trainer.progress.step,
         finished=reason != "signal",
         stopped_by=reason,
-        metrics=trainer.progress.validation,
+        metrics=trainer.progress.best or trainer.progress.validation,
         best_value=trainer.progress.best_value,
         best_step=trainer.progress.best_step,
         minutes=log.total.seconds / 60,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from training.errors import UserError
-from training.files import atomic_folder, read_json
+from training.files import atomic_folder, check_replaceable, read_json
 from training.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME = "config.json"
@@ -36,8 +36,9 @@ class PretrainedModel(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the model folder atomically and returns its path."""
+        """Writes the model folder atomically and returns its path. Raises UserError if `folder` is something else."""
         folder = Path(folder)
+        check_replaceable(folder, CONFIG_NAME)
         description = {
             "kind": self.kind,
             "zellige_version": version("zellige"),

@@ -43,6 +43,7 @@ class Progress:
     skipped_steps: int = 0
     nonfinite_in_a_row: int = 0
     validation: dict[str, float] = field(default_factory=dict)  # metrics of the last one
+    best: dict[str, float] = field(default_factory=dict)  # metrics of the best one, whose weights are in run/model
     best_value: float | None = None
     best_step: int | None = None
     validations_since_best: int = 0
@@ -223,6 +224,7 @@ class Trainer:
         progress.validation = metrics
         improved = math.isfinite(value) and (progress.best_value is None or value < progress.best_value)
         if improved:
+            progress.best = metrics
             progress.best_value, progress.best_step, progress.validations_since_best = value, progress.step, 0
             self.save_model()
         else:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from stage1_vq.codes import Codes, CodeSpec
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import Prior
-from stage2_prior.priors.column_blocks import ColumnBlocks, add, join
+from stage2_prior.priors.column_blocks import ColumnBlocks, join
 from stage2_prior.stepping import step_dtype
 from training.errors import UserError
 
@@ -145,12 +145,13 @@ class StepLayer:
         self.vertical_to_horizontal = layer.vertical_to_horizontal.weight.to(dtype)  # 2d 2d 1 1
         horizontal = rearrange(layer.horizontal.weight, "out d 1 tap -> out (tap d)")
         self.horizontal = ColumnBlocks(horizontal, 2 * blocks, dtype)
-        self.out = ColumnBlocks(layer.out.weight.flatten(1), blocks, dtype)
+        self.out = layer.out.weight.flatten(1).to(dtype).t()  # d d
         self.vertical_bias, self.horizontal_bias = (
             rearrange(bias.to(dtype), "b d -> b d 1 1") for bias in layer.biases(labels)
         )
         self.rows = self.vertical.new_zeros(batch, width, layer.reach + 1, columns + 2 * layer.reach)
-        self.left = self.vertical.new_zeros(batch, layer.reach + columns, width)
+        self.width = width
+        self.left = self.vertical.new_zeros(batch, (layer.reach + columns) * width)
         self.from_above = self.vertical.new_zeros(columns, 2 * blocks, batch, width // blocks)
 
     def begin_row(self, row: Tensor) -> Tensor:
@@ -164,14 +165,13 @@ class StepLayer:
         return gate(above + self.vertical_bias, dim=1).squeeze(2)
 
     def step(self, x: Tensor, column: int) -> Tensor:
-        """The horizontal stack at one column, `b d` -> `b d`. May change x."""
-        self.left[:, column + self.reach] = x
-        taps = self.left[:, column : column + self.reach + 1].flatten(1)  # b (tap d)
-        new = self.out(join(gate(self.horizontal(taps, plus=self.from_above[column]), dim=0)))
-        if not self.residual:
-            return join(new)
-        add(x, new)
-        return x
+        """The horizontal stack at one column, `b d` -> `b d`."""
+        taps = self.left.narrow(1, column * self.width, (self.reach + 1) * self.width)  # b (tap d)
+        taps[:, self.reach * self.width :] = x
+        gates = self.horizontal(taps, plus=self.from_above[column])
+        gates[: len(gates) // 2].tanh_()
+        gated = join(F.glu(gates, dim=0))  # `gate`, in two operations
+        return torch.addmm(x, gated, self.out) if self.residual else gated @ self.out
 
 
 class PixelCNNStepper:
@@ -199,7 +199,10 @@ class PixelCNNStepper:
 
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
-        with torch.autocast(self.row.device.type, enabled=False):
+        device = self.row.device.type
+        if not torch.is_autocast_enabled(device):  # entering a context costs as much as an operation
+            return self._next(previous)
+        with torch.autocast(device, enabled=False):
             return self._next(previous)
 
     def _next(self, previous: Tensor | None) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import pipelines.generate
-from pipelines.generate import GenerateConfig, generate_files
+from pipelines.generate import GenerateConfig, class_number, generate_files
+from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import VQVAE
 from stage1_vq.codes import Codes
 from tests.pipelines.conftest import make_pipeline
@@ -114,10 +115,28 @@ def test_other_settings_are_refused_and_named(model: Path, tmp_path: Path):
 
 
 def test_settings_bind_once_there_is_an_image(model: Path, tmp_path: Path):
-    config = GenerateConfig(model=str(model), out=str(tmp_path), num=2, seed=-1)
-    with pytest.raises(UserError, match="seed=-1, expected 0 to"):
+    config = GenerateConfig(model=str(model), out=str(tmp_path), num=2, guidance=1e300)
+    with pytest.raises(UserError, match="not finite: guidance=1e\\+300 is too large"):
         generate_files(config)
-    generate_files(replace(config, seed=1))
+    generate_files(replace(config, guidance=1.5))
+
+
+def test_a_seed_out_of_range_is_refused_at_once():
+    with pytest.raises(UserError, match="seed=-1, expected 0 to"):
+        GenerateConfig(model="nowhere", out="out", seed=-1)
+
+
+def test_a_class_whose_name_is_a_number_goes_by_its_name(model: Path):
+    pipeline = TwoStagePipeline.from_pretrained(model)
+    pipeline.prior.class_names = ("1950", "2", "1")
+    assert [class_number(pipeline, label) for label in (1950, 2, 1, "1", 0)] == [0, 1, 2, 2, 0]
+
+
+def test_a_file_where_the_folder_should_be_is_left_alone(model: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="a file stands where a folder should be"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "notes.txt"), num=2))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_files_do_not_depend_on_the_number_of_threads_or_the_batch(model: Path, tmp_path: Path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import pipelines.reconstruct
-from pipelines.reconstruct import ReconstructConfig, decibels, reconstruct_files
+from pipelines.reconstruct import ReconstructConfig, decibels, reconstruct_files, target_names
 from tests.pipelines.conftest import make_autoencoder
 from training.errors import UserError
 
@@ -110,3 +110,16 @@ def test_a_folder_of_broken_images_is_refused_with_their_names(model: Path, imag
     config = ReconstructConfig(model=str(model), images=str(images), out=str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"1 of 3 images cannot be read(.|\n)*a.png"):
         reconstruct_files(config)
+
+
+def test_results_are_kept_apart_from_the_images(model: Path, tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "images" / "a.png")
+    config = ReconstructConfig(model=str(model), images=str(tmp_path / "images"), out=str(tmp_path / "images" / "new"))
+    with pytest.raises(UserError, match="lies in the folder of the images"):
+        reconstruct_files(config)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.png"]
+
+
+def test_an_image_called_like_the_sheet_keeps_its_place():
+    assert target_names(["a.jpg", "sheet.png"]) == {"a.jpg": "a.png", "sheet.png": "sheet.png.png"}

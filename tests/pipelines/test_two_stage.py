@@ -172,3 +172,13 @@ def test_sampling_settings_of_a_later_version_are_refused(tmp_path: Path):
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="sampling settings that this version does not know"):
         TwoStagePipeline.from_pretrained(folder)
+
+
+def test_saving_replaces_a_model_and_nothing_else(tmp_path):
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(pipeline.save_pretrained(tmp_path / "model"))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    with pytest.raises(UserError, match="something else than a model folder, so it is left alone"):
+        pipeline.save_pretrained(tmp_path / "photos")
+    assert (tmp_path / "photos" / "a.png").exists()

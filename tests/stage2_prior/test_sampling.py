@@ -196,3 +196,8 @@ def test_a_prior_with_damaged_weights_is_refused():
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(UserError, match=message):
         SamplingConfig(**setting)
+
+
+def test_large_seeds_are_told_apart():
+    seeds = (2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1)
+    assert len({float(noise(seed, [0], 1)) for seed in seeds}) == 4
