@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it is damaged or was edited: make it anew") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; it is damaged or was edited: make it anew")
+        raise UserError(f"{path} is not a JSON object; it is damaged or was edited: make it anew")
     return value
 
 
