@@ -1,6 +1,6 @@
 """Do generated digits show the class that was asked for? A judge from outside the product.
 
-    python -m benchmarks.mnist_classifier --mnist ../shared/data/mnist.npz --samples runs/quickstart/judged
+    python -m benchmarks.mnist_classifier --mnist mnist.npz --samples runs/quickstart/judged
 
 Trains a small CNN on the 60,000 real training digits (kept in `runs/mnist_classifier.safetensors`), then prints its
 accuracy on the 10,000 real test digits and its agreement with the labels in the `samples.jsonl` of
