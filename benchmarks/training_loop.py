@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from pipelines.options import read_recipe
-from stage1_vq.autoencoders import AUTOENCODER_CONFIGS, AUTOENCODERS
+from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.codes import CodeSpec, Grid
 from stage1_vq.train import Stage1Config, Stage1Task, train_stage1
-from stage2_prior.priors import PRIOR_CONFIGS, PRIORS
+from stage2_prior.priors import PRIORS
 from stage2_prior.train import Stage2Config, Stage2Task
 from training.config import TrainConfig
 from training.loop import fit
@@ -105,7 +105,7 @@ class WithBareBlocks:
 
 
 def stage1(recipe: str) -> tuple[Stage1Task, InMemory, TrainConfig]:
-    config, _ = read_recipe("train-stage1", Stage1Config, AUTOENCODER_CONFIGS, "stage1", ["--config", recipe])
+    config, _ = read_recipe("train-stage1", Stage1Config, "stage1", ["--config", recipe])
     H, W = config.data.height, config.data.width
     data = InMemory(torch.randint(256, (SAMPLES, config.data.channels, H, W), dtype=torch.uint8), "images")
     task = Stage1Task(AUTOENCODERS[config.model.kind](config.model, (H, W)), data, SAMPLES // config.train.batch_size)
@@ -113,7 +113,7 @@ def stage1(recipe: str) -> tuple[Stage1Task, InMemory, TrainConfig]:
 
 
 def stage2(recipe: str) -> tuple[Stage2Task, InMemory, TrainConfig]:
-    config, _ = read_recipe("train-stage2", Stage2Config, PRIOR_CONFIGS, "stage2", ["--config", recipe])
+    config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", recipe])
     data = InMemory(torch.randint(GRID.vocabulary, (SAMPLES, GRID.height, GRID.width)), "codes")
     prior = PRIORS[config.model.kind](config.model, CodeSpec((GRID,), 28, 28, 1), CLASSES)
     return Stage2Task(prior, config.label_dropout), data, config.train
@@ -146,7 +146,7 @@ def compare(stage: str, recipe: str, blocks: int, block_seconds: float) -> str:
 def waiting_for(images: Path, recipe: str, steps: int, workers: int) -> str:
     """How long a recipe waits for a folder of images."""
     arguments = ["--config", recipe, "--data.path", str(images), "--train.workers", str(workers)]
-    config, _ = read_recipe("train-stage1", Stage1Config, AUTOENCODER_CONFIGS, "stage1", arguments)
+    config, _ = read_recipe("train-stage1", Stage1Config, "stage1", arguments)
     train = replace(config.train, steps=steps, validate_every=0, preview_every=0, log_every=10, tracker="none")
     with tempfile.TemporaryDirectory() as run:
         result = train_stage1(replace(config, train=train), Path(run))

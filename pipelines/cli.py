@@ -22,10 +22,9 @@ Job = Callable[[], str]
 
 def train_stage1(arguments: Sequence[str]) -> Job:
     from pipelines.options import read_recipe
-    from stage1_vq.autoencoders import AUTOENCODER_CONFIGS
     from stage1_vq.train import Stage1Config, train_stage1
 
-    config, run = read_recipe("train-stage1", Stage1Config, AUTOENCODER_CONFIGS, "stage1", arguments)
+    config, run = read_recipe("train-stage1", Stage1Config, "stage1", arguments)
     if not config.data.path:
         raise UserError(
             "data.path is empty: expected a folder of images, an .npz file or a name such as cifar10; give --data.path"
@@ -35,10 +34,9 @@ def train_stage1(arguments: Sequence[str]) -> Job:
 
 def train_stage2(arguments: Sequence[str]) -> Job:
     from pipelines.options import read_recipe
-    from stage2_prior.priors import PRIOR_CONFIGS
     from stage2_prior.train import Stage2Config, train_stage2
 
-    config, run = read_recipe("train-stage2", Stage2Config, PRIOR_CONFIGS, "stage2", arguments)
+    config, run = read_recipe("train-stage2", Stage2Config, "stage2", arguments)
     if not config.codes:
         raise UserError("codes is empty: expected a folder that `zellige encode` wrote; give --codes")
     codes = Path(config.codes)

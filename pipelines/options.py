@@ -11,10 +11,10 @@ import re
 import textwrap
 import tokenize
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -37,40 +37,34 @@ def read_options(command: str, config_class: type[Config], arguments: Sequence[s
 
 
 def read_recipe(
-    command: str,
-    config_class: type[Config],
-    model_classes: Mapping[str, type],
-    recipes: str,
-    arguments: Sequence[str],
+    command: str, config_class: type[Config], recipes: str, arguments: Sequence[str]
 ) -> tuple[Config, Path]:
     """A training command's config and run folder, from `--config RECIPE`, `--run RUN` and `--field value`.
 
-    The recipe is a YAML file, or the bare name of one in the package folder configs/`recipes`. Its
-    `model.kind` selects the class of `model` before anything else is read, so that every other field is
-    checked against exactly that class. Raises UserError; `--help` prints and exits.
+    The recipe is a YAML file, or the bare name of one in the package folder configs/`recipes`. Where a field is one of
+    several dataclasses, such as `model`, its `kind` selects the class before anything else is read, so that every
+    other field is checked against exactly that class. Raises UserError; `--help` prints and exits.
     """
-    first, rest = split_config(command, arguments)
+    named, rest = split_config(command, arguments)
     asked_for_help = any(argument in ("-h", "--help") for argument in rest)
-    if first.config is None and not asked_for_help:
+    if named is None and not asked_for_help:
         raise UserError(f"{command} needs a recipe, got none; {recipes_help(recipes)}")
-    path = None if first.config is None else find_recipe(first.config, recipes)
+    path = None if named is None else find_recipe(named, recipes)
     recipe = {} if path is None else read_yaml(path)
-    kind = first.kind or model_kind(recipe) or next(iter(model_classes))
-    if kind not in model_classes:
-        raise UserError(f"model.kind: expected one of {', '.join(model_classes)}, got {kind!r}")
-    model_class = model_classes[kind]
+    selected = select_kinds(config_class, recipe, kinds_given(rest))
 
     parser = new_parser(command, config_class)
     parser.usage = f"zellige {command} --config RECIPE [--run RUN] [--FIELD VALUE ...]"
     parser.add_argument("--config", action="config", help=f"the recipe: {recipes_help(recipes)}")
     parser.add_argument("--run", type=str, help="run folder, begun or continued (default: runs/NAME OF THE RECIPE)")
-    parser.add_class_arguments(config_class, skip={"model"})
-    parser.add_class_arguments(model_class, "model")
-    if others := [other for other in model_classes if other != kind]:
-        parser.epilog = (
-            f"The fields of `model` are those of kind {kind}; give --model.kind for those of {', '.join(others)}."
-        )
-    options = {"run": Option("str", ""), **options_of(config_class, {"model": model_class})}
+    add_config(parser, config_class, selected)
+    parser.epilog = " ".join(
+        f"The fields of `{name}` are those of kind {choice.kind}; give --{name}.kind for those of "
+        f"{', '.join(choice.others)}."
+        for name, choice in selected.items()
+        if choice.others
+    )
+    options = {"run": Option("str", ""), **options_of(config_class, selected)}
     if path is not None:
         check_fields(recipe, options, f"{path}: ")
     given = ["--config", str(path)] if path is not None else []
@@ -80,21 +74,89 @@ def read_recipe(
     return config_class(**values), Path(run)
 
 
-def split_config(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """`--config` and `--model.kind` of the arguments, and the arguments without `--config`."""
+def split_config(command: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The `--config` of the arguments, if any, and the others."""
     peek = ArgumentPeek(add_help=False, allow_abbrev=False)
-    peek.add_argument("--config", action="append")
-    first, rest = peek.parse_known_args(arguments)
-    if first.config and len(first.config) > 1:
-        raise UserError(f"{command} takes one --config, got {len(first.config)}: {', '.join(first.config)}")
-    peek.add_argument("--model.kind", dest="kind")
-    kind = peek.parse_known_args(rest)[0].kind
-    return argparse.Namespace(config=first.config[0] if first.config else None, kind=kind), rest
+    peek.add_argument("--config", action="append", default=[])
+    named, rest = peek.parse_known_args(arguments)
+    if len(named.config) > 1:
+        raise UserError(f"{command} takes one --config, got {len(named.config)}: {', '.join(named.config)}")
+    return named.config[0] if named.config else None, rest
+
+
+def kinds_given(arguments: Sequence[str]) -> dict[str, str]:
+    """Each `--PATH.kind VALUE` of the arguments."""
+    paths = {match[1] for argument in arguments if (match := re.match(r"--([\w.]+\.kind)(=|$)", argument))}
+    peek = ArgumentPeek(add_help=False, allow_abbrev=False)
+    for path in paths:
+        peek.add_argument(f"--{path}")
+    return vars(peek.parse_known_args(arguments)[0])
 
 
 class ArgumentPeek(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UserError(f"{message}; see --help")
+
+
+class Choice(NamedTuple):
+    kind: str
+    config_class: type
+    defaults: dict[str, Any]  # of its fields, where they are not those of the class
+    others: list[str]  # kinds
+
+
+def kinds_of(annotation: Any) -> dict[str, type]:
+    """The dataclasses that a field may be, by the `kind` that each has; none where the field is something else."""
+    options: tuple[Any, ...] = get_args(annotation) or (annotation,)
+    classes = [inner for inner in options if isinstance(inner, type) and is_dataclass(inner)]
+    hints = [(inner, get_type_hints(inner).get("kind")) for inner in classes]
+    return {get_args(kind)[0]: inner for inner, kind in hints if get_origin(kind) is Literal}
+
+
+def select_kinds(
+    config_class: type, recipe: Any, given: Mapping[str, str], defaults: Any = None, prefix: str = ""
+) -> dict[str, Choice]:
+    """The choice for each field with a kind, by path, such as `model` and `model.quantizer`: the kind of the arguments,
+    else of the recipe, else the default one. Raises UserError for a kind that there is not."""
+    recipe = recipe if isinstance(recipe, dict) else {}
+    selected: dict[str, Choice] = {}
+    for field in fields(config_class):
+        path, annotation = f"{prefix}{field.name}", get_type_hints(config_class)[field.name]
+        default = getattr(defaults, field.name, None) if defaults is not None else default_of(field)
+        inner_recipe, inner_class = recipe.get(field.name), annotation
+        if kinds := kinds_of(annotation):
+            in_recipe = inner_recipe.get("kind") if isinstance(inner_recipe, dict) else None
+            kind = given.get(f"{path}.kind") or in_recipe or getattr(default, "kind", next(iter(kinds)))
+            if kind not in kinds:
+                raise UserError(f"{path}.kind: expected one of {', '.join(kinds)}, got {kind!r}")
+            inner_class = kinds[kind]
+            if type(default) is not inner_class:
+                default = None
+            values = {name.name: getattr(default, name.name) for name in fields(inner_class)} if default else {}
+            selected[path] = Choice(kind, inner_class, values, [other for other in kinds if other != kind])
+        if isinstance(inner_class, type) and is_dataclass(inner_class):
+            selected.update(select_kinds(inner_class, inner_recipe, given, default, f"{path}."))
+    return selected
+
+
+def default_of(field: Field) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
+
+
+def add_config(parser: ArgumentParser, config_class: type, selected: Mapping[str, Choice], prefix: str = "") -> None:
+    """Adds the fields of a config class, those of the kinds selected inside it each as a group of its own."""
+    inner = {path: choice for path, choice in selected.items() if path.startswith(prefix)}
+    own = {path.removeprefix(prefix).split(".")[0] for path in inner}
+    parser.add_class_arguments(config_class, prefix.removesuffix(".") or None, skip=own)
+    for name in sorted(own):
+        path = f"{prefix}{name}"
+        choice = selected.get(path)
+        add_config(parser, choice.config_class if choice else get_type_hints(config_class)[name], selected, f"{path}.")
+        if choice:
+            flat = {f"{path}.{field}": value for field, value in choice.defaults.items()}
+            parser.set_defaults({field: value for field, value in flat.items() if not is_dataclass(value)})
 
 
 def find_recipe(name: str, recipes: str) -> Path:
@@ -122,18 +184,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def model_kind(recipe: dict[str, Any]) -> str | None:
-    model = recipe.get("model")
-    return model.get("kind") if isinstance(model, dict) else None
-
-
 def new_parser(command: str, config_class: type) -> ArgumentParser:
     return ArgumentParser(
         prog=f"zellige {command}", description=config_class.__doc__, exit_on_error=False, allow_abbrev=False
     )
 
 
-def options_of(config_class: type, selected: Mapping[str, type] | None = None, prefix: str = "") -> dict[str, Option]:
+def options_of(config_class: type, selected: Mapping[str, Choice] | None = None, prefix: str = "") -> dict[str, Option]:
     """All options of a dataclass by path, such as `train.steps`, those of nested dataclasses included.
 
     `selected` gives the class of a field that a kind selects.
@@ -141,11 +198,12 @@ def options_of(config_class: type, selected: Mapping[str, type] | None = None, p
     hints, comments = get_type_hints(config_class), comments_of(config_class)
     options: dict[str, Option] = {}
     for field in fields(config_class):
-        inner = (selected or {}).get(field.name, hints[field.name])
+        path = f"{prefix}{field.name}"
+        inner = selected[path].config_class if selected and path in selected else hints[field.name]
         if is_dataclass(inner) and isinstance(inner, type):
-            options.update(options_of(inner, prefix=f"{prefix}{field.name}."))
+            options.update(options_of(inner, selected, f"{path}."))
         else:
-            options[f"{prefix}{field.name}"] = Option(str(field.type), comments.get(field.name, ""))
+            options[path] = Option(str(field.type), comments.get(field.name, ""))
     return options
 
 

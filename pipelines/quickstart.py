@@ -12,12 +12,10 @@ from pipelines.assemble import AssembleConfig, assemble
 from pipelines.options import read_recipe
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, save_png, to_pil
 from pipelines.two_stage import TwoStagePipeline
-from stage1_vq.autoencoders import AUTOENCODER_CONFIGS
 from stage1_vq.codes import CodeDataset
 from stage1_vq.encode import EncodeConfig, encode
 from stage1_vq.images import DataConfig, image_datasets, to_float
 from stage1_vq.train import Stage1Config, train_stage1
-from stage2_prior.priors import PRIOR_CONFIGS
 from stage2_prior.train import Stage2Config, train_stage2
 from training.metrics_log import METRICS_NAME
 from training.processes import process_state
@@ -48,9 +46,7 @@ def quickstart(config: QuickstartConfig) -> str:
         if state.is_main_process:
             print(text, flush=True)
 
-    stage1, stage1_run = read_recipe(
-        "train-stage1", Stage1Config, AUTOENCODER_CONFIGS, "stage1", recipe_arguments(run / "stage1")
-    )
+    stage1, stage1_run = read_recipe("train-stage1", Stage1Config, "stage1", recipe_arguments(run / "stage1"))
     say(f"1/4  zellige train-stage1 --config {RECIPE} --run {stage1_run}: an autoencoder learns its tiles")
     first = train_stage1(stage1, stage1_run)
     if not first.finished:
@@ -59,9 +55,7 @@ def quickstart(config: QuickstartConfig) -> str:
     say(f"2/4  zellige encode --model {stage1_run} --out {codes}: each digit becomes a grid of codes")
     encode(EncodeConfig(model=str(stage1_run), out=str(codes), augment_copies=AUGMENT_COPIES, workers=0))
 
-    stage2, stage2_run = read_recipe(
-        "train-stage2", Stage2Config, PRIOR_CONFIGS, "stage2", recipe_arguments(run / "stage2")
-    )
+    stage2, stage2_run = read_recipe("train-stage2", Stage2Config, "stage2", recipe_arguments(run / "stage2"))
     say(
         f"3/4  zellige train-stage2 --config {RECIPE} --codes {codes} --run {stage2_run}: "
         "a prior learns which codes follow which"

@@ -7,12 +7,12 @@ from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
 
 AutoencoderConfig = VQVAEConfig
 
-AUTOENCODERS: dict[str, type[Autoencoder]] = {"vqvae": VQVAE}
-AUTOENCODER_CONFIGS = {"vqvae": VQVAEConfig}
+AUTOENCODERS: dict[str, type[Autoencoder]] = {
+    "vqvae": VQVAE,
+}
 
 __all__ = [
     "AUTOENCODERS",
-    "AUTOENCODER_CONFIGS",
     "VQVAE",
     "Autoencoder",
     "AutoencoderConfig",

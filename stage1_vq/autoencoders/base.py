@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import asdict
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from stage1_vq.codes import Codes, CodeSpec
+from stage1_vq.quantizers import Quantizer, quantizer_config
 from training.errors import UserError
 from training.model_io import PretrainedModel
 
@@ -37,7 +39,9 @@ class Autoencoder(PretrainedModel):
     stride divides works as well.
     """
 
-    def __init__(self, config: AutoencoderSettings, image_size: tuple[int, int]) -> None:
+    config_class: ClassVar[type]  # a frozen dataclass of AutoencoderSettings, with a field `quantizer`
+
+    def __init__(self, config: Any, image_size: tuple[int, int]) -> None:
         """Raises UserError unless the stride divides both sides of image_size (H, W)."""
         super().__init__()
         self.config = config
@@ -45,6 +49,16 @@ class Autoencoder(PretrainedModel):
         self.stride = config.stride
         self.image_size = image_size
         self.check_image_size(*image_size)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"config": asdict(self.config), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> Self:
+        config, (height, width) = dict(arguments["config"]), arguments["image_size"]
+        quantizer = quantizer_config(config.pop("quantizer"))
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
+        return cls(cls.config_class(**values, quantizer=quantizer), (height, width))
 
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
         """The codes of a `height` x `width` image; default: the training size. Raises UserError."""
@@ -60,6 +74,11 @@ class Autoencoder(PretrainedModel):
 
     def forward(self, images: Tensor) -> Stage1Output:
         """One training or validation pass. images: b c H W in [-1, 1]."""
+        raise NotImplementedError
+
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the layer that the images come out of: an adversarial loss is balanced by its gradient there
+        (stage1_vq/losses/adversarial.py)."""
         raise NotImplementedError
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
@@ -97,3 +116,61 @@ class Autoencoder(PretrainedModel):
                 f"got images of type {images.dtype}, expected floats in [-1, 1]: stage1_vq.images.to_float makes them"
             )
         self.check_image_size(images.shape[2], images.shape[3])
+
+
+class QuantizedAutoencoder(Autoencoder):
+    """An autoencoder of three parts, which its constructor makes: images -> encoder -> z (b d h w) -> quantizer -> z_q
+    -> decoder -> images. Its `reconstruction_losses` say what a good reconstruction is."""
+
+    encoder: nn.Module
+    quantizer: Quantizer
+    decoder: nn.Module
+
+    def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """decoded: the decoder's output, float32; images: b c H W. Returns scalars, means per element, weighted."""
+        raise NotImplementedError
+
+    def images_of(self, decoded: Tensor) -> Tensor:
+        """The images, b c H W, that the decoder's output stands for."""
+        return decoded
+
+    def last_layer(self) -> nn.Parameter:
+        return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
+
+    def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
+        height = self.image_size[0] if height is None else height
+        width = self.image_size[1] if width is None else width
+        self.check_image_size(height, width)
+        grids = self.quantizer.grids(height // self.stride, width // self.stride)
+        return CodeSpec(grids, height, width, self.channels)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """z, b d h w."""
+        self.check_images(images)
+        return self.encoder(images)
+
+    def encode(self, images: Tensor) -> Codes:
+        return self.quantizer.codes(self.latents(images))
+
+    def decode(self, codes: Codes) -> Tensor:
+        h, w = codes[-1].shape[1:]  # of the finest grid
+        self.code_spec(h * self.stride, w * self.stride).check(codes)
+        return self.images_of(self.decoder(self.quantizer.codes_to_latents(codes))).clamp(-1, 1)
+
+    def forward(self, images: Tensor) -> Stage1Output:
+        z_q, codes, losses, statistics = self.quantizer(self.latents(images))
+        decoded = self.decoder(z_q).float()
+        losses = {**self.reconstruction_losses(decoded, images.float()), **losses}
+        return Stage1Output(self.images_of(decoded), codes, losses, statistics)
+
+    def initialise(self, batches: Sequence[Tensor]) -> None:
+        self.quantizer.initialise([self.latents(images) for images in batches])
+
+    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        return self.quantizer.update(steps_per_epoch)
+
+    def discard(self) -> None:
+        self.quantizer.discard()
+
+    def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
+        return self.quantizer.warnings(metrics, steps_per_epoch)

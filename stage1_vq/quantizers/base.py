@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from stage1_vq.codes import Codes, Grid
+from training.errors import UserError
 
 
 class Quantized(NamedTuple):
@@ -23,6 +24,20 @@ class Quantizer(nn.Module):
     `forward` in training mode may note what the batch showed, but never changes the codebook: that is for `update`,
     once per optimiser step, so that gradient accumulation equals one large batch and a skipped step leaves no trace.
     """
+
+    config_class: ClassVar[type]  # a frozen dataclass with `kind` and `dim`
+    dim: int  # d, width of z
+    dim_out: int  # width of z_q; that of z for all but a few
+
+    def __init__(self, dim: int, dim_out: int | None = None) -> None:
+        super().__init__()
+        self.dim = dim
+        self.dim_out = dim if dim_out is None else dim_out
+
+    @classmethod
+    def config_from(cls, values: Mapping[str, Any]) -> Any:
+        """The config that `dataclasses.asdict` made `values` of; JSON has turned its tuples to lists."""
+        return cls.config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """The grids of codes that latents of `height` x `width` become."""
@@ -54,3 +69,11 @@ class Quantizer(nn.Module):
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
         """What a person should know about these health figures, each with its remedy."""
         return []
+
+    def check_latents(self, z: Tensor) -> None:
+        """Raises UserError unless z is b d h w."""
+        if z.ndim != 4 or z.shape[1] != self.dim:
+            raise UserError(
+                f"got latents of shape {tuple(z.shape)}, expected (batch, {self.dim}, height, width): "
+                "quantizer.dim must be the width of the encoder's output"
+            )

@@ -23,6 +23,7 @@ from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.distributed import draw_rows, sum_over_processes
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
+from stage1_vq.quantizers.usage import CodeUsage
 from training.errors import UserError
 
 REMEMBERED_BATCHES = 64  # micro-batches of one step that dead codes are revived from
@@ -105,17 +106,16 @@ class NearestQuantizer(Quantizer):
     All of it in float32, also under autocast: bfloat16 has 8 bits to tell distances apart. z_q has the type of z.
     """
 
+    config_class = NearestQuantizerConfig
+
     codebook: Tensor  # k d
     cluster_sizes: Tensor  # k, moving average of the vectors per step that a code is nearest to
     vector_sums: Tensor  # k d, moving average of their sum
-    pending_counts: Tensor  # k, int64, and
-    pending_sums: Tensor  # k d: the same of the forward passes since the last update
-    steps_since_use: Tensor  # k, int64
+    pending_sums: Tensor  # k d: their sum in the forward passes since the last update
     steps_since_revival: Tensor  # k, int64
-    updates: Tensor  # scalar, int64: calls of `update`
 
     def __init__(self, config: NearestQuantizerConfig) -> None:
-        super().__init__()
+        super().__init__(config.dim)
         self.config = config
         k, d = config.codebook_size, config.lookup_dim or config.dim
         projected = config.lookup_dim is not None
@@ -131,10 +131,8 @@ class NearestQuantizer(Quantizer):
             self.register_buffer("pending_sums", torch.zeros(k, d), persistent=False)
         else:
             self.codebook = nn.Parameter(codebook)
-        self.register_buffer("pending_counts", torch.zeros(k, dtype=torch.int64), persistent=False)
-        self.register_buffer("steps_since_use", torch.zeros(k, dtype=torch.int64))
+        self.usage = CodeUsage(k, config.warn_usage_below)
         self.register_buffer("steps_since_revival", torch.zeros(k, dtype=torch.int64))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.recent: deque[Tensor] = deque(maxlen=REMEMBERED_BATCHES)  # n d each, of this step's micro-batches
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
@@ -170,11 +168,7 @@ class NearestQuantizer(Quantizer):
 
     def lookup_vectors(self, z: Tensor) -> Tensor:
         """z, b d h w, where it is compared with the code vectors."""
-        if z.ndim != 4 or z.shape[1] != self.config.dim:
-            raise UserError(
-                f"got latents of shape {tuple(z.shape)}, expected (batch, {self.config.dim}, height, width): "
-                "quantizer.dim must be the width of the encoder's output"
-            )
+        self.check_latents(z)
         vectors = self.project_in(z.float())
         return F.normalize(vectors, dim=1) if self.config.l2_normalise else vectors
 
@@ -197,7 +191,7 @@ class NearestQuantizer(Quantizer):
         rows = rearrange(vectors, "b d h w -> (b h w) d").contiguous()
         codes = nearest_codes(rows, code_vectors)
         if note:
-            self.pending_counts += torch.bincount(codes, minlength=self.config.codebook_size)
+            self.usage.note(codes)
             if self.config.codebook_update == "ema":
                 self.pending_sums.index_add_(0, codes, rows)
             if self.config.revive_after:
@@ -222,28 +216,18 @@ class NearestQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Moves the codebook (ema), revives dead codes, and says how it does: `perplexity` of the step's codes, and
-        over the last epoch the share of codes that were used (`codes_used_share`) and the numbers of those that were
-        not (`dead_codes`) and that were revived (`revived_codes`)."""
-        counts = sum_over_processes(self.pending_counts)
-        self.updates += 1
-        self.steps_since_use.add_(1).masked_fill_(counts > 0, 0)
+        """Moves the codebook (ema), revives dead codes, and says how it does: `CodeUsage.health`, and the number of
+        codes revived over the last epoch (`revived_codes`)."""
+        counts = self.usage.step()
         self.steps_since_revival += 1
         if self.config.codebook_update == "ema":
             self.move_codebook(counts, sum_over_processes(self.pending_sums))
         if self.config.revive_after:
             self.revive_dead_codes()
 
-        shares = counts / counts.sum().clamp(min=1)
-        window = self.updates.clamp(max=steps_per_epoch)
-        used = (self.steps_since_use < window).sum()
         self.discard()
-        return {
-            "perplexity": torch.special.entr(shares).sum().exp(),
-            "codes_used_share": used / self.config.codebook_size,
-            "dead_codes": self.config.codebook_size - used,
-            "revived_codes": (self.steps_since_revival < window).sum(),
-        }
+        revived = (self.steps_since_revival < self.usage.window(steps_per_epoch)).sum()
+        return {**self.usage.health(counts, steps_per_epoch), "revived_codes": revived}
 
     def move_codebook(self, counts: Tensor, sums: Tensor) -> None:
         """Moving averages of appendix A.1, with cluster sizes smoothed as in its authors' code (Sonnet)."""
@@ -257,7 +241,7 @@ class NearestQuantizer(Quantizer):
 
     def revive_dead_codes(self) -> None:
         """Puts random latents of this step in the place of dead codes."""
-        idle = torch.minimum(self.steps_since_use, self.steps_since_revival)
+        idle = torch.minimum(self.usage.steps_since_use, self.steps_since_revival)
         dead = (idle >= self.config.revive_after).nonzero().squeeze(1)
         if not len(dead) or not self.recent:
             return
@@ -272,15 +256,13 @@ class NearestQuantizer(Quantizer):
             self.vector_sums[dead] = latents
 
     def discard(self) -> None:
-        self.pending_counts.zero_()
+        self.usage.discard()
         if self.config.codebook_update == "ema":
             self.pending_sums.zero_()
         self.recent.clear()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        share, config = metrics.get("codes_used_share"), self.config
-        if share is None or share >= config.warn_usage_below or int(self.updates) < steps_per_epoch:
-            return []
+        config = self.config
         remedies = ["a smaller model.quantizer.codebook_size"]
         if not 0 < config.revive_after <= steps_per_epoch:
             remedies.append(f"model.quantizer.revive_after={min(steps_per_epoch, 500)}")
@@ -288,7 +270,4 @@ class NearestQuantizer(Quantizer):
             remedies.append("model.quantizer.kmeans_iterations=10")
         if not config.l2_normalise:
             remedies.append("model.quantizer.l2_normalise=true with lookup_dim=8")
-        return [
-            f"only {share:.0%} of {config.codebook_size} codes were used in the last epoch, below "
-            f"warn_usage_below={config.warn_usage_below:.0%}; try {', or '.join(remedies)}"
-        ]
+        return self.usage.warnings(metrics, steps_per_epoch, remedies)

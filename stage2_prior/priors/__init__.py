@@ -7,12 +7,10 @@ from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.transformer import Transformer, TransformerConfig
 
 PRIORS: dict[str, type[Prior]] = {"transformer": Transformer, "pixelcnn": PixelCNN}
-PRIOR_CONFIGS = {"transformer": TransformerConfig, "pixelcnn": PixelCNNConfig}
 PriorConfig = TransformerConfig | PixelCNNConfig
 
 __all__ = [
     "PRIORS",
-    "PRIOR_CONFIGS",
     "PixelCNN",
     "PixelCNNConfig",
     "Prior",

@@ -57,7 +57,7 @@ KINDS = {"round": RoundModel, "square": SquareModel}
 def read(tmp_path: Path, recipe: str, *arguments: str) -> tuple[RunConfig, Path]:
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe)
-    return options.read_recipe("train", RunConfig, KINDS, "stage1", ["--config", str(path), *arguments])
+    return options.read_recipe("train", RunConfig, "stage1", ["--config", str(path), *arguments])
 
 
 def test_a_recipe_its_overrides_and_its_run_folder(tmp_path: Path):
@@ -131,12 +131,12 @@ def test_the_bare_name_of_a_packaged_recipe_is_enough():
 
 def test_no_recipe_at_all_names_those_there_are():
     with pytest.raises(UserError, match=r"train needs a recipe, got none; give a YAML file or one of .*folder"):
-        options.read_recipe("train", RunConfig, KINDS, "stage1", ["--inner.size", "3"])
+        options.read_recipe("train", RunConfig, "stage1", ["--inner.size", "3"])
 
 
 def test_help_shows_the_comments_of_the_config_classes(capsys):
     with pytest.raises(SystemExit) as left:
-        options.read_recipe("train", RunConfig, KINDS, "stage1", ["--help"])
+        options.read_recipe("train", RunConfig, "stage1", ["--help"])
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in (

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipelines.options import read_recipe
-from stage1_vq.autoencoders import AUTOENCODER_CONFIGS, AUTOENCODERS
+from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.codes import CodeSpec
 from stage1_vq.train import Stage1Config
-from stage2_prior.priors import PRIOR_CONFIGS, PRIORS
+from stage2_prior.priors import PRIORS
 from stage2_prior.train import Stage2Config
 
 CONFIGS = Path(str(files("configs")))
@@ -33,7 +33,7 @@ def recipes(stage: str) -> list[str]:
 
 
 def stage1(name: str) -> Stage1Config:
-    return read_recipe("train-stage1", Stage1Config, AUTOENCODER_CONFIGS, "stage1", ["--config", name])[0]
+    return read_recipe("train-stage1", Stage1Config, "stage1", ["--config", name])[0]
 
 
 def code_spec(name: str) -> CodeSpec:
@@ -62,7 +62,7 @@ def test_stage_one_recipes_make_the_codes_they_announce(name, codes):
 
 @pytest.mark.parametrize("name", recipes("stage2"))
 def test_stage_two_recipes_build_a_prior_for_their_codes(name):
-    config, run = read_recipe("train-stage2", Stage2Config, PRIOR_CONFIGS, "stage2", ["--config", name])
+    config, run = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", name])
     stage1_name, classes = STAGE1_OF[name]
     with torch.device("meta"):
         prior = PRIORS[config.model.kind](config.model, code_spec(stage1_name), classes)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_vq.autoencoders import AUTOENCODER_CONFIGS, AUTOENCODERS, Autoencoder, VQVAEConfig
-from stage1_vq.quantizers import QUANTIZER_CONFIGS, QUANTIZERS, NearestQuantizerConfig, Quantizer
+from pipelines.options import kinds_of
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder, AutoencoderConfig, VQVAEConfig
+from stage1_vq.quantizers import QUANTIZERS, NearestQuantizerConfig, Quantizer, QuantizerConfig
 from training.errors import UserError
 from training.model_io import load_pretrained
 
@@ -76,17 +77,17 @@ def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor], tolera
 
 
 def test_no_class_is_missing_from_the_tables():
-    assert {config.kind for config in QUANTIZER_ROWS.values()} == set(QUANTIZERS) == set(QUANTIZER_CONFIGS)
-    assert {config.kind for config in AUTOENCODER_ROWS.values()} == set(AUTOENCODERS) == set(AUTOENCODER_CONFIGS)
+    assert {config.kind for config in QUANTIZER_ROWS.values()} == set(QUANTIZERS) == set(kinds_of(QuantizerConfig))
+    assert {config.kind for config in AUTOENCODER_ROWS.values()} == set(AUTOENCODERS)
+    assert set(AUTOENCODERS) == set(kinds_of(AutoencoderConfig))
 
 
 def test_each_kind_names_its_own_classes():
-    for row in QUANTIZER_ROWS.values():
-        assert type(row) is QUANTIZER_CONFIGS[row.kind]
-    for row in AUTOENCODER_ROWS.values():
-        assert type(row) is AUTOENCODER_CONFIGS[row.kind]
+    for kind, quantizer in QUANTIZERS.items():
+        assert quantizer.config_class is kinds_of(QuantizerConfig)[kind]
     for kind, autoencoder in AUTOENCODERS.items():
         assert autoencoder.kind == kind
+        assert autoencoder.config_class is kinds_of(AutoencoderConfig)[kind]
 
 
 # ---- quantizers -----------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.options import kinds_of
 from stage1_vq.codes import CodeSpec, Grid
 from stage2_prior.condition import Condition
-from stage2_prior.priors import PRIOR_CONFIGS, PRIORS, Prior
+from stage2_prior.priors import PRIORS, Prior, PriorConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import (
     CLASSES,
@@ -32,10 +33,10 @@ WITH_AND_WITHOUT_CLASSES = pytest.mark.parametrize("num_classes", [0, CLASSES])
 
 
 def test_the_table_holds_every_prior():
-    assert set(TINY) == set(PRIORS) == set(PRIOR_CONFIGS)
+    assert set(TINY) == set(PRIORS) == set(kinds_of(PriorConfig))
     for kind, prior_class in PRIORS.items():
         assert prior_class.kind == kind == TINY[kind].kind
-        assert prior_class.config_class is PRIOR_CONFIGS[kind] is type(TINY[kind])
+        assert prior_class.config_class is kinds_of(PriorConfig)[kind] is type(TINY[kind])
 
 
 def step_through(prior: Prior, codes: Tensor, condition: Condition) -> Tensor:
