@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.two_stage import TwoStagePipeline
+from pipelines.two_stage import TwoStagePipeline, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage2_prior.priors import PRIORS
 from stage2_prior.sampling import SamplingConfig
@@ -15,8 +15,8 @@ from training.model_io import load_pretrained
 class AssembleConfig:
     """One model folder from two runs, with the sampling settings that it will use by default."""
 
-    stage1: str  # run or model folder of the autoencoder, or a hub id
-    stage2: str  # run or model folder of the prior, or a hub id
+    stage1: str  # run or model folder of the autoencoder, a model that was assembled with it, or a hub id
+    stage2: str  # run or model folder of the prior, a model that was assembled with it, or a hub id
     out: str  # the model folder to write
     temperature: float = 1.0  # divides the logits
     top_k: int | None = None  # draw from the k most probable codes; left out: from all
@@ -30,8 +30,8 @@ class AssembleConfig:
 
 def assemble(config: AssembleConfig) -> str:
     """Writes the pipeline folder `config.out`; returns one line. Raises UserError if the two do not fit."""
-    pipeline = TwoStagePipeline(
-        load_pretrained(config.stage1, AUTOENCODERS), load_pretrained(config.stage2, PRIORS), config.sampling
-    )
+    autoencoder = load_pretrained(stage_folder(config.stage1, "stage1"), AUTOENCODERS)
+    prior = load_pretrained(stage_folder(config.stage2, "stage2"), PRIORS)
+    pipeline = TwoStagePipeline(autoencoder, prior, config.sampling)
     folder = pipeline.save_pretrained(config.out)
     return f"the model is in {folder}; next: zellige generate --model {folder} --num 64 --out DIR"

@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,10 +48,12 @@ def train_stage2(arguments: Sequence[str]) -> Job:
 
 def encode(arguments: Sequence[str]) -> Job:
     from pipelines.options import read_options
+    from pipelines.two_stage import stage_folder
     from stage1_vq.encode import EncodeConfig, encode
 
     config = read_options("encode", EncodeConfig, arguments)
-    return lambda: encode(config)
+    model = str(stage_folder(config.model, "stage1"))
+    return lambda: encode(replace(config, model=model))
 
 
 def assemble(arguments: Sequence[str]) -> Job:
@@ -85,6 +88,14 @@ def quickstart(arguments: Sequence[str]) -> Job:
     return lambda: quickstart(config)
 
 
+def import_weights(arguments: Sequence[str]) -> Job:
+    from pipelines.import_weights import ImportConfig, import_weights
+    from pipelines.options import read_options
+
+    config = read_options("import", ImportConfig, arguments)
+    return lambda: import_weights(config)
+
+
 class Command(NamedTuple):
     help: str
     prepare: Callable[[Sequence[str]], Job]  # reads and checks the arguments
@@ -95,6 +106,7 @@ COMMANDS = {
     "train-stage1": Command("train an autoencoder: images to codes and back", train_stage1),
     "encode": Command("turn images into code shards, with a trained autoencoder", encode),
     "train-stage2": Command("train a prior on code shards", train_stage2),
+    "import": Command("make a model folder of an autoencoder that another project published", import_weights),
     "assemble": Command("put an autoencoder and its prior together into one model folder", assemble),
     "generate": Command("write new images", generate),
     "reconstruct": Command("show how images look after encoding and decoding, with their PSNR", reconstruct),
@@ -116,7 +128,7 @@ def training_summary(result: FitResult, next_command: str) -> str:
     if not result.finished:
         return f"{result.run} is stopped after step {result.steps_done}; the same command continues"
     figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    validated = f", validation: {figures} (best at step {result.best_step})" if figures else ""
+    validated = f", validation: {figures} (kept: step {result.best_step})" if figures else ""
     return (
         f"{result.steps_done} steps in {result.minutes:.1f} minutes{validated}; "
         f"the model is in {result.run / 'model'}; next: {next_command}"
@@ -171,5 +183,7 @@ def explain(error: BaseException) -> str | None:
         if error.errno == errno.ENOSPC:
             where = error.filename or "while writing"
             return f"the disk is full ({where}); free some space and repeat the command"
+        if error.filename and error.errno in (errno.EACCES, errno.EPERM):
+            return f"no permission for {error.filename}; choose another file or folder, or change its owner"
         return None
     return str(error)

@@ -7,6 +7,7 @@ import ast
 import difflib
 import inspect
 import io
+import math
 import re
 import textwrap
 import tokenize
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -25,7 +27,7 @@ Config = TypeVar("Config")
 
 
 class Option(NamedTuple):
-    type: str  # as the dataclass annotates it
+    type: str  # as the dataclass annotates it; of a Literal or a bool its choices
     comment: str  # as it stands beside the field
 
 
@@ -33,7 +35,12 @@ def read_options(command: str, config_class: type[Config], arguments: Sequence[s
     """A command's options, `--field value`, as `config_class`. Raises UserError; `--help` exits."""
     parser = new_parser(command, config_class)
     parser.add_class_arguments(config_class)
-    return config_class(**parse(parser, options_of(config_class), arguments))
+    options = options_of(config_class)
+    values = parse(parser, options, arguments)
+    for name, option in options.items():
+        if option.type == "str" and values.get(name) == "":  # they are paths, and Path("") is the working folder
+            raise UserError(f"{name} is empty, expected: {option.comment}")
+    return config_class(**values)
 
 
 def read_recipe(
@@ -43,7 +50,8 @@ def read_recipe(
 
     The recipe is a YAML file, or the bare name of one in the package folder configs/`recipes`. Where a field is one of
     several dataclasses, such as `model`, its `kind` selects the class before anything else is read, so that every
-    other field is checked against exactly that class. Raises UserError; `--help` prints and exits.
+    other field is checked against exactly that class. `--PATH.kind` in place of the recipe's kind keeps those of its
+    fields that both kinds have. Raises UserError; `--help` prints and exits.
     """
     named, rest = split_config(command, arguments)
     asked_for_help = any(argument in ("-h", "--help") for argument in rest)
@@ -51,7 +59,8 @@ def read_recipe(
         raise UserError(f"{command} needs a recipe, got none; {recipes_help(recipes)}")
     path = None if named is None else find_recipe(named, recipes)
     recipe = {} if path is None else read_yaml(path)
-    selected = select_kinds(config_class, recipe, kinds_given(rest))
+    replaced = kinds_given(rest)
+    selected = select_kinds(config_class, recipe, replaced)
 
     parser = new_parser(command, config_class)
     parser.usage = f"zellige {command} --config RECIPE [--run RUN] [--FIELD VALUE ...]"
@@ -65,13 +74,17 @@ def read_recipe(
         if choice.others
     )
     options = {"run": Option("str", ""), **options_of(config_class, selected)}
+    for kind_path in replaced:
+        keep_shared_fields(recipe, kind_path, options)
     if path is not None:
         check_fields(recipe, options, f"{path}: ")
-    given = ["--config", str(path)] if path is not None else []
+    given = [] if path is None else ["--config", yaml.safe_dump(recipe) if replaced else str(path)]
     values = parse(parser, options, [*given, *rest])
-    run = values.pop("run") or Path("runs") / (path.stem if path is not None else command)
+    run = values.pop("run")
+    if run == "":
+        raise UserError("run is empty, expected: a folder, begun or continued; leave --run out for one in runs/")
     values.pop("config")
-    return config_class(**values), Path(run)
+    return config_class(**values), Path(run or Path("runs") / (path.stem if path is not None else command))
 
 
 def split_config(command: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -91,6 +104,20 @@ def kinds_given(arguments: Sequence[str]) -> dict[str, str]:
     for path in paths:
         peek.add_argument(f"--{path}")
     return vars(peek.parse_known_args(arguments)[0])
+
+
+def keep_shared_fields(recipe: dict[str, Any], kind_path: str, options: Mapping[str, Option]) -> None:
+    """Where a kind of the recipe is another one now, removes the fields that the new one does not have."""
+    *groups, _ = kind_path.split(".")
+    values: Any = recipe
+    for name in groups:
+        values = values.get(name) if isinstance(values, dict) else None
+    if isinstance(values, dict):
+        prefix = ".".join(groups)
+        for name in list(values):
+            if not any(option == f"{prefix}.{name}" or option.startswith(f"{prefix}.{name}.") for option in options):
+                del values[name]
+        values.pop("kind", None)
 
 
 class ArgumentPeek(argparse.ArgumentParser):
@@ -203,8 +230,29 @@ def options_of(config_class: type, selected: Mapping[str, Choice] | None = None,
         if is_dataclass(inner) and isinstance(inner, type):
             options.update(options_of(inner, selected, f"{path}."))
         else:
-            options[path] = Option(str(field.type), comments.get(field.name, ""))
+            options[path] = Option(choices_of(hints[field.name]) or str(field.type), comments.get(field.name, ""))
     return options
+
+
+def choices_of(annotation: Any) -> str | None:
+    """`no, bf16 or fp16` for a Literal, by itself or beside other types; None for what has no named choices."""
+    if annotation is bool:
+        return "true or false"
+    members = (annotation,) if get_origin(annotation) is Literal else get_args(annotation)
+    if not any(get_origin(member) is Literal for member in members):
+        return None
+    names: list[str] = []
+    for member in members:
+        if get_origin(member) is Literal:
+            names += map(str, get_args(member))
+        else:
+            names.append("None" if member is NoneType else getattr(member, "__name__", str(member)))
+    return either(names)
+
+
+def either(names: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`"""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def comments_of(config_class: type) -> dict[str, str]:
@@ -227,7 +275,12 @@ def parse(parser: ArgumentParser, options: Mapping[str, Option], arguments: Sequ
     """The parsed values, nested configs built. Raises UserError."""
     document(parser, options)
     try:
-        return vars(parser.instantiate(parser.parse_args(list(arguments))))
+        values = parser.parse_args(list(arguments))
+        for path, value in vars(values.as_flat()).items():
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"{path}: expected a finite number, got {number}")
+        return vars(parser.instantiate(values))
     except ArgumentError as error:
         raise UserError(explain(str(error), options)) from error
 
@@ -254,14 +307,28 @@ def check_fields(recipe: Any, options: Mapping[str, Option], where: str, prefix:
 
 
 def unknown_field(path: str, options: Mapping[str, Option]) -> str:
-    """Names the field that was probably meant: one of the same group, or one of the same name elsewhere."""
+    """Names the fields that were probably meant: of the same group, or of the same name elsewhere."""
     groups = {name[:dot] for name in options for dot in range(len(name)) if name[dot] == "."}
     names = {name: name.rpartition(".") for name in sorted({*options, *groups})}
     parent, _, last = path.rpartition(".")
     siblings = {own: name for name, (group, _, own) in names.items() if group == parent}
-    close = [siblings[own] for own in difflib.get_close_matches(last, siblings, n=1)]
-    meant = close or [name for name, (_, _, own) in names.items() if own == last]
-    return f"there is no field {path}; " + (f"did you mean {meant[0]}?" if meant else "see --help for all fields")
+    meant = (
+        [siblings[own] for own in difflib.get_close_matches(last, siblings, n=1)]
+        or [name for own, name in siblings.items() if is_short_for(last, own)]
+        or [name for name, (_, _, own) in names.items() if own == last]
+        or [name for name, (_, _, own) in names.items() if is_short_for(last, own)]
+    )
+    return f"there is no field {path}; " + (
+        f"did you mean {either(meant[:3])}?" if meant else "see --help for all fields"
+    )
+
+
+def is_short_for(given: str, name: str) -> bool:
+    """Whether `given` is made of a name's initials, as lr of learning_rate, or one holds the other, as batch_size and
+    batch do."""
+    if min(len(given), len(name)) > 2 and (given in name or name in given):
+        return True
+    return len(given) > 1 and given == "".join(word[:1] for word in name.split("_"))
 
 
 def explain(message: str, options: Mapping[str, Option]) -> str:
@@ -269,9 +336,15 @@ def explain(message: str, options: Mapping[str, Option]) -> str:
     if match := re.match(r'Parser key "([^"]+)":', message):
         path, given = match[1], re.search(r"(?:Got|Given) value: (.*)", message)
         if path in options and given:
+            if "float" in options[path].type and re.fullmatch(r"[+-]?(nan|inf|infinity)", given[1].lower()):
+                return f"{path}: expected a finite number, got {given[1]}"
             return f"{path}: expected {options[path].type}, got {given[1]!r}"
-    if match := re.match(r"unrecognized arguments: (?:--)?([^ =]+)", message):
+    if (match := re.match(r"argument --(\S+): expected one argument", message)) and match[1] in options:
+        return f"{match[1]}: expected {options[match[1]].type}, got nothing"
+    if match := re.match(r"unrecognized arguments: --([^ =]+)", message):
         return unknown_field(match[1], options)
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        return f"unexpected argument {match[1]!r}; options are given as --NAME VALUE, see --help"
     if match := re.match(r"the following arguments are required: (.*)", message):
         return f"missing: {', '.join('--' + name for name in match[1].split(', '))}; see --help"
     return one_line(message)

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.devices import open_device
 from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
 from pipelines.settings import SETTINGS_NAME, check_settings
-from pipelines.two_stage import INDEX_NAME, reconstruct
+from pipelines.two_stage import reconstruct, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
-from stage1_vq.image_files import BadImageError, BadImages, flatten, list_images
+from stage1_vq.image_files import BadImageError, BadImages, list_images, open_upright
 from stage1_vq.images import to_float
 from training.errors import UserError
 from training.files import remove_leftovers, write_json
@@ -33,24 +33,31 @@ SHEET_NAME = "sheet.png"
 BAD_FILES_NAME = "bad_files.txt"
 SHEET_COLUMNS = 4
 SHEET_IMAGES = 16
+SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
-    """Encodes and decodes images of any size with the autoencoder of a model."""
+    """Encodes and decodes images with the autoencoder of a model, each at its own size."""
 
     model: str  # assembled model, or model or run folder of an autoencoder, or a hub id
     images: str  # folder of images, or one image file
     out: str  # folder for the PNG files, sheet.png and psnr.json
+    max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 1:
+            raise UserError(f"max_side={self.max_side}, expected at least 1 pixel")
 
 
 def reconstruct_files(config: ReconstructConfig) -> str:
     """Writes one PNG file an image, under the image's own name; returns one line: what was made and where.
 
-    PSNR is that of the 8-bit images, in decibels. What an earlier run wrote is kept. Raises UserError for a
-    folder without images, for one begun with other settings, and when over 1% of the images cannot be read.
+    PSNR, in decibels, is that of the 8-bit images, scaled down if so asked for. What an earlier run wrote is kept.
+    Raises UserError for a folder without images, for one begun with other settings, and when over 1% of the images
+    cannot be read.
     """
     state, device = open_device(config.device)
     autoencoder = load_autoencoder(config.model).to(device)
@@ -63,18 +70,24 @@ def reconstruct_files(config: ReconstructConfig) -> str:
             "name another --out folder"
         )
     targets = target_names(image_names(source))
-    settings = {"model": autoencoder.fingerprint(), "images": str(source.resolve()), "alone": config.alone}
+    settings = {
+        "model": autoencoder.fingerprint(),
+        "images": str(source.resolve()),
+        "max_side": config.max_side,
+        "alone": config.alone,
+    }
     check_settings(out, settings)
-    state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
-        remove_leftovers(out)
+        for folder in {(out / target).parent for target in targets.values()}:
+            remove_leftovers(folder)
         write_json(out / SETTINGS_NAME, settings)
+    state.wait_for_everyone()  # all have looked, and the leftovers are gone, before one writes
     bad_images = BadImages(len(targets), out / BAD_FILES_NAME)
     psnr: dict[str, float | None] = {}
     mine = list(targets.items())[state.process_index :: state.num_processes]
     for name, target in tqdm(mine, unit="image", disable=not state.is_main_process):
         try:
-            original = open_upright(root / name, autoencoder.channels)
+            original = scale_within(open_upright(root / name, autoencoder.channels), config.max_side)
         except BadImageError as error:
             bad_images.add(str(root / name), str(error))
             continue
@@ -88,7 +101,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     mean = mean_of([value for value in psnr.values() if value is not None])
     if state.is_main_process:
         write_json(out / PSNR_NAME, {**settings, "mean_psnr": mean, "psnr": psnr})
-        first = [Image.open(out / name) for name in list(psnr)[:SHEET_IMAGES]]
+        first = [scale_within(Image.open(out / name), SHEET_SIDE) for name in list(psnr)[:SHEET_IMAGES]]
         save_png(contact_sheet(in_columns(first, SHEET_COLUMNS)), out / SHEET_NAME)
     unread = len(targets) - len(psnr)
     return (
@@ -100,11 +113,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
 
 def load_autoencoder(folder_or_hub_id: str | Path) -> Autoencoder:
     """The autoencoder of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
-    folder = Path(folder_or_hub_id)
-    for pipeline in (folder, folder / "model"):
-        if (pipeline / INDEX_NAME).is_file():
-            return load_pretrained(pipeline / "stage1", AUTOENCODERS)
-    return load_pretrained(folder_or_hub_id, AUTOENCODERS)
+    return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), AUTOENCODERS)
 
 
 def image_names(source: Path) -> list[str]:
@@ -126,15 +135,13 @@ def target_names(names: Sequence[str]) -> dict[str, str]:
     return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
 
 
-def open_upright(path: Path, channels: int) -> Image.Image:
-    """An image file at its own size, upright, as "L" (channels=1) or "RGB". Raises BadImageError."""
-    try:
-        with Image.open(path) as image:
-            return flatten(ImageOps.exif_transpose(image), channels)
-    except BadImageError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
-        raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+def scale_within(picture: Image.Image, max_side: int | None) -> Image.Image:
+    """The picture scaled down, antialiased, to a longer side of `max_side`; as it is where that is None or enough."""
+    if max_side is None or max(picture.size) <= max_side:
+        return picture
+    scale = max_side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def to_images(picture: Image.Image) -> Tensor:

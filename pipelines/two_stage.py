@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -83,7 +84,7 @@ class TwoStagePipeline:
         replaces the pipeline's own settings. Raises UserError for labels that the prior does not have.
         """
         if num is None:
-            if labels is None or isinstance(labels, int):
+            if labels is None or isinstance(labels, int | np.integer):
                 raise UserError("nothing says how many images to generate; give `num`, or one label for each image")
             num = len(labels)
         if num < 1 or batch_size < 1:
@@ -119,7 +120,9 @@ class TwoStagePipeline:
             return None
         if labels is None:
             return [index % self.num_classes for index in indices]
-        chosen = [labels] * len(indices) if isinstance(labels, int) else [int(label) for label in labels]
+        if isinstance(labels, int | np.integer):
+            labels = [int(labels)] * len(indices)
+        chosen = [int(label) for label in labels]
         if len(chosen) != len(indices):
             raise UserError(f"got {len(chosen)} labels for {len(indices)} images, expected one label for each image")
         for label in chosen:
@@ -235,3 +238,12 @@ def pipeline_folder(folder_or_hub_id: str | Path) -> Path:
         INDEX_NAME,
         "put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that",
     )
+
+
+def stage_folder(folder_or_hub_id: str | Path, stage: str) -> str | Path:
+    """The part "stage1" or "stage2" of an assembled model or a quickstart run; anything else as it was given."""
+    folder = Path(folder_or_hub_id)
+    for pipeline in (folder, folder / "model"):
+        if (pipeline / INDEX_NAME).is_file():
+            return pipeline / stage
+    return folder_or_hub_id

@@ -42,7 +42,7 @@ class EncodeDataConfig:
 class EncodeConfig:
     """Turns images into code shards, with a trained autoencoder."""
 
-    model: str  # stage-one run, its model folder, or a hub id
+    model: str  # stage-one run, its model folder, or a hub id; on the command line an assembled model too
     out: str  # folder for the code shards
     data: EncodeDataConfig = field(default_factory=EncodeDataConfig)
     augment_copies: int = 1  # codes of each training image: first as it is, then augmented as in the run
@@ -82,7 +82,8 @@ def encode(config: EncodeConfig) -> str:
 
 
 def data_config(config: EncodeConfig, autoencoder: Autoencoder) -> DataConfig:
-    """The stage-one run's data config with the given fields in place of its own. Raises UserError."""
+    """The stage-one run's data config with the given fields in place of its own; all images at one size, as a prior's
+    grid of codes has one. Raises UserError."""
     folder = model_folder(config.model)
     recorded = folder.parent / CONFIG_NAME
     given = {name: value for name, value in asdict(config.data).items() if value is not None}
@@ -91,6 +92,7 @@ def data_config(config: EncodeConfig, autoencoder: Autoencoder) -> DataConfig:
             data = DataConfig(**yaml.safe_load(recorded.read_text(encoding="utf-8"))["data"])
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise UserError(f"{recorded} does not say what the run was trained on ({error}); it is damaged") from error
+        data = replace(data, aspect_buckets=0)
         if "path" in given and not same_path(given["path"], data.path):
             data = replace(data, validation_path=None, validation_count=None)
     elif "path" in given:  # a model without its run
@@ -161,7 +163,7 @@ def encode_images(
         class_names=train.class_names,
         stage1_fingerprint=autoencoder.fingerprint(),
         source={
-            **{f"data.{name}": value for name, value in asdict(train.config).items()},
+            **{f"data.{name}": value for name, value in asdict(train.config).items() if "aspect" not in name},
             "train_images": train.fingerprint(),
             "validation_images": validation.fingerprint(),
             "shard_size": shard_size,

@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from training.errors import UserError
 
 FORMATS = "png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm tga jp2 avif"
 SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
 
+NAMED = 5  # bad images in a message: the record names all
 BAD_SHARE = 0.01  # of the images may be unreadable; more, and the set is broken rather than blemished
 
 
@@ -76,6 +77,17 @@ def open_upright(path: Path, channels: int, needed: int | None = None) -> Image.
         raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
+def read_size(path: Path | str) -> tuple[int, int]:
+    """Height and width of the image of a file as a person sees it, from its header; 0, 0 if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            # The base class's method: that of PNG files decodes the whole image for a tag that may stand behind it.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+            return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        return 0, 0
+
+
 def flatten(image: Image.Image, channels: int) -> Image.Image:
     """Any PIL mode as "L" (channels=1) or "RGB" (channels=3), transparency laid over white."""
     mode = "L" if channels == 1 else "RGB"
@@ -134,11 +146,12 @@ class BadImages:
         bad = {name: why for name, why in (recorded | self.seen).items() if name not in self.repaired}
         if len(bad) <= BAD_SHARE * self.images:
             return
-        listed = "\n".join(f"  {name}: {why}" for name, why in sorted(bad.items())[:20])
+        listed = ", ".join(f"{name} ({why})" for name, why in sorted(bad.items())[:NAMED])
+        rest = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         where = f"; all are listed in {self.record}" if self.record is not None else ""
         raise UserError(
-            f"{len(bad)} of {self.images} images cannot be read, more than {BAD_SHARE:.0%}: repair or remove "
-            f"them and run the same command again{where}:\n{listed}" + ("\n  ..." if len(bad) > 20 else "")
+            f"{len(bad)} of {self.images} images cannot be read, more than {BAD_SHARE:.0%}: {listed}{rest}; "
+            f"repair or remove them and run the same command again{where}"
         )
 
     def recorded(self) -> dict[str, str]:

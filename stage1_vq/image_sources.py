@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from stage1_vq.image_files import SUFFIXES, list_images, read_image, scale_to_cover, to_array
+from stage1_vq.image_files import SUFFIXES, list_images, read_image, read_size, scale_to_cover, to_array
 from training.errors import UserError
 from training.processes import process_state
 
@@ -43,6 +43,10 @@ class ImageSource(Protocol):
 
         Raises BadImageError.
         """
+        ...
+
+    def sizes(self, indices: Sequence[int]) -> np.ndarray:
+        """Height and width of images, upright: b 2, int64; 0 0 where a file cannot be read."""
         ...
 
     def fingerprint(self) -> str:
@@ -95,6 +99,9 @@ class ArraySource:
         image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
         return to_array(scale_to_cover(image, height, width))
 
+    def sizes(self, indices: Sequence[int]) -> np.ndarray:
+        return np.tile(np.array(self.images.shape[1:3], dtype=np.int64), (len(indices), 1))
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
@@ -129,6 +136,9 @@ class FileSource:
 
     def read(self, index: int, height: int, width: int, channels: int) -> np.ndarray:
         return read_image(self.root / self.name(index), height, width, channels)
+
+    def sizes(self, indices: Sequence[int]) -> np.ndarray:
+        return np.array([read_size(self.location(index)) for index in indices], dtype=np.int64).reshape(-1, 2)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(b"\0".join(self.paths.tolist()))

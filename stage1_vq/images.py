@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stage1_vq.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
 from stage1_vq.image_files import BadImageError, BadImages
 from stage1_vq.image_sources import ImageSource, open_source
 from training.errors import UserError
@@ -26,6 +27,8 @@ class DataConfig:
     split: Literal["train", "test"] = "train"  # part of a source that has both: .npz, torchvision's sets
     download_folder: str = "~/.cache/zellige"  # where torchvision's sets are, or are downloaded to
     image_size: int | tuple[int, int] = 256  # pixels: side of a square, or (H, W)
+    aspect_buckets: int = 0  # train at so many shapes of image_size's area, each image at the nearest; 0: at image_size
+    aspect_limit: float = 2.0  # proportions of the longest of these shapes, the tallest and the widest
     channels: Literal[1, 3] = 3  # 1 is grey, 3 is RGB; images of the other kind are converted
     crop: Literal["center", "random"] = "center"  # where H x W is cut from training images
     flip: bool = False  # mirror training images left to right, each second one by chance
@@ -42,6 +45,12 @@ class DataConfig:
             object.__setattr__(self, "image_size", tuple(self.image_size))  # YAML and JSON know lists only
         for name, valid, expected in (
             ("image_size", min(self.height, self.width) >= 1, "at least 1 pixel"),
+            (
+                "aspect_buckets",
+                self.aspect_buckets == 0 or (self.aspect_buckets >= 3 and self.aspect_buckets % 2 == 1),
+                "0, which is off, or an odd number from 3 on: a square, and as many tall shapes as wide ones",
+            ),
+            ("aspect_limit", 1 < self.aspect_limit < np.inf, "above 1; 2 goes from 1:2 to 2:1"),
             ("channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)"),
             (
                 "shift",
@@ -83,11 +92,14 @@ def open_images(config: DataConfig) -> ImageSource:
     return open_source(config.path, config.split, Path(config.download_folder).expanduser())
 
 
-def image_datasets(config: DataConfig, seed: int, bad_files: Path | None = None) -> tuple[ImageDataset, ImageDataset]:
+def image_datasets(
+    config: DataConfig, seed: int, bad_files: Path | None = None, *, stride: int = 1, batch_size: int = 1
+) -> tuple[ImageDataset, ImageDataset]:
     """Training images, augmented as `config` says, and held-out images, which never are.
 
     The held-out part is empty if none is asked for. seed: of the augmentation; bad_files: text file that gets
-    the names of unreadable images. Raises UserError.
+    the names of unreadable images. With `config.aspect_buckets` the sides of every shape are multiples of `stride`, and
+    at least `batch_size` training images have it. Raises UserError.
     """
     source = open_images(config)
     if config.validation_path is None:
@@ -100,9 +112,18 @@ def image_datasets(config: DataConfig, seed: int, bad_files: Path | None = None)
         train, held_out = np.arange(len(source)), np.arange(len(validation_source))
     bad_images = BadImages(len(train) + len(held_out), bad_files)
     augment_seed = seed if config.augments else None
+    buckets = validation_buckets = None
+    if config.aspect_buckets:
+        sizes = read_sizes(source)
+        area = config.height * config.width
+        shapes = bucket_shapes(area, stride, config.aspect_buckets, config.aspect_limit)
+        shapes = shared_shapes(sizes[train], shapes, batch_size)
+        buckets = validation_buckets = Buckets(tuple(shapes), nearest_shapes(sizes, shapes))
+        if validation_source is not source:
+            validation_buckets = Buckets(tuple(shapes), nearest_shapes(read_sizes(validation_source), shapes))
     return (
-        ImageDataset(source, config, indices=train, augment_seed=augment_seed, bad_images=bad_images),
-        ImageDataset(validation_source, config, indices=held_out, bad_images=bad_images),
+        ImageDataset(source, config, indices=train, augment_seed=augment_seed, buckets=buckets, bad_images=bad_images),
+        ImageDataset(validation_source, config, indices=held_out, buckets=validation_buckets, bad_images=bad_images),
     )
 
 
@@ -153,8 +174,9 @@ def take_classes_of(source: ImageSource, validation: ImageSource) -> None:
 class ImageDataset:
     """training.task.Dataset over images of a source. A batch is {"images": uint8 b c H W, "labels": int64 b}.
 
-    Labels are -1 where the source has no classes. A file that cannot be read is recorded, and the next one of
-    the dataset that can be takes its place.
+    H x W is `config.image_size`; with `buckets` it is the shape of the images' bucket, which is their group. Labels
+    are -1 where the source has no classes. A file that cannot be read is recorded, and the next one of the dataset that
+    can be takes its place.
     """
 
     def __init__(
@@ -164,15 +186,19 @@ class ImageDataset:
         *,
         indices: np.ndarray | None = None,
         augment_seed: int | None = None,
+        buckets: Buckets | None = None,
         bad_images: BadImages | None = None,
     ):
-        """indices: which images of the source, default all; augment_seed: None switches augmentation off."""
+        """indices: which images of the source, default all; augment_seed: None switches augmentation off; buckets: of
+        all images of the source."""
         self.source = source
         self.config = config
         self.indices = np.arange(len(source)) if indices is None else indices
         labels = np.full(len(source), -1) if source.labels is None else source.labels
         self.labels = labels[self.indices]  # n, int64
         self.augment_seed = augment_seed
+        self.buckets = buckets
+        self.groups = None if buckets is None else buckets.numbers[self.indices]  # n, int64
         self.bad_images = bad_images or BadImages(len(source))
         self.unreadable: set[int] = set()  # known to this process, so that they are tried once only
 
@@ -184,7 +210,9 @@ class ImageDataset:
         return self.source.class_names
 
     def without_augmentation(self) -> ImageDataset:
-        return ImageDataset(self.source, self.config, indices=self.indices, bad_images=self.bad_images)
+        return ImageDataset(
+            self.source, self.config, indices=self.indices, buckets=self.buckets, bad_images=self.bad_images
+        )
 
     def fingerprint(self) -> str:
         """SHA-256: equal for equal choices of equal images."""
@@ -196,42 +224,57 @@ class ImageDataset:
 
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
         """Images `indices`; the seed and draws[j] decide how image j is augmented. Raises UserError."""
+        shape = self.shape_of(indices)
         images, found = [], []
         for index in indices:
             for candidate in range(index, index + len(self)):
-                if (image := self.read(candidate % len(self))) is not None:
+                if (image := self.read(candidate % len(self), shape)) is not None:
                     images.append(image)
                     found.append(candidate % len(self))
                     break
             else:
                 raise UserError(f"none of the {len(self)} images in this part of {self.source.title} can be read")
-        return self.batch(images, found, draws)
+        return self.batch(images, found, draws, shape)
 
     def fetch_readable(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
         """As `fetch`, but what cannot be read is left out: the batch, and the indices of the images in it."""
+        shape = self.shape_of(indices)
         images, found, kept_draws = [], [], []
         for index, draw in zip(indices, draws, strict=True):
-            if (image := self.read(index)) is not None:
+            if (image := self.read(index, shape)) is not None:
                 images.append(image)
                 found.append(index)
                 kept_draws.append(draw)
-        return self.batch(images, found, kept_draws), found
+        return self.batch(images, found, kept_draws, shape), found
 
-    def read(self, index: int) -> np.ndarray | None:
+    def shape_of(self, indices: Sequence[int]) -> Shape:
+        """Height and width of a batch of these images. Raises UserError if their buckets differ."""
+        if self.buckets is None or self.groups is None or not len(indices):
+            return self.config.height, self.config.width
+        numbers = np.unique(self.groups[list(indices)])
+        if len(numbers) > 1:
+            shapes = ", ".join(f"{height}x{width}" for height, width in (self.buckets.shapes[n] for n in numbers))
+            raise UserError(
+                f"the images of one batch have different shapes, {shapes}: with data.aspect_buckets ask for images of "
+                "one of the dataset's groups at a time, as training.data.batches_of does"
+            )
+        return self.buckets.shapes[numbers[0]]
+
+    def read(self, index: int, shape: Shape) -> np.ndarray | None:
         """Image `index` scaled to cover H x W, uint8 h w c; None, and recorded, if it cannot be read."""
         if index in self.unreadable:
             return None
         position = int(self.indices[index])
         try:
-            return self.source.read(position, self.config.height, self.config.width, self.config.channels)
+            return self.source.read(position, *shape, self.config.channels)
         except BadImageError as error:
             self.unreadable.add(index)
             self.bad_images.add(self.source.location(position), str(error))
             return None
 
-    def batch(self, images: Sequence[np.ndarray], indices: Sequence[int], draws: Sequence[int]) -> Batch:
+    def batch(self, images: Sequence[np.ndarray], indices: Sequence[int], draws: Sequence[int], shape: Shape) -> Batch:
         """Crops, mirrors and shifts scaled images, and stacks them with their labels."""
-        H, W, config = self.config.height, self.config.width, self.config
+        (H, W), config = shape, self.config
         stacked = np.empty((len(images), config.channels, H, W), dtype=np.uint8)
         chance = None if self.augment_seed is None else uniforms(self.augment_seed, draws, 5)  # b 5
         for row, image in enumerate(images):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,16 @@ from torch import Tensor, nn
 
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
+from stage1_vq.image_sources import NAMES
 from stage1_vq.images import DataConfig, image_datasets, to_float
+from stage1_vq.losses.adversarial import AdversarialConfig, Adversary
+from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
+from training.data import batches_of
 from training.errors import UserError
 from training.loop import FitResult, TrainConfig, fit
 from training.model_io import PretrainedModel
-from training.task import Batch, Dataset, StepOutput
+from training.processes import process_state
+from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 BAD_FILES_NAME = "bad_files.txt"
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 16, 8
@@ -31,6 +37,8 @@ class Stage1Config:
     model: AutoencoderConfig
     data: DataConfig
     train: TrainConfig
+    perceptual: PerceptualConfig = field(default_factory=LPIPSConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
 
     def __post_init__(self) -> None:
         H, W = self.data.height, self.data.width
@@ -44,45 +52,94 @@ class Stage1Config:
                 f"data.image_size={H}x{W} does not fit a model whose codes stand for {self.model.stride}x"
                 f"{self.model.stride} pixels: give multiples of {self.model.stride}"
             )
+        if self.adversarial.weight and self.adversarial.rollback and not self.train.validate_every:
+            raise UserError(
+                "adversarial.rollback=true with train.validate_every=0: only validations tell when to roll back; "
+                "give train.validate_every=500 or so, or adversarial.rollback=false"
+            )
+
+    def resolved(self) -> dict[str, Any]:
+        """What decides a run, as plain values: losses and buckets that are off are left out, so that runs from before
+        there were such things continue."""
+        values = asdict(self)
+        if not self.data.aspect_buckets:
+            del values["data"]["aspect_buckets"], values["data"]["aspect_limit"]
+        for name in ("perceptual", "adversarial"):
+            if not values[name]["weight"]:
+                del values[name]
+        return values
 
 
 class Stage1Task:
     """training.task.Task of stage one. Batches are {"images": uint8 b c H W, ...}.
 
+    The loss is the sum of the autoencoder's own losses and, where they are on, a perceptual and an adversarial one.
+
     Validation, on images that are never trained on: `mse`, the mean squared error of pixels in [-1, 1] of the clamped
-    reconstruction, and `psnr` in dB, each averaged over images.
+    reconstruction, `psnr` in dB, and `perceptual`, the perceptual distance where there is one, each averaged over
+    images. The weights kept are those of the lowest mse; with an adversary those that it does not object to
+    (stage1_vq/losses/adversarial.py), for the lowest mse would be that from before the adversarial phase.
     """
 
     best_metric = "mse"
 
-    def __init__(self, model: Autoencoder, validation_data: Dataset, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        model: Autoencoder,
+        validation_data: Dataset,
+        steps_per_epoch: int,
+        perceptual: PerceptualLoss | None = None,
+        adversary: Adversary | None = None,
+    ) -> None:
         """steps_per_epoch: the span over which the use of codes is reported."""
         self.model: PretrainedModel = model
         self.autoencoder = model
         self.validation_data = validation_data
         self.steps_per_epoch = steps_per_epoch
+        self.perceptual, self.adversary = perceptual, adversary
+        self.guard: Guard | None = adversary
+        self.companions: dict[str, Companion] = {}
+        if perceptual is not None:
+            self.companions["perceptual"] = Companion(perceptual)
+        if adversary is not None:
+            self.companions["discriminator"] = Companion(adversary, adversary.optimizer)
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.autoencoder.initialise([to_float(batch["images"]) for batch in batches])
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        output: Stage1Output = model(to_float(batch["images"]))
-        loss = torch.stack(list(output.losses.values())).sum()
-        metrics = {name: value.detach() for name, value in output.losses.items()}
-        return StepOutput(loss, {**metrics, **output.statistics})
+        images = to_float(batch["images"])
+        output: Stage1Output = model(images)
+        losses, figures = dict(output.losses), dict(output.statistics)
+        if self.perceptual is not None:
+            distance = self.perceptual(output.reconstruction, images)
+            losses["perceptual_loss"] = self.perceptual.weight * distance.mean()
+        if self.adversary is not None:
+            others, last_layer = total(losses), self.autoencoder.last_layer()
+            gained, adversarial_figures = self.adversary.losses(output.reconstruction, others, last_layer)
+            losses |= gained
+            figures |= adversarial_figures | self.adversary.observe(output.reconstruction.detach(), images)
+        metrics = {name: value.detach() for name, value in losses.items()}
+        return StepOutput(total(losses), {**metrics, **figures})
 
     def after_step(self) -> dict[str, Tensor]:
-        return self.autoencoder.update(self.steps_per_epoch)
+        health = self.autoencoder.update(self.steps_per_epoch)
+        return {**health, **self.adversary.update()} if self.adversary is not None else health
 
     def discard_step(self) -> None:
         self.autoencoder.discard()
+        if self.adversary is not None:
+            self.adversary.discard()
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         images = to_float(batch["images"])
         output: Stage1Output = model(images)
-        error = F.mse_loss(output.reconstruction.float().clamp(-1, 1), images, reduction="none")
-        mse = reduce(error, "b c h w -> b", "mean")
-        return {"mse": mse, "psnr": psnr(mse)}
+        reconstruction = output.reconstruction.float().clamp(-1, 1)
+        mse = reduce(F.mse_loss(reconstruction, images, reduction="none"), "b c h w -> b", "mean")
+        metrics = {"mse": mse, "psnr": psnr(mse)}
+        if self.perceptual is not None:
+            metrics["perceptual"] = self.perceptual(reconstruction, images)
+        return metrics
 
     def preview(self, model: nn.Module) -> Tensor | None:
         """Held-out images, always the same and from all over the set, each row above that of their reconstructions."""
@@ -92,14 +149,25 @@ class Stage1Task:
             return None
         count = min(PREVIEW_IMAGES, held_out) // columns * columns
         indices = [i * held_out // count for i in range(count)]
-        images = to_float(self.validation_data.fetch(indices, indices)["images"])
-        images = images.to(next(model.parameters()).device)
-        output: Stage1Output = model(images)
-        pairs = torch.stack([images, output.reconstruction.float().clamp(-1, 1)])
-        return rearrange(pairs, "pair (rows columns) c h w -> c (rows pair h) (columns w)", columns=columns)
+        pairs: dict[int, Tensor] = {}  # 2 c h w of each image
+        for batch in batches_of(self.validation_data, indices, count):
+            images = to_float(self.validation_data.fetch(batch, batch)["images"])
+            images = images.to(next(model.parameters()).device)
+            output: Stage1Output = model(images)
+            shown = torch.stack([images, output.reconstruction.float().clamp(-1, 1)], dim=1)
+            pairs.update(zip(batch, shown, strict=True))
+        height, width = (max(pair.shape[axis] for pair in pairs.values()) for axis in (2, 3))
+        cells = [  # white where an image is smaller than its cell
+            F.pad(pairs[i], (0, width - pairs[i].shape[3], 0, height - pairs[i].shape[2]), value=1.0) for i in indices
+        ]
+        return rearrange(cells, "(rows columns) pair c h w -> c (rows pair h) (columns w)", columns=columns)
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         return self.autoencoder.warnings(metrics, self.steps_per_epoch)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 def psnr(mse: Tensor) -> Tensor:
@@ -112,9 +180,38 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
 
     Images that cannot be read are named in `run/bad_files.txt`.
     """
-    train_data, validation_data = image_datasets(config.data, config.train.seed, bad_files=run / BAD_FILES_NAME)
+    check_apart(config.data, run)
+    train_data, validation_data = image_datasets(
+        config.data,
+        config.train.seed,
+        bad_files=run / BAD_FILES_NAME,
+        stride=config.model.stride,
+        batch_size=config.train.batch_size,
+    )
+    if train_data.buckets is not None and process_state().is_main_process:
+        print(f"training images by shape: {train_data.buckets.describe(train_data.indices)}", flush=True)
     torch.manual_seed(config.train.seed)
     model = AUTOENCODERS[config.model.kind](config.model, (config.data.height, config.data.width))
     steps_per_epoch = math.ceil(len(train_data) / config.train.batch_size)
-    task = Stage1Task(model, validation_data, steps_per_epoch)
-    return fit(task, train_data, validation_data, config.train, run, asdict(config))
+    task = Stage1Task(model, validation_data, steps_per_epoch, *companions(config))
+    return fit(task, train_data, validation_data, config.train, run, config.resolved())
+
+
+def companions(config: Stage1Config) -> tuple[PerceptualLoss | None, Adversary | None]:
+    """The losses with networks of their own; None for those that are off. Raises UserError."""
+    channels, image_size = config.data.channels, (config.data.height, config.data.width)
+    perceptual = PerceptualLoss(config.perceptual, channels, image_size) if config.perceptual.weight else None
+    if not config.adversarial.weight:
+        return perceptual, None
+    return perceptual, Adversary(config.adversarial, channels, image_size, config.train.steps)
+
+
+def check_apart(data: DataConfig, run: Path) -> None:
+    """Raises UserError for a run inside a folder of its images, which its previews would change."""
+    for path in (data.path, data.validation_path):
+        folder = Path(path or "").expanduser().resolve()
+        if path and path not in NAMES and folder.is_dir() and folder in (run.resolve(), *run.resolve().parents):
+            raise UserError(
+                f"the run folder {run} lies in the folder of the images, {path}, where its previews would be taken for "
+                "images; name another --run folder, or the images' own subfolder"
+            )

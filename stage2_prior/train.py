@@ -17,7 +17,7 @@ from stage2_prior.priors import PRIORS, Prior, PriorConfig
 from training.errors import UserError
 from training.loop import FitResult, TrainConfig, fit
 from training.model_io import PretrainedModel
-from training.task import Batch, StepOutput
+from training.task import Batch, Companion, Guard, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,8 @@ class Stage2Task:
 
     def __init__(self, model: Prior, label_dropout: float) -> None:
         self.model: PretrainedModel = model
+        self.companions: dict[str, Companion] = {}
+        self.guard: Guard | None = None
         self.prior = model
         self.label_dropout = label_dropout
 

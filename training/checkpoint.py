@@ -48,8 +48,7 @@ class Checkpoints:
             (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             manifest = {"files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}}
             (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        # Steps beyond this one are damaged (or the run would have continued from them) and must not outlive
-        # it.
+        # Steps beyond this one are damaged (or the run would have continued from them) and must not outlive it.
         keep = {*[other for other in self.steps() if other <= step][-self.keep_newest :], best_step}
         for other in self.steps():
             if other not in keep:

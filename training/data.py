@@ -3,13 +3,15 @@
 Every epoch is a fresh permutation; the epochs stand one after another in an endless row of draws, and step s
 takes draws [s * batch_size, (s + 1) * batch_size), also across the end of an epoch. So nothing about the
 position in the data needs saving, and neither restarts nor workers, processes or accumulation change what a
-step sees.
+step sees. Where not all samples fit into one batch, images of several shapes say, each group of those that do
+has such a row of its own, and every step takes its samples from one of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,8 +36,7 @@ class SampleOrder:
     """The endless row of draws over `size` samples, for one seed."""
 
     def __init__(self, size: int, seed: int):
-        if size < 1:
-            raise UserError("the training set holds no samples, expected at least one; check the data's path")
+        check_not_empty(size)
         self.size = size
         self.seed = seed
         self._epoch = lru_cache(maxsize=2)(self._permutation)  # a batch touches one epoch, or two at its end
@@ -45,6 +46,89 @@ class SampleOrder:
 
     def samples(self, draws: range) -> list[Sample]:
         return [(int(self._epoch(draw // self.size)[draw % self.size]), draw) for draw in draws]
+
+
+class GroupedOrder:
+    """The endless row of draws over samples in groups: draws [s * batch_size, (s + 1) * batch_size) are of one group.
+
+    Each group has its own endless row of permutations, cut into batches, also across the end of a permutation: it shows
+    all its samples before it shows one again. Epoch e, counted from 0, takes the batches
+    [e * size // batch_size, (e + 1) * size // batch_size) of a group of `size` samples, and the groups take turns at
+    random: what does not fill a batch waits for the next epoch. So when e epochs are over, each sample has been seen e
+    or e - 1 times, and no group more often than its size deserves. (A group smaller than a batch waits until a batch is
+    due, and fills it by repetition.)
+    """
+
+    def __init__(self, groups: NDArray[np.int64], batch_size: int, seed: int):
+        """groups: n, the group of each sample."""
+        check_not_empty(len(groups))
+        self.size, self.batch_size, self.seed = len(groups), batch_size, seed
+        self.members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        self._epoch = lru_cache(maxsize=2)(self._batches)
+        self._round = lru_cache(maxsize=2 * len(self.members))(self._permutation)
+        self._step = lru_cache(maxsize=2)(self._indices)  # the micro-batches of a step follow one another
+
+    def samples(self, draws: range) -> list[Sample]:
+        steps = range(draws.start // self.batch_size, (draws.stop - 1) // self.batch_size + 1)
+        row = np.concatenate([self._step(step) for step in steps])
+        first = draws.start - steps.start * self.batch_size
+        return list(zip(row[first : first + len(draws)].tolist(), draws, strict=True))
+
+    def _indices(self, step: int) -> NDArray[np.int64]:
+        """The samples of a step: batch_size of one group."""
+        epoch = self._epoch_of(step)
+        group, number = self._epoch(epoch)[step - self._batches_before(epoch)]
+        size, start, stop = len(self.members[group]), number * self.batch_size, (number + 1) * self.batch_size
+        rounds = range(start // size, (stop - 1) // size + 1)
+        return np.concatenate([self._round(group, r)[max(start - r * size, 0) : stop - r * size] for r in rounds])
+
+    def _permutation(self, group: int, number: int) -> NDArray[np.int64]:
+        """Round `number` of a group: all its samples, once."""
+        return np.random.default_rng([self.seed, number, group + 1]).permutation(self.members[group])
+
+    def _batches(self, epoch: int) -> list[tuple[int, int]]:
+        """The batches of an epoch in the order of its steps: group, and number of the batch in the group's row."""
+        sizes = np.array([len(members) for members in self.members])
+        first, end = epoch * sizes // self.batch_size, (epoch + 1) * sizes // self.batch_size
+        turns = np.random.default_rng([self.seed, epoch]).permutation(np.repeat(np.arange(len(sizes)), end - first))
+        rows = [itertools.count(int(number)) for number in first]
+        return [(group, next(rows[group])) for group in turns.tolist()]
+
+    def _batches_before(self, epoch: int) -> int:
+        return sum(epoch * len(members) // self.batch_size for members in self.members)
+
+    def _epoch_of(self, step: int) -> int:
+        epoch = step * self.batch_size // self.size  # or a later one: what waits for the next epoch makes room
+        while self._batches_before(epoch + 1) <= step:
+            epoch += 1
+        return epoch
+
+
+def sample_order(dataset: Dataset, batch_size: int, seed: int) -> SampleOrder | GroupedOrder:
+    """What a run of this seed draws from `dataset`. Raises UserError for an empty one."""
+    groups = groups_of(dataset)
+    return SampleOrder(len(dataset), seed) if groups is None else GroupedOrder(groups, batch_size, seed)
+
+
+def groups_of(dataset: Dataset) -> NDArray[np.int64] | None:
+    """Which samples may share a batch (training/task.py); None: all."""
+    return getattr(dataset, "groups", None)
+
+
+def batches_of(dataset: Dataset, indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """`indices` in batches of up to `size`, each of one group."""
+    groups = groups_of(dataset)
+    together: dict[int, list[int]] = {}
+    for index in indices:
+        together.setdefault(0 if groups is None else int(groups[index]), []).append(index)
+    for group in together.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def check_not_empty(size: int) -> None:
+    if size < 1:
+        raise UserError("the training set holds no samples, expected at least one; check the data's path")
 
 
 @dataclass(frozen=True, kw_only=True)

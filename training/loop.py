@@ -34,7 +34,7 @@ class FitResult:
     finished: bool  # False: stopped by a signal, the same command continues
     stopped_by: StopReason  # "steps", "patience" or "signal"
     metrics: dict[str, float]  # of the best validation, that of the weights in run/model
-    best_value: float | None  # lowest validation value of the task's best metric
+    best_value: float | None  # its value of the task's best metric: the lowest one, unless the task has a guard
     best_step: int | None  # where it was reached: run/model holds the weights of that step
     minutes: float  # wall-clock time of the whole run, restarts included
     images_per_second: float  # training samples over training time, without validation, previews and checkpoints
@@ -51,10 +51,10 @@ def fit(
 ) -> FitResult:
     """Trains `task.model`, or continues from the newest good checkpoint in the folder `run`.
 
-    The best weights by `task.best_metric` on `validation_data` go to `run/model` (the last ones where nothing
-    is validated); `task.model` is left with the last ones. `resolved_config` is the config of the whole run
-    as plain values, `config` under "train": it goes to `run/config.yaml`. SIGINT and SIGTERM end the run
-    after its current step.
+    The best weights by `task.best_metric` on `validation_data` go to `run/model` (those that `task.guard` keeps
+    where there is one, and the last ones where nothing is validated); `task.model` is left with the last ones.
+    `resolved_config` is the config of the whole run as plain values, `config` under "train": it goes to
+    `run/config.yaml`. SIGINT and SIGTERM end the run after its current step.
 
     Raises UserError: a config other than the run began with, no undamaged checkpoint left, a full disk, a batch that
     the processes cannot share, `max_nonfinite_steps` steps in a row without a finite loss and gradient.
@@ -72,16 +72,21 @@ def fit(
 
             while (reason := trainer.reason_to_stop()) is None:
                 log.step_done(trainer.step(stop))
-                step, improved = trainer.progress.step, False
+                step, worth_saving = trainer.progress.step, False
                 if trainer.due(config.log_every):
                     metrics = trainer.metrics_since_last_line()
                     log.train(step, metrics, task.warnings(metrics))
                 if trainer.due(config.validate_every) and len(validation_data):
-                    improved = trainer.validate()
-                    log.validation(step, trainer.progress.validation, improved=improved)
+                    verdict = trainer.validate()
+                    worth_saving = verdict.keep or verdict.roll_back
+                    log.validation(step, trainer.progress.validation, improved=verdict.keep and task.guard is None)
+                    if verdict.warning is not None:
+                        log.say(f"warning: {verdict.warning}")
+                    if verdict.roll_back:
+                        log.say(trainer.roll_back())
                 if trainer.due(config.preview_every):
                     log.preview(step, trainer.preview())
-                if improved or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
+                if worth_saving or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
                     log.flush()
                     trainer.save()
 

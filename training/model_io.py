@@ -127,11 +127,11 @@ def model_folder(
 def download_from_hub(hub_id: str) -> Path:
     """Fetches a model repository's config and weights from the Hugging Face hub into its cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             f"{hub_id!r} is neither a local folder nor a model that the hub would give ({type(error).__name__}); "
             "check the path, or download the model folder and name it"

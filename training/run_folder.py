@@ -14,8 +14,7 @@ from training.files import remove_leftovers, write_text
 
 CONFIG_NAME = "config.yaml"
 
-# Fields that may change between restarts: they decide how long, how often and how fast, not what a step
-# learns.
+# Fields that may change between restarts: they decide how long, how often and how fast, not what a step learns.
 FREE_FIELDS = {
     "train.steps",
     "train.accumulate",
@@ -44,9 +43,8 @@ def write_config(run: Path, resolved_config: Mapping[str, Any], *, continued: bo
 
     Raises UserError that names the fields which differ, `FREE_FIELDS` excepted.
     """
-    config = json.loads(
-        json.dumps(resolved_config, default=str)
-    )  # as YAML gives it back: tuples as lists, paths as text
+    # As YAML gives it back: tuples as lists, paths as text.
+    config = json.loads(json.dumps(resolved_config, default=str))
     path = run / CONFIG_NAME
     if continued and path.is_file():
         try:

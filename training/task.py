@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from training.model_io import PretrainedModel
@@ -18,11 +19,43 @@ class StepOutput(NamedTuple):
     metrics: dict[str, Tensor]  # scalars, detached
 
 
+class Companion(NamedTuple):
+    """A network that a task uses beside its model. The loop moves it to the device. One with an optimiser, such as a
+    discriminator, is checkpointed with it; when to step that optimiser is the task's own affair."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer | None = None
+
+
+class Verdict(NamedTuple):
+    """What a validation means for the run."""
+
+    keep: bool  # these weights are worth keeping: they go to run/model, and a checkpoint holds them
+    warning: str | None = None
+    roll_back: bool = False  # return to the checkpoint of the last weights that were kept
+
+
+class Guard(Protocol):
+    """Judges validations where the lowest `best_metric` is not what a person wants."""
+
+    def judge(self, metrics: dict[str, float], bad_before: int) -> Verdict:
+        """metrics: of this validation; bad_before: validations in a row, just before it, that were not kept. Called on
+        all processes alike."""
+        ...
+
+    def rolled_back(self, step: int, rollbacks: int) -> None:
+        """Called after model, optimisers, averages and companions have returned to a checkpoint for the `rollbacks`-th
+        time. The run does not return: its next step is number `step`, counted from 0."""
+        ...
+
+
 class Task(Protocol):
     """One kind of training. The loop owns steps, accumulation, clipping, EMA, logging and checkpoints."""
 
     model: PretrainedModel  # what is trained, averaged, checkpointed and saved
     best_metric: str  # the validation metric, lower is better, by which the best weights are kept
+    companions: dict[str, Companion]  # by name; their files in a checkpoint are called so
+    guard: Guard | None  # decides which weights are kept, in best_metric's place
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Called once before the first step of a new run with this process's micro-batches of that step. Here and in
@@ -53,7 +86,11 @@ class Task(Protocol):
 
 
 class Dataset(Protocol):
-    """Samples by index, fetched a batch at a time."""
+    """Samples by index, fetched a batch at a time.
+
+    One whose samples cannot all share a batch, such as images of several shapes, has an attribute `groups` besides, n
+    integers: a batch then holds samples of one group only (training.data.groups_of).
+    """
 
     def __len__(self) -> int: ...
 

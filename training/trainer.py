@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 from training.config import TrainConfig
-from training.data import Loader, Sample, SampleOrder, Share
+from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
 from training.errors import UserError
 from training.metrics_log import StepReport
@@ -30,7 +30,7 @@ from training.processes import on_main_process, process_state
 from training.run_folder import open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest
-from training.task import Batch, Dataset, Task
+from training.task import Batch, Dataset, Task, Verdict
 
 StopReason = Literal["steps", "patience", "signal"]
 
@@ -43,10 +43,12 @@ class Progress:
     skipped_steps: int = 0
     nonfinite_in_a_row: int = 0
     validation: dict[str, float] = field(default_factory=dict)  # metrics of the last one
-    best: dict[str, float] = field(default_factory=dict)  # metrics of the best one, whose weights are in run/model
+    # Of the best one, whose weights are in run/model; where the task has a guard, of the last one that it kept.
+    best: dict[str, float] = field(default_factory=dict)
     best_value: float | None = None
     best_step: int | None = None
     validations_since_best: int = 0
+    rollbacks: int = 0
     # Of each metric since the last log line: sum over the steps, and number of steps that had it.
     sums: dict[str, list[float]] = field(default_factory=dict)
 
@@ -66,13 +68,15 @@ class Trainer:
             processes=self.accelerator.num_processes,
             process=self.accelerator.process_index,
         )
-        self.order = SampleOrder(len(train_data), config.seed)
+        self.order = sample_order(train_data, config.batch_size, config.seed)
         self.checkpoints = Checkpoints(run / "checkpoints", config.keep_newest)
         self.progress = Progress()
         self.stopping = False  # whether a signal has reached any process
         self.health: dict[str, Tensor] = {}  # what the task's last after_step returned
 
         task.model.to(self.accelerator.device).train()
+        for companion in task.companions.values():
+            companion.module.to(self.accelerator.device)
         self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
         self.model = wrap(task.model, self.accelerator, config)
         self.weights = [weight for weight in task.model.parameters() if weight.requires_grad]
@@ -205,12 +209,13 @@ class Trainer:
 
     # ---- between steps -------------------------------------------------------------------------------------
 
-    def validate(self) -> bool:
-        """Means over the held-out samples, whatever process saw them, to `progress`. A new best is saved to
-        run/model; returns whether it was one."""
-        size, count = self.share.size, len(self.validation_data)
-        starts = range(0, count, size)[self.accelerator.process_index :: self.accelerator.num_processes]
-        requests = ([(index, index) for index in range(start, min(start + size, count))] for start in starts)
+    def validate(self) -> Verdict:
+        """Means over the held-out samples, whatever process saw them, to `progress`. A new best, or what the task's
+        guard keeps, is saved to run/model."""
+        count = len(self.validation_data)
+        batches_of_all = batches_of(self.validation_data, range(count), self.share.size)
+        mine = islice(batches_of_all, self.accelerator.process_index, None, self.accelerator.num_processes)
+        requests = ([(index, index) for index in batch] for batch in mine)
         values: dict[str, list[Tensor]] = {}
         with closing(self._loader(self.validation_data, requests)) as batches, self._at_rest() as model:
             for batch in batches:
@@ -222,14 +227,30 @@ class Trainer:
 
         progress, value = self.progress, metrics[self.task.best_metric]
         progress.validation = metrics
-        improved = math.isfinite(value) and (progress.best_value is None or value < progress.best_value)
-        if improved:
+        if self.task.guard is not None:
+            verdict = self.task.guard.judge(metrics, progress.validations_since_best)
+        else:
+            verdict = Verdict(math.isfinite(value) and (progress.best_value is None or value < progress.best_value))
+        if verdict.keep:
             progress.best = metrics
             progress.best_value, progress.best_step, progress.validations_since_best = value, progress.step, 0
             self.save_model()
         else:
             progress.validations_since_best += 1
-        return improved
+        return verdict
+
+    def roll_back(self) -> str:
+        """Takes model, optimisers, averages and companions back to the checkpoint of the last validation whose weights
+        were kept. The run does not go back: steps, samples and learning rate go on. Returns a line on it."""
+        progress, good = self.progress, self.progress.best_step
+        damage = None if good is None else on_main_process(self.accelerator, lambda: self.checkpoints.damage(good))
+        if good is None or damage is not None or self.task.guard is None:
+            return f"no rollback: there is no good checkpoint to return to ({damage or 'none was kept'})"
+        self._load(good)
+        progress.rollbacks += 1
+        progress.validations_since_best = 0
+        self.task.guard.rolled_back(progress.step, progress.rollbacks)
+        return f"rollback {progress.rollbacks}: weights and optimisers are those of step {good} again"
 
     def preview(self) -> Tensor | None:
         """The task's picture, `c H W` in [-1, 1], on the main process."""
@@ -262,6 +283,10 @@ class Trainer:
         }
         if self.ema:
             tensors["ema"] = self.ema.model.state_dict()
+        for name, (module, optimizer) in self.task.companions.items():
+            if optimizer is not None:
+                tensors[name] = module.state_dict()
+                tensors[f"{name}_optimizer"] = optimizer_tensors(optimizer, module)
         scaler = self.accelerator.scaler
         state = {
             "progress": asdict(self.progress),
@@ -271,16 +296,31 @@ class Trainer:
         on_main_process(self.accelerator, lambda: self.checkpoints.save(step, tensors, state, best))
 
     def _restore(self, step: int) -> None:
-        try:
-            self.task.model.load_state_dict(self.checkpoints.tensors(step, "model"))
-            load_optimizer_tensors(self.optimizer, self.task.model, self.checkpoints.tensors(step, "optimizer"))
-            if self.ema:
-                self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema"))
+        """Takes up the run where the checkpoint of `step` left it."""
+        self._load(step)
+        with self._explain_misfit(step):
             state = self.checkpoints.state(step)
             self.progress = Progress(**state["progress"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-        except (KeyError, TypeError, RuntimeError) as error:
+
+    def _load(self, step: int) -> None:
+        """Everything that learns, from the checkpoint of `step`."""
+        with self._explain_misfit(step):
+            self.task.model.load_state_dict(self.checkpoints.tensors(step, "model"))
+            load_optimizer_tensors(self.optimizer, self.task.model, self.checkpoints.tensors(step, "optimizer"))
+            if self.ema:
+                self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema"))
+            for name, (module, optimizer) in self.task.companions.items():
+                if optimizer is not None:
+                    module.load_state_dict(self.checkpoints.tensors(step, name))
+                    load_optimizer_tensors(optimizer, module, self.checkpoints.tensors(step, f"{name}_optimizer"))
+
+    @contextmanager
+    def _explain_misfit(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
             raise UserError(
                 f"{self.checkpoints.path(step)} does not fit this version's model: {' '.join(str(error).split())}; "
                 "continue with the version that wrote it, or start another run"

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
+from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
+from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
+from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
+from stage1_vq.autoencoders.vqvae2 import VQVAE2, VQVAE2Config
 
-AutoencoderConfig = VQVAEConfig
+AutoencoderConfig = VQVAEConfig | VQGANConfig | VQVAE2Config | DVAEConfig | ViTVQGANConfig
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "vqvae": VQVAE,
+    "vqvae2": VQVAE2,
+    "vqgan": VQGAN,
+    "dvae": DVAE,
+    "vit_vqgan": ViTVQGAN,
 }
 
 __all__ = [
     "AUTOENCODERS",
+    "DVAE",
+    "VQGAN",
     "VQVAE",
+    "VQVAE2",
     "Autoencoder",
     "AutoencoderConfig",
+    "DVAEConfig",
     "Stage1Output",
+    "VQGANConfig",
+    "VQVAE2Config",
     "VQVAEConfig",
+    "ViTVQGAN",
+    "ViTVQGANConfig",
 ]

@@ -29,7 +29,7 @@ class AutoencoderSettings(Protocol):
     @property
     def channels(self) -> int: ...  # c of the images
     @property
-    def stride(self) -> int: ...  # pixels, along each side, that a code of the finest grid stands for
+    def stride(self) -> int: ...  # pixels: both sides of an image must be multiples of it
 
 
 class Autoencoder(PretrainedModel):

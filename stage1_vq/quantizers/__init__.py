@@ -6,12 +6,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from stage1_vq.quantizers.base import Quantized, Quantizer
+from stage1_vq.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
+from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
+from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
+from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
+from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
+from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
+from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
+from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
+from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from stage1_vq.quantizers.simvq import SimVQConfig, SimVQuantizer
 
-QuantizerConfig = NearestQuantizerConfig
+QuantizerConfig = (
+    NearestQuantizerConfig
+    | FSQConfig
+    | LFQConfig
+    | BSQConfig
+    | SimVQConfig
+    | IBQConfig
+    | GumbelQuantizerConfig
+    | BinaryQuantizerConfig
+    | ResidualQuantizerConfig
+    | GroupedQuantizerConfig
+    | MultiscaleQuantizerConfig
+)
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
     "nearest": NearestQuantizer,
+    "fsq": FSQuantizer,
+    "lfq": LFQuantizer,
+    "bsq": BSQuantizer,
+    "simvq": SimVQuantizer,
+    "ibq": IBQuantizer,
+    "gumbel": GumbelQuantizer,
+    "binary": BinaryQuantizer,
+    "residual": ResidualQuantizer,
+    "grouped": GroupedQuantizer,
+    "multiscale": MultiscaleQuantizer,
 }
 
 
@@ -26,11 +58,31 @@ def quantizer_config(values: Mapping[str, Any]) -> QuantizerConfig:
 
 __all__ = [
     "QUANTIZERS",
+    "BSQConfig",
+    "BSQuantizer",
+    "BinaryQuantizer",
+    "BinaryQuantizerConfig",
+    "FSQConfig",
+    "FSQuantizer",
+    "GroupedQuantizer",
+    "GroupedQuantizerConfig",
+    "GumbelQuantizer",
+    "GumbelQuantizerConfig",
+    "IBQConfig",
+    "IBQuantizer",
+    "LFQConfig",
+    "LFQuantizer",
+    "MultiscaleQuantizer",
+    "MultiscaleQuantizerConfig",
     "NearestQuantizer",
     "NearestQuantizerConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
+    "ResidualQuantizer",
+    "ResidualQuantizerConfig",
+    "SimVQConfig",
+    "SimVQuantizer",
     "build_quantizer",
     "quantizer_config",
 ]

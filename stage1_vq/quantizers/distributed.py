@@ -20,11 +20,28 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Averages each process's `tensor`, in place, and returns it: the same bits everywhere."""
+    return sum_over_processes(tensor).div_(dist.get_world_size()) if several_processes() else tensor
+
+
 def from_first_process(tensor: Tensor) -> Tensor:
     """Gives each process the first one's `tensor`, in place, and returns it."""
     if several_processes():
         dist.broadcast(tensor, 0)
     return tensor
+
+
+def global_mean(tensor: Tensor) -> Tensor:
+    """The mean of all processes' `tensor`; gradients pass to this process's own as if it were the mean.
+
+    For what a loss needs of the whole batch before anything that is not linear, such as an entropy: the processes'
+    gradients, averaged by DistributedDataParallel, are then those of one process with the whole batch.
+    """
+    if not several_processes():
+        return tensor
+    mean = sum_over_processes(tensor.detach().clone()) / dist.get_world_size()
+    return tensor + (mean - tensor.detach())
 
 
 def draw_rows(parts: Sequence[Tensor], count: int) -> Tensor:

@@ -28,8 +28,16 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     return search(vectors, codebook)
 
 
-def search_on_cpu(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """As `nearest_codes`, for the CPU.
+@torch.compiler.disable
+@torch.no_grad()
+def codes_of_largest_product(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """As `nearest_codes`, but the code vector whose inner product with the vector is the largest."""
+    search = search_on_cpu if vectors.device.type == "cpu" else search_on_gpu
+    return search(vectors, codebook, codebook.new_zeros(len(codebook)))
+
+
+def search_on_cpu(vectors: Tensor, codebook: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `nearest_codes`, for the CPU; with `bias`, k, the code of the largest inner product plus bias.
 
     PyTorch's `argmax` takes several times as long as its `amax`, which is vectorised. So: the maxima of blocks of codes
     by `amax`, the best block by `argmax` over these few, and the code by `argmax` inside that block alone. Scores lie
@@ -37,10 +45,12 @@ def search_on_cpu(vectors: Tensor, codebook: Tensor) -> Tensor:
     k=16,384), and `amax` runs along whole rows of the buffer.
     """
     n, k = len(vectors), len(codebook)
-    if padding := -k % BLOCK:
-        codebook = torch.cat([codebook, codebook[-1:].expand(padding, -1)])  # copies of the last code never win alone
+    bias = codebook.square().sum(1).mul_(-0.5) if bias is None else bias
+    if padding := -k % BLOCK:  # copies of the last code never win alone
+        codebook = torch.cat([codebook, codebook[-1:].expand(padding, -1)])
+        bias = torch.cat([bias, bias[-1:].expand(padding)])
     blocks = len(codebook) // BLOCK
-    bias = codebook.square().sum(1, keepdim=True).mul_(-0.5)  # k 1
+    bias = bias.unsqueeze(1)  # k 1
     rows = max(1, min(n, CPU_ROWS, max(CPU_TILE // len(codebook), 32)))
     buffer = vectors.new_empty(len(codebook) * rows)
     block_maxima = vectors.new_empty(blocks * rows)
@@ -58,9 +68,9 @@ def search_on_cpu(vectors: Tensor, codebook: Tensor) -> Tensor:
     return codes.clamp_(max=k - 1)  # a copy of the last code is the last code
 
 
-def search_on_gpu(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """As `nearest_codes`, for devices with a fast `argmax`."""
-    bias = codebook.square().sum(1).mul_(-0.5)  # k
+def search_on_gpu(vectors: Tensor, codebook: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `search_on_cpu`, for devices with a fast `argmax`."""
+    bias = codebook.square().sum(1).mul_(-0.5) if bias is None else bias  # k
     rows = max(1, min(len(vectors), GPU_TILE // len(codebook)))
     buffer = vectors.new_empty(rows, len(codebook))
     codes = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)

@@ -16,6 +16,7 @@ import pipelines.cli
 from pipelines.cli import COMMANDS, main
 from training.errors import UserError
 
+STAGE1_RECIPES = Path(__file__).parents[2] / "configs" / "stage1"
 STAGE1 = """
 model: {kind: vqvae, channels: 1, width: 16, residual_width: 8, quantizer: {codebook_size: 16, dim: 4}}
 data: {image_size: 16, channels: 1, validation_count: 6}
@@ -89,10 +90,9 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
     ("line", "message"),
     [
         ("generat", "there is no command 'generat'; did you mean generate?"),
-        ("xyz", "there is no command 'xyz'; the commands are quickstart, train-stage1, encode, train-stage2, "
-         "assemble, generate, reconstruct"),
+        ("xyz", f"there is no command 'xyz'; the commands are {', '.join(COMMANDS)}"),
         ("train-stage1 --data.path x", "train-stage1 needs a recipe, got none; give a YAML file or one of "
-         "cifar10_vqvae, cifar10_vqvae_short, folder, imagenet128_vqvae, mnist_quickstart, mnist_vqvae"),
+         + ", ".join(sorted(path.stem for path in STAGE1_RECIPES.glob("*.yaml")))),
         ("train-stage1 --config stage1.yaml", "data.path is empty: expected a folder of images, an .npz file or a "
          "name such as cifar10; give --data.path"),
         ("train-stage1 --config stage1.yaml --model.codebook_size 9",
@@ -107,6 +107,15 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
          "`zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that, or a hub id such as owner/name"),
         ("generate --model MODEL --out o --label 3", "label 3 is out of range: this model knows the 3 classes "
          "0 to 2; choose one of them"),
+        ("generate --model MODEL --out o --temperature nan", "temperature: expected a finite number, got nan"),
+        ("generate --model MODEL --out=", "out is empty, expected: folder for the images, sheet.png and samples.jsonl"),
+        ("generate --model MODEL o", "unexpected argument 'o'; options are given as --NAME VALUE, see --help"),
+        ("train-stage1 --config stage1.yaml --train.precision fp8",
+         "train.precision: expected no, bf16 or fp16, got 'fp8'"),
+        ("train-stage1 --config stage1.yaml --train.lr 1e-4",
+         "there is no field train.lr; did you mean train.learning_rate?"),
+        ("encode --model MODEL --out o", "ASSEMBLED/stage1 is a model without its run, which would tell its images: "
+         "give --data.path"),
         ("generate --model MODEL --out o --temperature -1",
          "temperature=-1.0, expected 0 (greedy) or more; 1 samples as trained"),
         ("reconstruct --model MODEL --images nowhere --out o",
@@ -118,7 +127,7 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
 def test_mistakes_are_one_sentence_and_leave_nothing(recipes, model, capsys, line, message):
     before = sorted(recipes.rglob("*"))
     code, out, err = zellige(capsys, *line.replace("MODEL", str(model)).split())
-    assert (code, out, err) == (2, "", f"zellige: {message}\n")
+    assert (code, out, err) == (2, "", f"zellige: {message.replace('ASSEMBLED', str(model))}\n")
     assert sorted(recipes.rglob("*")) == before
 
 
@@ -145,6 +154,12 @@ def test_ctrl_c_exits_with_130(monkeypatch, capsys):
 def test_a_full_disk_is_told(monkeypatch, capsys):
     fail_with(OSError(28, "No space left on device", "runs/x"), monkeypatch)
     message = "zellige: the disk is full (runs/x); free some space and repeat the command\n"
+    assert zellige(capsys, "generate") == (2, "", message)
+
+
+def test_a_missing_permission_is_told(monkeypatch, capsys):
+    fail_with(PermissionError(13, "Permission denied", "photos/x.png"), monkeypatch)
+    message = "zellige: no permission for photos/x.png; choose another file or folder, or change its owner\n"
     assert zellige(capsys, "generate") == (2, "", message)
 
 
@@ -216,6 +231,17 @@ def test_from_images_to_new_images(recipes, digits, capsys):
         metrics = {path: path.read_bytes() for path in Path().glob("*/**/metrics.jsonl")}
         assert zellige(capsys, *command)[0] == 0
         assert {path: path.read_bytes() for path in metrics} == metrics
+
+
+def test_the_parts_of_an_assembled_model_serve_again(recipes, model, digits, capsys):
+    code, line, _ = zellige(capsys, "encode", "--model", str(model), "--data.path", str(digits), "--out", "codes")
+    assert code == 0
+    assert line.startswith("59 training and 1 held-out images as 4x4 codes of 16")
+    again = ["assemble", "--stage1", str(model), "--stage2", str(model), "--out", "cooler", "--temperature", "0.5"]
+    assert zellige(capsys, *again)[0] == 0
+    old, new = (json.loads((folder / "model_index.json").read_text()) for folder in (model, Path("cooler")))
+    assert new["fingerprint"] == old["fingerprint"]
+    assert (old["sampling"]["temperature"], new["sampling"]["temperature"]) == (1.0, 0.5)
 
 
 def test_stages_of_different_runs_are_not_assembled(recipes, digits, capsys):

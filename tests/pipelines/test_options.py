@@ -30,6 +30,7 @@ class RoundModel:
 
     kind: Literal["round"] = "round"
     radius: int = 1  # in pixels
+    colour: str = "blue"
     inner: Inner = field(default_factory=Inner)
 
 
@@ -39,6 +40,7 @@ class SquareModel:
 
     kind: Literal["square"] = "square"
     side: int = 2
+    colour: str = "blue"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,9 @@ class RunConfig:
     inner: Inner = field(default_factory=Inner)
     size: int | tuple[int, int] = 8
     name: str | None = None  # what it is called
+    tint: Literal["none", "red", "blue"] = "none"
+    step_size_factor: float | None = None
+    quick: bool = False
 
 
 KINDS = {"round": RoundModel, "square": SquareModel}
@@ -72,6 +77,14 @@ def test_the_kind_selects_the_class_of_the_model(tmp_path: Path):
     assert read(tmp_path, "model: {kind: square, side: 5}\n")[0].model == SquareModel(side=5)
     assert read(tmp_path, "inner: {size: 2}\n", "--model.kind", "square")[0].model == SquareModel()
     assert read(tmp_path, "inner: {size: 2}\n")[0].model == RoundModel()  # the first of the table
+
+
+def test_another_kind_on_the_command_line_keeps_what_both_kinds_have(tmp_path: Path):
+    recipe = "model: {kind: round, radius: 3, colour: red}\nsize: 4\n"
+    config, run = read(tmp_path, recipe, "--model.kind", "square", "--model.side=9")
+    assert (config.model, config.size, run.name) == (SquareModel(side=9, colour="red"), 4, "recipe")
+    with pytest.raises(UserError, match=r"there is no field model.colors"):
+        read(tmp_path, "model: {kind: round, colors: red}\n")
 
 
 @pytest.mark.parametrize(
@@ -101,8 +114,29 @@ def test_the_kind_selects_the_class_of_the_model(tmp_path: Path):
         ("size: [1, 2, 3]", [], "size: expected int | tuple[int, int], got '[1, 2, 3]'"),
         ("size: 1", ["--inner.size", "x"], "inner.size: expected int, got 'x'"),
         ("size: 1", ["--inner.siz", "3"], "there is no field inner.siz; did you mean inner.size?"),
-        ("size: 1", ["--inner.size"], "argument --inner.size: expected one argument"),
-        ("size: 1", ["stray"], "there is no field stray; see --help for all fields"),
+        ("size: 1", ["--inner.size"], "inner.size: expected int, got nothing"),
+        ("size: 1", ["stray"], "unexpected argument 'stray'; options are given as --NAME VALUE, see --help"),
+        ("size: 1", ["--size", "2", "3"], "unexpected argument '3'; options are given as --NAME VALUE, see --help"),
+        ("quick: 3", [], "quick: expected true or false, got '3'"),
+        ("size: 1", ["--quick"], "quick: expected true or false, got nothing"),
+        ("tint: green", [], "tint: expected none, red or blue, got 'green'"),
+        ("size: 1", ["--tint", "5"], "tint: expected none, red or blue, got '5'"),
+        ("size: 1", ["--inner.ratio", "nan"], "inner.ratio: expected a finite number, got nan"),
+        ("size: 1", ["--step_size_factor=-inf"], "step_size_factor: expected a finite number, got -inf"),
+        ("inner: {ratio: .nan}", [], "inner.ratio: expected a finite number, got nan"),
+        ("size: 1", ["--ssf", "3"], "there is no field ssf; did you mean step_size_factor?"),
+        ("size: 1", ["--factor", "3"], "there is no field factor; did you mean step_size_factor?"),
+        ("size: 1", ["--model.rad", "3"], "there is no field model.rad; did you mean model.radius?"),
+        (
+            "size: 1",
+            ["--model.rat", "3"],
+            "there is no field model.rat; did you mean inner.ratio or model.inner.ratio?",
+        ),
+        (
+            "size: 1",
+            ["--run="],
+            "run is empty, expected: a folder, begun or continued; leave --run out for one in runs/",
+        ),
         ("inner: {size: 0}", [], "size=0, expected at least 1"),
         ("just text", [], "RECIPE is not a recipe: expected fields such as `model:` and `train:`"),
         ("size: 1", ["--config", "other"], "train takes one --config, got 2: RECIPE, other"),
@@ -161,7 +195,12 @@ class Demanding:
     """Needs things."""
 
     model: str
-    out: str
+    out: str  # where to write
+
+
+def test_an_empty_path_is_not_the_working_folder():
+    with pytest.raises(UserError, match=r"^out is empty, expected: where to write$"):
+        options.read_options("work", Demanding, ["--model", "m", "--out", ""])
 
 
 def test_what_is_missing_is_listed():

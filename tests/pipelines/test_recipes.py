@@ -49,10 +49,23 @@ def code_spec(name: str) -> CodeSpec:
     {
         "mnist_quickstart": "7x7 codes of 128 (28x28x1 images)",
         "mnist_vqvae": "7x7 codes of 256 (28x28x1 images)",
+        "mnist_binary": "7x7 codes of 256 (28x28x1 images)",
         "cifar10_vqvae": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_vqvae_short": "8x8 codes of 512 (32x32x3 images)",
         "imagenet128_vqvae": "32x32 codes of 512 (128x128x3 images)",
         "folder": "16x16 codes of 1024 (128x128x3 images)",
+        "cifar10_residual": " + ".join(4 * ["4x4 codes of 512"]) + " (32x32x3 images)",
+        "cifar10_multiscale": " + ".join(f"{n}x{n} codes of 512" for n in (1, 2, 3, 4, 6, 8)) + " (32x32x3 images)",
+        "cifar10_vqvae2": "4x4 codes of 512 + 8x8 codes of 512 (32x32x3 images)",
+        "imagenet256_vqvae2": "32x32 codes of 512 + 64x64 codes of 512 (256x256x3 images)",
+        "faces1024_vqvae2": ("32x32 codes of 512 + 64x64 codes of 512 + 128x128 codes of 512 (1024x1024x3 images)"),
+        "imagenet256_vqgan": "16x16 codes of 1024 (256x256x3 images)",
+        "folder_vqgan": "16x16 codes of 1024 (256x256x3 images)",
+        "cifar10_vqgan": "8x8 codes of 512 (32x32x3 images)",
+        "imagenet256_dvae": "32x32 codes of 8192 (256x256x3 images)",
+        "cifar10_dvae": "8x8 codes of 512 (32x32x3 images)",
+        "imagenet256_vit_vqgan": "32x32 codes of 8192 (256x256x3 images)",
+        "cifar10_vit_vqgan": "8x8 codes of 512 (32x32x3 images)",
     }.items(),
 )
 def test_stage_one_recipes_make_the_codes_they_announce(name, codes):
@@ -72,8 +85,10 @@ def test_stage_two_recipes_build_a_prior_for_their_codes(name):
 
 def test_no_recipe_is_left_out_of_these_tests():
     assert set(recipes("stage1")) == {
-        "mnist_quickstart", "mnist_vqvae", "cifar10_vqvae", "cifar10_vqvae_short", "imagenet128_vqvae",
-        "folder",
+        "mnist_quickstart", "mnist_vqvae", "mnist_binary", "cifar10_vqvae", "cifar10_vqvae_short", "imagenet128_vqvae",
+        "folder", "imagenet256_vqgan", "folder_vqgan", "cifar10_vqgan",
+        "imagenet256_dvae", "cifar10_dvae", "imagenet256_vit_vqgan", "cifar10_vit_vqgan",
+        "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
     }  # fmt: skip
     assert set(recipes("stage2")) == set(STAGE1_OF)
 
@@ -91,3 +106,55 @@ def test_published_recipes_have_the_published_figures(name):
         250_000,
         "constant",
     )
+
+
+@pytest.mark.parametrize(("name", "levels"), [("imagenet256_vqvae2", 2), ("faces1024_vqvae2", 3)])
+def test_vqvae2_recipes_have_the_published_figures(name, levels):
+    config = stage1(name)
+    model, quantizer = config.model, config.model.quantizer
+    assert (model.levels, model.width, model.residual_width, model.residual_blocks) == (levels, 128, 64, 2)
+    assert (quantizer.codebook_size, quantizer.dim, quantizer.commitment_weight) == (512, 64, 0.25)
+    assert (quantizer.codebook_update, quantizer.decay) == ("ema", 0.99)
+    assert (quantizer.kmeans_iterations, quantizer.revive_after, config.train.batch_size) == (0, 0, 128)
+
+
+def test_the_dvae_recipe_has_the_published_figures():
+    config = stage1("imagenet256_dvae")
+    model, quantizer, train = config.model, config.model.quantizer, config.train
+    assert (model.width, model.groups, model.blocks) == (256, 4, 2)
+    assert (quantizer.codebook_size, quantizer.dim, quantizer.embedding_dim) == (8192, model.encoder_width, 128)
+    assert (quantizer.temperature_start, quantizer.temperature_end) == (1, 1 / 16)
+    assert (quantizer.temperature_steps, quantizer.kl_warmup_steps) == (150_000, 5_000)
+    assert quantizer.kl_weight == pytest.approx(6.6 / 192)
+    assert (train.learning_rate, train.learning_rate * train.final_learning_rate) == (1e-4, 1.25e-6)
+    assert (train.batch_size, train.steps, train.schedule) == (512, 1_200_000, "cosine")
+    assert (train.weight_decay, train.betas, train.ema_decay) == (1e-4, (0.9, 0.999), 0.999)
+
+
+def test_the_vit_vqgan_recipe_has_the_published_figures():
+    config = stage1("imagenet256_vit_vqgan")
+    model, quantizer, train = config.model, config.model.quantizer, config.train
+    assert (model.patch, model.width, model.blocks, model.heads) == (8, 768, 12, 12)
+    assert (model.logit_laplace_weight, model.l2_weight) == (0.1, 1.0)
+    assert (quantizer.codebook_size, quantizer.lookup_dim, quantizer.l2_normalise) == (8192, 32, True)
+    assert (train.learning_rate, train.learning_rate * train.final_learning_rate) == (1e-4, 5e-5)
+    assert (train.batch_size, train.steps, train.warmup_steps) == (256, 500_000, 50_000)
+    assert (train.weight_decay, train.betas) == (1e-4, (0.9, 0.99))
+    assert (config.perceptual.weight, config.adversarial.weight, config.adversarial.adaptive) == (0.1, 0.1, False)
+    assert config.adversarial.discriminator.kind == "stylegan"
+
+
+def test_the_vqgan_recipe_has_the_published_figures():
+    config = stage1("imagenet256_vqgan")
+    model, quantizer, train, adversarial = config.model, config.model.quantizer, config.train, config.adversarial
+    assert (model.width, model.multipliers, model.residual_blocks) == (128, (1, 1, 2, 2, 4), 2)
+    assert (model.attention_levels, model.z_channels, model.norm_groups) == ((4,), 256, 32)
+    assert (model.l1_weight, model.l2_weight, config.perceptual.weight) == (1, 0, 1)
+    assert (quantizer.codebook_size, quantizer.dim, quantizer.commitment_weight) == (1024, 256, 0.25)
+    assert (quantizer.codebook_update, quantizer.kmeans_iterations, quantizer.revive_after) == ("gradient", 0, 0)
+    assert train.learning_rate == adversarial.learning_rate == pytest.approx(4.5e-6 * train.batch_size)
+    assert train.betas == adversarial.betas == (0.5, 0.9)
+    assert (adversarial.weight, adversarial.adaptive, adversarial.loss) == (0.8, True, "hinge")
+    assert adversarial.start * train.steps == 250_000
+    assert (adversarial.warmup, adversarial.ramp) == (0, 0)
+    assert (adversarial.discriminator.width, adversarial.discriminator.layers) == (64, 3)

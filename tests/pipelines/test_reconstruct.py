@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,21 @@ def test_reconstructions_alone_with_an_autoencoder_alone(images: Path, tmp_path:
         assert (image.mode, image.size) == ("RGB", (16, 16))
 
 
+def test_larger_images_are_scaled_down_if_asked_for(model: Path, images: Path, tmp_path: Path):
+    config = ReconstructConfig(model=str(model), images=str(images), out=str(tmp_path / "out"), max_side=20, alone=True)
+    reconstruct_files(config)
+    sizes = {name: Image.open(tmp_path / "out" / name).size for name in ("a.png", "sub/b.png", "c.png")}
+    assert sizes == {"a.png": (16, 16), "sub/b.png": (20, 17), "c.png": (7, 20)}
+    with Image.open(images / "sub" / "b.bmp") as original, Image.open(tmp_path / "out" / "sub" / "b.png") as written:
+        scaled = original.convert("L").resize((20, 17), Image.Resampling.BICUBIC)
+        results = json.loads((tmp_path / "out" / "psnr.json").read_text())
+        assert results["psnr"]["sub/b.png"] == decibels(np.asarray(scaled), np.asarray(written))
+    with pytest.raises(UserError, match="max_side was 20 and is now None"):
+        reconstruct_files(replace(config, max_side=None))
+    with pytest.raises(UserError, match="max_side=0, expected at least 1 pixel"):
+        replace(config, max_side=0)
+
+
 def test_a_rerun_keeps_what_is_there_and_makes_what_is_missing(model: Path, images: Path, tmp_path: Path, monkeypatch):
     config = ReconstructConfig(model=str(model), images=str(images), out=str(tmp_path / "out"))
     reconstruct_files(config)
@@ -69,6 +85,24 @@ def test_a_rerun_keeps_what_is_there_and_makes_what_is_missing(model: Path, imag
     reconstruct_files(config)
     assert {path: path.read_bytes() for path in sorted((tmp_path / "out").rglob("*.*"))} == before
     assert len(calls) == 1
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(model: Path, images: Path, tmp_path: Path):
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    leftovers = [tmp_path / "out" / ".a.png.123.tmp", tmp_path / "out" / "sub" / ".b.png.123.tmp"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    reconstruct_files(ReconstructConfig(model=str(model), images=str(images), out=str(tmp_path / "out")))
+    assert not any(leftover.exists() for leftover in leftovers)
+
+
+def test_the_sheet_of_large_images_stays_small(model: Path, tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (1500, 10)).save(tmp_path / "images" / "wide.png")
+    Image.new("L", (10, 40)).save(tmp_path / "images" / "tall.png")
+    reconstruct_files(ReconstructConfig(model=str(model), images=str(tmp_path / "images"), out=str(tmp_path / "out")))
+    assert Image.open(tmp_path / "out" / "wide.png").size == (3000, 10)
+    assert max(Image.open(tmp_path / "out" / "sheet.png").size) < 2 * 1100 * 2  # two pictures, magnified
 
 
 def test_images_that_share_a_name_keep_apart(model: Path, tmp_path: Path):

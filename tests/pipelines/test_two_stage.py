@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines import TwoStagePipeline
+from pipelines.two_stage import reconstruct
 from stage2_prior.priors import Transformer
 from stage2_prior.sampling import SamplingConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
+from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for
+from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
 from training.errors import UserError
 
 
@@ -32,6 +36,7 @@ def test_classes_take_turns_unless_labels_are_given():
     assert pipeline.generate(5, first_index=1).labels.tolist() == [1, 2, 0, 1, 2]
     assert pipeline.generate(4, labels=2).labels.tolist() == [2, 2, 2, 2]
     assert pipeline.generate(labels=[2, 0]).labels.tolist() == [2, 0]
+    assert pipeline.generate(2, labels=np.int64(1)).labels.tolist() == [1, 1]
 
 
 def test_a_prior_without_classes_generates_without_labels():
@@ -182,3 +187,11 @@ def test_saving_replaces_a_model_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match="something else than a model folder, so it is left alone"):
         pipeline.save_pretrained(tmp_path / "photos")
     assert (tmp_path / "photos" / "a.png").exists()
+
+
+@pytest.mark.parametrize("row", AUTOENCODER_ROWS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 18)])
+def test_every_autoencoder_reconstructs_images_of_any_size(row, size):
+    autoencoder = autoencoder_of(row).eval()
+    images = images_for(autoencoder, 2, size=size)
+    assert reconstruct(autoencoder, images).shape == images.shape

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import torch
 import yaml
 from PIL import Image
 
-from stage1_vq.autoencoders import VQVAE, VQVAEConfig
+from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.codes import CodeDataset, CodeIndex, Codes, CodeShardWriter
 from stage1_vq.encode import EncodeConfig, EncodeDataConfig, encode, encode_images
 from stage1_vq.images import DataConfig, image_datasets, to_float
-from stage1_vq.quantizers.nearest import NearestQuantizerConfig
+from stage1_vq.quantizers import MultiscaleQuantizerConfig, NearestQuantizerConfig, ResidualQuantizerConfig
 from training.errors import UserError
 
 
@@ -89,6 +89,15 @@ def test_every_image_is_encoded_once_in_its_part(tmp_path: Path) -> None:
         assert torch.equal(encoded["codes"][0], model.encode(to_float(batch["images"]))[0])
         assert torch.equal(encoded["labels"], batch["labels"])
         codes.verify()
+
+
+def test_codes_have_one_size_also_where_the_run_was_trained_at_several_shapes(tmp_path: Path) -> None:
+    data = data_of(save_set(tmp_path / "set"))
+    plain = save_run(tmp_path / "plain", data)
+    buckets = save_run(tmp_path / "buckets", replace(data, aspect_buckets=3, aspect_limit=1.3))
+    for run in (plain, buckets):
+        encode(config(run, tmp_path / f"{run.name}_codes"))
+    assert files_of(tmp_path / "plain_codes") == files_of(tmp_path / "buckets_codes")
 
 
 def test_augmented_copies_follow_the_plain_one(tmp_path: Path) -> None:
@@ -290,6 +299,46 @@ def test_arrays_are_encoded_too(tmp_path: Path) -> None:
     codes = CodeDataset(tmp_path / "codes")
     assert codes.num_classes == 0
     assert codes.names() == [f"{index:06d}" for index in train.indices]
+
+
+NEAREST = NearestQuantizerConfig(codebook_size=300, dim=4)
+SMALL = {"channels": 1, "width": 8, "residual_width": 8, "residual_blocks": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "grids"),
+    [
+        (VQVAE2Config(**SMALL, levels=3, bottom_stride=2, quantizer=NEAREST), {"level0": 1, "level1": 2, "level2": 4}),
+        (
+            VQVAEConfig(**SMALL, quantizer=ResidualQuantizerConfig(depth=3, layer=NEAREST)),
+            {"depth0": 2, "depth1": 2, "depth2": 2},
+        ),
+        (
+            VQVAEConfig(
+                **SMALL,
+                downsamplings=1,
+                quantizer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=70_000, dim=4, phis=2),
+            ),
+            {"scale0": 1, "scale1": 2, "scale2": 4},
+        ),
+    ],
+    ids=["vqvae2", "residual", "multiscale"],
+)
+def test_several_grids_of_different_sizes_are_written_and_read(tmp_path: Path, model: Any, grids: dict) -> None:
+    data = data_of(save_set(tmp_path / "set"))
+    run = save_run(tmp_path / "run", data)
+    torch.manual_seed(0)
+    autoencoder = AUTOENCODERS[model.kind](model, (8, 8)).eval()
+    autoencoder.save_pretrained(run / "model")
+    encode(config(run, tmp_path / "codes"))
+    codes = CodeDataset(tmp_path / "codes")
+    assert codes.code_spec == autoencoder.code_spec()
+    assert {grid.name: grid.height for grid in codes.code_spec.grids} == grids
+    images = image_datasets(data, seed=99)[0].without_augmentation()
+    expected = autoencoder.encode(to_float(images.fetch(range(14), range(14))["images"]))
+    found = codes.fetch(range(14), range(14))["codes"]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert autoencoder.decode(found).shape == (14, 1, 8, 8)
 
 
 PROGRAM = """

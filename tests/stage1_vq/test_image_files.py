@@ -253,10 +253,18 @@ def test_more_than_one_percent_bad_images_is_an_error_that_lists_them(tmp_path: 
     with pytest.raises(UserError) as caught:
         finders[3].add("d.png", "torn")
     message = str(caught.value)
-    assert message.startswith("4 of 300 images cannot be read, more than 1%: repair or remove them")
+    assert message.startswith("4 of 300 images cannot be read, more than 1%: a.png (empty), ")
     assert str(record) in message
-    for line in ("a.png: empty", "b.png: empty", "c.png: empty", "d.png: torn"):
-        assert line in message
+    assert "a.png (empty), b.png (empty), c.png (empty), d.png (torn); repair" in message
+    assert "\n" not in message
+
+
+def test_of_many_bad_images_a_few_are_named(tmp_path: Path) -> None:
+    bad_images = BadImages(700, tmp_path / "bad_files.txt")
+    for number in range(7):
+        bad_images.add(f"{number}.png", "empty")
+    with pytest.raises(UserError, match=r": 0.png \(empty\), .*4.png \(empty\) and 3 more; repair"):
+        bad_images.add("7.png", "empty")
 
 
 def test_images_repaired_since_the_last_start_no_longer_count(tmp_path: Path) -> None:

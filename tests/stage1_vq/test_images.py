@@ -61,6 +61,10 @@ def test_uint8_to_float_and_back_is_exact() -> None:
     [
         ({"image_size": 0}, "data.image_size=0, expected at least 1 pixel"),
         ({"image_size": (8, 8, 3)}, "data.image_size=(8, 8, 3), expected one number, or height and width"),
+        ({"aspect_buckets": 4}, "data.aspect_buckets=4, expected 0, which is off, or an odd number from 3 on"),
+        ({"aspect_buckets": -3}, "data.aspect_buckets=-3, expected 0, which is off, or an odd number from 3 on"),
+        ({"aspect_limit": 1.0}, "data.aspect_limit=1.0, expected above 1"),
+        ({"aspect_limit": float("nan")}, "data.aspect_limit=nan, expected above 1"),
         ({"channels": 4}, "data.channels=4, expected 1 (grey) or 3 (RGB)"),
         ({"shift": 8}, "data.shift=8, expected 0 or more, less than the shorter side"),
         ({"validation_share": 1.0}, "data.validation_share=1.0, expected 0 or more, less than 1"),

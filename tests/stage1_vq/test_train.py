@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAEConfig
+from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.images import DataConfig, image_datasets, to_float
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, psnr, train_stage1
@@ -26,6 +26,9 @@ from training.model_io import load_pretrained
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
 MODEL = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=QUANTIZER)
+TWO_LEVELS = VQVAE2Config(
+    channels=1, bottom_stride=2, width=8, residual_width=8, residual_blocks=1, quantizer=QUANTIZER
+)
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +202,9 @@ def process(rank: int, port: int, config: Stage1Config, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(squares, tmp_path):
-    config = make_config(squares, accumulate=2, log_every=1)
+@pytest.mark.parametrize("model", [MODEL, TWO_LEVELS], ids=["vqvae", "vqvae2"])
+def test_two_processes_train_what_one_does(squares, tmp_path, model):
+    config = replace(make_config(squares, accumulate=2, log_every=1), model=model)
     train_stage1(config, tmp_path / "one")
     torch.multiprocessing.spawn(process, (free_port(), config, tmp_path / "two"), nprocs=2)
     one, two = (load_pretrained(tmp_path / name, AUTOENCODERS).state_dict() for name in ("one", "two"))

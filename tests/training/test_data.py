@@ -5,11 +5,12 @@ import os
 import signal
 from contextlib import closing
 
+import numpy as np
 import pytest
 import torch
 
 from tests.training.toy import ToyData
-from training.data import Loader, SampleOrder, Share, explain_dead_workers
+from training.data import GroupedOrder, Loader, SampleOrder, Share, batches_of, explain_dead_workers, sample_order
 from training.errors import UserError
 
 
@@ -47,6 +48,111 @@ def test_data_sets_smaller_than_a_batch_repeat():
 def test_an_empty_training_set_is_refused():
     with pytest.raises(UserError, match="holds no samples"):
         SampleOrder(0, seed=0)
+    with pytest.raises(UserError, match="holds no samples"):
+        GroupedOrder(np.zeros(0, dtype=np.int64), 8, seed=0)
+
+
+# ---- groups, by eights ----------------------------------------------------------------------------------------------
+
+GROUP_SIZES = [(37,), (16, 16), (50, 23, 9, 8), (61, 3, 1)]
+each_grouping = pytest.mark.parametrize("sizes", GROUP_SIZES)
+
+
+def grouping(sizes: tuple[int, ...]) -> np.ndarray:
+    """The group of each sample, shuffled; 5, 6 ... rather than 0, 1 ..."""
+    return np.random.default_rng(0).permutation(np.repeat(5 + np.arange(len(sizes)), sizes))
+
+
+def step_of(order: GroupedOrder, step: int) -> list[int]:
+    return [index for index, _ in order.samples(range(8 * step, 8 * (step + 1)))]
+
+
+@each_grouping
+def test_every_step_is_of_one_group(sizes):
+    groups = grouping(sizes)
+    order = GroupedOrder(groups, 8, seed=0)
+    taken = [groups[step_of(order, step)] for step in range(100)]
+    assert all((of_step == of_step[0]).all() for of_step in taken)
+    assert {of_step[0] for of_step in taken} == set(groups)
+    assert [draw for _, draw in order.samples(range(16, 24))] == list(range(16, 24))
+
+
+@each_grouping
+def test_a_group_shows_all_its_samples_before_it_shows_one_again(sizes):
+    groups = grouping(sizes)
+    order = GroupedOrder(groups, 8, seed=0)
+    shown: dict[int, list[int]] = {}
+    for step in range(200):
+        samples = step_of(order, step)
+        shown.setdefault(groups[samples[0]], []).extend(samples)
+    for group, row in shown.items():
+        members = np.flatnonzero(groups == group)
+        rounds = [row[start : start + len(members)] for start in range(0, len(row), len(members))]
+        assert all(sorted(whole) == members.tolist() for whole in rounds[:-1])
+        assert len(set(rounds[-1])) == len(rounds[-1])
+        assert len(members) < 8 or rounds[0] != rounds[1] != rounds[2]
+
+
+def test_groups_take_turns_at_random_in_every_epoch():
+    groups = grouping((64, 64))
+    order = GroupedOrder(groups, 8, seed=0)
+    epochs = [[int(groups[step_of(order, step)[0]]) for step in range(16 * e, 16 * (e + 1))] for e in range(3)]
+    assert all(sorted(turns) == 8 * [5] + 8 * [6] for turns in epochs)
+    assert sorted(epochs[0]) != epochs[0] != epochs[1] != epochs[2]
+
+
+def test_after_e_epochs_each_sample_has_been_seen_e_times_or_once_less():
+    sizes = (50, 23, 9, 8)
+    order, counts, step = GroupedOrder(grouping(sizes), 8, seed=0), np.zeros(90, dtype=np.int64), 0
+    for epoch in range(1, 40):
+        while step < sum(epoch * size // 8 for size in sizes):
+            np.add.at(counts, step_of(order, step), 1)
+            step += 1
+        assert epoch - 1 <= counts.min() <= counts.max() <= epoch
+
+
+def test_a_group_smaller_than_a_batch_is_seen_as_often_as_any_other():
+    order = GroupedOrder(grouping((61, 2, 1)), 8, seed=0)
+    counts = np.bincount([index for step in range(8 * 64) for index in step_of(order, step)])
+    assert counts.tolist() == 64 * [64]  # 64 epochs of 8 steps, in which each group comes out even
+
+
+@each_grouping
+def test_a_step_can_be_asked_for_by_itself_and_in_parts(sizes):
+    groups = grouping(sizes)
+    order = GroupedOrder(groups, 8, seed=3)
+    steps = [order.samples(range(8 * step, 8 * (step + 1))) for step in range(60)]
+    for step in np.random.default_rng(0).permutation(60):
+        fresh = GroupedOrder(groups, 8, seed=3)
+        assert fresh.samples(range(8 * step, 8 * (step + 1))) == steps[step]
+        assert order.samples(range(8 * step + 2, 8 * step + 5)) == steps[step][2:5]
+    assert order.samples(range(5, 45)) == [sample for step in steps for sample in step][5:45]
+    other = GroupedOrder(groups, 8, seed=4)
+    assert [step_of(other, step) for step in range(60)] != [[index for index, _ in step] for step in steps]
+
+
+@pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_processes_and_micro_batches_share_the_group_of_their_step(accumulate: int, processes: int):
+    groups = grouping((50, 23, 9, 8))
+    shares = [share(8, accumulate, processes, process) for process in range(processes)]
+    orders = [GroupedOrder(groups, 8, seed=0) for _ in range(processes)]
+    for step in range(20):
+        parts = [order.samples(draws) for order, s in zip(orders, shares, strict=True) for draws in s.draws(step)]
+        together = sorted((sample for part in parts for sample in part), key=lambda sample: sample[1])
+        assert together == orders[0].samples(range(8 * step, 8 * (step + 1)))
+        assert len({groups[index] for index, _ in together}) == 1
+
+
+def test_a_dataset_says_whether_it_has_groups():
+    data = ToyData(37)
+    assert isinstance(sample_order(data, 8, seed=0), SampleOrder)
+    assert list(batches_of(data, range(3, 10), 3)) == [[3, 4, 5], [6, 7, 8], [9]]
+    data.groups = np.arange(37) % 2
+    assert isinstance(sample_order(data, 8, seed=0), GroupedOrder)
+    assert list(batches_of(data, range(3, 10), 3)) == [[3, 5, 7], [9], [4, 6, 8]]
+
+
+# ---- shares and loader ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (3, 1), (1, 4), (3, 4), (12, 2)])

@@ -9,18 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.training.toy import ToyData, ToyModel, toy_config, toy_fit, toy_task
 from training.errors import UserError
-from training.loop import FitResult
+from training.loop import FitResult, fit
 from training.model_io import load_pretrained
+from training.task import Batch
 from training.trainer import Trainer
 
 
@@ -54,6 +57,42 @@ def assert_close_runs(run: Path, other: Path, tolerance: float) -> None:
                 assert line[name] == pytest.approx(expected[name], abs=tolerance)
     for name, expected in newest_weights(other).items():
         torch.testing.assert_close(newest_weights(run)[name], expected, rtol=0, atol=tolerance)
+
+
+# ---- groups ------------------------------------------------------------------------------------------------
+
+
+class ThreeShapes(ToyData):
+    """Toy samples of which only those with equal remainders by 3 may share a batch."""
+
+    def __init__(self, size: int, noise: float = 0.0):
+        super().__init__(size, noise)
+        self.groups = np.arange(size) % 3
+
+    def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+        assert len({index % 3 for index in indices}) == 1
+        return super().fetch(indices, draws)
+
+
+def fit_three_shapes(run: Path, **changes: Any) -> FitResult:
+    config, task = toy_config(ema_decay=0, schedule="constant", **changes), toy_task()
+    return fit(task, ThreeShapes(37, 0.1), ThreeShapes(13), config, run, {"train": asdict(config)})
+
+
+def test_batches_of_training_and_validation_are_of_one_group(tmp_path: Path):
+    result = fit_three_shapes(tmp_path, validate_every=12)
+    model, held_out = load_pretrained(tmp_path, {"toy": ToyModel}), ToyData(13)
+    batch = held_out.fetch(range(13), range(13))
+    expected = (model(batch["x"]) - batch["y"]).square().mean().item()  # over all of them, in whatever batches
+    assert result.metrics["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_over_groups_continues_as_if_it_had_not_been_interrupted(tmp_path: Path):
+    fit_three_shapes(tmp_path / "whole")
+    fit_three_shapes(tmp_path / "cut", steps=7, save_every=7)
+    fit_three_shapes(tmp_path / "cut")
+    for name, tensor in newest_weights(tmp_path / "whole").items():
+        torch.testing.assert_close(newest_weights(tmp_path / "cut")[name], tensor, rtol=0, atol=0)
 
 
 # ---- killed and continued ----------------------------------------------------------------------------------

@@ -70,6 +70,13 @@ def test_a_missing_folder_is_named_and_never_looked_for_on_the_hub(tmp_path: Pat
         ToyModel.from_pretrained(tmp_path / "absent")
 
 
+def test_a_name_that_no_hub_could_have_is_refused_without_asking():
+    with pytest.raises(
+        UserError, match=r"^'my models/photos' is neither a local folder nor a model that the hub would"
+    ):
+        ToyModel.from_pretrained("my models/photos")
+
+
 def test_a_folder_without_a_model_says_what_it_lacks(tmp_path: Path):
     with pytest.raises(UserError, match=r"is not a model folder: it holds no config.json"):
         ToyModel.from_pretrained(tmp_path)

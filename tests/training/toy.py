@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.loop import FitResult, TrainConfig, fit
 from training.model_io import PretrainedModel
 from training.processes import leave
-from training.task import Batch, StepOutput
+from training.task import Batch, Companion, Guard, StepOutput
 
 
 class ToyModel(PretrainedModel):
@@ -74,6 +74,8 @@ class ToyTask:
 
     def __init__(self, model: ToyModel, nan_draws: Sequence[int] = (), raise_stop_at: int | None = None):
         self.model = model
+        self.companions: dict[str, Companion] = {}
+        self.guard: Guard | None = None
         self.nan_draws, self.raise_stop_at = torch.tensor(list(nan_draws)), raise_stop_at
         self.seen: list[list[int]] = []
         self.started: list[Batch] = []

@@ -11,13 +11,37 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
+from stage1_vq.quantizers import (
+    GroupedQuantizerConfig,
+    IBQConfig,
+    LFQConfig,
+    MultiscaleQuantizerConfig,
+    NearestQuantizerConfig,
+    QuantizerConfig,
+    ResidualQuantizerConfig,
+    build_quantizer,
+)
 from stage1_vq.quantizers.distributed import draw_rows
-from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ema": {},
-    "gradient": {"codebook_update": "gradient"},
-    "ema, normalised look-up": {"lookup_dim": 3, "l2_normalise": True},
+
+def nearest(**settings: Any) -> NearestQuantizerConfig:
+    defaults = {"codebook_size": 32, "dim": 4, "revive_after": 2, "kmeans_iterations": 3}
+    return NearestQuantizerConfig(**{**defaults, **settings})
+
+
+SETTINGS: dict[str, QuantizerConfig] = {
+    "ema": nearest(),
+    "gradient": nearest(codebook_update="gradient"),
+    "ema, normalised look-up": nearest(lookup_dim=3, l2_normalise=True),
+    "residual": ResidualQuantizerConfig(depth=2, layer=nearest()),
+    # Which layers the decoder sees is drawn by each process for itself: the codebook may not depend on it.
+    "residual, shared, dropout": ResidualQuantizerConfig(
+        depth=2, layer=nearest(), shared_codebook=True, quantizer_dropout=1.0
+    ),
+    "grouped": GroupedQuantizerConfig(layer=nearest(dim=2)),
+    "multiscale": MultiscaleQuantizerConfig(
+        scales=(1, 3), codebook_size=32, dim=4, phis=1, revive_after=2, kmeans_iterations=3
+    ),
 }
 PROCESSES, MICRO_BATCHES, STEPS = 2, 2, 6
 
@@ -28,11 +52,10 @@ def batch(step: int, micro_batch: int, images: slice) -> Tensor:
     return torch.randn(4, 4, 3, 3, generator=generator)[images] + step
 
 
-def train(settings: dict[str, Any], images: slice) -> dict[str, Tensor]:
+def train(config: QuantizerConfig, images: slice) -> dict[str, Tensor]:
     """State and last health after some steps on this process's images."""
     torch.manual_seed(0)
-    config = NearestQuantizerConfig(codebook_size=32, dim=4, revive_after=2, kmeans_iterations=3, **settings)
-    quantizer = NearestQuantizer(config)
+    quantizer = build_quantizer(config)
     quantizer.initialise([batch(0, micro_batch, images) for micro_batch in range(MICRO_BATCHES)])
     for step in range(STEPS):
         for micro_batch in range(MICRO_BATCHES):
@@ -43,14 +66,31 @@ def train(settings: dict[str, Any], images: slice) -> dict[str, Tensor]:
     return {**quantizer.state_dict(), **health}
 
 
+ENTROPY_CONFIGS: dict[str, Any] = {
+    "lfq": LFQConfig(bits=4, dim=4, inverse_temperature=0.5),
+    "ibq": IBQConfig(codebook_size=12, dim=4, temperature=0.5),
+}
+
+
+def entropy_terms(name: str, images: slice) -> dict[str, Tensor]:
+    """Entropies, and the gradient of their loss to the latents of these images of the whole batch."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer(ENTROPY_CONFIGS[name])
+    z = batch(0, 0, images).requires_grad_()
+    quantized = quantizer(z)
+    (quantized.losses["entropy_loss"] + quantized.losses["diversity_loss"]).backward()
+    return {"batch_entropy": quantized.statistics["batch_entropy"], "gradient": z.grad}
+
+
 def process(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     torch.set_num_threads(1)
     half = slice(2 * rank, 2 * rank + 2)
-    found: dict[str, Any] = {name: train(settings, half) for name, settings in SETTINGS.items()}
+    found: dict[str, Any] = {name: train(config, half) for name, config in SETTINGS.items()}
     first, second = torch.arange(20.0).view(20, 1).split([12, 8])  # global micro-batches, shared by halves
     torch.manual_seed(3 + rank)  # the first process's generator decides
     found["rows"] = draw_rows([first.chunk(2)[rank], second.chunk(2)[rank]], 7)
+    found |= {name: entropy_terms(name, half) for name in ENTROPY_CONFIGS}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -75,6 +115,15 @@ def test_two_processes_with_half_the_batch_do_what_one_does(processes, name):
     assert alone.keys() == processes[0][name].keys()
     for key, tensor in alone.items():
         torch.testing.assert_close(processes[0][name][key], tensor, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ENTROPY_CONFIGS)
+def test_the_batch_entropy_is_that_of_the_batch_of_all_processes(processes, name):
+    alone = entropy_terms(name, slice(0, 4))
+    for found in processes:
+        torch.testing.assert_close(found[name]["batch_entropy"], alone["batch_entropy"])
+    gradient = torch.cat([found[name]["gradient"] for found in processes]) / PROCESSES  # as gradients are averaged
+    torch.testing.assert_close(gradient, alone["gradient"], rtol=1e-4, atol=1e-7)
 
 
 def test_rows_are_drawn_by_their_global_number(processes):

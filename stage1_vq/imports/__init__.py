@@ -1,0 +1,31 @@
+"""Autoencoders that other projects published, by the `--kind` of `zellige import`. DALL-E's, of two files, is apart:
+see dalle.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from stage1_vq.autoencoders.base import Autoencoder
+from stage1_vq.imports.diffusers import import_diffusers
+from stage1_vq.imports.llamagen import import_llamagen
+from stage1_vq.imports.taming import import_gumbelvq, import_vqmodel
+from stage1_vq.imports.var import import_var
+from stage1_vq.imports.vqvae2 import import_vqvae2
+
+
+class Kind(NamedTuple):
+    build: Callable[..., Autoencoder]  # of a state dict, and a config or None
+    places: tuple[str, ...] = ()  # in the file, where the state dict may lie, the best first; or it is the file itself
+
+
+KINDS = {
+    "taming-vqgan": Kind(import_vqmodel, ("state_dict",)),
+    "taming-gumbelvq": Kind(import_gumbelvq, ("state_dict",)),
+    "llamagen-vq": Kind(import_llamagen, ("ema", "model")),
+    "var-vqvae": Kind(import_var, ("trainer.vae_local",)),
+    "vqvae2": Kind(import_vqvae2),
+    "diffusers-vqmodel": Kind(import_diffusers),
+}
+
+__all__ = ["KINDS", "Kind"]

@@ -1,0 +1,104 @@
+"""VQModel and GumbelVQ of taming-transformers (Esser et al. 2021, arXiv:2012.09841).
+
+The VQ autoencoders of latent-diffusion have the same names and arguments.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from stage1_vq.autoencoders.vqgan import VQGAN
+from stage1_vq.imports.renaming import Weights
+from stage1_vq.imports.vqgan import (
+    IMAGE_SIZE,
+    NORM_GROUPS,
+    Arguments,
+    build_vqgan,
+    codebook_sizes,
+    given,
+    image_size,
+    network_sizes,
+    refuse,
+    taming_name,
+)
+from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig, QuantizerConfig
+
+# The discriminator and the perceptual network of the loss; averages of the weights; a fixed random projection.
+IGNORED = r"loss\.|model_ema\.|colorize$"
+
+
+def import_vqmodel(weights: Weights, config: Arguments | None = None) -> VQGAN:
+    """weights: the file's `state_dict`; config: arguments of `VQModel`, and `norm_num_groups`. Raises UserError.
+
+    Where the arguments say nothing the shapes of the weights do, and the published models' 32 norm groups and 256
+    pixels hold.
+    """
+    arguments = config or {}
+    k, d = codebook_sizes(weights, "quantize.embedding.weight")
+    quantizer = NearestQuantizerConfig(
+        codebook_size=arguments.get("n_embed", k),
+        dim=arguments.get("embed_dim", d),
+        codebook_update="gradient",
+        kmeans_iterations=0,
+        revive_after=0,
+    )
+    return build(weights, arguments, quantizer, {"quantizer.codebook": "quantize.embedding.weight"})
+
+
+def import_gumbelvq(weights: Weights, config: Arguments | None = None) -> VQGAN:
+    """As `import_vqmodel`, for `GumbelVQ`. Its codes here are the most likely ones: the original's encoder adds noise
+    even in eval mode. Raises UserError."""
+    arguments = config or {}
+    k, d = codebook_sizes(weights, "quantize.embed.weight")
+    quantizer = GumbelQuantizerConfig(
+        codebook_size=arguments.get("n_embed", k),
+        dim=arguments.get("embed_dim", d),
+        sample="straight-through",
+        kl_weight=float(arguments.get("kl_weight", 1e-8)),  # YAML reads 1e-8 as text
+    )
+    names = {
+        "quantizer.logits.weight": "quantize.proj.weight",
+        "quantizer.logits.bias": "quantize.proj.bias",
+        "quantizer.embedding.weight": "quantize.embed.weight",
+    }
+    return build(weights, arguments, quantizer, names)
+
+
+def build(weights: Weights, arguments: Arguments, quantizer: QuantizerConfig, names: dict[str, str]) -> VQGAN:
+    """names: of the quantizer's tensors, ours and theirs."""
+    original_name = partial(name_in_taming, quantizer_names=names)
+    refuse(arguments, {"remap": None})
+    sizes = {
+        **network_sizes(weights, original_name),
+        **sizes_of(arguments.get("ddconfig", {})),
+        "norm_groups": arguments.get("norm_num_groups", NORM_GROUPS),
+    }
+    resolution = arguments.get("ddconfig", {}).get("resolution", IMAGE_SIZE)
+    return build_vqgan(sizes, quantizer, image_size(arguments, resolution), weights, original_name, IGNORED)
+
+
+def name_in_taming(key: str, quantizer_names: dict[str, str]) -> str | None:
+    return quantizer_names.get(key) or taming_name(key)
+
+
+def sizes_of(ddconfig: Arguments) -> dict[str, Any]:
+    """The fields of VQGANConfig that `ddconfig`, the arguments of the networks, tells. Raises UserError."""
+    refuse(ddconfig, {"double_z": False, "resamp_with_conv": True, "give_pre_end": False, "tanh_out": False})
+    refuse(ddconfig, {"out_ch": ddconfig.get("in_channels", ddconfig.get("out_ch"))})
+    sizes = given(
+        ddconfig,
+        {
+            "channels": "in_channels",
+            "width": "ch",
+            "multipliers": "ch_mult",
+            "residual_blocks": "num_res_blocks",
+            "z_channels": "z_channels",
+        },
+    )
+    if {"attn_resolutions", "resolution", "ch_mult"} <= ddconfig.keys():
+        # Sides at which there is attention, in an image of `resolution`; at any other size the levels are the same.
+        sides = [ddconfig["resolution"] // 2**level for level in range(len(ddconfig["ch_mult"]))]
+        attended = tuple(level for level, side in enumerate(sides) if side in ddconfig["attn_resolutions"])
+        sizes["attention_levels"] = attended
+    return sizes

@@ -1,0 +1,330 @@
+"""The adversarial loss of a guided phase, and the discriminator that learns beside the autoencoder.
+
+VQ-GAN (Esser et al. 2021, arXiv:2012.09841, section 3.1) adds a discriminator's judgement of the reconstructions to the
+loss, balanced by gradients at the decoder's last layer. Reconstructions often get worse when such a loss sets in at
+full weight with a discriminator that knows nothing. So the phase has four parts, given as shares of the training:
+
+    start            warmup                     ramp
+    no discriminator | the discriminator alone  | the loss, its weight rising from 0 | the loss at its weight
+
+and each validation after the warm-up is compared with the best one so far: reconstructions that get worse are told, and
+the run can go back to the last good ones, with half the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stage1_vq.losses.discriminators import (
+    DiscriminatorConfig,
+    FeatureDiscriminatorConfig,
+    PatchGANConfig,
+    build_discriminator,
+)
+from stage1_vq.losses.monitor import QualityMonitor
+from stage1_vq.quantizers.distributed import mean_over_processes
+from training.errors import UserError
+from training.task import Verdict
+
+AdversarialLoss = Literal["hinge", "vanilla", "non-saturating"]
+LARGEST_ADAPTIVE_WEIGHT = 1e4
+LOSS_SCALE = 2.0**12  # a power of two, so that it changes no bit in float32, and float16 gradients do not vanish
+WEIGHT_AFTER_ROLLBACK = 0.5  # of that before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """A second network tells reconstructions from images, and the autoencoder learns to deceive it.
+
+    Shares are of train.steps.
+    """
+
+    weight: float = 0.0  # of the loss; 0 builds and computes nothing; VQ-GAN has 0.8, ViT-VQGAN 0.1, not adaptive
+    adaptive: bool = True  # times |gradient of the other losses| / |gradient of this one|, at the decoder's last layer
+    loss: AdversarialLoss = "hinge"
+    start: float = 0.3  # share of the training before the discriminator begins to learn
+    warmup: float = 0.02  # share of the training, from then on, in which it learns alone
+    ramp: float = 0.1  # share of the training, from then on, over which the weight rises from 0
+    discriminator: DiscriminatorConfig = field(default_factory=PatchGANConfig)
+    learning_rate: float = 1e-4  # of the discriminator, constant
+    betas: tuple[float, float] = (0.5, 0.9)  # of its Adam
+    lecam_weight: float = 0.0  # LeCam regularisation, for few images: 0.001 to 0.1; 0 is off
+    lecam_decay: float = 0.99  # of its moving averages
+    r1_weight: float = 0.0  # gamma of the R1 penalty, StyleGAN2 has 1 to 10; 0 is off
+    r1_every: int = 16  # steps: the penalty is computed so often, with as many times the weight
+    warn_ratio: float = 1.5  # of validation mse (and perceptual) to its best, above which the log warns
+    rollback: bool = False  # go back to the last good weights when that goes on, with half the adversarial weight
+    rollback_patience: int = 2  # bad validations in a row before a rollback
+
+    def __post_init__(self) -> None:
+        for name, valid, expected in (
+            ("weight", self.weight >= 0, "0 (off) or more; VQ-GAN has 0.8"),
+            ("loss", self.loss in ("hinge", "vanilla", "non-saturating"), "hinge, vanilla or non-saturating"),
+            ("start", 0 <= self.start < 1, "a share of the training from 0 to below 1"),
+            ("warmup", 0 <= self.warmup < 1, "a share of the training from 0 to below 1"),
+            ("ramp", 0 <= self.ramp <= 1, "a share of the training from 0 to 1"),
+            ("learning_rate", self.learning_rate > 0, "above 0; 1e-4 is a common start"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "from 0 to below 1"),
+            ("lecam_weight", self.lecam_weight >= 0, "0 (off) or more"),
+            ("lecam_decay", 0 <= self.lecam_decay < 1, "from 0 to below 1; 0.99 is usual"),
+            ("r1_weight", self.r1_weight >= 0, "0 (off) or more"),
+            ("r1_every", self.r1_every >= 1, "at least 1"),
+            ("warn_ratio", self.warn_ratio > 1, "above 1: 1.5 allows half as much again"),
+            ("rollback_patience", self.rollback_patience >= 1, "at least 1"),
+        ):
+            if not valid:
+                raise UserError(f"adversarial.{name}={getattr(self, name)}, expected {expected}")
+        if self.start + self.warmup >= 1:
+            raise UserError(
+                f"adversarial.start={self.start} and adversarial.warmup={self.warmup} leave no training for the "
+                "adversarial loss: give shares that add up to less than 1, or adversarial.weight=0"
+            )
+        if self.r1_weight and isinstance(self.discriminator, FeatureDiscriminatorConfig):
+            raise UserError(
+                f"adversarial.r1_weight={self.r1_weight} does not go with a discriminator of frozen features: give 0, "
+                "or a discriminator of kind patchgan or stylegan"
+            )
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
+    """real, fake: logits of images and of reconstructions. Returns a scalar, a mean over logits."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    nll = F.softplus(-real).mean() + F.softplus(fake).mean()
+    return 0.5 * nll if kind == "vanilla" else nll
+
+
+def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:
+    """fake: logits of reconstructions. Returns a scalar, a mean over logits."""
+    return F.softplus(-fake).mean() if kind == "non-saturating" else -fake.mean()
+
+
+def adaptive_weight(other_losses: Tensor, adversarial_loss: Tensor, last_layer: nn.Parameter) -> Tensor:
+    """|gradient of the other losses| / (|gradient of the adversarial loss| + 1e-4), at most 1e4, with gradients at the
+    weight that the images come out of (Esser et al. 2021, equation 7). Losses that do not pass through the decoder,
+    such as a quantizer's, have no gradient there. Gradients are averaged over processes."""
+    with torch.autocast(last_layer.device.type, enabled=False):
+        parts = [
+            torch.autograd.grad(LOSS_SCALE * loss, last_layer, retain_graph=True)[0]
+            for loss in (other_losses, adversarial_loss)
+        ]
+        gradients = mean_over_processes(torch.stack(parts).float() / LOSS_SCALE)
+        other, adversarial = gradients.flatten(1).norm(dim=1)
+    return (other / (adversarial + 1e-4)).clamp(0, LARGEST_ADAPTIVE_WEIGHT).detach()
+
+
+def r1_penalty(real: Tensor, images: Tensor) -> Tensor:
+    """Half the squared gradient of an image's logit with respect to its pixels, a mean over images (Mescheder et al.
+    2018, arXiv:1801.04406). Where an image has several logits, of their mean. real: b ..., the logits of `images`."""
+    score = real.flatten(1).mean(1).sum()
+    (gradient,) = torch.autograd.grad(score, images, create_graph=True)
+    return 0.5 * gradient.square().sum((1, 2, 3)).mean()
+
+
+def lecam_penalty(real: Tensor, fake: Tensor, averages: Tensor) -> Tensor:
+    """Keeps the logits of images near the average logit of reconstructions, and the reverse (Tseng et al. 2021,
+    arXiv:2104.03310); on the side where they lie apart as they should, as the authors' code has it. averages: 2, of the
+    logits of images and of reconstructions."""
+    average_real, average_fake = averages
+    return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
+
+
+# ---- the discriminator and its optimiser ----------------------------------------------------------------------------
+
+
+class Now(NamedTuple):
+    """What the schedule says of the current step."""
+
+    learning: bool  # whether the discriminator learns
+    weight: float  # of the adversarial loss, the adaptive factor aside
+    penalise: bool  # whether it is the turn of the R1 penalty
+
+
+class Adversary(nn.Module):
+    """A discriminator that owns its optimiser and its update, and judges validations (training.task.Guard).
+
+    In each micro-batch `losses` gives what the autoencoder's loss gains, and `observe` lets the discriminator learn
+    from it; once per optimiser step `update` (or `discard`, when the step is skipped) ends the step. Gradients and
+    statistics are averaged over micro-batches and processes, so that N processes do what one does. k micro-batches do
+    what one batch does but for what a batch as a whole decides: the adaptive weight, which each micro-batch takes from
+    its own gradients, and norms over the batch. All state is in buffers, and so in checkpoints.
+    """
+
+    step: Tensor  # scalar, int64: optimiser steps done, skipped ones included
+    phase: Tensor  # 3, int64: steps from which the discriminator learns, the autoencoder listens, the weight is full
+    averages: Tensor  # 2: moving averages of the logits of images and of reconstructions
+    updates: Tensor  # scalar, int64: steps of the discriminator
+    skipped: Tensor  # scalar, int64: steps that it skipped because its gradient was not finite
+    rollbacks: Tensor  # scalar, int64
+
+    def __init__(self, config: AdversarialConfig, channels: int, image_size: tuple[int, int], steps: int) -> None:
+        """channels, image_size (H, W): of the images; steps: of the whole training. Raises UserError."""
+        super().__init__()
+        self.config = config
+        self.discriminator = build_discriminator(config.discriminator, channels, image_size)
+        self.weights = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.Adam(self.weights, lr=config.learning_rate, betas=config.betas, fused=True)
+        self.monitor = QualityMonitor(config.warn_ratio)
+        lengths = [round(share * steps) for share in (config.start, config.warmup, config.ramp)]
+        self.register_buffer("phase", torch.tensor(lengths).cumsum(0))
+        for name in ("step", "updates", "skipped", "rollbacks"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.register_buffer("averages", torch.zeros(2))
+        self.noted: list[Tensor] = []  # 2 each: mean logits of the micro-batches since the last update
+        self._now: Now | None = None
+        self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
+        if config.adaptive:
+            # A compiled autoencoder would free what its backward pass needs after the first one, and the last layer's
+            # gradients are taken before it.
+            from torch._functorch import config as compiler
+
+            compiler.donated_buffer = False
+
+    def now(self) -> Now:
+        """The schedule at this step; read from the device once per step."""
+        if self._now is None:
+            step, rollbacks, learns, listens, full = torch.stack([self.step, self.rollbacks, *self.phase]).tolist()
+            ramp = min(1.0, (step - listens + 1) / (full - listens + 1)) if step >= listens else 0.0
+            weight = self.config.weight * WEIGHT_AFTER_ROLLBACK**rollbacks * ramp
+            self._now = Now(step >= learns, weight, self.config.r1_weight > 0 and step % self.config.r1_every == 0)
+        return self._now
+
+    # ---- in each micro-batch ----------------------------------------------------------------------------------------
+
+    def losses(
+        self, reconstruction: Tensor, other_losses: Tensor, last_layer: nn.Parameter
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the autoencoder's loss gains, weighted, and figures for the log; nothing before the autoencoder listens.
+
+        reconstruction: b c H W, with its graph; other_losses: scalar, the sum of all other losses, with its graph;
+        last_layer: Autoencoder.last_layer(). The discriminator's weights get no gradient.
+        """
+        weight = self.now().weight
+        if not weight:
+            return {}, {}
+        self.discriminator.requires_grad_(False)
+        try:
+            loss = generator_loss(self.config.loss, self.logits(reconstruction))
+        finally:
+            self.discriminator.requires_grad_(True)
+        factor = adaptive_weight(other_losses, loss, last_layer) if self.config.adaptive else loss.new_tensor(1.0)
+        factor = factor * weight
+        return {"adversarial_loss": factor * loss}, {"adversarial_weight": factor}
+
+    def observe(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """The discriminator's forward and backward pass on a micro-batch; its gradients add up until `update`.
+
+        Both b c H W, without a graph. Returns figures for the log, none before the discriminator learns.
+        """
+        now, config = self.now(), self.config
+        if not now.learning:
+            return {}
+        images = images.detach().requires_grad_(now.penalise)
+        real, fake = self.logits(images), self.logits(reconstruction.detach())
+        with torch.autocast(images.device.type, enabled=False):
+            loss = discriminator_loss(config.loss, real, fake)
+            figures = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+            if config.lecam_weight:
+                started = (self.updates > 0).float()  # no averages before the first update
+                figures["lecam_penalty"] = started * lecam_penalty(real, fake, self.averages)
+                loss = loss + config.lecam_weight * figures["lecam_penalty"]
+            if now.penalise:
+                figures["r1_penalty"] = r1_penalty(real, images)
+                loss = loss + config.r1_weight * config.r1_every * figures["r1_penalty"]
+            loss.backward()
+        figures = {name: value.detach() for name, value in figures.items()}
+        self.noted.append(torch.stack([figures["logits_real"], figures["logits_fake"]]))
+        return figures
+
+    def logits(self, images: Tensor) -> Tensor:
+        """In float32 under float16 autocast: the discriminator's small gradients have no loss scaling of their own."""
+        with full_precision_for_float16(images.device.type):
+            return self.discriminator(images).float()
+
+    # ---- once per optimiser step ------------------------------------------------------------------------------------
+
+    def update(self) -> dict[str, Tensor]:
+        """Ends a step: moves the discriminator by the mean gradient of the micro-batches since the last call, on all
+        processes alike, unless it is not finite."""
+        if self.noted:
+            gradients = [
+                weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in self.weights
+            ]
+            flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.stack(self.noted).sum(0)])
+            flat = mean_over_processes(flat) / len(self.noted)
+            *parts, logits = flat.split([*(weight.numel() for weight in self.weights), 2])
+            if bool(flat.isfinite().all()):
+                for weight, part in zip(self.weights, parts, strict=True):
+                    weight.grad = part.view_as(weight)
+                self.optimizer.step()
+                self.averages.lerp_(logits, torch.where(self.updates > 0, 1 - self.config.lecam_decay, 1.0))
+                self.updates += 1
+            else:
+                self.skipped += 1
+        self.end_step()
+        return {"discriminator_skipped_steps": self.skipped, "rollbacks": self.rollbacks}
+
+    def discard(self) -> None:
+        """Ends a step that the autoencoder skipped."""
+        self.end_step()
+
+    def end_step(self) -> None:
+        self.step += 1
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what belongs to an unfinished step."""
+        self.optimizer.zero_grad()
+        self.noted.clear()
+        self._now = None
+
+    # ---- after a validation (training.task.Guard) -------------------------------------------------------------------
+
+    def judge(self, metrics: dict[str, float], bad_before: int) -> Verdict:
+        """Keeps the weights of each validation, the last ones thus, but for those that reconstruct much worse than the
+        best so far: the mean squared error alone would keep those from before the discriminator. Before the autoencoder
+        listens to the discriminator nothing is blamed on it."""
+        complaint = self.monitor.complaint(metrics)
+        if complaint is None or not self.now().weight:
+            return Verdict(keep=all(math.isfinite(value) for value in metrics.values()))
+        return Verdict(
+            keep=False,
+            warning=f"reconstructions have got worse with the adversarial loss: {complaint}; try {self.remedies()}",
+            roll_back=self.config.rollback and bad_before + 1 >= self.config.rollback_patience,
+        )
+
+    def remedies(self) -> str:
+        config = self.config
+        remedies = [f"a smaller adversarial.weight than {config.weight}", "a longer adversarial.warmup and ramp"]
+        if not config.lecam_weight:
+            remedies.append("adversarial.lecam_weight=0.01")
+        if not config.r1_weight and not isinstance(config.discriminator, FeatureDiscriminatorConfig):
+            remedies.append("adversarial.r1_weight=1")
+        if not config.rollback:
+            remedies.append("adversarial.rollback=true")
+        return ", or ".join(remedies)
+
+    def rolled_back(self, step: int, rollbacks: int) -> None:
+        """The phase begins again now: warm-up, ramp, and half the weight."""
+        self.step.fill_(step)
+        self.rollbacks.fill_(rollbacks)
+        self.phase += step - self.phase[0]
+        self.forget()
+
+
+@contextmanager
+def full_precision_for_float16(device: str) -> Iterator[None]:
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not half):
+        yield

@@ -1,0 +1,119 @@
+"""Binary quantizer: each number of the latent becomes a bit (Murphy, "Probabilistic Machine Learning: Advanced Topics",
+2023, section 21.6.1). In an autoencoder it makes a binary autoencoder.
+
+The prior over the bits is uniform, so that the divergence from it is the same for all latents, and adds no loss. What
+the book does not have is a small commitment loss: with the identity for a gradient, nothing else keeps latents near the
+border, and they grow until no bit changes any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, Grid
+from stage1_vq.quantizers.base import Quantized, Quantizer
+from stage1_vq.quantizers.bits import bits_to_codes, codes_to_bits
+from stage1_vq.quantizers.nearest import StraightThrough
+from stage1_vq.quantizers.parts import figures_of, health_over
+from stage1_vq.quantizers.usage import CodeUsage
+from training.errors import UserError
+
+MOST_BITS_PER_CODE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryQuantizerConfig:
+    """All bits of a position make one code, or several where there are many."""
+
+    kind: Literal["binary"] = "binary"
+    dim: int = 8  # bits at each position: width of z and z_q
+    commitment_weight: float = 0.05  # pulls z to 1 where its bit is 1 and to -1 where it is 0; the book has 0
+    bits_per_code: int = 16  # at most: a grid of codes for the first so many bits, another one for the next
+    warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
+
+    def __post_init__(self) -> None:
+        for name, valid, expected in (
+            ("dim", self.dim >= 1, "at least 1"),
+            ("commitment_weight", self.commitment_weight >= 0, "0 or more"),
+            ("bits_per_code", 1 <= self.bits_per_code <= MOST_BITS_PER_CODE, f"from 1 to {MOST_BITS_PER_CODE}"),
+            ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
+        ):
+            if not valid:
+                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+
+
+class BinaryQuantizer(Quantizer):
+    """z_q is 1 where z is above 0, and 0 elsewhere; gradients pass straight through.
+
+    Codes: the bits of a position as a number, first bit most significant, `bits_per_code` of them in each grid.
+    """
+
+    config_class = BinaryQuantizerConfig
+
+    def __init__(self, config: BinaryQuantizerConfig) -> None:
+        super().__init__(config.dim)
+        self.config = config
+        starts = range(0, config.dim, config.bits_per_code)
+        self.bits = [min(config.bits_per_code, config.dim - start) for start in starts]  # of each grid
+        self.usage = nn.ModuleList(CodeUsage(2**bits, config.warn_usage_below) for bits in self.bits)
+
+    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        names = ["codes"] if len(self.bits) == 1 else [f"codes{number}" for number in range(len(self.bits))]
+        return tuple(Grid(name, height, width, 2**bits) for name, bits in zip(names, self.bits, strict=True))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: b d h w. Losses: `commitment_loss`, the squared error of z beside -1 and 1 per bit, times its weight;
+        statistics: `quantization_error`, the same without weight."""
+        self.check_latents(z)
+        with torch.autocast(z.device.type, enabled=False):
+            bits = z.detach() > 0
+            codes = self.codes_of(bits)
+            if self.training:
+                for usage, grid in zip(self.usages(), codes, strict=True):
+                    usage.note(grid)
+            sides = 2 * bits.float() - 1
+            losses, statistics = {}, {"quantization_error": F.mse_loss(z.detach().float(), sides)}
+            if self.config.commitment_weight:
+                losses["commitment_loss"] = self.config.commitment_weight * F.mse_loss(z.float(), sides)
+            return Quantized(StraightThrough.apply(z, bits.to(z.dtype)), codes, losses, statistics)
+
+    def codes(self, z: Tensor) -> Codes:
+        self.check_latents(z)
+        return self.codes_of(z > 0)
+
+    def codes_to_latents(self, codes: Codes) -> Tensor:
+        grids = [codes_to_bits(grid, bits) for grid, bits in zip(codes, self.bits, strict=True)]
+        return torch.cat(grids, 1).float()
+
+    def codes_of(self, bits: Tensor) -> Codes:
+        """bits: b d h w, bool."""
+        return tuple(bits_to_codes(group) for group in bits.split(self.bits, 1))
+
+    def usages(self) -> list[CodeUsage]:
+        return [usage for usage in self.usage if isinstance(usage, CodeUsage)]
+
+    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """Health: `CodeUsage.health`, or with several grids `parts.health_over` them."""
+        healths = [usage.health(usage.step(), steps_per_epoch) for usage in self.usages()]
+        if len(healths) == 1:
+            return healths[0]
+        return health_over({f"codes{number}": health for number, health in enumerate(healths)})
+
+    def discard(self) -> None:
+        for usage in self.usages():
+            usage.discard()
+
+    def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
+        remedies = ["a smaller model.quantizer.dim"]
+        if len(self.bits) == 1:
+            return self.usages()[0].warnings(metrics, steps_per_epoch, remedies)
+        return [
+            f"codes{number}: {line}"
+            for number, usage in enumerate(self.usages())
+            for line in usage.warnings(figures_of(f"codes{number}", metrics), steps_per_epoch, remedies)
+        ]

@@ -1,0 +1,136 @@
+"""Finite scalar quantization (Mentzer et al. 2023, arXiv:2309.15505): each number of a narrow latent is rounded to one
+of a few levels, and the codebook is the grid of all combinations. It has no codebook to learn and none to collapse.
+
+With, by choice, the levels spread evenly from -1 to 1 (Parker et al. 2024, arXiv:2411.19842, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes
+from stage1_vq.quantizers.base import Quantized
+from stage1_vq.quantizers.counting import CountingQuantizer
+from training.errors import UserError
+
+WIDENING = 1e-3  # of the range of tanh, so that the outermost levels are reached by finite latents
+MOST_CODES = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQConfig:
+    """The paper advises 5 or more levels each: 8-6-5 for 240 codes, 8-5-5-5 for 1,000, 7-5-5-5-5 for 4,375, 8-8-8-6-5
+    for 15,360."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[int, ...] = (8, 5, 5, 5)  # of each number of the latent; their product is the vocabulary
+    dim: int = 4  # width of z and z_q; other than the number of levels: with a 1x1 convolution before and one after
+    preserve_symmetry: bool = False  # levels evenly from -1 to 1, also where their number is even
+    warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
+
+    def __post_init__(self) -> None:
+        for name, valid, expected in (
+            ("levels", len(self.levels) > 0 and min(self.levels) >= 2, "numbers of at least 2, such as [8, 5, 5, 5]"),
+            ("levels", math.prod(self.levels) <= MOST_CODES, f"a product of at most {MOST_CODES}: use fewer or lower"),
+            ("dim", self.dim >= 1, "at least 1"),
+            ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
+        ):
+            if not valid:
+                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+
+
+class FSQuantizer(CountingQuantizer):
+    """z -> [1x1 convolution to len(levels)] -> bounded by tanh -> rounded -> [1x1 convolution to dim] -> z_q.
+
+    A level's place among the L of its number is its digit, 0 to L - 1; the digits, first one fastest, are the code.
+    The rounding passes gradients straight through. All in float32, also under autocast; z_q has the type of z.
+    """
+
+    config_class = FSQConfig
+    remedies = ("fewer or lower model.quantizer.levels",)
+
+    levels: Tensor  # levels 1 1
+    places: Tensor  # levels 1 1, int64: what a digit is worth in the code
+    half_range: Tensor  # levels 1 1: tanh times this
+    shift: Tensor  # levels 1 1: puts the latent 0 on a level where the number of levels is even
+    centre: Tensor  # levels 1 1: the digit, or the point between two, that stands for 0
+    step: Tensor  # levels 1 1: between neighbouring levels, in z_q
+
+    def __init__(self, config: FSQConfig) -> None:
+        super().__init__(config.dim, math.prod(config.levels), config.warn_usage_below)
+        self.config = config
+        count = len(config.levels)
+        projected = config.dim != count
+        self.project_in = nn.Conv2d(config.dim, count, 1) if projected else nn.Identity()
+        self.project_out = nn.Conv2d(count, config.dim, 1) if projected else nn.Identity()
+
+        half_ranges, shifts, centres, steps = [], [], [], []
+        for levels in config.levels:
+            if config.preserve_symmetry:
+                half_ranges.append((levels - 1) / 2)
+                shifts.append(0.0)
+                centres.append((levels - 1) / 2)
+                steps.append(2 / (levels - 1))
+            else:
+                # An even number of levels has one more below 0 than above; tanh is moved by half a level with them.
+                half_ranges.append((levels - 1) * (1 + WIDENING) / 2)
+                shifts.append(math.atanh(0.5 / half_ranges[-1]) if levels % 2 == 0 else 0.0)
+                centres.append(float(levels // 2))
+                steps.append(1 / (levels // 2))
+        constants = {"half_range": half_ranges, "shift": shifts, "centre": centres, "step": steps}
+        constants["levels"] = list(config.levels)
+        for name, values in constants.items():
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        places = [math.prod(config.levels[:number]) for number in range(count)]
+        self.register_buffer("places", torch.tensor(places).view(-1, 1, 1), persistent=False)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: b d h w. No losses; statistics: `quantization_error`, the squared error per number of the narrow latent,
+        on the scale of its levels in z_q."""
+        with torch.autocast(z.device.type, enabled=False):
+            bounded = self.bounded(z)
+            digits = self.digits(bounded)
+            codes = self.codes_of(digits)
+            if self.training:
+                self.usage.note(codes)
+            rounded = bounded + (digits - bounded).detach()
+            z_q = self.project_out(self.values(rounded)).to(z.dtype)
+            error = F.mse_loss(self.values(bounded.detach()), self.values(digits))
+            return Quantized(z_q, (codes,), {}, {"quantization_error": error})
+
+    def codes(self, z: Tensor) -> Codes:
+        with torch.autocast(z.device.type, enabled=False):
+            return (self.codes_of(self.digits(self.bounded(z))),)
+
+    def codes_to_latents(self, codes: Codes) -> Tensor:
+        (only,) = codes
+        with torch.autocast(only.device.type, enabled=False):
+            digits = rearrange(only, "b h w -> b 1 h w") // self.places % self.levels
+            return self.project_out(self.values(digits.float()))
+
+    def bounded(self, z: Tensor) -> Tensor:
+        """b levels h w: where on the line of digits each number lies."""
+        self.check_latents(z)
+        narrow = torch.tanh(self.project_in(z.float()) + self.shift) * self.half_range
+        if self.config.preserve_symmetry:
+            return narrow + self.centre
+        return narrow + self.centre - 0.5 * (self.levels % 2 == 0)
+
+    def digits(self, bounded: Tensor) -> Tensor:
+        """b levels h w, whole numbers as floats: 0 to the number's levels - 1."""
+        return bounded.detach().nan_to_num().round()
+
+    def values(self, digits: Tensor) -> Tensor:
+        """The numbers of z_q, before the last projection."""
+        return (digits - self.centre) * self.step
+
+    def codes_of(self, digits: Tensor) -> Tensor:
+        """b h w, int64."""
+        return (digits.long() * self.places).sum(1)

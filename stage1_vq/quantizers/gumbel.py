@@ -1,0 +1,145 @@
+"""Gumbel-softmax quantizer (Jang et al. 2016, arXiv:1611.01144), with the schedules of DALL-E's discrete VAE (Ramesh et
+al. 2021, arXiv:2102.12092, appendix A.2): a posterior over the codes of each position, sampled with a temperature that
+falls, and its divergence from the uniform prior with a weight that rises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes
+from stage1_vq.quantizers.base import Quantized
+from stage1_vq.quantizers.counting import CountingQuantizer
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GumbelQuantizerConfig:
+    """The schedules are those of the DALL-E paper. Its loss, a sum over the image divided by 256 * 256 * 3 numbers,
+    has the weight 6.6 / 192 for the divergence as a mean over its 32 x 32 codes."""
+
+    kind: Literal["gumbel"] = "gumbel"
+    codebook_size: int = 8192  # k
+    dim: int = 64  # width of z
+    embedding_dim: int | None = None  # d, width of z_q; null: dim
+    sample: Literal["soft", "straight-through"] = "soft"  # z_q in training: a mixture of codes, or one code
+    temperature_start: float = 1.0  # of the softmax
+    temperature_end: float = 0.0625  # of the softmax, from step temperature_steps on
+    temperature_steps: int = 150000  # over which it falls, as half a cosine wave
+    kl_weight: float = 0.034375  # of the divergence from the uniform prior in nats per code, from kl_warmup_steps on
+    kl_warmup_steps: int = 5000  # over which its weight rises from 0, linearly
+    warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
+
+    def __post_init__(self) -> None:
+        for name, valid, expected in (
+            ("codebook_size", self.codebook_size >= 2, "at least 2: one code carries no bits"),
+            ("dim", self.dim >= 1, "at least 1"),
+            ("embedding_dim", self.embedding_dim is None or self.embedding_dim >= 1, "at least 1, or null for dim"),
+            ("sample", self.sample in ("soft", "straight-through"), "soft or straight-through"),
+            ("temperature_start", self.temperature_start > 0, "above 0; the paper has 1"),
+            ("temperature_end", self.temperature_end > 0, "above 0; the paper has 0.0625"),
+            ("temperature_steps", self.temperature_steps >= 0, "0 (temperature_end at once) or a number of steps"),
+            ("kl_weight", self.kl_weight >= 0, "0 or more"),
+            ("kl_warmup_steps", self.kl_warmup_steps >= 0, "0 (kl_weight at once) or a number of steps"),
+            ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
+        ):
+            if not valid:
+                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+
+
+class GumbelQuantizer(CountingQuantizer):
+    """z -> 1x1 convolution to k logits -> code. In training mode z_q is a sample of the relaxed posterior; else it is
+    the vector of the most likely code, which is what `codes` are in both.
+
+    All in float32, also under autocast; z_q has the type of z.
+    """
+
+    config_class = GumbelQuantizerConfig
+    remedies = ("a smaller model.quantizer.codebook_size", "a higher model.quantizer.kl_weight")
+
+    updates: Tensor  # scalar, int64: optimiser steps done, which the schedules go by
+
+    def __init__(self, config: GumbelQuantizerConfig) -> None:
+        width = config.embedding_dim or config.dim
+        super().__init__(config.dim, config.codebook_size, config.warn_usage_below, dim_out=width)
+        self.config = config
+        self.logits = nn.Conv2d(config.dim, config.codebook_size, 1)
+        self.embedding = nn.Embedding(config.codebook_size, width)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: b d h w. The noise of training mode is drawn by PyTorch's global generator. Losses: `kl_loss`, the
+        divergence of the posterior from the uniform prior in nats, mean over codes, times the weight of this step;
+        statistics: `temperature`, and the divergence without weight, `kl`, if it is computed."""
+        with torch.autocast(z.device.type, enabled=False):
+            logits = self.logits_of(z)
+            codes = logits.argmax(1)
+            if self.training:
+                self.usage.note(codes)
+                noise = -torch.empty_like(logits).exponential_().log()
+                z_q = self.sample(logits, noise, self.temperature())
+            else:
+                z_q = self.codes_to_latents((codes,))
+
+            losses, statistics = {}, {"temperature": self.temperature()}
+            if self.config.kl_weight:
+                kl = divergence_from_uniform(logits)
+                losses["kl_loss"] = self.kl_weight() * kl
+                statistics["kl"] = kl.detach()
+            return Quantized(z_q.to(z.dtype), (codes,), losses, statistics)
+
+    def codes(self, z: Tensor) -> Codes:
+        with torch.autocast(z.device.type, enabled=False):
+            return (self.logits_of(z).argmax(1),)
+
+    def codes_to_latents(self, codes: Codes) -> Tensor:
+        (only,) = codes
+        return rearrange(self.embedding(only), "b h w d -> b d h w")
+
+    def logits_of(self, z: Tensor) -> Tensor:
+        """b k h w."""
+        self.check_latents(z)
+        return self.logits(z.float())
+
+    def sample(self, logits: Tensor, noise: Tensor, temperature: Tensor | float) -> Tensor:
+        """z_q, b d h w, of logits and standard Gumbel noise, both b k h w.
+
+        The code vectors weighted by softmax((logits + noise) / temperature); with config.sample "straight-through"
+        that is so for the gradient to the logits only, and z_q is the vector of the largest weight.
+        """
+        weights = torch.softmax((logits + noise) / temperature, 1)
+        if self.config.sample == "soft":
+            return einsum(weights, self.embedding.weight, "b k h w, k d -> b d h w")
+        drawn = self.codes_to_latents((weights.argmax(1),))
+        mixture = einsum(weights, self.embedding.weight.detach(), "b k h w, k d -> b d h w")
+        return drawn + (mixture - mixture.detach())
+
+    # ---- schedules --------------------------------------------------------------------------------------------------
+
+    def temperature(self) -> Tensor:
+        """Of this step: a scalar."""
+        start, end = self.config.temperature_start, self.config.temperature_end
+        return end + (start - end) * (1 + torch.cos(math.pi * self.progress(self.config.temperature_steps))) / 2
+
+    def kl_weight(self) -> Tensor:
+        """Of this step: a scalar."""
+        return self.config.kl_weight * self.progress(self.config.kl_warmup_steps)
+
+    def progress(self, steps: int) -> Tensor:
+        """Share done of a schedule of so many steps: a scalar from 0 to 1."""
+        return (self.updates / steps).clamp(max=1) if steps else torch.ones_like(self.updates, dtype=torch.float32)
+
+    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        self.updates += 1
+        return super().update(steps_per_epoch)
+
+
+def divergence_from_uniform(logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of softmax(logits), b k h w, from the uniform distribution: nats, mean over codes."""
+    log_probabilities = logits.log_softmax(1)
+    return (log_probabilities.exp() * log_probabilities).sum(1).mean() + math.log(logits.shape[1])

@@ -1,0 +1,145 @@
+"""Lookup-free quantization of MAGVIT-v2 (Yu et al. 2023, arXiv:2310.05737): the sign of each number of a narrow latent
+is a bit of its code, and the codebook is the corners of a cube.
+
+Entropy terms keep latents away from the borders and codes in use (section 3.1 there). They rest on a soft assignment of
+a latent to all 2^bits codes: softmax of minus squared distance times the inverse temperature. With corners for codes
+its bits are independent of each other, each with the logit 4 * inverse_temperature * corner * number; hence no table of
+all latents by all codes is needed for either term (stage1_vq/quantizers/bits.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes
+from stage1_vq.quantizers.base import Quantized
+from stage1_vq.quantizers.bits import (
+    bit_entropy,
+    bits_to_codes,
+    codes_to_bits,
+    entropy,
+    mean_joint_probabilities,
+)
+from stage1_vq.quantizers.counting import CountingQuantizer
+from stage1_vq.quantizers.distributed import global_mean
+from stage1_vq.quantizers.nearest import StraightThrough
+from training.errors import UserError
+
+MOST_BITS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class LFQConfig:
+    """The paper's vocabulary is the default one, 2^18."""
+
+    kind: Literal["lfq"] = "lfq"
+    bits: int = 18  # numbers of the narrow latent: the vocabulary is 2^bits
+    dim: int = 18  # width of z and z_q; other than bits: with a 1x1 convolution before and one after
+    commitment_weight: float = 0.25  # pulls the encoder's output to its corner
+    entropy_weight: float = 0.1  # of both entropy terms: each latent sure of its code, all codes in use
+    diversity: float = 1.0  # gamma: weight of the second entropy term relative to the first
+    inverse_temperature: float = 100.0  # of the soft assignment that the entropies are those of
+    entropy_bits: int = 18  # bits whose joint use the second term sees; fewer: in groups, coarser and cheaper
+    warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
+
+    def __post_init__(self) -> None:
+        check_bits_config(self)
+
+
+def check_bits_config(config: Any) -> None:
+    """Raises UserError for a config of LFQ or BSQ that cannot be."""
+    for name, valid, expected in (
+        ("bits", 1 <= config.bits <= MOST_BITS, f"from 1 to {MOST_BITS}"),
+        ("dim", config.dim >= 1, "at least 1"),
+        ("commitment_weight", config.commitment_weight >= 0, "0 or more"),
+        ("entropy_weight", config.entropy_weight >= 0, "0 (no entropy terms) or more"),
+        ("diversity", config.diversity >= 0, "0 (first entropy term only) or more"),
+        ("inverse_temperature", config.inverse_temperature > 0, "above 0"),
+        ("entropy_bits", 1 <= config.entropy_bits <= MOST_BITS, f"from 1 to {MOST_BITS}; 9 is common"),
+        ("warn_usage_below", 0 <= config.warn_usage_below <= 1, "a share from 0 to 1"),
+    ):
+        if not valid:
+            raise UserError(f"model.quantizer.{name}={getattr(config, name)}, expected {expected}")
+
+
+class LFQuantizer(CountingQuantizer):
+    """z -> [1x1 convolution to bits] -> nearest corner -> [1x1 convolution to dim] -> z_q.
+
+    Codes: the bits as a number, first one most significant, 1 where the number is above 0. All in float32, also under
+    autocast; z_q has the type of z.
+    """
+
+    config_class: ClassVar[type] = LFQConfig
+    config: Any  # LFQConfig, or another with the same fields
+    remedies = ("a higher model.quantizer.entropy_weight", "fewer model.quantizer.bits")
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.dim, 2**config.bits, config.warn_usage_below)
+        self.config = config
+        projected = config.dim != config.bits
+        self.project_in = nn.Conv2d(config.dim, config.bits, 1) if projected else nn.Identity()
+        self.project_out = nn.Conv2d(config.bits, config.dim, 1) if projected else nn.Identity()
+        self.corner = 1.0  # the numbers of a corner are this and minus this
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: b d h w. Losses, each times its weight: `commitment_loss`, the squared error per number; in training mode
+        `entropy_loss`, the entropy of the soft assignment, mean over latents, and `diversity_loss`, minus the entropy
+        of its mean over latents, both in nats. Statistics: `quantization_error`, and the entropies without weights,
+        `sample_entropy` and `batch_entropy`."""
+        with torch.autocast(z.device.type, enabled=False):
+            vectors = self.lookup_vectors(z)  # b bits h w
+            bits = vectors.detach() > 0
+            codes, corners = bits_to_codes(bits), self.corners(bits)
+            if self.training:
+                self.usage.note(codes)
+            z_q = self.project_out(StraightThrough.apply(vectors, corners)).to(z.dtype)
+
+            losses, statistics = {}, {"quantization_error": F.mse_loss(vectors.detach(), corners)}
+            if self.config.commitment_weight:
+                losses["commitment_loss"] = self.config.commitment_weight * F.mse_loss(vectors, corners)
+            if self.training and self.config.entropy_weight:
+                logits = 4 * self.config.inverse_temperature * self.corner * vectors
+                logits = rearrange(logits, "b bits h w -> (b h w) bits")
+                sample_entropy = bit_entropy(logits).sum(1).mean()
+                losses["entropy_loss"] = self.config.entropy_weight * sample_entropy
+                statistics["sample_entropy"] = sample_entropy.detach()
+                if self.config.diversity:
+                    batch_entropy = self.batch_entropy(logits)
+                    losses["diversity_loss"] = -self.config.entropy_weight * self.config.diversity * batch_entropy
+                    statistics["batch_entropy"] = batch_entropy.detach()
+            return Quantized(z_q, (codes,), losses, statistics)
+
+    def codes(self, z: Tensor) -> Codes:
+        with torch.autocast(z.device.type, enabled=False):
+            return (bits_to_codes(self.lookup_vectors(z) > 0),)
+
+    def codes_to_latents(self, codes: Codes) -> Tensor:
+        (only,) = codes
+        with torch.autocast(only.device.type, enabled=False):
+            return self.project_out(self.corners(codes_to_bits(only, self.config.bits)))
+
+    def lookup_vectors(self, z: Tensor) -> Tensor:
+        """b bits h w: z where its signs are taken."""
+        self.check_latents(z)
+        return self.project_in(z.float())
+
+    def corners(self, bits: Tensor) -> Tensor:
+        """bits: b bits h w, bool; returns the same shape, float32."""
+        return (2 * bits.float() - 1) * self.corner
+
+    def batch_entropy(self, logits: Tensor) -> Tensor:
+        """Entropy in nats of the mean soft assignment of the latents of all processes, a scalar; logits: n bits.
+
+        A micro-batch of an accumulated step has one of its own: the entropy of a mean is no mean of entropies. With
+        more bits than `entropy_bits`: the sum over groups of as many, which is an upper bound. It is exact where the
+        groups are used independently of each other (Zhao et al. 2024, arXiv:2406.07548, go as far
+        as groups of one bit).
+        """
+        groups = logits.split(self.config.entropy_bits, 1)
+        return torch.stack([entropy(global_mean(mean_joint_probabilities(group))) for group in groups]).sum()

@@ -1,0 +1,63 @@
+"""What quantizers and autoencoders made of several quantizers share: figures and warnings by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from stage1_vq.quantizers.nearest import NearestQuantizer
+
+
+def named(part: str, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`perplexity` of `depth0` becomes `depth0_perplexity`."""
+    return {f"{part}_{name}": value for name, value in figures.items()}
+
+
+def figures_of(part: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """What `named` has made of a part's figures, under their own names again."""
+    return {name.removeprefix(f"{part}_"): value for name, value in metrics.items() if name.startswith(f"{part}_")}
+
+
+def mean_over(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each figure, scalars, over parts that all have the same ones."""
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def health_over(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Of all parts together the mean `perplexity` and `codes_used_share`, and how many `dead_codes` and
+    `revived_codes` there are, where each part tells; and each part's own health, but for these numbers, by `named`."""
+    together: dict[str, Tensor] = {}
+    for name in ("perplexity", "codes_used_share", "dead_codes", "revived_codes"):
+        if all(name in part for part in parts.values()):
+            values = torch.stack([part[name].float() for part in parts.values()])
+            together[name] = values.sum() if name.endswith("_codes") else values.mean()
+    for part, figures in parts.items():
+        together |= named(part, {name: value for name, value in figures.items() if not name.endswith("_codes")})
+    return together
+
+
+def usage_remedies(
+    revive_after: int, kmeans_iterations: int, steps_per_epoch: int, path: str = "model.quantizer"
+) -> list[str]:
+    """What helps when few codes are in use, by the settings of the codebook at `path` of the config."""
+    remedies = [f"a smaller {path}.codebook_size"]
+    if not 0 < revive_after <= steps_per_epoch:
+        remedies.append(f"{path}.revive_after={min(steps_per_epoch, 500)}")
+    if not kmeans_iterations:
+        remedies.append(f"{path}.kmeans_iterations=10")
+    return remedies
+
+
+@torch.compiler.disable
+def join_recent(layer: NearestQuantizer, calls: int, b: int) -> None:
+    """Makes one micro-batch of the vectors that `layer` remembers of its last `calls` passes over the same b images.
+
+    They go image by image, so that revival draws the same vectors whether a batch came whole or in micro-batches.
+    """
+    if layer.training and layer.config.revive_after:
+        passes = [layer.recent.pop() for _ in range(min(calls, len(layer.recent)))][::-1]
+        by_image = torch.cat([rearrange(rows, "(b n) d -> b n d", b=b) for rows in passes], 1)
+        layer.recent.append(rearrange(by_image, "b n d -> (b n) d"))

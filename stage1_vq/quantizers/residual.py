@@ -1,0 +1,189 @@
+"""Residual quantizer: a latent as the sum of code vectors, each the nearest to what the ones before it left.
+
+RQ-VAE (Lee et al. 2022, arXiv:2203.01941, section 3.1), which shares one codebook between all layers, and SoundStream
+(Zeghidour et al. 2021, arXiv:2107.03312, section III-C), which gives each layer its own and trains with quantizer
+dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, Grid
+from stage1_vq.quantizers.base import Quantized, Quantizer
+from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, Rotation, StraightThrough
+from stage1_vq.quantizers.parts import figures_of, health_over, join_recent, mean_over, usage_remedies
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualQuantizerConfig:
+    """A latent takes `depth` codes. RQ-VAE's own settings are depth=4 and shared_codebook=true; SoundStream's are
+    quantizer_dropout=1 and a codebook per layer."""
+
+    kind: Literal["residual"] = "residual"
+    depth: int = 4  # D, code vectors that add up to a latent
+    layer: NearestQuantizerConfig = field(default_factory=NearestQuantizerConfig)  # how each of them is found
+    codebook_sizes: tuple[int, ...] = ()  # of each layer, where they differ; empty: layer.codebook_size
+    shared_codebook: bool = False  # one codebook for all layers
+    dim: int | None = None  # d, width of z and z_q, projected to layer.dim and back; null: layer.dim, no projection
+    quantizer_dropout: float = 0.0  # share of training images whose z_q ends after a random number of layers
+
+    def __post_init__(self) -> None:
+        sizes, layer = self.codebook_sizes, self.layer
+        for name, valid, expected in (
+            ("depth", self.depth >= 1, "at least 1"),
+            ("codebook_sizes", not sizes or len(sizes) == self.depth, f"one for each of the depth={self.depth} layers"),
+            ("codebook_sizes", all(size >= 2 for size in sizes), "at least 2 each: one code carries no bits"),
+            ("codebook_sizes", not (sizes and self.shared_codebook), "none where shared_codebook=true"),
+            ("dim", self.dim is None or self.dim >= 1, "at least 1, or null for layer.dim"),
+            ("quantizer_dropout", 0 <= self.quantizer_dropout <= 1, "a share from 0 to 1; SoundStream has 1"),
+        ):
+            if not valid:
+                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+        if layer.lookup_dim is not None:
+            raise UserError(
+                f"model.quantizer.layer.lookup_dim={layer.lookup_dim}, expected null: residuals are left in the space "
+                f"of the code vectors, so give that width as layer.dim={layer.lookup_dim} and model.quantizer.dim"
+                f"={layer.dim} for the latents; the projections then stand once around all layers"
+            )
+        if layer.l2_normalise:
+            raise UserError(
+                "model.quantizer.layer.l2_normalise=True, expected False: residuals grow shorter from layer to layer, "
+                "and code vectors of length 1 cannot follow them"
+            )
+
+
+class ResidualQuantizer(Quantizer):
+    """z -> [1x1 convolution to layer.dim] -> r; r_1 = r, e_i nearest to r_i, r_i+1 = r_i - e_i; e_1 + ... + e_D -> [1x1
+    convolution to dim] -> z_q.
+
+    The gradient passes from z_q to z once, as through a single quantizer. Each layer's commitment loss pulls the latent
+    to the sum of the code vectors so far; the losses are means over the layers. All of it in float32.
+    """
+
+    config_class = ResidualQuantizerConfig
+
+    def __init__(self, config: ResidualQuantizerConfig) -> None:
+        inner = config.layer.dim
+        super().__init__(config.dim or inner)
+        self.config = config
+        projected = config.dim not in (None, inner)
+        self.project_in = nn.Conv2d(self.dim, inner, 1) if projected else nn.Identity()
+        self.project_out = nn.Conv2d(inner, self.dim, 1) if projected else nn.Identity()
+        sizes = config.codebook_sizes or config.depth * (config.layer.codebook_size,)
+        different = sizes[:1] if config.shared_codebook else sizes
+        self.layers = nn.ModuleList(NearestQuantizer(replace(config.layer, codebook_size=k)) for k in different)
+
+    @classmethod
+    def config_from(cls, values: Mapping[str, Any]) -> ResidualQuantizerConfig:
+        return super().config_from({**values, "layer": NearestQuantizer.config_from(values["layer"])})
+
+    def stack(self) -> list[NearestQuantizer]:
+        """The quantizer of each layer; with a shared codebook D times the same."""
+        layers: Any = list(self.layers)
+        return self.config.depth * layers if self.config.shared_codebook else layers
+
+    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """One per layer, `depth0` first."""
+        sizes = [layer.config.codebook_size for layer in self.stack()]
+        return tuple(Grid(f"depth{number}", height, width, k) for number, k in enumerate(sizes))
+
+    # ---- latents to codes and back ----------------------------------------------------------------------------------
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: b d h w. Losses: those of the layers, averaged; statistics: `quantization_error`, the squared error per
+        element that all layers together leave."""
+        self.check_latents(z)
+        dropout = self.training and self.config.quantizer_dropout > 0
+        kept = self.draw_layers_kept(len(z)).to(z.device).view(-1, 1, 1, 1) if dropout else None
+        with torch.autocast(z.device.type, enabled=False):
+            vectors = self.project_in(z.float())
+            residual, total = vectors, torch.zeros_like(vectors)
+            layers: list[Quantized] = []
+            for number, layer in enumerate(self.stack()):
+                quantized = layer(residual)
+                layers.append(quantized)
+                nearest = quantized.z_q.detach()
+                residual = residual - nearest
+                total = total + (nearest if kept is None else nearest * (number < kept))
+            if self.config.shared_codebook:
+                join_recent(self.stack()[0], self.config.depth, len(z))
+
+            pass_gradient = StraightThrough if self.config.layer.gradient == "straight-through" else Rotation
+            z_q = self.project_out(pass_gradient.apply(vectors, total)).to(z.dtype)
+        codes = tuple(quantized.codes[0] for quantized in layers)
+        losses = mean_over([quantized.losses for quantized in layers])
+        return Quantized(z_q, codes, losses, {"quantization_error": residual.detach().square().mean()})
+
+    def draw_layers_kept(self, b: int) -> Tensor:
+        """How many layers the decoder sees of each of b images: all, or with chance `quantizer_dropout` 1 to D alike.
+
+        Codebooks, codes and losses know nothing of it: every layer learns from every image, so that neither the
+        codebooks nor the weights with a gradient depend on what each process has drawn.
+        """
+        drawn = torch.randint(1, self.config.depth + 1, (b,))
+        return torch.where(torch.rand(b) < self.config.quantizer_dropout, drawn, self.config.depth)
+
+    @torch.no_grad()
+    def codes(self, z: Tensor) -> Codes:
+        self.check_latents(z)
+        with torch.autocast(z.device.type, enabled=False):
+            residual = self.project_in(z.float())
+            found: list[Tensor] = []
+            for layer in self.stack():
+                codes = layer.codes(residual)
+                residual = residual - layer.codes_to_latents(codes)
+                found += codes
+        return tuple(found)
+
+    def codes_to_latents(self, codes: Codes) -> Tensor:
+        with torch.autocast(codes[0].device.type, enabled=False):
+            parts = [layer.codes_to_latents((grid,)) for layer, grid in zip(self.stack(), codes, strict=True)]
+            return self.project_out(torch.stack(parts).sum(0))
+
+    # ---- the codebooks, once per step -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialise(self, batches: Sequence[Tensor]) -> None:
+        """k-means layer by layer, each over the residuals that the ones before it leave; a shared codebook over the
+        latents, and then over them and the residuals which that codebook leaves."""
+        if not self.config.layer.kmeans_iterations:
+            return
+        with torch.autocast(batches[0].device.type, enabled=False):
+            residuals = [[self.project_in(z.float())] for z in batches]  # of each micro-batch, layer by layer
+            for number, layer in enumerate(self.stack()):
+                if number == 0 or not self.config.shared_codebook:
+                    layer.initialise([batch[-1] for batch in residuals])
+                for batch in residuals:
+                    batch.append(batch[-1] - layer.codes_to_latents(layer.codes(batch[-1])))
+            if self.config.shared_codebook:
+                by_image = [torch.stack(batch[:-1], 1) for batch in residuals]
+                layer.initialise([rearrange(batch, "b depth d h w -> (b depth) d h w") for batch in by_image])
+
+    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """Moves each codebook once, a shared one by what all layers saw; health: `parts.health_over` the layers."""
+        if self.config.shared_codebook:
+            return self.stack()[0].update(steps_per_epoch)
+        return health_over({f"depth{n}": layer.update(steps_per_epoch) for n, layer in enumerate(self.stack())})
+
+    def discard(self) -> None:
+        for layer in self.stack():
+            layer.discard()
+
+    def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
+        config, path = self.config.layer, "model.quantizer.layer"
+        remedies = usage_remedies(config.revive_after, config.kmeans_iterations, steps_per_epoch, path)
+        if self.config.shared_codebook:
+            return self.stack()[0].usage.warnings(metrics, steps_per_epoch, remedies)
+        found: list[str] = []
+        for number, layer in enumerate(self.stack()):
+            figures = figures_of(f"depth{number}", metrics)
+            found += [f"depth{number}: {line}" for line in layer.usage.warnings(figures, steps_per_epoch, remedies)]
+        return found

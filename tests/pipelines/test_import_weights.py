@@ -1,0 +1,216 @@
+"""From a published file, by the command, to a model folder whose codes and images are the original's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from pipelines.cli import main
+from pipelines.import_weights import ImportConfig, import_weights
+from pipelines.pictures import save_png, to_pil
+from pipelines.reconstruct import ReconstructConfig, reconstruct_files
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from tests.golden import Golden, golden
+from tests.stage1_vq.test_import_golden import FILES, close, recorded_codes
+from training.errors import UserError
+from training.model_io import load_pretrained
+from training.tensor_files import save_tensors
+
+Weights = dict[str, Tensor]
+
+
+def published(name: str, reference: Golden, folder: Path) -> tuple[Path, Path]:
+    """The reference's weights and config as its project publishes such: the two files."""
+    weights, config = folder / "weights.ckpt", folder / "config.yaml"
+    config.write_text(yaml.safe_dump(reference.config))
+    if name.startswith("taming"):
+        of_the_loss = {"loss.discriminator.main.0.weight": torch.zeros(2), "loss.logvar": torch.zeros(())}
+        content: dict[str, Any] = {"state_dict": {**reference.weights, **of_the_loss}, "epoch": 1, "global_step": 2}
+        config.write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan", "params": reference.config}}))
+    elif name == "llamagen_vq":
+        statistics = {"quantize.codebook_used": torch.zeros(65536)}
+        content = {"model": {**reference.weights, **statistics}, "steps": 3}
+    elif name == "var_vqvae":
+        content = {"trainer": {"vae_local": reference.weights, "var_wo_ddp": {}}, "epoch": 5}
+    else:
+        weights, config = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+        save_tensors(reference.weights, weights)
+        config.write_text(json.dumps({"_class_name": "VQModel", **reference.config}))
+        return weights, config
+    torch.save(content, weights)
+    return weights, config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_command_makes_a_folder_with_the_originals_codes_and_images(name, tmp_path, capsys):
+    reference = golden(name)
+    kind, tolerance, names = FILES[name]
+    weights, config = published(name, reference, tmp_path)
+    out = tmp_path / "model"
+    arguments = ["--kind", kind, "--weights", str(weights), "--config", str(config), "--out", str(out)]
+    assert main(["import", *arguments]) == 0, capsys.readouterr().err
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert f"the vqgan model is in {out}; next: zellige encode --model {out} --data.path DIR" in line
+
+    model = load_pretrained(out, AUTOENCODERS)
+    x = reference.inputs["x"]
+    assert model.image_size == tuple(x.shape[2:])
+    with torch.no_grad():
+        codes = model.encode(x)
+        for ours, theirs in zip(codes, recorded_codes(name, reference.outputs), strict=True):
+            assert torch.equal(ours, theirs)
+        images = reference.outputs[names[3]]
+        close(model.decode(codes)[: len(images)], images.clamp(-1, 1), tolerance)
+
+
+def vqvae2_model(tmp_path: Path, **options: Any) -> tuple[Autoencoder, Golden]:
+    reference = golden("vqvae2")
+    torch.save(reference.weights, tmp_path / "vqvae.pt")
+    config = ImportConfig(kind="vqvae2", weights=str(tmp_path / "vqvae.pt"), out=str(tmp_path / "model"), **options)
+    import_weights(config)
+    return load_pretrained(tmp_path / "model", AUTOENCODERS), reference
+
+
+def test_a_bare_state_dict_of_vqvae2_is_imported_with_the_image_size_given(tmp_path):
+    model, reference = vqvae2_model(tmp_path, image_size=(16, 32))
+    assert model.image_size == (16, 32)
+    with torch.no_grad():
+        top, bottom = model.encode(reference.inputs["x0"])
+    assert torch.equal(top, reference.outputs["id_t"])
+    assert torch.equal(bottom, reference.outputs["id_b"])
+
+
+def dalle_files(folder: Path) -> tuple[Weights, Weights]:
+    folder.mkdir()
+    parts = golden("dalle_encoder").weights, golden("dalle_decoder").weights
+    for part, name in zip(parts, ("encoder.pkl", "decoder.pkl"), strict=True):
+        torch.save(part, folder / name)
+    return parts
+
+
+@pytest.mark.parametrize("given", ["folder", "encoder alone", "both"])
+def test_dalle_is_imported_from_its_two_files(given, tmp_path):
+    folder = tmp_path / "files"
+    dalle_files(folder)
+    if given == "both":
+        (folder / "decoder.pkl").rename(tmp_path / "other.pkl")
+    config = ImportConfig(
+        kind="dalle",
+        weights=str(folder if given == "folder" else folder / "encoder.pkl"),
+        decoder=str(tmp_path / "other.pkl") if given == "both" else None,
+        out=str(tmp_path / "model"),
+    )
+    assert import_weights(config).startswith("32x32 codes of 64 (256x256x3 images): the dvae model is in ")
+    model = load_pretrained(tmp_path / "model", AUTOENCODERS)
+    reference = golden("dalle_encoder")
+    with torch.no_grad():
+        (codes,) = model.encode(reference.inputs["x"] * 2 - 1)  # theirs are in [0, 1]
+    assert torch.equal(codes, reference.outputs["codes"])
+
+
+def test_an_imported_model_reconstructs_images(tmp_path):
+    _, reference = vqvae2_model(tmp_path, image_size=(16, 32))
+    image = reference.inputs["x0"][0].clamp(-1, 1)
+    save_png(to_pil(image), tmp_path / "photo.png")
+    config = ReconstructConfig(
+        model=str(tmp_path / "model"), images=str(tmp_path / "photo.png"), out=str(tmp_path / "out")
+    )
+    assert reconstruct_files(config).startswith("1 images in ")
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def attempt(tmp_path: Path, weights: Weights, file: str = "weights.ckpt", **options: Any) -> str:
+    """What the command says of these weights, which it refuses, or of those of another file."""
+    torch.save({"state_dict": weights}, tmp_path / "weights.ckpt")
+    settings = {"kind": "taming-vqgan", "weights": str(tmp_path / file), "out": str(tmp_path / "model"), **options}
+    with pytest.raises(UserError) as caught:
+        import_weights(ImportConfig(**settings))
+    assert not (tmp_path / "model").exists()
+    return str(caught.value)
+
+
+def original(tmp_path: Path) -> tuple[Weights, str]:
+    reference = golden("taming_vqgan")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(reference.config))
+    return reference.weights, str(tmp_path / "config.yaml")
+
+
+def test_missing_left_over_and_misshapen_weights_are_named(tmp_path):
+    weights, config = original(tmp_path)
+    weights["decoder.extra"] = torch.zeros(1)
+    weights["decoder.conv_in.bias"] = torch.zeros(5)
+    del weights["encoder.mid.attn_1.q.weight"]
+    message = attempt(tmp_path, weights, config=config)
+    assert "missing: encoder.mid.attn_1.q.weight;" in message
+    assert "wrong shapes: decoder.conv_in.bias is 5, not 32;" in message
+    assert "not expected: decoder.extra)" in message
+
+
+def test_a_config_of_another_size_is_told(tmp_path):
+    weights, config = original(tmp_path)
+    values = yaml.safe_load(Path(config).read_text())
+    values["ddconfig"]["ch"] = 64
+    Path(config).write_text(yaml.safe_dump(values))
+    message = attempt(tmp_path, weights, config=config)
+    assert "wrong shapes: encoder.conv_in.weight is 32x3x3x3, not 64x3x3x3, " in message
+    assert " more)" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"remap": "used.npy"}, "the original's remap='used.npy' is not supported: expected None"),
+        ({"ddconfig": {"double_z": True}}, "the original's double_z=True is not supported: expected False"),
+        ({"ddconfig": {"in_channels": 3, "out_ch": 6}}, "the original's out_ch=6 is not supported"),
+        (
+            {"norm_num_groups": 5},
+            "5 norm groups do not divide the 32 channels of this model: give its own number as norm_num",
+        ),
+    ],
+)
+def test_arguments_that_make_another_network_are_refused(change, message, tmp_path):
+    weights, config = original(tmp_path)
+    Path(config).write_text(yaml.safe_dump(change))
+    assert message in attempt(tmp_path, weights, config=config)
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    assert "no codebook quantize.embed.weight of two axes" in attempt(
+        tmp_path, original(tmp_path)[0], kind="taming-gumbelvq"
+    )
+    assert "'state_dict' (dict) where only tensors are expected" in attempt(
+        tmp_path, original(tmp_path)[0], kind="diffusers-vqmodel"
+    )
+    assert "they are not those of VAR's tokenizer" in attempt_bare(tmp_path, original(tmp_path)[0], kind="var-vqvae")
+    assert "the weights have no encoder.down_blocks" in attempt_bare(
+        tmp_path, original(tmp_path)[0], kind="diffusers-vqmodel"
+    )
+
+
+def attempt_bare(tmp_path: Path, weights: Weights, kind: str) -> str:
+    save_tensors(weights, tmp_path / "bare.safetensors")
+    return attempt(tmp_path, {}, kind=kind, file="bare.safetensors")
+
+
+def test_options_that_do_not_go_together_are_refused(tmp_path):
+    weights, config = original(tmp_path)
+    assert "--decoder is for --kind dalle" in attempt(tmp_path, weights, decoder="decoder.pkl")
+    assert "--config is not for --kind dalle" in attempt(tmp_path, weights, kind="dalle", config=config)
+    assert "decoder.pkl; give --weights FOLDER with" in attempt(tmp_path, weights, kind="dalle")
+    message = attempt(tmp_path, weights, config=config, image_size=15)
+    assert "cannot encode 15x15 images: both sides must be multiples of 2" in message
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is something else than a model folder"):
+        import_weights(ImportConfig(kind="vqvae2", weights="nothing.pt", out=str(tmp_path / "out")))

@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stage1_vq.losses.adversarial import (
+    AdversarialConfig,
+    Adversary,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    lecam_penalty,
+    r1_penalty,
+)
+from stage1_vq.losses.discriminators import (
+    DiscriminatorConfig,
+    FeatureDiscriminatorConfig,
+    PatchGANConfig,
+    StyleGANDiscriminatorConfig,
+)
+from tests.golden import golden
+from training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from training.errors import UserError
+
+SIDE, STEPS = 16, 100
+PATCHES = PatchGANConfig(width=4, layers=2, norm="group")  # no statistics of the batch
+ALWAYS = AdversarialConfig(
+    weight=0.8, start=0.0, warmup=0.0, ramp=0.0, adaptive=False, learning_rate=1e-3, discriminator=PATCHES
+)
+
+
+def make_adversary(**changes: Any) -> Adversary:
+    torch.manual_seed(0)
+    return Adversary(replace(ALWAYS, **changes), 3, (SIDE, SIDE), STEPS)
+
+
+def images(b: int = 4, seed: int = 1) -> Tensor:
+    return torch.rand(b, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def state(adversary: Adversary) -> dict[str, Tensor]:
+    return copy.deepcopy(adversary.state_dict())
+
+
+def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+# ---- as published ---------------------------------------------------------------------------------------------------
+
+
+def published() -> tuple[Adversary, nn.Parameter, Any]:
+    file = golden("taming_ganloss")
+    patches = PatchGANConfig(width=file.config["disc_ndf"], layers=file.config["disc_num_layers"])
+    config = AdversarialConfig(
+        weight=file.config["disc_weight"], start=file.config["disc_start"] / STEPS, warmup=0.0, ramp=0.0,
+        discriminator=patches,
+    )  # fmt: skip
+    adversary = Adversary(config, 3, (SIDE, SIDE), STEPS)
+    adversary.discriminator.load_state_dict(
+        {name.removeprefix("discriminator."): weight for name, weight in file.weights.items()}
+    )
+    return adversary, nn.Parameter(file.inputs["last_layer"]), file
+
+
+def test_the_generators_loss_and_its_adaptive_weight_agree_with_the_published_ones():
+    adversary, last_layer, (config, _, inputs, outputs) = published()
+
+    def passes(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
+        adversary.step.fill_(step)
+        adversary.forget()
+        reconstruction = F.conv2d(inputs["features"], last_layer, padding=1)
+        nll = (inputs["x"] - reconstruction).abs().mean()
+        losses, figures = adversary.losses(reconstruction, nll, last_layer)
+        return losses, figures, nll, reconstruction
+
+    losses, figures, nll, reconstruction = passes(config["disc_start"])
+    total = nll + losses["adversarial_loss"] + config["codebook_weight"] * config["codebook_loss"]
+    found = {
+        "recon": reconstruction,
+        "g/nll_loss": nll,
+        "g/d_weight": figures["adversarial_weight"],
+        "g/g_loss": losses["adversarial_loss"] / figures["adversarial_weight"],
+        "g/total_loss": total,
+        "g/grad_last_layer": torch.autograd.grad(total, last_layer)[0],
+    }
+    assert passes(config["disc_start"] - 1)[:2] == ({}, {})  # before the start there is nothing to add
+    for name, value in found.items():
+        torch.testing.assert_close(value, outputs[name], rtol=1e-5, atol=1e-5, msg=name, check_dtype=False)
+
+
+def test_the_discriminators_pass_agrees_with_the_published_one():
+    adversary, _, (config, _, inputs, outputs) = published()
+    adversary.step.fill_(config["disc_start"] - 1)
+    assert adversary.observe(outputs["recon"], inputs["x"]) == {}
+    adversary.discard()
+    figures = adversary.observe(outputs["recon"], inputs["x"])
+    names = {"discriminator_loss": "d/disc_loss", "logits_real": "d/logits_real", "logits_fake": "d/logits_fake"}
+    for ours, theirs in names.items():
+        torch.testing.assert_close(figures[ours], outputs[theirs], rtol=1e-5, atol=1e-5, msg=ours)
+    gradient = adversary.discriminator.main[0].weight.grad
+    expected = outputs["d/grad/discriminator.main.0.weight"]
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hinge_and_vanilla_losses_agree_with_the_published_ones():
+    _, _, inputs, outputs = golden("taming_ganloss")
+    for kind in ("hinge", "vanilla"):
+        found = discriminator_loss(kind, inputs["logits_real"], inputs["logits_fake"])
+        torch.testing.assert_close(found, outputs[kind], rtol=1e-5, atol=1e-5)
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def test_non_saturating_losses_are_cross_entropies():
+    real, fake = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
+    cross_entropy = F.binary_cross_entropy_with_logits
+    expected = cross_entropy(real, torch.ones_like(real)) + cross_entropy(fake, torch.zeros_like(fake))
+    torch.testing.assert_close(discriminator_loss("non-saturating", real, fake), expected)
+    torch.testing.assert_close(generator_loss("non-saturating", fake), cross_entropy(fake, torch.ones_like(fake)))
+
+
+def test_the_adaptive_weight_balances_gradients_at_the_last_layer():
+    last_layer = nn.Parameter(torch.randn(3, 4))
+    features = torch.randn(10, 4)
+    out = features @ last_layer.t()
+    loss, adversarial = out.square().mean(), 1e-3 * out.sin().mean()
+    weight = adaptive_weight(loss, adversarial, last_layer)
+    (one,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
+    (other,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    torch.testing.assert_close(weight, one.norm() / (other.norm() + 1e-4))
+    assert not weight.requires_grad
+    assert float(adaptive_weight(1e6 * loss, 0 * adversarial, last_layer)) == 1e4
+    loss.backward()  # the graph is still there
+
+
+def test_the_r1_penalty_is_half_the_squared_gradient_of_each_image():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 3))
+    pictures = images(3).requires_grad_()
+    found = r1_penalty(network(pictures), pictures)
+    slow = []
+    for picture in images(3):
+        one = picture.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(network(one[None]).mean(), one)
+        slow.append(0.5 * gradient.square().sum())
+    torch.testing.assert_close(found, torch.stack(slow).mean())
+    found.backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in (network[0].weight, network[2].weight))
+
+
+def test_lecam_pulls_logits_to_the_average_of_the_other_kind_from_one_side():
+    averages = torch.tensor([2.0, -1.0])
+    real, fake = torch.tensor([3.0, -2.0]), torch.tensor([1.0, 4.0])
+    expected = torch.tensor([4.0**2, 0.0]).mean() + torch.tensor([1.0, 0.0]).mean()
+    torch.testing.assert_close(lecam_penalty(real, fake, averages), expected)
+
+
+# ---- the phase ------------------------------------------------------------------------------------------------------
+
+
+def test_the_phase_is_given_as_shares_of_the_training():
+    adversary = make_adversary(weight=0.5, start=0.2, warmup=0.1, ramp=0.4)
+    learning, weights = [], []
+    for _ in range(STEPS):
+        now = adversary.now()
+        learning.append(now.learning)
+        weights.append(now.weight)
+        adversary.update()
+    assert learning == [step >= 20 for step in range(STEPS)]
+    assert weights[:30] == [0.0] * 30
+    assert 0 < weights[30] < weights[31] < weights[69] < weights[70] == 0.5
+    assert weights[30] == pytest.approx(0.5 / 41)
+    assert set(weights[70:]) == {0.5}
+
+
+def test_nothing_is_computed_before_the_discriminator_learns_and_it_learns_alone_first():
+    adversary = make_adversary(start=0.01, warmup=0.01)
+    last_layer = nn.Parameter(torch.ones(3, 1, 1, 1))
+    calls = []
+    adversary.discriminator.register_forward_hook(lambda *_: calls.append(None))
+    for step, expected in enumerate([(0, 0), (2, 0), (2, 1)]):  # passes of the discriminator, and for the generator
+        fake = images(seed=2) * last_layer.view(1, 3, 1, 1)
+        calls.clear()
+        losses, figures = adversary.losses(fake, fake.mean(), last_layer)
+        assert (len(calls), len(losses), len(figures)) == (expected[1],) * 3, step
+        calls.clear()
+        adversary.observe(fake.detach(), images())
+        assert len(calls) == expected[0], step
+        adversary.update()
+
+
+def test_the_generators_pass_leaves_no_gradient_in_the_discriminator():
+    adversary = make_adversary(adaptive=True)
+    last_layer = nn.Parameter(torch.ones(3))
+    fake = images() * last_layer.view(1, 3, 1, 1)
+    losses, _ = adversary.losses(fake, fake.square().mean(), last_layer)
+    losses["adversarial_loss"].backward()
+    assert last_layer.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in adversary.discriminator.parameters())
+    assert all(weight.requires_grad for weight in adversary.discriminator.parameters())
+
+
+def test_the_discriminator_learns_to_tell_images_apart():
+    adversary = make_adversary(learning_rate=3e-3)
+    for step in range(40):
+        figures = adversary.observe(images(8, seed=step) * 0.3, images(8, seed=1000 + step))
+        adversary.update()
+    assert figures["logits_real"] > 0.5 > -0.5 > figures["logits_fake"]
+    assert figures["discriminator_loss"] < 0.5
+
+
+# ---- one step -------------------------------------------------------------------------------------------------------
+
+EVERYTHING: dict[str, Any] = {"lecam_weight": 0.5, "r1_weight": 1.0, "r1_every": 2}
+DISCRIMINATORS: dict[str, DiscriminatorConfig] = {
+    "patchgan": PATCHES,
+    "stylegan": StyleGANDiscriminatorConfig(width=4, max_width=8),
+}
+
+
+@pytest.mark.parametrize("kind", DISCRIMINATORS)
+def test_micro_batches_equal_one_batch(kind):
+    whole, split = (make_adversary(discriminator=DISCRIMINATORS[kind], **EVERYTHING) for _ in range(2))
+    for step in range(5):
+        fake, real = images(6, seed=2 * step), images(6, seed=2 * step + 1)
+        whole.observe(fake, real)
+        for part in range(3):
+            split.observe(fake.split(2)[part], real.split(2)[part])
+        whole.update()
+        split.update()
+    assert_equal_states(state(whole), state(split), tolerance=1e-4)
+
+
+def test_a_discarded_step_leaves_no_trace_but_its_number():
+    skipped, clean = make_adversary(**EVERYTHING), make_adversary(**EVERYTHING)
+    skipped.observe(images(seed=7) * torch.nan, images(seed=8))
+    skipped.discard()
+    clean.step += 1
+    for adversary in (skipped, clean):
+        adversary.observe(images(seed=2), images(seed=3))
+        adversary.update()
+    assert_equal_states(state(skipped), state(clean))
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    adversary = make_adversary(**EVERYTHING)
+    adversary.observe(images(seed=2), images(seed=3))
+    adversary.update()
+    before = state(adversary)
+    adversary.observe(images(seed=4), images(seed=5) * torch.inf)
+    health = adversary.update()
+    assert health["discriminator_skipped_steps"] == 1
+    changed = {name for name, tensor in state(adversary).items() if not torch.equal(tensor, before[name])}
+    assert changed == {"step", "skipped"}
+    adversary.observe(images(seed=4), images(seed=5))
+    assert adversary.update()["discriminator_skipped_steps"] == 1
+    assert all(tensor.isfinite().all() for name, tensor in state(adversary).items() if name != "monitor.best")
+
+
+def test_the_averages_of_lecam_start_at_the_first_logits_and_come_back_from_a_checkpoint():
+    adversary = make_adversary(lecam_weight=0.1, lecam_decay=0.9)
+    expected = None
+    for step in range(3):
+        figures = adversary.observe(images(seed=2 * step), images(seed=2 * step + 1))
+        logits = torch.stack([figures["logits_real"], figures["logits_fake"]])
+        expected = logits if expected is None else 0.9 * expected + 0.1 * logits
+        assert (figures["lecam_penalty"] > 0) == (step > 0)
+        adversary.update()
+    torch.testing.assert_close(adversary.averages, expected)
+    restored = make_adversary(lecam_weight=0.1, lecam_decay=0.9)
+    restored.load_state_dict(state(adversary))
+    load_optimizer_tensors(restored.optimizer, restored, optimizer_tensors(adversary.optimizer, adversary))
+    for one in (adversary, restored):
+        one.observe(images(seed=8), images(seed=9))
+        one.update()
+    assert_equal_states(state(restored), state(adversary))
+
+
+def test_the_r1_penalty_is_computed_every_so_many_steps():
+    adversary = make_adversary(r1_weight=1.0, r1_every=3)
+    seen = []
+    for _ in range(7):
+        seen.append("r1_penalty" in adversary.observe(images(seed=2), images(seed=3)))
+        adversary.update()
+    assert seen == [True, False, False, True, False, False, True]
+
+
+def test_bfloat16_autocast_trains_float32_weights_also_with_a_penalty():
+    adversary = make_adversary(adaptive=True, **EVERYTHING)
+    last_layer = nn.Parameter(torch.ones(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        fake = images() * last_layer.view(1, 3, 1, 1)
+        losses, _ = adversary.losses(fake, fake.square().mean(), last_layer)
+        figures = adversary.observe(fake.detach(), images(seed=3))
+    adversary.update()
+    values = [*losses.values(), *figures.values()]
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in values)
+    assert all(weight.dtype == torch.float32 for weight in adversary.parameters())
+
+
+# ---- judging validations --------------------------------------------------------------------------------------------
+
+
+def listening(**changes: Any) -> Adversary:
+    """An adversary whose phase begins at step 10, just before that."""
+    adversary = make_adversary(start=0.1, **changes)
+    adversary.step.fill_(9)
+    adversary.forget()
+    return adversary
+
+
+def test_reconstructions_much_worse_than_the_best_are_told_with_remedies():
+    adversary = listening(warn_ratio=1.5)
+    assert adversary.judge({"mse": 0.02}, 0).keep
+    assert adversary.judge({"mse": 0.30}, 0).keep  # the adversary cannot be blamed yet
+    adversary.discard()
+    assert adversary.judge({"mse": 0.029, "psnr": 1.0}, 0) == (True, None, False)
+    verdict = adversary.judge({"mse": 0.031}, 5)
+    assert (verdict.keep, verdict.roll_back) == (False, False)
+    assert "mse 0.031 is 1.55 times its best, 0.02" in verdict.warning
+    for remedy in ("adversarial.weight", "warmup", "lecam_weight", "r1_weight", "adversarial.rollback=true"):
+        assert remedy in verdict.warning
+
+
+def test_the_perceptual_distance_is_watched_too_and_better_ones_raise_the_bar():
+    adversary = listening()
+    adversary.discard()
+    assert adversary.judge({"mse": 0.02, "perceptual": 0.4}, 0).keep
+    assert adversary.judge({"mse": 0.02, "perceptual": 0.2}, 0).keep
+    assert "perceptual 0.35 is 1.75 times" in adversary.judge({"mse": 0.02, "perceptual": 0.35}, 0).warning
+    assert "mse is nan" in adversary.judge({"mse": float("nan"), "perceptual": 0.2}, 0).warning
+
+
+def test_a_validation_that_is_not_finite_is_never_kept():
+    adversary = listening()
+    assert not adversary.judge({"mse": float("nan")}, 0).keep
+    assert adversary.judge({"mse": 0.1}, 0).keep
+
+
+def test_a_rollback_after_so_many_bad_validations_begins_the_phase_anew_at_half_the_weight():
+    adversary = listening(weight=0.8, warmup=0.05, ramp=0.1, rollback=True, rollback_patience=2)
+    adversary.judge({"mse": 0.02}, 0)
+    adversary.step.fill_(40)
+    adversary.forget()
+    assert adversary.now().weight == 0.8
+    assert not adversary.judge({"mse": 0.1}, 0).roll_back
+    assert adversary.judge({"mse": 0.1}, 1).roll_back
+    for rollbacks, weight in ((1, 0.4), (2, 0.2)):
+        adversary.rolled_back(step=40, rollbacks=rollbacks)
+        assert adversary.now() == (True, 0.0, False)  # the discriminator warms up again
+        adversary.step.fill_(55)
+        adversary.forget()
+        assert adversary.now().weight == pytest.approx(weight)
+
+
+# ---- two processes --------------------------------------------------------------------------------------------------
+
+NORMS: dict[str, DiscriminatorConfig] = {
+    "batch": PatchGANConfig(width=4, layers=2),
+    "actnorm": PatchGANConfig(width=4, layers=2, norm="actnorm"),
+    "group": PATCHES,
+    "stylegan": DISCRIMINATORS["stylegan"],
+}
+
+
+def train(discriminator: DiscriminatorConfig, part: slice) -> dict[str, Tensor]:
+    """State after some steps on this process's images, the generator's gradient, and the last weight of its loss."""
+    adversary = make_adversary(discriminator=discriminator, adaptive=True, **EVERYTHING)
+    last_layer = nn.Parameter(torch.ones(3))
+    found: dict[str, Tensor] = {}
+    for step in range(4):
+        fake = images(8, seed=2 * step)[part] * last_layer.view(1, 3, 1, 1)
+        losses, figures = adversary.losses(fake, fake.square().mean(), last_layer)
+        (gradient,) = torch.autograd.grad(losses["adversarial_loss"], last_layer)
+        if dist.is_initialized():
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+        adversary.observe(fake.detach(), images(8, seed=2 * step + 1)[part])
+        adversary.update()
+        found[f"weight {step}"], found[f"gradient {step}"] = figures["adversarial_weight"], gradient
+    return {**adversary.state_dict(), **found}
+
+
+def process(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    half = slice(4 * rank, 4 * rank + 4)
+    torch.save({name: train(config, half) for name, config in NORMS.items()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(process, (folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_two_processes_with_half_the_images_do_what_one_does(processes, norm):
+    alone = train(NORMS[norm], slice(0, 8))
+    for name, tensor in alone.items():
+        assert torch.equal(processes[0][norm][name], processes[1][norm][name]), name
+        torch.testing.assert_close(processes[0][norm][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+# ---- what a user can get wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"weight": -1.0}, "adversarial.weight=-1.0, expected 0"),
+        ({"loss": "wgan"}, "adversarial.loss=wgan, expected hinge, vanilla or non-saturating"),
+        ({"start": 1.0}, "adversarial.start=1.0, expected a share"),
+        ({"start": 0.6, "warmup": 0.4}, "leave no training for the adversarial loss"),
+        ({"betas": (0.5, 1.0)}, "adversarial.betas"),
+        ({"warn_ratio": 1.0}, "adversarial.warn_ratio=1.0, expected above 1"),
+        ({"r1_every": 0}, "adversarial.r1_every=0, expected at least 1"),
+        (
+            {"r1_weight": 1.0, "discriminator": FeatureDiscriminatorConfig()},
+            "does not go with a discriminator of frozen",
+        ),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        replace(ALWAYS, **changes)

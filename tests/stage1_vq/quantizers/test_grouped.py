@@ -1,0 +1,125 @@
+"""Groups of channels are quantized each by itself, and the published implementation gives the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
+from stage1_vq.quantizers.nearest import NearestQuantizerConfig
+from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from tests.golden import golden
+from tests.stage1_vq.quantizers.test_residual import as_map, as_vectors, assert_same, load_layer
+from training.errors import UserError
+
+NEAREST = NearestQuantizerConfig(codebook_size=10, dim=3)
+RESIDUAL = ResidualQuantizerConfig(depth=2, layer=NEAREST)
+
+
+def make(layer: Any = NEAREST, groups: int = 2) -> GroupedQuantizer:
+    torch.manual_seed(0)
+    return GroupedQuantizer(GroupedQuantizerConfig(groups=groups, layer=layer))
+
+
+def latents(b: int = 4, d: int = 6) -> Tensor:
+    return torch.randn(b, d, 3, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("layer", [NEAREST, RESIDUAL])
+def test_each_group_is_quantized_by_its_own_quantizer(layer):
+    quantizer, z = make(layer), latents()
+    quantized = quantizer(z)
+    alone = [group(part) for group, part in zip(quantizer.groups(), (z[:, :3], z[:, 3:]), strict=True)]
+    assert torch.equal(quantized.z_q, torch.cat([one.z_q for one in alone], 1))
+    for number, grid in enumerate(quantized.codes):
+        assert torch.equal(grid, alone[number % 2].codes[number // 2])
+    mean = (alone[0].losses["commitment_loss"] + alone[1].losses["commitment_loss"]) / 2
+    torch.testing.assert_close(quantized.losses["commitment_loss"], mean)
+    torch.testing.assert_close(quantized.statistics["quantization_error"], (quantized.z_q - z).square().mean())
+
+
+def test_grids_are_named_layer_by_layer():
+    assert [grid.name for grid in make(groups=3).grids(2, 2)] == ["group0", "group1", "group2"]
+    names = [grid.name for grid in make(RESIDUAL).grids(2, 2)]
+    assert names == ["depth0_group0", "depth0_group1", "depth1_group0", "depth1_group1"]
+
+
+def test_the_gradient_is_the_identity():
+    quantizer, z, upstream = make(RESIDUAL), latents().requires_grad_(), torch.randn(4, 6, 3, 4)
+    quantizer(z).z_q.backward(upstream)
+    assert torch.equal(z.grad, upstream)
+
+
+def test_groups_start_from_their_own_channels_and_lower_the_error():
+    quantizer, z = make(RESIDUAL), latents(b=16) + torch.tensor([0.0, 0, 0, 50, 50, 50]).view(1, 6, 1, 1)
+    quantizer.initialise([z[:9], z[9:]])
+    first, second = (group.stack()[0].codebook for group in quantizer.groups())
+    assert first.abs().max() < 10
+    assert second.min() > 40
+    assert quantizer(z).statistics["quantization_error"] < 0.3
+
+
+def test_warnings_and_health_name_the_group():
+    layer = ResidualQuantizerConfig(depth=2, layer=NearestQuantizerConfig(codebook_size=500, dim=3))
+    quantizer = make(layer)
+    quantizer(latents())
+    health = quantizer.update(steps_per_epoch=1)
+    assert {"perplexity", "group1_codes_used_share", "group0_depth1_perplexity"} <= set(health)
+    lines = quantizer.warnings({name: float(value) for name, value in health.items()}, 1)
+    assert [line.split(": only")[0] for line in lines] == [
+        "group0: depth0", "group0: depth1", "group1: depth0", "group1: depth1",
+    ]  # fmt: skip
+    assert "a smaller model.quantizer.layer.layer.codebook_size" in lines[0]
+
+
+@pytest.mark.parametrize("layer", [NEAREST, RESIDUAL])
+def test_a_config_survives_json(layer):
+    config = GroupedQuantizerConfig(groups=3, layer=layer)
+    assert config.dim == 9
+    assert GroupedQuantizer.config_from(asdict(config)) == config
+
+
+def test_a_bad_value_is_refused_when_the_config_is_built():
+    with pytest.raises(UserError, match=r"model\.quantizer\.groups=0, expected at least 1"):
+        GroupedQuantizerConfig(groups=0)
+
+
+def test_a_training_step_as_vector_quantize_pytorch():
+    data = golden("vqp_residualvq")
+    settings = data.config["grouped"]
+    layer = NearestQuantizerConfig(
+        codebook_size=settings["codebook_size"],
+        dim=settings["dim"] // settings["groups"],
+        commitment_weight=1.0,
+        decay=0.8,
+        revive_after=0,
+    )
+    quantizer = make(ResidualQuantizerConfig(depth=settings["num_quantizers"], layer=layer), settings["groups"])
+    groups: list[ResidualQuantizer] = list(quantizer.layers)
+    for g, group in enumerate(groups):
+        for number, ours in enumerate(group.stack()):
+            load_layer(ours, data.weights, f"grouped.rvqs.{g}.layers.{number}")
+    x = as_map(data.inputs["grouped.x"]).requires_grad_()
+    quantized = quantizer(x)
+    codes = rearrange(list(quantized.codes), "(q g) b n 1 -> g b n q", g=2)
+    assert torch.equal(codes, data.outputs["grouped/eval/indices"])
+    assert torch.equal(codes, data.outputs["grouped/train/indices"])
+    assert_same(as_vectors(quantized.z_q), data.outputs["grouped/train/quantized"])
+    assert_same(quantized.losses["commitment_loss"], data.outputs["grouped/train/losses"].mean())
+    from_codes = quantizer.codes_to_latents(quantized.codes)
+    assert_same(as_vectors(from_codes), data.outputs["grouped/eval/output_from_indices"])
+    # There each of the 2 layers passes the gradient on, and the losses of 2 layers of 2 groups are summed.
+    output = (quantized.z_q * as_map(data.inputs["grouped.cotangent"])).sum()
+    (2 * output + 4 * quantized.losses["commitment_loss"]).backward()
+    assert_same(as_vectors(x.grad), data.outputs["grouped/grad/x"])
+    quantizer.update(steps_per_epoch=1)
+    for g, group in enumerate(groups):
+        for number, ours in enumerate(group.stack()):
+            after = f"grouped/train/after/rvqs.{g}.layers.{number}._codebook"
+            assert_same(ours.codebook, data.outputs[f"{after}.embed"][0])
+            assert_same(ours.vector_sums, data.outputs[f"{after}.embed_avg"][0])

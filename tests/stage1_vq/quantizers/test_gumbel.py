@@ -1,0 +1,120 @@
+"""Samples, schedules and divergence of the Gumbel-softmax quantizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig, divergence_from_uniform
+from training.errors import UserError
+
+K, D = 8, 4
+
+
+def make(**settings: Any) -> GumbelQuantizer:
+    torch.manual_seed(0)
+    return GumbelQuantizer(GumbelQuantizerConfig(**{"codebook_size": K, "dim": D, **settings}))
+
+
+def latents(b: int = 2) -> Tensor:
+    return torch.randn(b, D, 3, 5, generator=torch.Generator().manual_seed(1))
+
+
+def steps(quantizer: GumbelQuantizer, count: int) -> None:
+    for _ in range(count):
+        quantizer.update(steps_per_epoch=1)
+
+
+def test_the_temperature_falls_as_half_a_cosine_and_then_stays():
+    quantizer = make(temperature_start=1, temperature_end=0.0625, temperature_steps=4)
+    found = []
+    for _ in range(7):
+        found.append(float(quantizer(latents()).statistics["temperature"]))
+        steps(quantizer, 1)
+    shares = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0, 0]
+    assert found == pytest.approx([0.0625 + 0.9375 * share for share in shares])
+    assert make(temperature_steps=0).temperature() == 0.0625
+
+
+def test_the_weight_of_the_divergence_rises_and_then_stays():
+    quantizer = make(kl_weight=6, kl_warmup_steps=3)
+    kl = divergence_from_uniform(quantizer.logits_of(latents()))
+    for share in (0, 1 / 3, 2 / 3, 1, 1):
+        torch.testing.assert_close(quantizer(latents()).losses["kl_loss"], 6 * share * kl)
+        steps(quantizer, 1)
+    torch.testing.assert_close(make(kl_weight=6, kl_warmup_steps=0)(latents()).losses["kl_loss"], 6 * kl)
+    assert make(kl_weight=0)(latents()).losses == {}
+
+
+def test_the_schedules_continue_from_a_checkpoint_and_skipped_steps_do_not_count():
+    quantizer, other = make(), make()
+    steps(quantizer, 3)
+    quantizer.discard()
+    assert quantizer.updates == 3
+    other.load_state_dict(quantizer.state_dict())
+    assert other.updates == 3
+
+
+def test_the_divergence_from_uniform_is_0_for_uniform_and_log_k_for_certain_codes():
+    uniform, certain = torch.zeros(2, K, 3, 3), torch.zeros(2, K, 3, 3)
+    certain[:, 3] = 1000
+    assert divergence_from_uniform(uniform).item() == pytest.approx(0, abs=1e-6)
+    assert divergence_from_uniform(certain).item() == pytest.approx(math.log(K))
+
+
+def test_noise_comes_from_the_global_generator_and_in_training_mode_only():
+    quantizer = make()
+    torch.manual_seed(5)
+    one = quantizer(latents()).z_q
+    other = quantizer(latents()).z_q
+    torch.manual_seed(5)
+    assert torch.equal(quantizer(latents()).z_q, one)
+    assert not torch.equal(one, other)
+    quantizer.eval()
+    drawn = torch.get_rng_state()
+    assert torch.equal(quantizer(latents()).z_q, quantizer(latents()).z_q)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_samples_have_the_shares_of_the_posterior():
+    quantizer = make(sample="straight-through", embedding_dim=1)
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(torch.arange(float(K)).view(K, 1))
+    logits = torch.randn(K, generator=torch.Generator().manual_seed(2))
+    many = logits.view(1, K, 1, 1).expand(1, K, 200, 200)
+    torch.manual_seed(0)
+    noise = -torch.empty_like(many).exponential_().log()
+    drawn = quantizer.sample(many, noise, 1.0).flatten().long()
+    shares = torch.bincount(drawn, minlength=K) / drawn.numel()
+    torch.testing.assert_close(shares, logits.softmax(0), rtol=0, atol=0.01)
+
+
+def test_straight_through_has_the_value_of_one_code_and_the_gradient_of_the_mixture():
+    hard, soft = make(sample="straight-through"), make(sample="soft")
+    logits = torch.randn(2, K, 3, 5, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(2, K, 3, 5, generator=torch.Generator().manual_seed(3))
+    one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    z_q, mixture = hard.sample(one, noise, 0.5), soft.sample(other, noise, 0.5)
+    torch.testing.assert_close(z_q, hard.codes_to_latents(((logits + noise).argmax(1),)))
+    assert not torch.allclose(z_q, mixture)
+    upstream = torch.randn_like(z_q)
+    z_q.backward(upstream)
+    mixture.backward(upstream)
+    torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embedding_dim": 0}, "model.quantizer.embedding_dim=0, expected at least 1, or null for dim"),
+        ({"temperature_end": 0}, "model.quantizer.temperature_end=0, expected above 0; the paper has 0.0625"),
+        ({"sample": "hard"}, "model.quantizer.sample=hard, expected soft or straight-through"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        GumbelQuantizerConfig(**settings)

@@ -1,0 +1,80 @@
+"""Every autoencoder, and every quantizer inside a VQ-VAE, learns eight pictures to a small error in seconds.
+
+The pictures are made of flat tiles of a few colours, so that one code per tile is enough, whatever the codebook: what
+is tested is that gradients, losses, codebook updates and schedules together lead there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder, VQVAEConfig
+from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, QUANTIZER_ROWS
+
+SIDE, TILE = 16, 8  # pixels
+NOISE = 0.05  # standard deviation: without any, the likelihood of a flat tile has no bound
+STEPS, CHECK_EVERY, LEARNING_RATE = 400, 20, 5e-3
+ERROR = 0.03  # mean squared, as a share of the variance of the pixels; the noise alone has 0.006
+
+
+def pictures(channels: int) -> Tensor:
+    """Eight pictures of 2x2 tiles, each in one of four colours, with a little noise: b c H W."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.tensor([[-0.8, -0.6, 0.7], [0.8, -0.7, -0.5], [0.1, 0.8, -0.8], [0.5, 0.2, 0.9]])[:, :channels]
+    tiles = torch.randint(4, (8, SIDE // TILE, SIDE // TILE), generator=generator)
+    flat = colours[tiles].permute(0, 3, 1, 2).repeat_interleave(TILE, 2).repeat_interleave(TILE, 3)
+    return flat + NOISE * torch.randn(flat.shape, generator=generator)
+
+
+def share_of_variance(model: Autoencoder, images: Tensor) -> float:
+    """Of the pictures' pixels, that is missing in what their codes alone decode to."""
+    model.eval()
+    with torch.no_grad():
+        error = (model.decode(model.encode(images)) - images).square().mean() / images.var()
+    model.train()
+    return float(error)
+
+
+def error_after_training(config: Any) -> float:
+    """As soon as it is small enough, or after STEPS."""
+    torch.manual_seed(0)
+    images = pictures(config.channels)
+    model = AUTOENCODERS[config.kind](config, (SIDE, SIDE))
+    with torch.no_grad():
+        model.initialise([images])
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    error = float("inf")
+    for step in range(1, STEPS + 1):
+        loss = torch.stack(list(model(images).losses.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.update(steps_per_epoch=20)
+        if step % CHECK_EVERY == 0 and (error := share_of_variance(model, images)) < ERROR:
+            break
+    return error
+
+
+@pytest.mark.parametrize("row", AUTOENCODER_ROWS)
+def test_every_autoencoder_learns_eight_pictures(row):
+    assert error_after_training(AUTOENCODER_ROWS[row]) < ERROR
+
+
+@pytest.mark.parametrize("row", QUANTIZER_ROWS)
+def test_every_quantizer_learns_eight_pictures(row):
+    config = VQVAEConfig(width=16, residual_width=16, residual_blocks=1, quantizer=QUANTIZER_ROWS[row])
+    assert error_after_training(config) < ERROR
+
+
+def test_a_model_that_does_not_learn_is_found_out():
+    """The bound means something: pictures in their mean colour miss it by far, and so does a model without training."""
+    images = pictures(3)
+    assert ((images.mean((0, 2, 3), keepdim=True) - images).square().mean() / images.var()) > 10 * ERROR
+    config = VQVAEConfig(width=16, residual_width=16, residual_blocks=1, quantizer=QUANTIZER_ROWS["nearest"])
+    torch.manual_seed(0)
+    assert share_of_variance(AUTOENCODERS["vqvae"](config, (SIDE, SIDE)), images) > 10 * ERROR

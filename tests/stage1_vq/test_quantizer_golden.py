@@ -1,0 +1,408 @@
+"""Quantizers beside those of published code: codes equal, values and gradients within the tolerance of each file.
+
+vector-quantize-pytorch 1.31 (`vqp_*`), taming-transformers and LlamaGen. What of theirs has no counterpart here:
+
+| theirs | why |
+|---|---|
+| VectorQuantize `heads`, `heads_one`; LFQ `multi` | several codes per position are `grouped` |
+| VectorQuantize `ortho`, `diversity`, `ce` | further losses; nothing here uses them |
+| VectorQuantize `masked` | images have no padding |
+| LFQ `scaled` | length of the corners and soft clamp: the convolution before can learn both |
+| SimVQ `mlp` | the paper's map is linear |
+| taming's `remap` to a list of used codes | an import keeps the codes as they are |
+| taming's and diffusers' "legacy" loss | has beta on the codebook's term: our weights can say it, and a test does |
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.quantizers import (
+    BSQConfig,
+    FSQConfig,
+    FSQuantizer,
+    GumbelQuantizer,
+    GumbelQuantizerConfig,
+    LFQConfig,
+    NearestQuantizer,
+    NearestQuantizerConfig,
+    SimVQConfig,
+    SimVQuantizer,
+    build_quantizer,
+)
+from stage1_vq.quantizers.bits import codes_to_bits
+from stage1_vq.quantizers.nearest import Rotation, StraightThrough
+from stage1_vq.quantizers.soft_codes import soft_statistics
+from tests.golden import golden
+
+
+def close(ours: Tensor, theirs: Tensor, atol: float) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=atol)
+
+
+def variant_of(
+    file: str, variant: str
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Config, weights, inputs and outputs of one of a file's variants; vectors as b d h w, codes as b h w."""
+    whole = golden(file)
+
+    def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    inputs, outputs = part(whole.inputs, f"{variant}."), part(whole.outputs, f"{variant}/")
+    return whole.config[variant], part(whole.weights, f"{variant}."), inputs, outputs
+
+
+def as_latents(vectors: Tensor) -> Tensor:
+    """b n d to b d n 1, where it is not b d h w already."""
+    return vectors if vectors.ndim == 4 else rearrange(vectors, "b n d -> b d n 1")
+
+
+def as_codes(indices: Tensor) -> Tensor:
+    return indices if indices.ndim == 3 else rearrange(indices, "b n -> b n 1")
+
+
+def load_projections(quantizer: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Linear layers to 1x1 convolutions."""
+    with torch.no_grad():
+        for name, weight in quantizer.named_parameters():
+            if name.startswith("project"):
+                weight.copy_(weights[name].view(weight.shape))
+
+
+def check_projection_gradients(quantizer: nn.Module, outputs: dict[str, Tensor], atol: float) -> None:
+    for name, weight in quantizer.named_parameters():
+        if name.startswith("project"):
+            assert weight.grad is not None
+            close(weight.grad, outputs[f"grad/{name}"].view(weight.shape), atol)
+
+
+# ---- FSQ ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["l8555", "even", "proj", "sym", "image"])
+def test_fsq(variant):
+    config, weights, inputs, outputs = variant_of("vqp_fsq", variant)
+    levels = tuple(config["levels"])
+    symmetric = config.get("preserve_symmetry", False)
+    quantizer = FSQuantizer(FSQConfig(levels=levels, dim=config.get("dim", len(levels)), preserve_symmetry=symmetric))
+    load_projections(quantizer, weights)
+
+    z = as_latents(inputs["x"]).requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0], as_codes(outputs["indices"]))
+    close(quantized.z_q, as_latents(outputs["quantized"]), 1e-5)
+    close(quantizer.codes_to_latents(quantized.codes), as_latents(outputs["codes_from_indices"]), 1e-5)
+    (quantized.z_q * as_latents(inputs["cotangent"])).sum().backward()
+    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
+    check_projection_gradients(quantizer, outputs, 1e-5)
+    if "codebook" in outputs:
+        every = torch.arange(math.prod(levels)).view(1, 1, -1)
+        close(quantizer.codes_to_latents((every,)), rearrange(outputs["codebook"], "k d -> 1 d 1 k"), 1e-5)
+
+
+def test_fsq_with_two_codebooks_is_two_quantizers_between_the_projections():
+    config, weights, inputs, outputs = variant_of("vqp_fsq", "multi")
+    quantizer = FSQuantizer(FSQConfig(levels=tuple(config["levels"]), dim=3))
+    narrow = F.linear(inputs["x"], weights["project_in.weight"], weights["project_in.bias"])
+    found = [quantizer(as_latents(half)) for half in narrow.chunk(2, -1)]
+    codes = torch.stack([half.codes[0].squeeze(-1) for half in found], -1)
+    assert torch.equal(codes, outputs["indices"])
+    z_q = rearrange(torch.cat([half.z_q for half in found], 1), "b d n 1 -> b n d")
+    close(F.linear(z_q, weights["project_out.weight"], weights["project_out.bias"]), outputs["quantized"], 1e-5)
+
+
+# ---- LFQ and BSQ ----------------------------------------------------------------------------------------------------
+
+
+FLOOR = 1e-5  # their logarithms in entropies are of at least this
+
+
+def floored_entropy(probabilities: Tensor) -> Tensor:
+    return -(probabilities * probabilities.clamp(min=FLOOR).log()).sum(-1)
+
+
+@pytest.mark.parametrize("variant", ["plain", "proj", "image", "spherical"])
+def test_lfq(variant):
+    """Entropies with their floor from the dense table, which reproduces the file; ours, without it, are a little more:
+    each of k probabilities makes a difference from 0 to FLOOR / e. test_lfq.py has ours beside the table without it."""
+    config, weights, inputs, outputs = variant_of("vqp_lfq", variant)
+    kind = BSQConfig if config.get("spherical") else LFQConfig
+    k, entropy_weight = config["codebook_size"], config.get("entropy_loss_weight", 0.1)
+    diversity = config.get("diversity_gamma", 1.0)
+    bits = int(math.log2(k))
+    quantizer = build_quantizer(
+        kind(
+            bits=bits,
+            dim=config["dim"],
+            commitment_weight=config.get("commitment_loss_weight", 0.0),
+            entropy_weight=entropy_weight,
+            diversity=diversity,
+            inverse_temperature=10,
+            entropy_bits=bits,
+        )
+    )
+    load_projections(quantizer, weights)
+
+    z = as_latents(inputs["x"]).requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0], as_codes(outputs["train/indices"]))
+    assert torch.equal(quantizer.codes(z)[0], as_codes(outputs["eval/indices"]))
+    close(quantized.z_q, as_latents(outputs["train/quantized"]), 1e-5)
+    close(quantizer.codes_to_latents(quantized.codes), as_latents(outputs["codes_from_indices"]), 1e-5)
+
+    rows = rearrange(quantizer.lookup_vectors(z), "b bits h w -> (b h w) bits")
+    every = quantizer.corners(codes_to_bits(torch.arange(k).view(k, 1, 1), bits)).flatten(1)
+    probabilities = (-10 * torch.cdist(rows, every).square()).softmax(1)
+    sample, batch = floored_entropy(probabilities).mean(), floored_entropy(probabilities.mean(0))
+    close(sample, outputs["train/per_sample_entropy"], 1e-5)
+    close(batch, outputs["train/batch_entropy"], 1e-5)
+    for ours, theirs in (("sample_entropy", sample), ("batch_entropy", batch)):
+        assert -1e-5 <= quantized.statistics[ours] - theirs <= k * FLOOR / math.e
+    torch.testing.assert_close(
+        quantized.losses["entropy_loss"], entropy_weight * quantized.statistics["sample_entropy"]
+    )
+    loss = entropy_weight * (sample - diversity * batch)
+    if "commitment_loss" in quantized.losses:
+        close(quantized.statistics["quantization_error"], outputs["train/commitment"], 1e-5)
+        loss = loss + quantized.losses["commitment_loss"]
+    close(loss, outputs["train/aux_loss"], 1e-5)
+
+    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
+    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
+    check_projection_gradients(quantizer, outputs, 1e-5)
+
+
+# ---- SimVQ ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["rot", "ste", "frozen", "image"])
+def test_simvq(variant):
+    config, weights, inputs, outputs = variant_of("vqp_simvq", variant)
+    quantizer = SimVQuantizer(
+        SimVQConfig(
+            codebook_size=config["codebook_size"],
+            dim=config["dim"],
+            frozen_dim=config.get("frozen_codebook_dim"),
+            commitment_weight=config.get("input_to_quantize_commit_loss_weight", 0.25),
+            gradient="rotation" if config.get("rotation_trick", True) else "straight-through",
+        )
+    )
+    quantizer.load_state_dict(weights, strict=False)
+
+    z = as_latents(inputs["x"]).requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0], as_codes(outputs["indices"]))
+    close(quantized.z_q, as_latents(outputs["quantized"]), 1e-5)
+    close(quantizer.codes_to_latents(quantized.codes), as_latents(outputs["codes_from_indices"]), 1e-5)
+    # Their commitment_weight multiplies both terms.
+    loss = config.get("commitment_weight", 1.0) * torch.stack(list(quantized.losses.values())).sum()
+    close(loss, outputs["loss"], 1e-5)
+    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
+    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
+    close(quantizer.code_transform.weight.grad, outputs["grad/code_transform.weight"], 1e-5)
+
+
+# ---- Gumbel ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", ["straight-through", "soft"])
+def test_gumbel(sample):
+    file = golden("taming_gumbelvq")
+    config, weights, noise, outputs = file.config, file.weights, file.inputs["gumbel_noise"], file.outputs
+    quantizer = GumbelQuantizer(
+        GumbelQuantizerConfig(
+            codebook_size=config["n_embed"],
+            dim=config["embed_dim"],
+            sample=sample,
+            kl_weight=config["kl_weight"],
+            kl_warmup_steps=0,
+        )
+    )
+    names = {"logits.weight": "proj.weight", "logits.bias": "proj.bias", "embedding.weight": "embed.weight"}
+    quantizer.load_state_dict({ours: weights[f"quantize.{theirs}"] for ours, theirs in names.items()}, strict=False)
+
+    z = outputs["prequant"].clone().requires_grad_()
+    logits = quantizer.logits_of(z)
+    close(logits, outputs["logits"], 5e-5)
+    at_rest = quantizer.eval()(z)
+    assert torch.equal(at_rest.codes[0], outputs["indices_argmax"])
+    close(at_rest.z_q, outputs["quant_argmax"], 5e-5)
+    close(at_rest.losses["kl_loss"], outputs["diff"], 5e-5)
+
+    z_q = quantizer.sample(logits, noise, 1.0)
+    prefix = "soft/" if sample == "soft" else ""
+    close(z_q, outputs[f"{prefix}train_quant"], 5e-5)
+    if sample == "straight-through":
+        assert torch.equal((logits + noise).argmax(1), outputs["indices"])
+        close(z_q, outputs["quant"], 5e-5)
+        close(quantizer.sample(logits, noise, config["temp"]), outputs["quant_temp"], 5e-5)
+    loss = (z_q * file.inputs["cotangent"]).sum() + at_rest.losses["kl_loss"]
+    close(loss, outputs[f"{prefix}loss"], 5e-5)
+    loss.backward()
+    close(z.grad, outputs[f"{prefix}grad/prequant"], 5e-5)
+    close(quantizer.logits.weight.grad, outputs[f"{prefix}grad/quantize.proj.weight"], 5e-5)
+    close(quantizer.embedding.weight.grad, outputs[f"{prefix}grad/quantize.embed.weight"], 5e-5)
+
+
+# ---- nearest --------------------------------------------------------------------------------------------------------
+
+
+def plain(**settings: Any) -> NearestQuantizer:
+    """As published: without k-means and revival."""
+    return NearestQuantizer(NearestQuantizerConfig(kmeans_iterations=0, revive_after=0, **settings))
+
+
+@pytest.mark.parametrize(("variant", "legacy"), [("fixed", False), ("legacy", True), ("v1", True)])
+def test_nearest_by_gradient(variant, legacy):
+    """Our `commitment_weight` is beta of the paper and of `legacy=False`: on the encoder's term. The legacy form, that
+    of public VQ-GAN weights, has beta on the codebook's term and 1 on the encoder's."""
+    file = golden("taming_quantizers")
+    config, inputs = file.config, file.inputs
+    outputs = {name.removeprefix(f"{variant}/"): value for name, value in file.outputs.items()}
+    weight = 1.0 if legacy else config["beta"]
+    settings = {"codebook_size": config["n_e"], "dim": config["e_dim"], "codebook_update": "gradient"}
+    quantizer = plain(commitment_weight=weight, **settings)
+    quantizer.load_state_dict({"codebook": file.weights["embedding.weight"]}, strict=False)
+
+    z = inputs["z"].clone().requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0].flatten(), outputs["indices"].flatten())
+    close(quantized.z_q, outputs["quant"], 1e-5)
+    loss = quantized.losses["commitment_loss"]
+    loss = loss + (config["beta"] if legacy else 1.0) * quantized.losses["codebook_loss"]
+    close(loss, outputs["loss"], 1e-5)
+    ((quantized.z_q * inputs["cotangent"]).sum() + loss).backward()
+    close(z.grad, outputs["grad/z"], 1e-5)
+    close(quantizer.codebook.grad, outputs["grad/embedding.weight"], 1e-5)
+    if "perplexity" in outputs:
+        close(quantizer.update(steps_per_epoch=1)["perplexity"], outputs["perplexity"], 1e-5)
+
+
+def test_nearest_by_ema():
+    file = golden("taming_emavq")
+    config, inputs, outputs = file.config, file.inputs, file.outputs
+    settings = {"codebook_size": config["n_embed"], "dim": config["embedding_dim"], "epsilon": config["eps"]}
+    quantizer = plain(commitment_weight=config["beta"], decay=config["decay"], **settings)
+    names = {"codebook": "weight", "cluster_sizes": "cluster_size", "vector_sums": "embed_avg"}
+    quantizer.load_state_dict({ours: file.weights[f"embedding.{name}"] for ours, name in names.items()}, strict=False)
+
+    at_rest = quantizer.eval()(inputs["z0"])
+    assert torch.equal(at_rest.codes[0].flatten(), outputs["eval/indices"])
+    close(at_rest.z_q, outputs["eval/quant"], 5e-5)
+    quantizer.train()
+    for step in range(3):
+        z = inputs[f"z{step}"].clone().requires_grad_()
+        quantized = quantizer(z)
+        assert torch.equal(quantized.codes[0].flatten(), outputs[f"step{step}/indices"])
+        close(quantized.z_q, outputs[f"step{step}/quant"], 5e-5)
+        close(quantized.losses["commitment_loss"], outputs[f"step{step}/loss"], 5e-5)
+        if step == 0:
+            ((quantized.z_q * inputs["cotangent"]).sum() + quantized.losses["commitment_loss"]).backward()
+            close(z.grad, outputs["step0/grad_z"], 5e-5)
+        close(quantizer.update(steps_per_epoch=1)["perplexity"], outputs[f"step{step}/perplexity"], 5e-5)
+        for ours, name in names.items():
+            close(quantizer.state_dict()[ours], outputs[f"step{step}/after/embedding.{name}"], 5e-5)
+
+
+@pytest.mark.parametrize("variant", ["ste", "rot", "cosine", "cosine_rot", "image"])
+def test_nearest_by_ema_beside_vector_quantize(variant):
+    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", variant)
+    quantizer = plain(
+        codebook_size=config["codebook_size"],
+        dim=config["dim"],
+        decay=config.get("decay", 0.8),
+        commitment_weight=config.get("commitment_weight", 1.0),
+        lookup_dim=config.get("codebook_dim"),
+        l2_normalise=config.get("use_cosine_sim", False),
+        gradient="rotation" if config.get("rotation_trick", True) else "straight-through",
+    )
+    load_projections(quantizer, weights)
+    names = {"codebook": "embed", "cluster_sizes": "cluster_size", "vector_sums": "embed_avg"}
+    quantizer.load_state_dict({ours: weights[f"_codebook.{name}"][0] for ours, name in names.items()}, strict=False)
+
+    z = as_latents(inputs["x"])
+    at_rest = quantizer.eval()(z)
+    assert torch.equal(at_rest.codes[0], as_codes(outputs["eval/indices"]))
+    close(at_rest.z_q, as_latents(outputs["eval/quantized"]), 5e-5)
+    quantizer.train()
+    for step, name in enumerate(["x", "x2"]):
+        z = as_latents(inputs[name]).clone().requires_grad_()
+        quantized = quantizer(z)
+        assert torch.equal(quantized.codes[0], as_codes(outputs[f"step{step}/indices"]))
+        close(quantized.z_q, as_latents(outputs[f"step{step}/quantized"]), 5e-5)
+        close(quantized.losses["commitment_loss"], outputs[f"step{step}/loss"], 5e-5)
+        if step == 0:
+            loss = quantized.losses["commitment_loss"]
+            ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
+            close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
+            check_projection_gradients(quantizer, outputs, 5e-5)
+        quantizer.update(steps_per_epoch=1)
+        for ours, theirs in names.items():
+            close(quantizer.state_dict()[ours], outputs[f"step{step}/after/_codebook.{theirs}"][0], 5e-5)
+
+
+def test_nearest_by_gradient_beside_a_learnable_codebook():
+    """Theirs is one squared error with gradients to both sides: our two losses, whose value is twice that. Its
+    `sync_update_v` adds to the gradient of z_q that share of itself."""
+    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", "learnable")
+    quantizer = plain(
+        codebook_size=config["codebook_size"], dim=config["dim"], commitment_weight=1.0, codebook_update="gradient"
+    )
+    quantizer.load_state_dict({"codebook": weights["_codebook.embed"][0]}, strict=False)
+    z = as_latents(inputs["x"]).clone().requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0], as_codes(outputs["step0/indices"]))
+    for loss in quantized.losses.values():
+        close(loss, outputs["step0/loss"], 5e-5)
+    cotangent = (1 + config["sync_update_v"]) * as_latents(inputs["cotangent"])
+    ((quantized.z_q * cotangent).sum() + sum(quantized.losses.values())).backward()
+    close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
+    close(quantizer.codebook.grad, outputs["grad/_codebook.embed"][0], 5e-5)
+
+
+def test_normalised_codebook_by_gradient_with_entropy_terms():
+    """LlamaGen's quantizer: our nearest, and `soft_statistics` for the entropy loss, a softmax of minus squared
+    distance over the temperature 0.01. Theirs adds 1e-5 inside the logarithm of the mean."""
+    file = golden("llamagen_vq")
+    config, outputs = file.config, file.outputs
+    codebook = file.weights["quantize.embedding.weight"]
+    quantizer = plain(
+        codebook_size=len(codebook),
+        dim=codebook.shape[1],
+        commitment_weight=config["commit_loss_beta"],
+        codebook_update="gradient",
+        l2_normalise=config["codebook_l2_norm"],
+    )
+    quantizer.load_state_dict({"codebook": codebook}, strict=False)
+    z = outputs["prequant"].clone().requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0], outputs["indices"])
+    close(quantized.z_q, outputs["quant"], 5e-5)
+    close(quantized.losses["codebook_loss"], outputs["train/vq_loss"], 5e-5)
+    close(quantized.losses["commitment_loss"], outputs["train/commit_loss"], 5e-5)
+
+    rows = rearrange(quantizer.lookup_vectors(z), "b d h w -> (b h w) d").contiguous()
+    sample_entropy, mean = soft_statistics(rows, quantizer.code_vectors(), 2 / 0.01)
+    entropy_loss = config["entropy_loss_ratio"] * (sample_entropy + (mean * (mean + 1e-5).log()).sum())
+    close(entropy_loss, outputs["train/entropy_loss"], 5e-5)
+    ((quantized.z_q * file.inputs["cotangent"]).sum() + sum(quantized.losses.values()) + entropy_loss).backward()
+    close(z.grad, outputs["train/grad/prequant"], 5e-5)
+    close(quantizer.codebook.grad, outputs["train/grad/embedding"], 5e-5)
+
+
+def test_rotation_trick():
+    file = golden("vqp_rotation_trick")
+    for function, value, gradient in ((Rotation, "rotated", "grad_src"), (StraightThrough, "ste", "ste_grad_src")):
+        source = file.inputs["src"].clone().requires_grad_()
+        rotated = function.apply(source, file.inputs["tgt"])
+        close(rotated, file.outputs[value], 1e-3)
+        (rotated * file.inputs["cotangent"]).sum().backward()
+        close(source.grad, file.outputs[gradient], 1e-3)
