@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -386,7 +387,9 @@ def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) 
     wrapped: nn.Module = model
     if accelerator.num_processes > 1:
         # Tasks reduce their statistics, so buffers are equal on all processes: sending them would only cost time.
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in every supported release
+            wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     return cast(nn.Module, torch.compile(wrapped)) if config.compile else wrapped
 
 
