@@ -16,7 +16,8 @@ class Stepper(Protocol):
     """A prior on its way through a batch of images, at the cost of one position per call."""
 
     def next(self, previous: Tensor | None) -> Tensor:
-        """Logits `b k`, float32, of the next code. previous: int64 `b`, the codes just chosen; None at the first."""
+        """Logits `b k`, float32, of the next code; k is its grid's vocabulary. previous: int64 `b`, the codes just
+        chosen; None at the first."""
         ...
 
 

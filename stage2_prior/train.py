@@ -29,8 +29,7 @@ class Stage2Config:
     codes: str | None = None  # folder of code shards that `zellige encode` wrote
     label_dropout: float = 0.1  # share of samples that train the null label, which guidance needs; 0 = no guidance
     # The rest comes from the code shards and is recorded in the run; a value given here must agree with them.
-    vocabulary: int | None = None  # of the codes
-    grid: tuple[int, int] | None = None  # rows and columns of codes
+    grids: str | None = None  # of the codes, such as `8x8 codes of 512`
     num_classes: int | None = None  # of the images; 0 = train without classes although the images have some
     stage1_fingerprint: str | None = None  # of the autoencoder that made the codes
 
@@ -40,10 +39,8 @@ class Stage2Config:
 
     def resolved(self, codes: CodeDataset) -> Stage2Config:
         """This config with the facts of the codes filled in. Raises UserError where it says otherwise."""
-        grid = codes.code_spec.grids[0]
         found: dict[str, Any] = {
-            "vocabulary": grid.vocabulary,
-            "grid": (grid.height, grid.width),
+            "grids": codes.code_spec.describe(),
             "num_classes": codes.num_classes,
             "stage1_fingerprint": codes.stage1_fingerprint,
         }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
@@ -15,6 +16,8 @@ from stage2_prior.condition import Condition
 from stage2_prior.stepping import Stepper
 from training.errors import UserError
 from training.model_io import PretrainedModel
+
+NO_CODE = -1e4  # a logit of probability 0, yet finite in every type
 
 
 class Prior(PretrainedModel):
@@ -61,12 +64,13 @@ class Prior(PretrainedModel):
         return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), **arguments)
 
     def logits(self, codes: Codes, condition: Condition) -> Tensor:
-        """Logits `b n k` of every code given all codes before it, in one teacher-forced pass."""
+        """Logits `b n k` of every code given all codes before it, in one teacher-forced pass. Where grids differ in
+        their vocabulary, k is the largest, and numbers that are no codes of a grid have logits of NO_CODE."""
         raise NotImplementedError
 
     def stepper(self, batch: int, condition: Condition) -> Stepper:
-        """The same logits one position at a time, for `batch` samples, with the weights as they are now and
-        without dropout."""
+        """The same logits one position at a time, over the codes of its own grid only, for `batch` samples, with the
+        weights as they are now and without dropout."""
         raise NotImplementedError
 
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
@@ -79,20 +83,19 @@ class Prior(PretrainedModel):
         return self.nll(codes, condition)
 
     def sequence(self, codes: Codes, condition: Condition) -> Tensor:
-        """Codes of the only grid in raster order, `b n`. Raises UserError when codes or condition have other shapes
-        than this prior's."""
-        grid = self.only_grid()
-        if len(codes) != 1 or tuple(codes[0].shape[1:]) != (grid.height, grid.width):
+        """All codes, grid after grid, each in raster order: `b n`. Raises UserError when codes or condition have other
+        shapes than this prior's."""
+        if [tuple(tensor.shape[1:]) for tensor in codes] != [(g.height, g.width) for g in self.code_spec.grids]:
             shapes = " + ".join("x".join(str(side) for side in tensor.shape[1:]) for tensor in codes)
             raise UserError(f"got codes of {shapes}, expected {self.code_spec.describe()}, as the prior was made for")
         condition.check(len(codes[0]), self.num_classes)
-        return rearrange(codes[0], "b h w -> b (h w)")
+        return torch.cat([rearrange(tensor, "b h w -> b (h w)") for tensor in codes], dim=1)
 
     def only_grid(self) -> Grid:
         """The grid of a prior that models one. Raises UserError when the codes have several."""
         if len(self.code_spec.grids) != 1:
             raise UserError(
                 f"got codes of {len(self.code_spec.grids)} grids ({self.code_spec.describe()}), expected one grid: "
-                f"a {self.kind} prior models one; take an autoencoder with one"
+                f"a {self.kind} prior models one; take an autoencoder with one, or a transformer prior"
             )
         return self.code_spec.grids[0]

@@ -1,15 +1,19 @@
-"""Decoder-only transformer over one grid of codes, in raster order, as in VQ-GAN (Esser et al. 2021, arXiv:2012.09841).
+"""Decoder-only transformer over codes in raster order, as in VQ-GAN (Esser et al. 2021, arXiv:2012.09841).
 
 The blocks are those of today's language models: RMSNorm before each sublayer (Zhang & Sennrich 2019, arXiv:1910.07467),
 SwiGLU (Shazeer 2020, arXiv:2002.05202) and rotary positions (Su et al. 2021, arXiv:2104.09864) of rows and columns.
 
     input      class   code 0   code 1   ...   code n-2
     logits of  code 0  code 1   code 2   ...   code n-1
+
+Codes of several grids (levels, depths, scales) follow each other in one sequence, coarse to fine. Each grid has its own
+embedding and output, and a place of a coarse grid stands at the middle of what it covers of the finest.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,9 +22,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec
+from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import Prior
+from stage2_prior.priors.base import NO_CODE, Prior
 from stage2_prior.priors.column_blocks import ColumnBlocks, add, join
 from stage2_prior.stepping import step_dtype
 from training.errors import UserError
@@ -73,18 +77,24 @@ class RMSNorm(nn.Module):
         return (x / (rms + self.epsilon)).to(x.dtype) * self.gain
 
 
-def place_angles(height: int, width: int, head_width: int, device: torch.device | None = None) -> Tensor:
+def place_angles(grids: Sequence[Grid], head_width: int, device: torch.device | None = None) -> Tensor:
     """Angles in radians, `n+1` x `head_width / 2`, by which each place turns the pairs of a head: the first half of
     the pairs by its row, the second by its column. Place 0 is the class token's and is not turned; place 1 + i is
-    that of code i, in a raster of `height` x `width`."""
+    that of code i, in the rasters of `grids`, one after the other. Rows and columns are those of the largest grid."""
     pairs = head_width // 4
-    frequencies = 100.0 ** (
-        -torch.arange(pairs, device=device) / pairs
-    )  # a grid has tens of rows: turns of 1 to 1/100 radian
-    rows = torch.arange(height, device=device).repeat_interleave(width)[:, None] * frequencies
-    columns = torch.arange(width, device=device).repeat(height)[:, None] * frequencies
-    codes = torch.cat([rows, columns], dim=-1)  # n head_width/2
-    return torch.cat([torch.zeros(1, 2 * pairs, device=device), codes])
+    # A grid has tens of rows: turns of 1 to 1/100 radian.
+    frequencies = 100.0 ** (-torch.arange(pairs, device=device) / pairs)
+    height, width = max(grid.height for grid in grids), max(grid.width for grid in grids)
+    angles = [torch.zeros(1, 2 * pairs, device=device)]
+    for grid in grids:
+        rows, columns = (
+            (torch.arange(count, device=device) + 0.5) * (largest / count) - 0.5
+            for count, largest in ((grid.height, height), (grid.width, width))
+        )
+        by_row = rows.repeat_interleave(grid.width)[:, None] * frequencies
+        by_column = columns.repeat(grid.height)[:, None] * frequencies
+        angles.append(torch.cat([by_row, by_column], dim=-1))  # h*w head_width/2
+    return torch.cat(angles)
 
 
 def turn(x: Tensor, angles: Tensor) -> Tensor:
@@ -140,7 +150,7 @@ class Block(nn.Module):
 
 
 class Transformer(Prior):
-    """Raises UserError when the codes have more than one grid."""
+    """Codes of any number of grids."""
 
     kind = "transformer"
     config_class = TransformerConfig
@@ -149,13 +159,17 @@ class Transformer(Prior):
     def __init__(self, config: TransformerConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
         """facts: as for `Prior`."""
         super().__init__(config, code_spec, num_classes, **facts)
-        grid = self.only_grid()
+        grids = code_spec.grids
+        self.vocabularies = [grid.vocabulary for grid in grids]
+        self.sizes = [grid.size for grid in grids]
         self.classes = nn.Embedding(num_classes + 1, config.width)  # the last one is the null label
-        self.embedding = nn.Embedding(grid.vocabulary, config.width)
+        self.embedding = nn.Embedding(sum(self.vocabularies), config.width)  # grid after grid
+        # Of the grid that the next code belongs to; added to the token before it.
+        self.next_grid = nn.Embedding(len(grids), config.width) if len(grids) > 1 else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, grid.vocabulary, bias=False)
+        self.output = nn.Linear(config.width, sum(self.vocabularies), bias=False)
         self.initialise()
         if config.tied:
             self.output.weight = self.embedding.weight
@@ -170,8 +184,16 @@ class Transformer(Prior):
 
     def angles(self) -> Tensor:
         """See `place_angles`. No buffer: a model in bfloat16 would round its angles."""
-        grid = self.only_grid()
-        return place_angles(grid.height, grid.width, self.config.head_width, self.embedding.weight.device)
+        return place_angles(self.code_spec.grids, self.config.head_width, self.embedding.weight.device)
+
+    def per_code(self, per_grid: Sequence[int]) -> Tensor:
+        """A number of each grid for each of its codes: `n`."""
+        device = self.embedding.weight.device
+        return torch.tensor(per_grid, device=device).repeat_interleave(torch.tensor(self.sizes, device=device))
+
+    def first_numbers(self) -> list[int]:
+        """Where the embeddings of each grid begin."""
+        return [sum(self.vocabularies[:number]) for number in range(len(self.vocabularies))]
 
     def class_token(self, batch: int, condition: Condition) -> Tensor:
         """`b d`, the start of the sequence."""
@@ -182,11 +204,21 @@ class Transformer(Prior):
     def logits(self, codes: Codes, condition: Condition) -> Tensor:
         tokens = self.sequence(codes, condition)
         start = self.class_token(len(tokens), condition)
+        if self.next_grid is not None:
+            tokens = tokens + self.per_code(self.first_numbers())
         x = torch.cat([start[:, None], self.embedding(tokens[:, :-1])], dim=1)  # b n d
+        if self.next_grid is not None:
+            x = x + self.next_grid(self.per_code(range(len(self.sizes))))
         x, angles = self.dropout(x), self.angles()
         for block in self.blocks:
             x = block(x, angles)
-        return self.output(self.norm(x))  # b n k
+        x = self.norm(x)
+        if self.next_grid is None:
+            return self.output(x)  # b n k
+        outputs = zip(x.split(self.sizes, 1), self.output.weight.split(self.vocabularies), strict=True)
+        logits = [F.linear(part, weight) for part, weight in outputs]
+        largest = max(self.vocabularies)
+        return torch.cat([F.pad(part, (0, largest - part.shape[-1]), value=NO_CODE) for part in logits], dim=1)
 
     def stepper(self, batch: int, condition: Condition) -> TransformerStepper:
         return TransformerStepper(self, batch, condition)
@@ -220,9 +252,12 @@ class TransformerStepper:
         self.heads = config.heads
         self.embedding = prior.embedding.weight.to(dtype)
         self.start = prior.class_token(batch, condition.to(device)).to(dtype)  # b d
+        self.next_grid = None if prior.next_grid is None else prior.next_grid.weight.to(dtype)
+        self.first_numbers = prior.first_numbers()
+        self.grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]  # of each position
         self.blocks = [StepWeights(block, config, dtype) for block in cast("list[Block]", prior.blocks)]
         output = prior.output.weight * prior.norm.gain * math.sqrt(config.width)
-        self.output = ColumnBlocks(output, math.gcd(8, len(output)), dtype)
+        self.outputs = [ColumnBlocks(part, math.gcd(8, len(part)), dtype) for part in output.split(prior.vocabularies)]
         self.epsilon = RMSNorm.epsilon * math.sqrt(config.width)
         angles = prior.angles()
         turns = torch.polar(torch.ones_like(angles), angles)  # n+1 d/2, complex
@@ -234,11 +269,18 @@ class TransformerStepper:
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
         with torch.autocast(self.cache.device.type, enabled=False):
-            return self._next(self.start.clone() if previous is None else F.embedding(previous, self.embedding))
+            return self._next(self.start.clone() if previous is None else self._embedded(previous))
+
+    def _embedded(self, previous: Tensor) -> Tensor:
+        if first := self.first_numbers[self.grid_at[self.position - 1]]:
+            previous = previous + first
+        return F.embedding(previous, self.embedding)
 
     def _next(self, x: Tensor) -> Tensor:
         """x: b d, the embedded token; it becomes the residual stream."""
-        batch, heads = len(x), self.heads
+        batch, heads, grid = len(x), self.heads, self.grid_at[self.position]
+        if self.next_grid is not None:
+            x += self.next_grid[grid]
         turns = self.turns[self.position]
         here = self.cache[..., self.position, :]  # layers two heads b d
         known = self.cache[..., : self.position + 1, :].flatten(2, 3)  # layers two (heads b) n d
@@ -253,7 +295,7 @@ class TransformerStepper:
             gate, up = block.gate_up(self._divided(x)).chunk(2)
             add(x, block.down(join(F.silu(gate).mul_(up))))
         self.position += 1
-        return join(self.output(self._divided(x))).float()
+        return join(self.outputs[grid](self._divided(x))).float()
 
     def _divided(self, x: Tensor) -> Tensor:
         """RMSNorm, but for what the weights hold of it."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors.transformer import (
     Attention,
@@ -17,13 +18,14 @@ from stage2_prior.priors.transformer import (
     place_angles,
     turn,
 )
+from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import condition_for, random_codes, tiny_prior, tiny_spec
 from training.errors import UserError
 
 
 def test_turned_queries_and_keys_know_how_far_apart_they_are_and_nothing_else():
-    angles = place_angles(6, 7, head_width=16)[1:]  # n d/2, of the codes
+    angles = place_angles([Grid("codes", 6, 7, 2)], head_width=16)[1:]  # n d/2, of the codes
     q, k = torch.randn(2, 1, 1, 1, 16).expand(2, 1, 1, 42, 16)  # the same vector at every place
     scores = (turn(q, angles) @ turn(k, angles).mT)[0, 0].view(6, 7, 6, 7)
     torch.testing.assert_close(scores[1:, 1:, 1:, 1:], scores[:-1, :-1, :-1, :-1])
@@ -32,7 +34,7 @@ def test_turned_queries_and_keys_know_how_far_apart_they_are_and_nothing_else():
 
 
 def test_rows_and_columns_turn_different_pairs():
-    angles = place_angles(3, 4, head_width=8).view(-1, 4)
+    angles = place_angles([Grid("codes", 3, 4, 2)], head_width=8).view(-1, 4)
     assert (angles[0] == 0).all()  # the class token is not turned
     codes = angles[1:].view(3, 4, 4)
     assert codes[2, :, :2].tolist() == [pytest.approx([2.0, 0.2])] * 4
@@ -42,7 +44,7 @@ def test_rows_and_columns_turn_different_pairs():
 def test_the_code_above_stands_one_row_up_for_every_query():
     """Values that say where a key is: what a query sees of the code above it does not depend on the place."""
     config = TransformerConfig(width=8, heads=1)
-    attention, angles = Attention(config), place_angles(4, 5, config.head_width)
+    attention, angles = Attention(config), place_angles([Grid("codes", 4, 5, 2)], config.head_width)
     q, k = torch.randn(8), torch.randn(8)
     places = torch.arange(20)
     query, key = (turn(x.expand(1, 1, 20, 8), a)[0, 0] for x, a in ((q, angles[1:]), (k, angles[:-1])))
@@ -53,7 +55,11 @@ def test_the_code_above_stands_one_row_up_for_every_query():
 
 def test_attention_equals_its_definition():
     config = TransformerConfig(width=16, heads=2)
-    attention, angles, x = Attention(config), place_angles(2, 3, config.head_width), torch.randn(4, 6, 16)
+    attention, angles, x = (
+        Attention(config),
+        place_angles([Grid("codes", 2, 3, 2)], config.head_width),
+        torch.randn(4, 6, 16),
+    )
     q, k, v = (attention.qkv(x)[..., 16 * i : 16 * (i + 1)].unflatten(-1, (2, 8)).transpose(1, 2) for i in range(3))
     scores = turn(q, angles[1:]) @ turn(k, angles[:-1]).mT / math.sqrt(8)
     scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -math.inf)
@@ -146,3 +152,90 @@ def test_stepper_agrees_on_a_gpu(autocast, tolerance):
         stepper, sequence = prior.stepper(5, condition), codes[0].flatten(1)
         stepped = [stepper.next(sequence[:, i - 1] if i else None) for i in range(15)]
     assert (torch.stack(stepped, dim=1) - expected).abs().max() < tolerance * expected.std()
+
+
+# ---- several grids --------------------------------------------------------------------------------------------------
+
+# A level with few codes, one of another shape with more, and a second depth of that.
+SEVERAL = CodeSpec((Grid("top", 1, 2, 5), Grid("bottom", 2, 4, 11), Grid("residual", 2, 4, 7)), 8, 16, 3)
+
+
+def codes_of_several(batch: int, seed: int = 0) -> Codes:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(g.vocabulary, (batch, g.height, g.width), generator=generator) for g in SEVERAL.grids)
+
+
+def test_codes_of_several_grids_depend_on_all_codes_before_them_and_on_no_other():
+    prior = tiny_prior("transformer", spec=SEVERAL)
+    codes, condition = codes_of_several(4), condition_for(4, prior)
+    position = 0
+    for number, grid in enumerate(SEVERAL.grids):
+        for place in range(grid.size):
+            other = [tensor.clone() for tensor in codes]
+            flat = other[number].view(4, -1)
+            flat[:, place] = (flat[:, place] + 1) % grid.vocabulary
+            with torch.no_grad():
+                change = (prior.logits(codes, condition) - prior.logits(tuple(other), condition)).abs().amax(dim=(0, 2))
+            assert (change[: position + 1] == 0).all()
+            assert (change[position + 1 :] > 0).all()
+            position += 1
+
+
+def test_a_stepper_of_several_grids_gives_each_grid_its_own_logits():
+    prior = tiny_prior("transformer", spec=SEVERAL)
+    codes, condition = codes_of_several(5), condition_for(5, prior)
+    sequence = torch.cat([tensor.flatten(1) for tensor in codes], dim=1)
+    with torch.no_grad():
+        expected = prior.logits(codes, condition)  # b n k
+    vocabularies = [grid.vocabulary for grid in SEVERAL.grids for _ in range(grid.size)]
+    stepper = prior.stepper(5, condition)
+    for position, vocabulary in enumerate(vocabularies):
+        logits = stepper.next(sequence[:, position - 1] if position else None)
+        assert logits.shape == (5, vocabulary)
+        torch.testing.assert_close(logits, expected[:, position, :vocabulary], rtol=0, atol=1e-5)
+        assert (expected[:, position].softmax(-1)[:, vocabulary:] == 0).all()
+
+
+def test_the_nll_of_several_grids_counts_each_code_among_those_of_its_grid():
+    prior = tiny_prior("transformer", spec=SEVERAL)
+    codes, condition = codes_of_several(3), condition_for(3, prior)
+    with torch.no_grad():
+        nll, logits = prior.nll(codes, condition), prior.logits(codes, condition)
+    start = 0
+    for tensor, grid in zip(codes, SEVERAL.grids, strict=True):
+        part = logits[:, start : start + grid.size, : grid.vocabulary].double().log_softmax(-1)
+        expected = -part.gather(-1, tensor.flatten(1)[..., None])[..., 0]
+        torch.testing.assert_close(nll[:, start : start + grid.size].double(), expected, rtol=0, atol=1e-5)
+        start += grid.size
+
+
+def test_samples_of_several_grids_fit_them_at_any_temperature_and_do_not_depend_on_their_batch():
+    prior = tiny_prior("transformer", spec=SEVERAL)
+    labels = torch.arange(12) % prior.num_classes
+    for sampling in (SamplingConfig(), SamplingConfig(temperature=1e6), SamplingConfig(top_k=3, guidance=2.0)):
+        samples = sample_codes(prior, range(12), Condition(labels), 3, sampling)
+        SEVERAL.check(samples)
+        alone = [sample_codes(prior, [i], Condition(labels[i : i + 1]), 3, sampling) for i in range(12)]
+        for number, grid in enumerate(samples):
+            assert torch.equal(grid, torch.cat([one[number] for one in alone]))
+
+
+def test_places_of_a_coarse_grid_stand_at_the_middle_of_what_they_cover():
+    angles = place_angles([Grid("top", 1, 2, 2), Grid("bottom", 2, 4, 2)], head_width=4)[1:]
+    assert angles[:2].tolist() == [[0.5, 0.5], [0.5, 2.5]]
+    assert angles[2:].tolist() == [[row, column] for row in (0.0, 1.0) for column in (0.0, 1.0, 2.0, 3.0)]
+
+
+def test_tied_weights_of_several_grids_learn_the_codes_of_eight_images():
+    torch.manual_seed(0)
+    prior = Transformer(TransformerConfig(layers=2, width=32, heads=2, tied=True), SEVERAL, 0)
+    assert prior.output.weight is prior.embedding.weight
+    codes = codes_of_several(8)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
+    for _ in range(200):
+        loss = prior.nll(codes, Condition()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Eight images are told apart by their first two or three codes, of some log(8) nats; the others are known then.
+    assert loss < 1.2 * math.log(8) / SEVERAL.codes_per_image + 0.05
