@@ -47,14 +47,14 @@ def pairs(d: int) -> dict[str, tuple[Any, Callable[[], nn.Module]]]:
     import vector_quantize_pytorch as peer
 
     plain = {"decay": 0.99, "kmeans_init": True, "threshold_ema_dead_code": 2, "rotation_trick": False}
-    nearest = NearestQuantizerConfig(codebook_size=256, dim=d, revive_after=50)
+    nearest = NearestQuantizerConfig(codebook_size=256, dim=d, revive_after=10)
     return {
         "nearest, 1,024": (
-            NearestQuantizerConfig(codebook_size=1024, dim=d, revive_after=50),
+            NearestQuantizerConfig(codebook_size=1024, dim=d, revive_after=10),
             lambda: peer.VectorQuantize(d, 1024, **plain),
         ),
         "nearest, 8 wide and l2-normalised, 1,024": (
-            NearestQuantizerConfig(codebook_size=1024, dim=d, lookup_dim=8, l2_normalise=True, revive_after=50),
+            NearestQuantizerConfig(codebook_size=1024, dim=d, lookup_dim=8, l2_normalise=True, revive_after=10),
             lambda: peer.VectorQuantize(d, 1024, codebook_dim=8, use_cosine_sim=True, **plain),
         ),
         "residual, 4 x 256": (
@@ -63,7 +63,7 @@ def pairs(d: int) -> dict[str, tuple[Any, Callable[[], nn.Module]]]:
         ),
         "grouped, 2 x 256": (
             GroupedQuantizerConfig(
-                groups=2, layer=NearestQuantizerConfig(codebook_size=256, dim=d // 2, revive_after=50)
+                groups=2, layer=NearestQuantizerConfig(codebook_size=256, dim=d // 2, revive_after=10)
             ),
             lambda: peer.GroupedResidualVQ(dim=d, groups=2, num_quantizers=1, codebook_size=256, **plain),
         ),

@@ -131,7 +131,7 @@ def image_names(source: Path) -> list[str]:
 def target_names(names: Sequence[str]) -> dict[str, str]:
     """The PNG file for each image: a.jpg becomes a.png, or a.jpg.png where a.png is taken, by another or our sheet."""
     short = {name: str(Path(name).with_suffix(".png")) for name in names}
-    shared = Counter([*short.values(), SHEET_NAME])
+    shared = Counter([*short.values(), SHEET_NAME, *(f"{name}.png" for name in names)])  # a.jpg.png may be an image too
     return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
 
 

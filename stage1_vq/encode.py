@@ -34,7 +34,7 @@ class EncodeDataConfig:
 
     path: str | None = None  # a folder of images, an .npz file or a name
     validation_path: str | None = None  # a source of held-out images; not taken over if `path` is another
-    validation_share: float | None = None  # of the images of `path`
+    validation_share: float | None = None  # held out of the images of `path`, in place of those that the run held out
     image_size: int | tuple[int, int] | None = None  # pixels: side of a square, or (H, W)
 
 
@@ -94,6 +94,8 @@ def data_config(config: EncodeConfig, autoencoder: Autoencoder) -> DataConfig:
             raise UserError(f"{recorded} does not say what the run was trained on ({error}); it is damaged") from error
         data = replace(data, aspect_buckets=0)
         if "path" in given and not same_path(given["path"], data.path):
+            data = replace(data, validation_path=None, validation_count=None)
+        if "validation_share" in given:  # the run's own choices would go before it
             data = replace(data, validation_path=None, validation_count=None)
     elif "path" in given:  # a model without its run
         data = DataConfig(image_size=autoencoder.image_size, channels=1 if autoencoder.channels == 1 else 3)

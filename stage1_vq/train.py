@@ -193,17 +193,20 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     torch.manual_seed(config.train.seed)
     model = AUTOENCODERS[config.model.kind](config.model, (config.data.height, config.data.width))
     steps_per_epoch = math.ceil(len(train_data) / config.train.batch_size)
-    task = Stage1Task(model, validation_data, steps_per_epoch, *companions(config))
+    shapes = train_data.buckets.shapes if train_data.buckets is not None else ((config.data.height, config.data.width),)
+    smallest = (min(height for height, _ in shapes), min(width for _, width in shapes))
+    task = Stage1Task(model, validation_data, steps_per_epoch, *companions(config, smallest))
     return fit(task, train_data, validation_data, config.train, run, config.resolved())
 
 
-def companions(config: Stage1Config) -> tuple[PerceptualLoss | None, Adversary | None]:
-    """The losses with networks of their own; None for those that are off. Raises UserError."""
-    channels, image_size = config.data.channels, (config.data.height, config.data.width)
-    perceptual = PerceptualLoss(config.perceptual, channels, image_size) if config.perceptual.weight else None
+def companions(config: Stage1Config, smallest: tuple[int, int]) -> tuple[PerceptualLoss | None, Adversary | None]:
+    """The losses with networks of their own; None for those that are off. smallest: H and W that no training image
+    falls short of. Raises UserError."""
+    channels = config.data.channels
+    perceptual = PerceptualLoss(config.perceptual, channels, smallest) if config.perceptual.weight else None
     if not config.adversarial.weight:
         return perceptual, None
-    return perceptual, Adversary(config.adversarial, channels, image_size, config.train.steps)
+    return perceptual, Adversary(config.adversarial, channels, smallest, config.train.steps)
 
 
 def check_apart(data: DataConfig, run: Path) -> None:

@@ -75,7 +75,7 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
     """
     folder = model_folder(folder_or_hub_id)
     description = read_json(folder / CONFIG_NAME)
-    kind = description.get("kind") if isinstance(description, dict) else None
+    kind = description.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{folder} holds a model of kind {kind!r}, expected one of: {', '.join(sorted(kinds))}")
     try:

@@ -14,7 +14,8 @@ from training.files import remove_leftovers, write_text
 
 CONFIG_NAME = "config.yaml"
 
-# Fields that may change between restarts: they decide how long, how often and how fast, not what a step learns.
+# Fields that may change between restarts: they decide how long, how often and how fast, not what a step learns. (But a
+# cosine schedule ends with train.steps, so the learning rate of the steps to come follows it.)
 FREE_FIELDS = {
     "train.steps",
     "train.accumulate",
@@ -34,8 +35,8 @@ def open_run_folder(run: Path) -> None:
     """Makes the run folder where there is none, and clears it of what a kill left half-written."""
     with explain_disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(run)
-        remove_leftovers(run / "checkpoints")
+        for folder in (run, run / "checkpoints", run / "previews"):
+            remove_leftovers(folder)
 
 
 def write_config(run: Path, resolved_config: Mapping[str, Any], *, continued: bool) -> None:

@@ -161,8 +161,8 @@ class Trainer:
         return {"loss": loss.detach(), **metrics}
 
     def _figures(self, parts: list[dict[str, Tensor]], **shared: Tensor) -> dict[str, float]:
-        """Scalars averaged over micro-batches and processes. Reading them is the step's one wait for the
-        device: it decides, on all processes alike, whether the step counts and whether it is the last."""
+        """Scalars averaged over micro-batches and processes. Reading them is the loop's one wait for the device in a
+        step: it decides, on all processes alike, whether the step counts and whether it is the last."""
         rows = torch.stack([torch.stack([part[name].float() for name in parts[0]]) for part in parts])
         row = torch.cat([rows.mean(0), torch.stack([value.float() for value in shared.values()])])
         return dict(zip([*parts[0], *shared], self.accelerator.reduce(row, "mean").tolist(), strict=True))

@@ -117,6 +117,17 @@ class Autoencoder(PretrainedModel):
             )
         self.check_image_size(images.shape[2], images.shape[3])
 
+    def check_codes(self, codes: Codes, stride: int) -> None:
+        """Raises UserError unless `codes` are those of images of some size.
+
+        stride: pixels, along each side, that a code of the last and finest grid stands for.
+        """
+        spec = self.code_spec()
+        if len(codes) == len(spec.grids) and codes[-1].ndim == 3:
+            h, w = codes[-1].shape[1:]
+            spec = self.code_spec(h * stride, w * stride)
+        spec.check(codes)
+
 
 class QuantizedAutoencoder(Autoencoder):
     """An autoencoder of three parts, which its constructor makes: images -> encoder -> z (b d h w) -> quantizer -> z_q
@@ -153,8 +164,7 @@ class QuantizedAutoencoder(Autoencoder):
         return self.quantizer.codes(self.latents(images))
 
     def decode(self, codes: Codes) -> Tensor:
-        h, w = codes[-1].shape[1:]  # of the finest grid
-        self.code_spec(h * self.stride, w * self.stride).check(codes)
+        self.check_codes(codes, self.stride)
         return self.images_of(self.decoder(self.quantizer.codes_to_latents(codes))).clamp(-1, 1)
 
     def forward(self, images: Tensor) -> Stage1Output:

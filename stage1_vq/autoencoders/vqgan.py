@@ -19,7 +19,8 @@ from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_
 from training.errors import UserError
 
 
-def published_quantizer() -> NearestQuantizerConfig:
+def default_quantizer() -> NearestQuantizerConfig:
+    """The paper's codebook; the k-means start and the revival of dead codes are not of the paper."""
     return NearestQuantizerConfig(codebook_size=1024, dim=256, codebook_update="gradient")
 
 
@@ -41,7 +42,7 @@ class VQGANConfig:
     backbone_pretrained: str | None = None  # its weights to begin with: "download", or a file; null: fresh ones
     l1_weight: float = 1.0  # of the absolute error, in the reconstruction loss
     l2_weight: float = 0.0  # of the squared error
-    quantizer: QuantizerConfig = field(default_factory=published_quantizer)
+    quantizer: QuantizerConfig = field(default_factory=default_quantizer)
 
     def __post_init__(self) -> None:
         levels = len(self.multipliers)

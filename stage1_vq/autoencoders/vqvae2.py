@@ -124,10 +124,7 @@ class VQVAE2(Autoencoder):
         return tuple(found)
 
     def decode(self, codes: Codes) -> Tensor:
-        if len(codes) != len(self.code_spec().grids):
-            self.code_spec().check(codes)  # which says how many there should be
-        h, w = codes[-1].shape[1:]  # of the finest grid
-        self.code_spec(h * self.config.bottom_stride, w * self.config.bottom_stride).check(codes)
+        self.check_codes(codes, self.config.bottom_stride)
         above, per_level = None, len(codes) // self.config.levels
         for level, quantizer in enumerate(self.quantizer_of_levels()):
             own = codes[level * per_level : (level + 1) * per_level]

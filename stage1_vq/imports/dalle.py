@@ -11,7 +11,6 @@ import io
 import pickle
 import re
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -53,10 +52,44 @@ QUANTIZER_NAMES = {
 # ---- the files ------------------------------------------------------------------------------------------------------
 
 
-class StoredModule:
+class Inert(type):
+    """A class that a pickle cannot change. BUILD sets attributes of whatever it is given: torch.load would write a file
+    for a class with a `dump_patches`, and where its `__name__` says."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise TypeError(f"it sets {name} of {cls.__name__}")
+
+
+class StoredModule(metaclass=Inert):
     """What a pickled module held, under the names that nn.Module gives it; it cannot do anything."""
 
     dump_patches = False  # torch.load asks
+
+
+class RebuiltTensor(metaclass=Inert):
+    """In place of torch's function: a tensor without gradient and hooks."""
+
+    def __new__(cls, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *unused: Any) -> Any:
+        return torch._utils._rebuild_tensor(storage, offset, size, stride)
+
+
+class RebuiltParameter(metaclass=Inert):
+    """In place of torch's function: the parameter's tensor."""
+
+    def __new__(cls, data: Tensor, *unused: Any) -> Any:
+        return data
+
+
+# What a name in the file stands for. Storages are left out: torch.load knows their names itself.
+ADMITTED: dict[str, Callable[..., Any]] = {
+    **{name: Inert(name.rpartition(".")[2], (StoredModule,), {}) for name in MODULE_CLASSES},
+    "torch._utils._rebuild_tensor_v2": RebuiltTensor,
+    "torch._utils._rebuild_parameter": RebuiltParameter,
+    "torch.device": torch.device,
+    "collections.OrderedDict": OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,  # as pickle writes it for Python 2 to read
+}
 
 
 def read_dalle_pickle(path: str | Path) -> dict[str, Tensor]:
@@ -70,9 +103,9 @@ def read_dalle_pickle(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); download DALL-E's encoder.pkl and decoder.pkl and name them"
         ) from error
-    if is_torchscript(content):  # torch.load would run it
-        raise UserError(f"{path} is a TorchScript program, expected DALL-E's encoder.pkl or decoder.pkl")
     try:
+        if is_torchscript(content):  # torch.load would run it
+            raise UserError(f"{path} is a TorchScript program, expected DALL-E's encoder.pkl or decoder.pkl")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the older format holds source code too, and torch.load misses ours
             # From memory: given a file, torch.load would also try a format of 2016, a tar archive.
@@ -90,21 +123,20 @@ def read_dalle_pickle(path: str | Path) -> dict[str, Tensor]:
 
 
 def is_torchscript(content: bytes) -> bool:
+    """Asked of torch's own reader: a zip file can be made that another one finds other names in."""
     file = io.BytesIO(content)
-    if not zipfile.is_zipfile(file):
+    if not torch.serialization._is_zipfile(file):
         return False
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+    return torch.serialization._is_torchscript_zip(torch._C.PyTorchFileReader(file))
 
 
 def restricted_pickle(path: Path) -> Any:
-    """What torch.load needs of Python's pickle module, for this file alone."""
-    names = admitted_names()
+    """What torch.load needs of Python's pickle module, for messages about this file."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str, /) -> Any:
             try:
-                return names[f"{module}.{name}"]
+                return ADMITTED[f"{module}.{name}"]
             except KeyError:
                 raise UserError(
                     f"{path} names {module}.{name}, which DALL-E's encoder.pkl and decoder.pkl do not: nothing of it "
@@ -115,28 +147,6 @@ def restricted_pickle(path: Path) -> Any:
         return Unpickler(file, **options).load()
 
     return SimpleNamespace(__name__="restricted_pickle", Unpickler=Unpickler, load=load)
-
-
-def admitted_names() -> dict[str, Callable[..., Any]]:
-    """What a name in the file stands for. New at each call: a pickle can set attributes of what it is given. Storages
-    are left out: torch.load knows their names itself."""
-
-    def tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *unused: Any) -> Tensor:
-        return torch._utils._rebuild_tensor(storage, offset, size, stride)
-
-    def parameter(data: Tensor, *unused: Any) -> Tensor:
-        return data
-
-    modules = {name: type(name.rpartition(".")[2], (StoredModule,), {}) for name in MODULE_CLASSES}
-    return {
-        **modules,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_parameter": parameter,
-        "torch.device": torch.device,
-        "collections.OrderedDict": OrderedDict,
-        "builtins.set": set,
-        "__builtin__.set": set,  # as pickle writes it for Python 2 to read
-    }
 
 
 def stored_weights(loaded: Any) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from torch import Tensor
 
 from training.errors import UserError
@@ -65,7 +64,9 @@ def read_tensors(path: Path) -> Any:
             f"{path} contains {found[1]}: to load it would run code from the file, so it is refused; open it once "
             "where it was made, and save the state dict alone, best as .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except OSError:
+        raise  # of the disk, not of what the file holds
+    except Exception as error:  # on bytes that are no pickle the unpickler trips over anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} is no file of weights, or damaged ({reason}): download it again") from error
 
@@ -92,7 +93,7 @@ def read_original_config(path: Path) -> dict[str, Any]:
     projects that build classes by name have them. Raises UserError."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"there is no file {path}; give the original's config, YAML or JSON") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error

@@ -158,7 +158,8 @@ class Adversary(nn.Module):
     from it; once per optimiser step `update` (or `discard`, when the step is skipped) ends the step. Gradients and
     statistics are averaged over micro-batches and processes, so that N processes do what one does. k micro-batches do
     what one batch does but for what a batch as a whole decides: the adaptive weight, which each micro-batch takes from
-    its own gradients, and norms over the batch. All state is in buffers, and so in checkpoints.
+    its own gradients, norms over the batch, and StyleGAN's standard deviations (with those N processes differ from one,
+    too). All state is in buffers, and so in checkpoints.
     """
 
     step: Tensor  # scalar, int64: optimiser steps done, skipped ones included
@@ -294,9 +295,9 @@ class Adversary(nn.Module):
     def judge(self, metrics: dict[str, float], bad_before: int) -> Verdict:
         """Keeps the weights of each validation, the last ones thus, but for those that reconstruct much worse than the
         best so far: the mean squared error alone would keep those from before the discriminator. Before the autoencoder
-        listens to the discriminator nothing is blamed on it."""
+        has listened to the discriminator nothing is blamed on it."""
         complaint = self.monitor.complaint(metrics)
-        if complaint is None or not self.now().weight:
+        if complaint is None or not bool(self.step > self.phase[1]):
             return Verdict(keep=all(math.isfinite(value) for value in metrics.values()))
         return Verdict(
             keep=False,

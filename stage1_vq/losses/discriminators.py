@@ -193,7 +193,7 @@ class ActNorm(nn.Module):
 def moments_of_all(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and (biased) variance of each channel over the images of all processes, 1 c 1 1 each, with gradients to all
     of them; and the number of values that each is of, a scalar. x: b c h w."""
-    total = sum_of_all(torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
+    total = sum_of_all(torch.cat([x.sum((0, 2, 3)), x.new_full((1,), x.numel() / x.shape[1])]))
     count = total[-1].detach()
     mean = (total[:-1] / count).view(1, -1, 1, 1)
     squares = sum_of_all((x - mean).square().sum((0, 2, 3)))

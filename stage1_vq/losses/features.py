@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stage1_vq.networks.backbone import channels_first
 from training.errors import UserError
+from training.processes import process_state
 
 
 class FrozenNetwork(nn.Module):
@@ -55,8 +57,8 @@ class TimmFeatures(nn.Module):
         pixels = (as_colour(images).float() + 1) / 2
         if self.side is not None:  # a transformer whose positions are learned for one size
             pixels = F.interpolate(pixels, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
-        maps = self.network((pixels - self.mean) / self.std)
-        return [as_channels_first(features, width) for features, width in zip(maps, self.channels, strict=True)]
+        (backbone,) = self.network._network
+        return [channels_first(features, backbone) for features in self.network((pixels - self.mean) / self.std)]
 
 
 def timm_backbone(
@@ -81,21 +83,24 @@ def timm_backbone(
             f"or give {where}.download=true to fetch it once, or {where.split('.')[0]}.weight=0 to train without"
         )
     if weights is None:
-        print(
-            f"{where}: timm fetches the weights of {backbone} ({timm_source(backbone)}) unless it has them", flush=True
-        )
-        try:
-            return timm.create_model(backbone, pretrained=True, **options)
-        except Exception as error:  # whatever timm, the hub's client or the network raise
-            raise UserError(
-                f"{where}.download=true, but the weights of {backbone} ({timm_source(backbone)}) could not be had "
-                f"({type(error).__name__}: {one_line(error)}); fetch the file on another machine and name it by "
-                f"{where}.weights, or give {where.split('.')[0]}.weight=0 to train without"
-            ) from error
-    if not Path(weights).is_file():
+        source, state = timm_source(backbone), process_state()
+        if state.is_main_process:
+            print(f"{where}: timm fetches the weights of {backbone} ({source}) unless it has them", flush=True)
+        # The first process of all downloads, then the first of each further machine, which may not see its files.
+        with state.main_process_first(), state.local_main_process_first():
+            try:
+                return timm.create_model(backbone, pretrained=True, **options)
+            except Exception as error:  # whatever timm, the hub's client or the network raise
+                raise UserError(
+                    f"{where}.download=true, but the weights of {backbone} ({source}) could not be had "
+                    f"({type(error).__name__}: {one_line(error)}); fetch the file on another machine and name it by "
+                    f"{where}.weights, or give {where.split('.')[0]}.weight=0 to train without"
+                ) from error
+    file = Path(weights).expanduser()
+    if not file.is_file():
         raise UserError(f"{where}.weights={weights}: there is no such file; give that of timm's {backbone}")
     # Without the name of its classifier timm asks for each weight; with it, a file of something else would pass.
-    overlay = {"file": weights, "classifier": None}
+    overlay = {"file": str(file), "classifier": None}
     try:
         return timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:  # whatever torch.load, safetensors and timm's converters raise for a wrong file
@@ -122,13 +127,6 @@ def one_line(error: Exception, length: int = 200) -> str:
 def as_colour(images: Tensor) -> Tensor:
     """Grey images with three equal channels: pretrained networks know colour images only."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-
-
-def as_channels_first(features: Tensor, width: int) -> Tensor:
-    """b c h w, also of backbones that give b h w c."""
-    if features.shape[1] != width and features.shape[-1] == width:
-        return features.permute(0, 3, 1, 2)
-    return features
 
 
 def check_channels(channels: int, what: str) -> None:

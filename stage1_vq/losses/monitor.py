@@ -30,6 +30,7 @@ class QualityMonitor(nn.Module):
             if not math.isfinite(value):
                 return f"{name} is {value}"
             if value > self.warn_ratio * best[name]:
-                return f"{name} {value:.4g} is {value / best[name]:.2f} times its best, {best[name]:.4g}"
+                times = value / best[name] if best[name] else math.inf
+                return f"{name} {value:.4g} is {times:.2f} times its best, {best[name]:.4g}"
         self.best.copy_(torch.tensor([min(best[name], seen.get(name, math.inf)) for name in WATCHED]))
         return None

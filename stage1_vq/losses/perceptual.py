@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from stage1_vq.losses.features import FrozenNetwork, TimmFeatures, as_colour, check_channels, one_line
 from training.errors import UserError
+from training.processes import process_state
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SIZE = "528 MB"
@@ -78,7 +78,7 @@ class LPIPS(nn.Module):
 
         with torch.device("meta"):
             layers = make_layers(cfgs["D"])[: VGG_LAYERS[-1]]
-        layers.load_state_dict(vgg_weights(config), assign=True)
+        layers.load_state_dict(vgg_weights(config, layers.state_dict()), assign=True)
         cuts = (0, *VGG_LAYERS)
         slices = [layers[start:stop] for start, stop in pairwise(cuts)]
         self.slices = nn.ModuleList(FrozenNetwork(part) for part in slices)
@@ -158,30 +158,31 @@ class PerceptualLoss(nn.Module):
 # ---- weights from files ---------------------------------------------------------------------------------------------
 
 
-def vgg_weights(config: LPIPSConfig) -> dict[str, Tensor]:
-    """Of VGG16's convolutions, by the names of torchvision's `features`. Raises UserError."""
-    path = Path(config.weights) if config.weights is not None else vgg_cache()
+def vgg_weights(config: LPIPSConfig, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of VGG16's convolutions, by the names of torchvision's `features`; expected: tensors of those names and shapes.
+    Raises UserError."""
+    path = Path(config.weights).expanduser() if config.weights is not None else vgg_cache()
+    if config.weights is None and config.download:
+        # The first process of all downloads, then the first of each further machine, which may not see its files.
+        state = process_state()
+        with state.main_process_first(), state.local_main_process_first():
+            if not path.is_file():
+                fetch_vgg()
     if not path.is_file():
-        if config.weights is None and config.download:
-            fetch_vgg()
-        else:
-            missing = "is not there" if config.weights is not None else "is not in torch's cache"
-            raise UserError(
-                f"perceptual.kind=lpips needs torchvision's VGG16, and {path} {missing}: put {VGG_URL} ({VGG_SIZE}) "
-                "there or name it by perceptual.weights, or give perceptual.download=true to fetch it once, or "
-                "perceptual.weight=0 to train without a perceptual loss"
-            )
-    last = max(VGG_LAYERS)
-    state = read_state(path, "torchvision's VGG16", "perceptual.weights")
-    names = {name: name.removeprefix("features.") for name in state if name.startswith("features.")}
-    weights = {short: state[name].float() for name, short in names.items() if int(short.split(".")[0]) < last}
-    shapes = {tuple(weight.shape) for weight in weights.values()}
-    if len(weights) != 26 or (512, 512, 3, 3) not in shapes:
+        missing = "is not there" if config.weights is not None else "is not in torch's cache"
+        raise UserError(
+            f"perceptual.kind=lpips needs torchvision's VGG16, and {path} {missing}: put {VGG_URL} ({VGG_SIZE}) "
+            "there or name it by perceptual.weights, or give perceptual.download=true to fetch it once, or "
+            "perceptual.weight=0 to train without a perceptual loss"
+        )
+    found = read_state(path, "torchvision's VGG16", "perceptual.weights")
+    names = {short: f"features.{short}" for short in expected}
+    if any(name not in found or found[name].shape != expected[short].shape for short, name in names.items()):
         raise UserError(
             f"{path} does not hold torchvision's VGG16 (13 convolutions named features.0.weight and so on): give "
             f"{VGG_URL} by perceptual.weights, or perceptual.weight=0 to train without a perceptual loss"
         )
-    return weights
+    return {short: found[name].float() for short, name in names.items()}
 
 
 def vgg_cache() -> Path:
@@ -205,7 +206,7 @@ def fetch_vgg() -> None:
 def linear_weights(config: LPIPSConfig) -> list[Tensor]:
     """LPIPS' weight of each channel of each layer: 1 c 1 1. Raises UserError."""
     if config.linear_weights is not None:
-        path = Path(config.linear_weights)
+        path = Path(config.linear_weights).expanduser()
     else:
         package = find_spec("torchmetrics")
         if package is None or package.origin is None:
@@ -229,11 +230,14 @@ def linear_weights(config: LPIPSConfig) -> list[Tensor]:
 def read_state(path: Path, what: str, option: str) -> dict[str, Tensor]:
     """A state dict from a file of torch.save, which is read as data only. Raises UserError."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{option}={path}: there is no such file; it should be {what}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # on bytes that are no pickle the unpickler trips over anything
         raise UserError(
             f"{path} is damaged or no weights file ({one_line(error)}), expected {what}; fetch it again, or name "
             f"another by {option}"
         ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds other things than named tensors, expected {what}; name another by {option}")
+    return state

@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """A quantizer with nothing to learn but by gradients needs the first three methods only.
+    """A quantizer with nothing to learn but by gradients needs `grids`, `forward` and `codes_to_latents` only.
 
     `forward` in training mode may note what the batch showed, but never changes the codebook: that is for `update`,
     once per optimiser step, so that gradient accumulation equals one large batch and a skipped step leaves no trace.

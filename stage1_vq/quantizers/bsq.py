@@ -14,7 +14,8 @@ from stage1_vq.quantizers.lfq import LFQuantizer, check_bits_config
 
 @dataclass(frozen=True, kw_only=True)
 class BSQConfig:
-    """As the config of LFQ; the authors' code has no commitment loss and groups of 9 bits, and so has this."""
+    """As the config of LFQ. The authors' recipes have no commitment loss; groups of 9 bits are the default of their
+    code, where some of those recipes have groups of 1."""
 
     kind: Literal["bsq"] = "bsq"
     bits: int = 18  # numbers of the narrow latent: the vocabulary is 2^bits

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stage1_vq.codes import Codes
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.counting import CountingQuantizer
+from stage1_vq.quantizers.nearest import StraightThrough
 from training.errors import UserError
 
 WIDENING = 1e-3  # of the range of tanh, so that the outermost levels are reached by finite latents
@@ -100,8 +101,7 @@ class FSQuantizer(CountingQuantizer):
             codes = self.codes_of(digits)
             if self.training:
                 self.usage.note(codes)
-            rounded = bounded + (digits - bounded).detach()
-            z_q = self.project_out(self.values(rounded)).to(z.dtype)
+            z_q = self.project_out(self.values(StraightThrough.apply(bounded, digits))).to(z.dtype)
             error = F.mse_loss(self.values(bounded.detach()), self.values(digits))
             return Quantized(z_q, (codes,), {}, {"quantization_error": error})
 

@@ -32,6 +32,7 @@ def kmeans(batches: Sequence[Tensor], k: int, iterations: int, *, spherical: boo
         again = centres[torch.arange(missing, device=vectors.device) % len(centres)]
         noise = from_first_process(torch.randn(again.shape).to(again.device))
         centres = torch.cat([centres, again + 0.01 * centres.std(0, correction=0) * noise])
+        centres = F.normalize(centres, dim=1) if spherical else centres
     sizes = torch.zeros(k, dtype=torch.int64, device=vectors.device)
     for _ in range(iterations):
         codes = nearest_codes(vectors, centres)

@@ -9,6 +9,7 @@ all latents by all codes is needed for either term (stage1_vq/quantizers/bits.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +28,7 @@ from stage1_vq.quantizers.bits import (
     mean_joint_probabilities,
 )
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.distributed import global_mean
+from stage1_vq.quantizers.distributed import global_mean, mean_over_processes
 from stage1_vq.quantizers.nearest import StraightThrough
 from training.errors import UserError
 
@@ -123,6 +124,16 @@ class LFQuantizer(CountingQuantizer):
         (only,) = codes
         with torch.autocast(only.device.type, enabled=False):
             return self.project_out(self.corners(codes_to_bits(only, self.config.bits)))
+
+    @torch.no_grad()
+    def initialise(self, batches: Sequence[Tensor]) -> None:
+        """Starts each bit on both sides of its border: the bias of the convolution before the signs, where there is
+        one, takes away the mean. A bit that is the same for all latents would stay so, for far from the border the
+        soft assignment has no slope."""
+        if isinstance(self.project_in, nn.Conv2d):
+            with torch.autocast(batches[0].device.type, enabled=False):
+                means = torch.stack([self.project_in(z.float()).mean((0, 2, 3)) for z in batches]).mean(0)
+            self.project_in.get_parameter("bias").sub_(mean_over_processes(means))
 
     def lookup_vectors(self, z: Tensor) -> Tensor:
         """b bits h w: z where its signs are taken."""

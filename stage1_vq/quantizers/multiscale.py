@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from stage1_vq.codes import Codes, Grid
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, StraightThrough
-from stage1_vq.quantizers.parts import join_recent, usage_remedies
+from stage1_vq.quantizers.parts import join_recent
+from stage1_vq.quantizers.usage import usage_remedies
 from training.errors import UserError
 
 

@@ -23,7 +23,7 @@ from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.distributed import draw_rows, sum_over_processes
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
-from stage1_vq.quantizers.usage import CodeUsage
+from stage1_vq.quantizers.usage import CodeUsage, usage_remedies
 from training.errors import UserError
 
 REMEMBERED_BATCHES = 64  # micro-batches of one step that dead codes are revived from
@@ -31,7 +31,8 @@ REMEMBERED_BATCHES = 64  # micro-batches of one step that dead codes are revived
 
 @dataclass(frozen=True, kw_only=True)
 class NearestQuantizerConfig:
-    """The paper's own settings are the first five, with kmeans_iterations=0 and revive_after=0."""
+    """The paper's own settings are the first five, with kmeans_iterations=0 and revive_after=0; the moving averages are
+    those of its appendix, its experiments have codebook_update=gradient."""
 
     kind: Literal["nearest"] = "nearest"
     codebook_size: int = 512  # k
@@ -262,12 +263,7 @@ class NearestQuantizer(Quantizer):
         self.recent.clear()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        config = self.config
-        remedies = ["a smaller model.quantizer.codebook_size"]
-        if not 0 < config.revive_after <= steps_per_epoch:
-            remedies.append(f"model.quantizer.revive_after={min(steps_per_epoch, 500)}")
-        if not config.kmeans_iterations:
-            remedies.append("model.quantizer.kmeans_iterations=10")
-        if not config.l2_normalise:
+        remedies = usage_remedies(self.config.revive_after, self.config.kmeans_iterations, steps_per_epoch)
+        if not self.config.l2_normalise:
             remedies.append("model.quantizer.l2_normalise=true with lookup_dim=8")
         return self.usage.warnings(metrics, steps_per_epoch, remedies)

@@ -39,18 +39,6 @@ def health_over(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return together
 
 
-def usage_remedies(
-    revive_after: int, kmeans_iterations: int, steps_per_epoch: int, path: str = "model.quantizer"
-) -> list[str]:
-    """What helps when few codes are in use, by the settings of the codebook at `path` of the config."""
-    remedies = [f"a smaller {path}.codebook_size"]
-    if not 0 < revive_after <= steps_per_epoch:
-        remedies.append(f"{path}.revive_after={min(steps_per_epoch, 500)}")
-    if not kmeans_iterations:
-        remedies.append(f"{path}.kmeans_iterations=10")
-    return remedies
-
-
 @torch.compiler.disable
 def join_recent(layer: NearestQuantizer, calls: int, b: int) -> None:
     """Makes one micro-batch of the vectors that `layer` remembers of its last `calls` passes over the same b images.

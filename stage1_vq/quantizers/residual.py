@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from stage1_vq.codes import Codes, Grid
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, Rotation, StraightThrough
-from stage1_vq.quantizers.parts import figures_of, health_over, join_recent, mean_over, usage_remedies
+from stage1_vq.quantizers.parts import figures_of, health_over, join_recent, mean_over
+from stage1_vq.quantizers.usage import usage_remedies
 from training.errors import UserError
 
 

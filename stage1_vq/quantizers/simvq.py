@@ -89,6 +89,7 @@ class SimVQuantizer(CountingQuantizer):
             return rearrange(self.code_transform(F.embedding(only, self.frozen_codebook)), "b h w d -> b d h w")
 
     def lookup_vectors(self, z: Tensor) -> Tensor:
+        """z, b d h w, where it is compared with the code vectors."""
         self.check_latents(z)
         return z.float()
 

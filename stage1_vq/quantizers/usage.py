@@ -29,7 +29,9 @@ class CodeUsage(nn.Module):
     @torch.no_grad()
     def note(self, codes: Tensor) -> None:
         """codes: int64, any shape."""
-        self.pending_counts += torch.bincount(codes.flatten(), minlength=self.codebook_size)
+        numbers = codes.flatten()
+        # `bincount` would make the host wait for a GPU, in each forward pass, and takes k more numbers.
+        self.pending_counts.index_add_(0, numbers, torch.ones_like(numbers))
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -69,3 +71,15 @@ class CodeUsage(nn.Module):
             f"only {share:.0%} of {self.codebook_size} codes were used in the last epoch, below "
             f"warn_usage_below={self.warn_below:.0%}; try {', or '.join(remedies)}"
         ]
+
+
+def usage_remedies(
+    revive_after: int, kmeans_iterations: int, steps_per_epoch: int, path: str = "model.quantizer"
+) -> list[str]:
+    """What helps when few codes are in use, by the settings of the codebook at `path` of the config."""
+    remedies = [f"a smaller {path}.codebook_size"]
+    if not 0 < revive_after <= steps_per_epoch:
+        remedies.append(f"{path}.revive_after={min(steps_per_epoch, 500)}")
+    if not kmeans_iterations:
+        remedies.append(f"{path}.kmeans_iterations=10")
+    return remedies

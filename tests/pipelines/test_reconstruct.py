@@ -157,3 +157,9 @@ def test_results_are_kept_apart_from_the_images(model: Path, tmp_path: Path):
 
 def test_an_image_called_like_the_sheet_keeps_its_place():
     assert target_names(["a.jpg", "sheet.png"]) == {"a.jpg": "a.png", "sheet.png": "sheet.png.png"}
+
+
+def test_no_two_images_share_a_file():
+    assert target_names(["a.jpg", "a.jpg.png", "a.png"]) == {
+        "a.jpg": "a.jpg.png", "a.jpg.png": "a.jpg.png.png", "a.png": "a.png.png",
+    }  # fmt: skip

@@ -83,7 +83,7 @@ def test_the_log_follows_the_phase(squares, tmp_path):
 
 def test_weight_0_builds_nothing_and_leaves_the_config_as_it_was(squares):
     config = make_config(squares, AdversarialConfig())
-    assert companions(config) == (None, None)
+    assert companions(config, (8, 8)) == (None, None)
     assert config.resolved().keys() == {"model", "data", "train"}
     assert make_config(squares).resolved()["adversarial"]["discriminator"]["kind"] == "patchgan"
 

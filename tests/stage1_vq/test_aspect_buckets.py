@@ -21,6 +21,7 @@ from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig
 from stage1_vq.image_files import open_upright
 from stage1_vq.image_sources import ArraySource, FileSource, open_folder
 from stage1_vq.images import DataConfig, ImageDataset, image_datasets, to_float
+from stage1_vq.losses.adversarial import AdversarialConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, train_stage1
 from tests.stage1_vq.test_conformance import (
@@ -362,3 +363,9 @@ def test_buckets_off_leave_everything_as_it_was(photos: Path):
     assert train.fetch(range(50), range(50))["images"].shape == (50, 3, 24, 24)
     assert "aspect_buckets" not in config.resolved()["data"]  # so that a run from before there were any continues
     assert run_config(photos).resolved()["data"]["aspect_buckets"] == 3
+
+
+def test_a_discriminator_must_suit_the_smallest_sides_of_all_shapes(photos: Path, tmp_path: Path):
+    config = replace(run_config(photos), adversarial=AdversarialConfig(weight=0.5))  # three layers, enough for 24x24
+    with pytest.raises(UserError, match=r"layers=3 leaves nothing of 16x16 images: give at most 2"):
+        train_stage1(config, tmp_path / "run")

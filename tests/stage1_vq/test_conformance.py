@@ -461,3 +461,7 @@ def test_codes_that_are_none_are_refused(row):
         autoencoder.decode((*codes, codes[0]))
     with pytest.raises(UserError, match="holds codes from"):
         autoencoder.decode(tuple(grid + 10**6 for grid in codes))
+    with pytest.raises(UserError, match=r"has shape \(\d+,\), expected \d+x\d+"):
+        autoencoder.decode(tuple(grid.flatten(1) for grid in codes))
+    with pytest.raises(UserError, match="got codes of 0 grids, expected"):
+        autoencoder.decode(())

@@ -255,6 +255,7 @@ def test_given_data_replace_the_run_s(tmp_path: Path) -> None:
     assert counts(path=str(first)) == [8, 6, 2]  # the held-out images are still the run's
     assert counts(path=str(second)) == [8, 2, 2]  # of other images some are held out
     assert counts(path=str(second), validation_share=0.5) == [5, 5, 2]
+    assert counts(validation_share=0.5) == [4, 4, 2]  # of the run's images, in place of those it held out
     assert counts(path=str(second), validation_path=str(first)) == [10, 8, 2]
     assert counts(image_size=(8, 16)) == [8, 6, 4]  # any size that the stride divides
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.imports.dalle import CODE_VECTORS, import_dalle, published_name, read_dalle_pickle
@@ -221,23 +222,60 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
     assert not marker.exists()
 
 
-def test_what_a_pickle_does_to_the_names_it_is_given_ends_with_it(tmp_path):
-    """BUILD sets attributes of whatever it is given, also of a function."""
+NAMES = ["torch._utils\n_rebuild_tensor_v2", "torch._utils\n_rebuild_parameter", "dall_e.encoder\nEncoder"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pickle_cannot_change_what_its_names_stand_for(tmp_path, name):
+    """BUILD sets attributes of whatever it is given, also of a function or a class."""
     path = tmp_path / "encoder.pkl"
-    body = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}X\x04\x00\x00\x00evilK\x01stb."
+    body = b"\x80\x02c" + name.encode() + b"\n(N}X\x04\x00\x00\x00evilK\x01stb."
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", body)
         archive.writestr("archive/version", "3\n")
-    with pytest.raises(UserError, match="it holds a function, expected a module"):
+    with pytest.raises(UserError, match=r"encoder.pkl cannot be read as .*TypeError: it sets evil of "):
         read_dalle_pickle(path)
-    assert not hasattr(torch._utils._rebuild_tensor_v2, "evil")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_that_asks_for_a_patch_of_its_source_code_writes_no_file(tmp_path, name):
+    """The older format stores source code, and torch.load writes how it differs where the class asks for it."""
+    path, target = tmp_path / "encoder.pkl", str(tmp_path / "written")
+    attributes = {"dump_patches": True, "__name__": target, "__qualname__": "StoredModule"}
+    body = b"\x80\x02c" + name.encode() + b"\n" + b"(N" + pickle.dumps(attributes, 2)[2:-1] + b"tbq\x630"
+    body += b"(X\x06\x00\x00\x00moduleh\x63X\x01\x00\x00\x00sX\x01\x00\x00\x00ctQ."
+    with open(path, "wb") as file:
+        for value in (MAGIC_NUMBER, PROTOCOL_VERSION, {"little_endian": True, "protocol_version": 1001}):
+            pickle.dump(value, file, 2)
+        file.write(body)
+    with pytest.raises(UserError, match=r"TypeError: it sets "):
+        read_dalle_pickle(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["encoder.pkl"]
+
+
+def as_program(path: Path) -> bytes:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("encoder/constants.pkl", b"")
+        archive.writestr("encoder/version", "3\n")
+    return path.read_bytes()
 
 
 def test_a_program_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "encoder.pkl", "w") as archive:
-        archive.writestr("encoder/constants.pkl", b"")
+    as_program(tmp_path / "encoder.pkl")
     with pytest.raises(UserError, match=r"is a TorchScript program, expected DALL-E's encoder.pkl"):
         read_dalle_pickle(tmp_path / "encoder.pkl")
+
+
+def test_a_program_that_other_readers_of_zip_files_do_not_see_is_refused(tmp_path):
+    path = tmp_path / "encoder.pkl"
+    program = as_program(path)
+    begin, end = program.index(b"PK\x01\x02"), program.index(b"PK\x05\x06")
+    directory = program[begin:end]  # torch goes to where it is said to begin, Python counts back from its end
+    path.write_bytes(program[:end] + directory.replace(b"constants", b"harmless_") + program[end:])
+    with zipfile.ZipFile(path) as archive:
+        assert "encoder/constants.pkl" not in archive.namelist()
+    with pytest.raises(UserError, match=r"is a TorchScript program"):
+        read_dalle_pickle(path)
 
 
 def test_files_that_are_none_are_named(tmp_path):

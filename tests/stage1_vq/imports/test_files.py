@@ -99,7 +99,7 @@ def test_a_file_of_something_else_is_refused(content, message, tmp_path):
         read_weights(saved(content, tmp_path), ("state_dict", "model"))
 
 
-@pytest.mark.parametrize("name", ["cut.ckpt", "cut.safetensors", "empty.pt", "text.pt"])
+@pytest.mark.parametrize("name", ["cut.ckpt", "cut.safetensors", "empty.pt", "text.pt", "other text.pt"])
 def test_a_damaged_file_is_refused(name, tmp_path):
     path = tmp_path / name
     if name == "cut.safetensors":
@@ -107,7 +107,8 @@ def test_a_damaged_file_is_refused(name, tmp_path):
     elif name == "cut.ckpt":
         torch.save(WEIGHTS, path)
     content = path.read_bytes() if path.exists() else b""
-    path.write_bytes(b"no weights" if name == "text.pt" else content[: len(content) // 2])
+    texts = {"text.pt": b"no weights", "other text.pt": b"hello"}  # h: what the unpickler has stored under that number
+    path.write_bytes(texts.get(name, content[: len(content) // 2]))
     with pytest.raises(UserError, match="is no file of weights, or damaged"):
         read_weights(path)
 
@@ -117,6 +118,8 @@ def test_a_missing_file_is_named(tmp_path):
         read_weights(tmp_path / "nothing.ckpt")
     with pytest.raises(UserError, match=r"there is no file .*nothing.yaml; give the original's config"):
         read_original_config(tmp_path / "nothing.yaml")
+    with pytest.raises(UserError, match=r"there is no file .*; give the original's config"):
+        read_original_config(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -190,9 +190,14 @@ def test_a_damaged_or_untrusted_file_is_one_sentence(tmp_path, content):
 
 def test_files_of_something_else_are_refused(tmp_path, vgg, resnet):
     other = tmp_path / "other.pth"
-    torch.save({"features.0.weight": torch.zeros(3)}, other)
-    with pytest.raises(UserError, match=r"other.pth does not hold torchvision's VGG16"):
+    torch.save([torch.zeros(3)], other)
+    with pytest.raises(UserError, match=r"other.pth holds other things than named tensors, expected torchvision's"):
         PerceptualLoss(LPIPSConfig(weight=1.0, weights=str(other)), 3, SIZE)
+    narrow = {name: tensor[:1] for name, tensor in torch.load(vgg["weights"]).items()}
+    for content in ({"features.conv0.weight": torch.zeros(3)}, narrow):  # a DenseNet's names; the names, other shapes
+        torch.save(content, other)
+        with pytest.raises(UserError, match=r"other.pth does not hold torchvision's VGG16"):
+            PerceptualLoss(LPIPSConfig(weight=1.0, weights=str(other)), 3, SIZE)
     linear = LPIPSConfig(weight=1.0, weights=str(vgg["weights"]), linear_weights=str(other))
     with pytest.raises(UserError, match=r"other.pth does not hold the linear weights of LPIPS"):
         PerceptualLoss(linear, 3, SIZE)

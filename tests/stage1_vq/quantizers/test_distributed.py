@@ -31,7 +31,9 @@ def nearest(**settings: Any) -> NearestQuantizerConfig:
 
 SETTINGS: dict[str, QuantizerConfig] = {
     "ema": nearest(),
+    "ema, bfloat16": nearest(),
     "gradient": nearest(codebook_update="gradient"),
+    "gradient, bfloat16": nearest(codebook_update="gradient"),
     "ema, normalised look-up": nearest(lookup_dim=3, l2_normalise=True),
     "residual": ResidualQuantizerConfig(depth=2, layer=nearest()),
     # Which layers the decoder sees is drawn by each process for itself: the codebook may not depend on it.
@@ -52,14 +54,23 @@ def batch(step: int, micro_batch: int, images: slice) -> Tensor:
     return torch.randn(4, 4, 3, 3, generator=generator)[images] + step
 
 
-def train(config: QuantizerConfig, images: slice) -> dict[str, Tensor]:
-    """State and last health after some steps on this process's images."""
+def train(name: str, images: slice) -> dict[str, Tensor]:
+    """State and last health after some steps on this process's images; with bfloat16, on latents of that type and under
+    its autocast, as an encoder gives them."""
     torch.manual_seed(0)
-    quantizer = build_quantizer(config)
-    quantizer.initialise([batch(0, micro_batch, images) for micro_batch in range(MICRO_BATCHES)])
+    quantizer = build_quantizer(SETTINGS[name])
+    half = "bfloat16" in name
+
+    def latents(step: int, micro_batch: int) -> Tensor:
+        return batch(step, micro_batch, images).to(torch.bfloat16 if half else torch.float32)
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
+    with autocast:
+        quantizer.initialise([latents(0, micro_batch) for micro_batch in range(MICRO_BATCHES)])
     for step in range(STEPS):
         for micro_batch in range(MICRO_BATCHES):
-            quantizer(batch(step, micro_batch, images))
+            with autocast:
+                quantizer(latents(step, micro_batch))
         torch.manual_seed(step)
         health = quantizer.update(steps_per_epoch=4)
     assert health["revived_codes"] > 0, "the test must see revivals"
@@ -86,7 +97,7 @@ def process(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     torch.set_num_threads(1)
     half = slice(2 * rank, 2 * rank + 2)
-    found: dict[str, Any] = {name: train(config, half) for name, config in SETTINGS.items()}
+    found: dict[str, Any] = {name: train(name, half) for name in SETTINGS}
     first, second = torch.arange(20.0).view(20, 1).split([12, 8])  # global micro-batches, shared by halves
     torch.manual_seed(3 + rank)  # the first process's generator decides
     found["rows"] = draw_rows([first.chunk(2)[rank], second.chunk(2)[rank]], 7)
@@ -111,7 +122,7 @@ def test_the_codebook_is_the_same_on_all_processes_bit_for_bit(processes, name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_with_half_the_batch_do_what_one_does(processes, name):
-    alone = train(SETTINGS[name], slice(0, 4))
+    alone = train(name, slice(0, 4))
     assert alone.keys() == processes[0][name].keys()
     for key, tensor in alone.items():
         torch.testing.assert_close(processes[0][name][key], tensor, rtol=1e-5, atol=1e-6, msg=key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from stage1_vq.quantizers.kmeans import kmeans
@@ -39,10 +40,13 @@ def test_fewer_vectors_than_centres_give_different_centres():
     assert torch.cdist(centres, vectors).min(1).values.max() < 0.2
 
 
-def test_spherical_centres_have_length_one():
+@pytest.mark.parametrize("vectors", [200, 3])  # and fewer than centres
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_spherical_centres_have_length_one(vectors, iterations):
     torch.manual_seed(0)
-    vectors = torch.nn.functional.normalize(torch.randn(200, 3), dim=1)
-    torch.testing.assert_close(kmeans([vectors], 7, iterations=3, spherical=True).centres.norm(dim=1), torch.ones(7))
+    rows = torch.nn.functional.normalize(torch.randn(vectors, 3), dim=1)
+    centres = kmeans([rows], 7, iterations, spherical=True).centres
+    torch.testing.assert_close(centres.norm(dim=1), torch.ones(7))
 
 
 def test_the_same_random_state_gives_the_same_centres():

@@ -121,3 +121,14 @@ def test_spherical_latents_and_corners_have_length_1_and_scale_does_not_matter()
 def test_a_config_that_cannot_be_is_refused(kind, settings, message):
     with pytest.raises(UserError, match=message):
         kind(**settings)
+
+
+def test_every_bit_starts_on_both_sides_of_its_border():
+    torch.manual_seed(0)
+    quantizer = LFQuantizer(LFQConfig(bits=10, dim=16))
+    batches = [torch.randn(4, 16, 3, 3) + 5 * torch.randn(16, 1, 1) for _ in range(2)]
+    shares = [(quantizer.lookup_vectors(z) > 0).float().mean((0, 2, 3)) for z in batches]
+    assert torch.stack(shares).mean(0).min() < 0.01  # some bit is off in all latents
+    quantizer.initialise(batches)
+    numbers = torch.stack([quantizer.lookup_vectors(z) for z in batches])
+    torch.testing.assert_close(numbers.mean((0, 1, 3, 4)), torch.zeros(10), rtol=0, atol=1e-5)
