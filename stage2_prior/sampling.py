@@ -68,7 +68,7 @@ def sample_codes(
     finite = torch.ones((), dtype=torch.bool, device=device)  # looked at once, in the end: a GPU need not wait
 
     def choose(position: int, logits: Tensor) -> Tensor:
-        finite.logical_and_(logits.isfinite().all())
+        finite.logical_and_(logits.sum().isfinite())  # one that is not makes the sum so
         if sampling.temperature == 0:
             return logits.argmax(dim=-1)
         return inverse_cdf(probabilities(logits, sampling), uniforms[:, position])
@@ -104,17 +104,17 @@ def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
     """The distribution `b k` that `sampling` draws from: temperature, then top-k, then top-p. Float64 where the device
     has it. Codes as probable as the last one admitted are admitted too, so that the choice between equals does not
     depend on how a sort breaks the tie. Temperature 0 is one-hot."""
-    logits = logits.to(precise(logits.device))
+    scaled = logits.to(precise(logits.device))
     if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+        return torch.zeros_like(scaled).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     if sampling.temperature != 1:
         # The largest first becomes 0: a tiny temperature must not turn it into an infinity.
-        logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+        scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / sampling.temperature
     candidates = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
     if candidates < logits.shape[-1]:
         last = logits.topk(candidates, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < last, -math.inf)
-    shares = logits.softmax(dim=-1)
+        scaled = scaled.masked_fill(logits < last, -math.inf)
+    shares = scaled.softmax(dim=-1)
     if sampling.top_p == 1:
         return shares
     descending = shares.topk(candidates, dim=-1).values
