@@ -80,7 +80,7 @@ def pairs(d: int) -> dict[str, tuple[Any, Callable[[], nn.Module]]]:
             lambda: peer.LFQ(dim=d, codebook_size=2**10, entropy_loss_weight=0.1, commitment_loss_weight=0.25),
         ),
         "BSQ, 2^10": (
-            BSQConfig(bits=10, dim=d, entropy_bits=10, inverse_temperature=100.0),
+            BSQConfig(bits=10, dim=d, entropy_bits=10, inverse_temperature=30.0),
             lambda: peer.LFQ(dim=d, codebook_size=2**10, entropy_loss_weight=0.1, spherical=True),
         ),
     }
