@@ -74,8 +74,8 @@ def read_recipe(
         if choice.others
     )
     options = {"run": Option("str", ""), **options_of(config_class, selected)}
-    for kind_path in replaced:
-        keep_shared_fields(recipe, kind_path, options)
+    for kind_path, kind in replaced.items():
+        keep_shared_fields(recipe, kind_path, kind, options)
     if path is not None:
         check_fields(recipe, options, f"{path}: ")
     given = [] if path is None else ["--config", yaml.safe_dump(recipe) if replaced else str(path)]
@@ -106,13 +106,13 @@ def kinds_given(arguments: Sequence[str]) -> dict[str, str]:
     return vars(peek.parse_known_args(arguments)[0])
 
 
-def keep_shared_fields(recipe: dict[str, Any], kind_path: str, options: Mapping[str, Option]) -> None:
-    """Where a kind of the recipe is another one now, removes the fields that the new one does not have."""
+def keep_shared_fields(recipe: dict[str, Any], kind_path: str, kind: str, options: Mapping[str, Option]) -> None:
+    """Where the recipe has another kind at `kind_path`, removes its fields that `kind` does not have."""
     *groups, _ = kind_path.split(".")
     values: Any = recipe
     for name in groups:
         values = values.get(name) if isinstance(values, dict) else None
-    if isinstance(values, dict):
+    if isinstance(values, dict) and values.get("kind") != kind:
         prefix = ".".join(groups)
         for name in list(values):
             if not any(option == f"{prefix}.{name}" or option.startswith(f"{prefix}.{name}.") for option in options):

@@ -20,7 +20,7 @@ def convolution(width_in: int, width_out: int, kernel: int) -> nn.Conv2d:
     """Keeps height and width; its outputs start with the variance of its inputs."""
     layer = nn.Conv2d(width_in, width_out, kernel, padding=kernel // 2)
     nn.init.normal_(layer.weight, std=(width_in * kernel**2) ** -0.5)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(layer.get_parameter("bias"))
     return layer
 
 

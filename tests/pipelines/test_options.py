@@ -85,6 +85,8 @@ def test_another_kind_on_the_command_line_keeps_what_both_kinds_have(tmp_path: P
     assert (config.model, config.size, run.name) == (SquareModel(side=9, colour="red"), 4, "recipe")
     with pytest.raises(UserError, match=r"there is no field model.colors"):
         read(tmp_path, "model: {kind: round, colors: red}\n")
+    with pytest.raises(UserError, match=r"there is no field model.colors"):  # the same kind hides no mistake
+        read(tmp_path, "model: {kind: round, colors: red}\n", "--model.kind", "round")
 
 
 @pytest.mark.parametrize(
