@@ -47,9 +47,9 @@ def distance_to_border(prior: Prior, index: int, codes: Tensor, position: int, s
     condition = Condition(torch.tensor([index % prior.num_classes]) if prior.num_classes else None)
     stepper = prior.stepper(1, condition)
     for place in range(position + 1):
-        logits = stepper.next(codes[place - 1 : place] if place else None)
+        logits = stepper.next(codes[None, place - 1 : place] if place else None)
     number = noise(0, [index], len(codes))[0, position]
-    return float((probabilities(logits, sampling).cumsum(-1) - number).abs().min())
+    return float((probabilities(logits[:, 0], sampling).cumsum(-1) - number).abs().min())
 
 
 def main() -> None:

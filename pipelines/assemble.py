@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from pipelines.two_stage import TwoStagePipeline, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS
@@ -21,11 +22,15 @@ class AssembleConfig:
     temperature: float = 1.0  # divides the logits
     top_k: int | None = None  # draw from the k most probable codes; left out: from all
     top_p: float = 1.0  # draw from the fewest codes that hold this share of the probability; 1: from all
+    min_p: float = 0.0  # draw only from codes at least this share as probable as the most probable one; 0: from all
     guidance: float = 1.0  # weight of the class against no class; 1: none
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it rises over an image's steps
+    guidance_start: float = 0.0  # share of an image's steps before which there is none
+    guidance_end: float = 1.0  # share of an image's steps after which there is none
 
     @property
     def sampling(self) -> SamplingConfig:
-        return SamplingConfig(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, guidance=self.guidance)
+        return SamplingConfig(**{field.name: getattr(self, field.name) for field in fields(SamplingConfig)})
 
 
 def assemble(config: AssembleConfig) -> str:

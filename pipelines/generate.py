@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -39,10 +39,14 @@ class GenerateConfig:
     label: int | str | None = None  # class, by number or name; left out: sample i shows class i mod number of classes
     seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
     batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
-    temperature: float | None = None  # divides the logits; left out, as the next three: the model's own setting
+    temperature: float | None = None  # divides the logits; left out, as all settings of sampling: the model's own
     top_k: int | None = None  # draw from the k most probable codes; as many as there are: from all
     top_p: float | None = None  # draw from the fewest codes that hold this share of the probability
+    min_p: float | None = None  # draw only from codes at least this share as probable as the most probable one
     guidance: float | None = None  # weight of the class against no class; 1 is none
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None  # how it rises over an image's steps
+    guidance_start: float | None = None  # share of an image's steps before which there is none
+    guidance_end: float | None = None  # share of an image's steps after which there is none
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:

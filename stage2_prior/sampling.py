@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import Prior
+from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.stepping import GuidedStepper, Stepper, walk
 from training.errors import UserError
 
@@ -23,7 +23,11 @@ class SamplingConfig:
     temperature: float = 1.0  # divides the logits; 0 = always the most probable code
     top_k: int | None = None  # draw from the k most probable codes only; None = from all
     top_p: float = 1.0  # draw from the fewest codes that hold this share of the probability; 1 = from all
+    min_p: float = 0.0  # draw only from codes at least this share as probable as the most probable one; 0 = from all
     guidance: float = 1.0  # logits move from the null label's (0) to the label's (1) and beyond; 1 costs nothing
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it rises from 1 to that value
+    guidance_start: float = 0.0  # share of an image's steps before which there is none
+    guidance_end: float = 1.0  # share of an image's steps after which there is none
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -32,58 +36,102 @@ class SamplingConfig:
             raise UserError(f"top_k={self.top_k}, expected at least 1; leave it out to draw from all codes")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}, expected a share above 0 and up to 1; 1 draws from all codes")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p={self.min_p}, expected a share from 0 to 1; 0 draws from all codes")
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"guidance={self.guidance}, expected 0 or more; 1 means no guidance")
+        if not 0 <= self.guidance_start <= self.guidance_end <= 1:
+            raise UserError(
+                f"guidance_start={self.guidance_start} and guidance_end={self.guidance_end}, expected shares of the "
+                "steps from 0 to 1, the start not after the end"
+            )
+
+    def guidance_at(self, step: int, steps: int) -> float:
+        """The weight of step `step` of `steps`, counted from 0. A schedule rises from 1 at the first step to `guidance`
+        at the last: the first codes settle the layout, where exaggeration costs most variety (VAR, LlamaGen)."""
+        progress = step / max(1, steps - 1)
+        if not self.guidance_start <= progress <= self.guidance_end:
+            return 1.0
+        rises = {"constant": 1.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}
+        return 1 + (self.guidance - 1) * rises[self.guidance_schedule]
 
 
 def sample_codes(
-    prior: Prior, indices: Sequence[int], condition: Condition, seed: int, sampling: SamplingConfig
+    prior: Prior,
+    indices: Sequence[int],
+    condition: Condition,
+    seed: int,
+    sampling: SamplingConfig,
+    known: Codes | None = None,
 ) -> Codes:
     """Codes of samples `indices` of `seed`, each grid `b h w` on the prior's device; `condition` holds their labels.
+    known: codes that are kept, one `b h w` for each grid, -1 where a code is to be drawn (inpainting).
 
     A sample depends on its index, its label, the seed and the settings, not on the batch that it is drawn in.
     Raises UserError for labels that the prior does not have, for guidance it cannot give, and for a prior whose
     weights are not finite.
     """
     device = next(prior.parameters()).device
-    batch = len(indices)
-    condition.check(batch, prior.num_classes)
+    condition = condition.to(device)
+    condition.check(len(indices), prior.num_classes, prior.given)
     condition.check_range(prior.num_classes)
-    stepper: Stepper
-    if sampling.guidance == 1:
-        stepper = prior.stepper(batch, condition)
-    else:
-        if prior.num_classes and not prior.knows_null_label:
-            raise UserError(
-                f"guidance={sampling.guidance}, expected 1: this prior was trained with label_dropout=0 and never saw "
-                "the null label; train it with label_dropout=0.1"
-            )
-        doubled = condition.doubled_for_guidance(prior.num_classes)
-        stepper = GuidedStepper(prior.stepper(2 * batch, doubled), sampling.guidance)
-    exact = precise(device)
-    # Rounded to float32 a number could become 1, beyond the last code.
-    uniforms = noise(seed, indices, prior.code_spec.codes_per_image).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2)
-    uniforms = uniforms.to(device)
-
-    finite = torch.ones((), dtype=torch.bool, device=device)  # looked at once, in the end: a GPU need not wait
-
-    def choose(position: int, logits: Tensor) -> Tensor:
-        finite.logical_and_(logits.sum().isfinite())  # one that is not makes the sum so
-        if sampling.temperature == 0:
-            return logits.argmax(dim=-1)
-        return inverse_cdf(probabilities(logits, sampling), uniforms[:, position])
-
-    codes = walk(stepper, prior.code_spec.codes_per_image, choose)
+    if sampling.guidance != 1 and prior.num_classes and not prior.knows_null_label:
+        raise UserError(
+            f"guidance={sampling.guidance}, expected 1: this prior was trained with label_dropout=0 and never saw "
+            "the null label; train it with label_dropout=0.1"
+        )
+    kept = None if known is None else prior.sequence(tuple(grid.to(device) for grid in known), condition)  # b n
+    assert isinstance(prior, AutoregressivePrior)
+    codes, finite = draw_in_order(prior, indices, condition, seed, sampling, kept)
     if not bool(finite):
         raise UserError(
             f"the prior's logits are not finite: guidance={sampling.guidance} is too large for it, or its weights are "
             "damaged; lower the guidance, or take an earlier checkpoint"
         )
-    grids = prior.code_spec.grids
-    return tuple(
-        rearrange(part, "b (h w) -> b h w", h=grid.height)
-        for part, grid in zip(codes.split([grid.size for grid in grids], dim=1), grids, strict=True)
-    )
+    return prior.grids_of(codes)
+
+
+def draw_in_order(
+    prior: AutoregressivePrior,
+    indices: Sequence[int],
+    condition: Condition,
+    seed: int,
+    sampling: SamplingConfig,
+    known: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Codes `b n`, each drawn given those before it, and whether all logits were finite: a scalar on the device, looked
+    at once in the end, so that a GPU need not wait. known: `b n`, -1 where a code is to be drawn."""
+    batch, device = len(indices), next(prior.parameters()).device
+    stepper: Stepper
+    if sampling.guidance == 1:
+        stepper = prior.stepper(batch, condition)
+    else:
+        doubled = prior.stepper(2 * batch, condition.doubled_for_guidance(prior.num_classes))
+        stepper = GuidedStepper(doubled, [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)])
+    uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def choose(position: int, logits: Tensor) -> Tensor:
+        finite.logical_and_(logits.sum().isfinite())  # one that is not makes the sum so
+        here = slice(position, position + logits.shape[1])
+        codes = draw(logits, uniforms[:, here], sampling)
+        return codes if known is None else torch.where(known[:, here] < 0, codes, known[:, here])
+
+    return walk(stepper, prior.code_spec.codes_per_image, choose), finite
+
+
+def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Codes `b m`, int64, from logits `b m k` and uniform numbers `b m`."""
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    return inverse_cdf(probabilities(logits.flatten(0, 1), sampling), uniforms.flatten()).view(uniforms.shape)
+
+
+def uniforms_of(seed: int, indices: Sequence[int], numbers: int, device: torch.device) -> Tensor:
+    """`noise` on the device, `b n`, in the most precise type that it has."""
+    exact = precise(device)
+    # Rounded to float32 a number could become 1, beyond the last code.
+    return noise(seed, indices, numbers).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2).to(device)
 
 
 def noise(seed: int, indices: Sequence[int], positions: int) -> Tensor:
@@ -101,9 +149,9 @@ def noise(seed: int, indices: Sequence[int], positions: int) -> Tensor:
 
 
 def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
-    """The distribution `b k` that `sampling` draws from: temperature, then top-k, then top-p. Float64 where the device
-    has it. Codes as probable as the last one admitted are admitted too, so that the choice between equals does not
-    depend on how a sort breaks the tie. Temperature 0 is one-hot."""
+    """The distribution `b k` that `sampling` draws from: temperature, then top-k, top-p and min-p. Float64 where the
+    device has it. Codes as probable as the last one admitted are admitted too, so that the choice between equals does
+    not depend on how a sort breaks the tie. Temperature 0 is one-hot."""
     scaled = logits.to(precise(logits.device))
     if sampling.temperature == 0:
         return torch.zeros_like(scaled).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
@@ -115,11 +163,20 @@ def probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
         last = logits.topk(candidates, dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(logits < last, -math.inf)
     shares = scaled.softmax(dim=-1)
-    if sampling.top_p == 1:
-        return shares
+    if sampling.top_p < 1:
+        shares = within_top_p(shares, candidates, sampling.top_p)
+    if sampling.min_p > 0:
+        floor = sampling.min_p * shares.amax(dim=-1, keepdim=True)
+        shares = shares.masked_fill(shares < floor, 0.0)
+        shares = shares / shares.sum(dim=-1, keepdim=True)
+    return shares
+
+
+def within_top_p(shares: Tensor, candidates: int, top_p: float) -> Tensor:
+    """The fewest codes that hold `top_p` of the probability, `b k`; at most `candidates` have any."""
     descending = shares.topk(candidates, dim=-1).values
     before = descending.cumsum(dim=-1) - descending  # probability of all codes more probable than this one
-    last = descending.masked_fill(before >= sampling.top_p, math.inf).amin(dim=-1, keepdim=True)
+    last = descending.masked_fill(before >= top_p, math.inf).amin(dim=-1, keepdim=True)
     shares = shares.masked_fill(shares < last, 0.0)
     return shares / shares.sum(dim=-1, keepdim=True)
 

@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Choose = Callable[[int, Tensor], Tensor]
-"""(position, logits b k) -> the codes at that position, int64 b: drawn, known, or read from a compressed stream."""
+"""(position, logits b m k) -> the codes at the m positions from there on, int64 b m: drawn, known, or read from a
+compressed stream."""
 
 
 class Stepper(Protocol):
-    """A prior on its way through a batch of images, at the cost of one position per call."""
+    """A prior on its way through a batch of images, at the cost of what it predicts, not of the whole image.
+
+    Most priors predict one code at a time, m = 1. One that predicts many at once, such as a scale of VAR, gives the
+    logits of all of them together.
+    """
 
     def next(self, previous: Tensor | None) -> Tensor:
-        """Logits `b k`, float32, of the next code; k is its grid's vocabulary. previous: int64 `b`, the codes just
-        chosen; None at the first."""
+        """Logits `b m k`, float32, of the next m codes; k is their grid's vocabulary. previous: int64 `b m'`, the codes
+        just chosen; None at the first."""
         ...
 
 
 @torch.inference_mode()
 def walk(stepper: Stepper, positions: int, choose: Choose) -> Tensor:
-    """Codes `b n`, chosen one after the other, each from logits that know all codes before it."""
+    """Codes `b n`, chosen one step after the other, each from logits that know all codes of earlier steps."""
     chosen: list[Tensor] = []
-    for position in range(positions):
+    done = 0
+    while done < positions:
         logits = stepper.next(chosen[-1] if chosen else None)
-        chosen.append(choose(position, logits))
-    return torch.stack(chosen, dim=1)
+        chosen.append(choose(done, logits))
+        done += logits.shape[1]
+    return torch.cat(chosen, dim=1)
 
 
 class GuidedStepper:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) around a stepper of 2b samples, made with
     `Condition.doubled_for_guidance`: the first b follow their labels, the last b the null label."""
 
-    def __init__(self, doubled: Stepper, guidance: float):
+    def __init__(self, doubled: Stepper, guidance: Sequence[float]):
+        """guidance: of each step; 0 = no label, 1 = the label as trained, above 1 = exaggerated."""
         self.doubled = doubled
-        self.guidance = guidance  # 0 = no label, 1 = the label as trained, above 1 = exaggerated
+        self.guidance = iter(guidance)
 
     def next(self, previous: Tensor | None) -> Tensor:
-        logits = self.doubled.next(None if previous is None else previous.repeat(2))
-        conditional, unconditional = logits.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        logits = self.doubled.next(None if previous is None else previous.repeat(2, 1))
+        return guided(logits, next(self.guidance))
+
+
+def guided(doubled: Tensor, guidance: float) -> Tensor:
+    """Logits `2b ...`, of the label and of the null label -> `b ...`."""
+    conditional, unconditional = doubled.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
 
 
 def step_dtype(weight: Tensor) -> torch.dtype:

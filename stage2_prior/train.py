@@ -79,8 +79,9 @@ class Stage2Task:
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         labels = self.known(batch["labels"])
         dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
-        nll = model(batch["codes"], self.condition(labels.masked_fill(dropped, self.prior.num_classes))).mean()
-        return StepOutput(nll, self.metrics(nll.detach()))
+        condition = self.condition(labels.masked_fill(dropped, self.prior.num_classes))
+        loss, nll = model(batch["codes"], condition)  # each b
+        return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 
     def after_step(self) -> dict[str, Tensor]:
         return {}
@@ -89,8 +90,8 @@ class Stage2Task:
         pass
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        nll = model(batch["codes"], self.condition(self.known(batch["labels"])))  # b n
-        return self.metrics(nll.mean(dim=1))
+        assert isinstance(model, Prior)
+        return self.metrics(model.nll(batch["codes"], self.condition(self.known(batch["labels"]))).mean(dim=1))
 
     def preview(self, model: nn.Module) -> Tensor | None:
         return None  # codes are no picture without the decoder, which stage two does not know

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stage2_prior.priors.base import Prior
+from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.transformer import Transformer, TransformerConfig
 
@@ -11,6 +11,7 @@ PriorConfig = TransformerConfig | PixelCNNConfig
 
 __all__ = [
     "PRIORS",
+    "AutoregressivePrior",
     "PixelCNN",
     "PixelCNNConfig",
     "Prior",

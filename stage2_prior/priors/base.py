@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,14 @@ from training.model_io import PretrainedModel
 NO_CODE = -1e4  # a logit of probability 0, yet finite in every type
 
 
+class TrainingLoss(NamedTuple):
+    loss: Tensor  # b, nats per code: what training minimises
+    nll: Tensor | None  # b, nats per code, detached; None where the loss is no likelihood
+
+
 class Prior(PretrainedModel):
-    """A distribution over the codes of an image. A prior defines `logits` and `stepper`, which agree."""
+    """A distribution over the codes of an image, which tells their `nll`. One that walks the codes in an order is an
+    `AutoregressivePrior`."""
 
     config_class: ClassVar[type]
 
@@ -31,19 +37,22 @@ class Prior(PretrainedModel):
         code_spec: CodeSpec,
         num_classes: int,
         *,
+        given: Sequence[Grid] = (),
         class_names: Sequence[str] | None = None,
         stage1_fingerprint: str | None = None,
         knows_null_label: bool = True,
     ):
-        """num_classes: 0 for a prior without classes. The rest are facts of its training that travel with it:
-        what the classes are called, whose codes it learned (`PretrainedModel.fingerprint` of the autoencoder),
-        and whether it saw the null label, without which guidance means nothing."""
+        """num_classes: 0 for a prior without classes. given: grids of codes that are known beforehand, coarser levels
+        of a hierarchy or codes of another tokenizer; they come as `Condition.codes`. The rest are facts of its training
+        that travel with it: what the classes are called, whose codes it learned (`PretrainedModel.fingerprint` of the
+        autoencoder), and whether it saw the null label, without which guidance means nothing."""
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise UserError(f"got {len(class_names)} class names for {num_classes} classes, expected one for each")
         self.config = config
         self.code_spec = code_spec
         self.num_classes = num_classes
+        self.given = tuple(given)
         self.class_names = None if class_names is None else tuple(class_names)
         self.stage1_fingerprint = stage1_fingerprint
         self.knows_null_label = knows_null_label
@@ -53,6 +62,7 @@ class Prior(PretrainedModel):
             "config": asdict(self.config),
             "code_spec": self.code_spec.to_json(),
             "num_classes": self.num_classes,
+            "given": [asdict(grid) for grid in self.given],
             "class_names": None if self.class_names is None else list(self.class_names),
             "stage1_fingerprint": self.stage1_fingerprint,
             "knows_null_label": self.knows_null_label,
@@ -61,35 +71,34 @@ class Prior(PretrainedModel):
     @classmethod
     def from_arguments(cls, **arguments: Any) -> Self:
         config = cls.config_class(**arguments.pop("config"))
-        return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), **arguments)
-
-    def logits(self, codes: Codes, condition: Condition) -> Tensor:
-        """Logits `b n k` of every code given all codes before it, in one teacher-forced pass. Where grids differ in
-        their vocabulary, k is the largest, and numbers that are no codes of a grid have logits of NO_CODE."""
-        raise NotImplementedError
-
-    def stepper(self, batch: int, condition: Condition) -> Stepper:
-        """The same logits one position at a time, over the codes of its own grid only, for `batch` samples, with the
-        weights as they are now and without dropout."""
-        raise NotImplementedError
+        given = tuple(Grid(**grid) for grid in arguments.pop("given", ()))
+        return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), given=given, **arguments)
 
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
-        """Negative log-likelihood of each code, `b n` float32, in nats."""
-        logits = rearrange(self.logits(codes, condition).float(), "b n k -> b k n")
-        return F.cross_entropy(logits, self.sequence(codes, condition), reduction="none")
+        """Negative log-likelihood of each code, `b n` float32, in nats, n in the order of `sequence`."""
+        raise NotImplementedError
 
-    def forward(self, codes: Codes, condition: Condition) -> Tensor:
-        """`nll`, by the name under which a wrapped model (DDP, compile) is called."""
-        return self.nll(codes, condition)
+    def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:
+        """What training minimises, by the name under which a wrapped model (DDP, compile) is called."""
+        nll = self.nll(codes, condition).mean(dim=1)
+        return TrainingLoss(nll, nll.detach())
 
     def sequence(self, codes: Codes, condition: Condition) -> Tensor:
-        """All codes, grid after grid, each in raster order: `b n`. Raises UserError when codes or condition have other
-        shapes than this prior's."""
+        """All codes in the order in which this prior walks them, `b n`: grid after grid, each in raster order, unless
+        it says otherwise. Raises UserError when codes or condition have other shapes than this prior's."""
         if [tuple(tensor.shape[1:]) for tensor in codes] != [(g.height, g.width) for g in self.code_spec.grids]:
             shapes = " + ".join("x".join(str(side) for side in tensor.shape[1:]) for tensor in codes)
             raise UserError(f"got codes of {shapes}, expected {self.code_spec.describe()}, as the prior was made for")
-        condition.check(len(codes[0]), self.num_classes)
+        condition.check(len(codes[0]), self.num_classes, self.given)
         return torch.cat([rearrange(tensor, "b h w -> b (h w)") for tensor in codes], dim=1)
+
+    def grids_of(self, sequence: Tensor) -> tuple[Tensor, ...]:
+        """What `sequence` laid in a row, one `b h w` for each grid again: codes, or a number of each code, `b n`."""
+        parts = sequence.split([grid.size for grid in self.code_spec.grids], dim=1)
+        return tuple(
+            rearrange(part, "b (h w) -> b h w", h=grid.height)
+            for part, grid in zip(parts, self.code_spec.grids, strict=True)
+        )
 
     def only_grid(self) -> Grid:
         """The grid of a prior that models one. Raises UserError when the codes have several."""
@@ -99,3 +108,26 @@ class Prior(PretrainedModel):
                 f"a {self.kind} prior models one; take an autoencoder with one, or a transformer prior"
             )
         return self.code_spec.grids[0]
+
+
+class AutoregressivePrior(Prior):
+    """A prior that predicts each code from those before it: `logits` and `stepper`, which agree."""
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        """Logits `b n k` of every code given all codes of earlier steps, in one teacher-forced pass. Where grids differ
+        in their vocabulary, k is the largest, and numbers that are no codes of a grid have logits of NO_CODE."""
+        raise NotImplementedError
+
+    def stepper(self, batch: int, condition: Condition) -> Stepper:
+        """The same logits one step at a time, over the codes of its own grid only, for `batch` samples, with the
+        weights as they are now and without dropout."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int:
+        """Calls of a stepper's `next` for a whole image: one for each code, unless a prior predicts many at once."""
+        return self.code_spec.codes_per_image
+
+    def nll(self, codes: Codes, condition: Condition) -> Tensor:
+        logits = rearrange(self.logits(codes, condition).float(), "b n k -> b k n")
+        return F.cross_entropy(logits, self.sequence(codes, condition), reduction="none")

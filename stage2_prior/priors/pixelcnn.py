@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from stage1_vq.codes import Codes, CodeSpec
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import Prior
+from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.column_blocks import ColumnBlocks, join
 from stage2_prior.stepping import step_dtype
 from training.errors import UserError
@@ -87,7 +87,7 @@ class Layer(nn.Module):
         return gate(above + vertical_bias, dim=1), horizontal + new if self.residual else new
 
 
-class PixelCNN(Prior):
+class PixelCNN(AutoregressivePrior):
     """Raises UserError when the codes have more than one grid."""
 
     kind = "pixelcnn"
@@ -217,10 +217,11 @@ class PixelCNNStepper:
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
         device = self.row.device.type
+        code = None if previous is None else previous[:, 0]
         if not torch.is_autocast_enabled(device):  # entering a context costs as much as an operation
-            return self._next(previous)
+            return self._next(code)[:, None]
         with torch.autocast(device, enabled=False):
-            return self._next(previous)
+            return self._next(code)[:, None]
 
     def _next(self, previous: Tensor | None) -> Tensor:
         column = self.position % self.columns

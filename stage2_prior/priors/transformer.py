@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import NO_CODE, Prior
+from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
 from stage2_prior.priors.column_blocks import ColumnBlocks, add, join
 from stage2_prior.stepping import step_dtype
 from training.errors import UserError
@@ -149,7 +149,7 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class Transformer(Prior):
+class Transformer(AutoregressivePrior):
     """Codes of any number of grids."""
 
     kind = "transformer"
@@ -269,7 +269,7 @@ class TransformerStepper:
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
         with torch.autocast(self.cache.device.type, enabled=False):
-            return self._next(self.start.clone() if previous is None else self._embedded(previous))
+            return self._next(self.start.clone() if previous is None else self._embedded(previous[:, 0]))[:, None]
 
     def _embedded(self, previous: Tensor) -> Tensor:
         if first := self.first_numbers[self.grid_at[self.position - 1]]:

@@ -29,16 +29,17 @@ def reference(logits: list[float], sampling: SamplingConfig) -> list[float]:
         if before < sampling.top_p:
             kept.append(code)
         before += weights[code] / mass
+    kept = [code for code in kept if weights[code] >= sampling.min_p * max(weights)]
     total = sum(weights[code] for code in kept)
     return [weights[code] / total if code in kept else 0.0 for code in range(len(logits))]
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    list(itertools.product([1.0, 0.7, 1.6], [None, 1, 5, 20, 50], [1.0, 0.8, 0.3, 1e-6])),
+    ("temperature", "top_k", "top_p", "min_p"),
+    list(itertools.product([1.0, 0.7, 1.6], [None, 1, 5, 20, 50], [1.0, 0.8, 0.3, 1e-6], [0.0, 0.05, 0.4, 1.0])),
 )
-def test_probabilities_equal_the_definition(temperature, top_k, top_p):
-    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+def test_probabilities_equal_the_definition(temperature, top_k, top_p, min_p):
+    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits = some_logits()
     shares = probabilities(logits, sampling)
     expected = torch.tensor([reference(row, sampling) for row in logits.double().tolist()], dtype=torch.float64)
@@ -123,7 +124,7 @@ def test_sampled_codes_are_as_frequent_as_they_are_probable(sampling):
     prior, count = tiny_prior("transformer"), 4000
     condition = Condition(torch.full((count,), 2))
     first = sample_codes(prior, range(count), condition, 0, sampling)[0][:, 0, 0]
-    logits = prior.stepper(1, Condition(torch.tensor([2]))).next(None)
+    logits = prior.stepper(1, Condition(torch.tensor([2]))).next(None)[:, 0]
     expected = count * probabilities(logits, sampling)[0]
     counts = first.bincount(minlength=len(expected))
     possible = expected > 0
@@ -152,6 +153,49 @@ def test_codes_have_the_shape_type_and_range_of_the_spec():
     assert codes[0].dtype == torch.int64
     swapped = sample_codes(prior, [1, 5], Condition(torch.tensor([1, 0])), 0, SamplingConfig())
     assert torch.equal(codes[0], swapped[0].flip(0))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weights"),
+    {"constant": [3, 3, 3, 3, 3], "linear": [1, 1.5, 2, 2.5, 3], "cosine": [1, 1.2929, 2, 2.7071, 3]}.items(),
+)
+def test_guidance_rises_by_its_schedule(schedule, weights):
+    sampling = SamplingConfig(guidance=3.0, guidance_schedule=schedule)
+    assert [sampling.guidance_at(step, 5) for step in range(5)] == pytest.approx(weights, abs=1e-4)
+
+
+def test_guidance_is_off_outside_its_interval():
+    sampling = SamplingConfig(guidance=3.0, guidance_start=0.25, guidance_end=0.5)
+    assert [sampling.guidance_at(step, 5) for step in range(5)] == [1, 3, 3, 1, 1]
+    assert SamplingConfig(guidance=3.0).guidance_at(0, 1) == 3
+
+
+def test_guidance_that_ends_early_equals_guidance_up_to_there_and_none_after():
+    prior = tiny_prior("transformer")
+    condition, positions = labelled(6, prior), prior.code_spec.codes_per_image
+    sampling = SamplingConfig(temperature=0, guidance=4.0, guidance_end=0.5)
+    codes = sample_codes(prior, range(6), condition, 0, sampling)[0].flatten(1)
+    with torch.no_grad():
+        label, null = (
+            prior.logits((codes.view(6, 3, 5),), c) for c in (condition, Condition(torch.full((6,), CLASSES)))
+        )
+    weights = torch.tensor([4.0 if position <= 7 else 1.0 for position in range(positions)])
+    assert torch.equal(codes, (null + weights[:, None] * (label - null)).argmax(-1))
+    everywhere = SamplingConfig(temperature=0, guidance=4.0)
+    assert not torch.equal(codes, sample_codes(prior, range(6), condition, 0, everywhere)[0].flatten(1))
+
+
+def test_known_codes_stay_and_what_is_drawn_after_them_follows_them():
+    prior, sampling = tiny_prior("transformer"), SamplingConfig()
+    free = sample_codes(prior, range(8), labelled(8, prior), 0, sampling)
+    known = torch.full_like(free[0], -1)
+    known[:, 1] = torch.arange(5) % 11  # the middle row
+    drawn = sample_codes(prior, range(8), labelled(8, prior), 0, sampling, (known,))
+    assert torch.equal(drawn[0][:, 1], known[:, 1])
+    assert torch.equal(drawn[0][:, 0], free[0][:, 0])  # raster order: what comes before does not know them
+    assert not torch.equal(drawn[0][:, 2], free[0][:, 2])
+    again = sample_codes(prior, range(8), labelled(8, prior), 1, sampling, drawn)
+    assert torch.equal(again[0], drawn[0])  # nothing is left to draw
 
 
 def test_labels_out_of_range_are_refused():
@@ -190,7 +234,10 @@ def test_a_prior_with_damaged_weights_is_refused():
         ({"top_k": 0}, "top_k=0, expected at least 1; leave it out"),
         ({"top_p": 0.0}, "top_p=0.0, expected a share above 0"),
         ({"top_p": 1.1}, "top_p=1.1, expected a share above 0 and up to 1"),
+        ({"min_p": -0.1}, "min_p=-0.1, expected a share from 0 to 1"),
         ({"guidance": -1.0}, "guidance=-1.0, expected 0 or more"),
+        ({"guidance_end": 1.5}, "guidance_start=0.0 and guidance_end=1.5, expected shares of the steps"),
+        ({"guidance_start": 0.6, "guidance_end": 0.5}, "the start not after the end"),
     ],
 )
 def test_impossible_settings_are_refused(setting, message):

@@ -54,7 +54,7 @@ def test_an_image_costs_the_arithmetic_of_one_pass():
     with torch.no_grad(), FlopCounterMode(display=False) as whole:
         prior.logits(codes, condition)
     with FlopCounterMode(display=False) as stepped:
-        walk(prior.stepper(2, condition), 64, lambda position, logits: codes[0].flatten(1)[:, position])
+        walk(prior.stepper(2, condition), 64, lambda position, logits: codes[0].flatten(1)[:, position : position + 1])
     assert stepped.get_total_flops() == whole.get_total_flops()
 
 
@@ -63,12 +63,13 @@ def test_sampling_equals_the_naive_loop_code_for_code():
     condition, uniforms = labelled(5, prior), noise(0, range(5), 42)
 
     def choose(position: int, logits: Tensor) -> Tensor:
-        return inverse_cdf(logits.double().softmax(-1), uniforms[:, position])
+        return inverse_cdf(logits[:, 0].double().softmax(-1), uniforms[:, position])[:, None]
 
     naive = torch.zeros(5, 42, dtype=torch.int64)
     with torch.no_grad():
         for position in range(42):
-            naive[:, position] = choose(position, prior.logits((naive.view(5, 6, 7),), condition)[:, position])
+            logits = prior.logits((naive.view(5, 6, 7),), condition)[:, position : position + 1]
+            naive[:, position : position + 1] = choose(position, logits)
     assert torch.equal(walk(prior.stepper(5, condition), 42, choose), naive)
     assert len(naive.unique()) > 5
 

@@ -90,9 +90,9 @@ def test_stepper_agrees_at_the_size_of_the_benchmark(batch):
     with torch.no_grad():
         expected = prior.logits(codes, condition)
     stepper, sequence = prior.stepper(batch, condition), codes[0].flatten(1)
-    stepped = [stepper.next(sequence[:, i - 1] if i else None) for i in range(256)]
+    stepped = [stepper.next(sequence[:, i - 1 : i] if i else None) for i in range(256)]
     assert 0.5 < expected.std() < 2
-    torch.testing.assert_close(torch.stack(stepped, dim=1), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cat(stepped, dim=1), expected, rtol=0, atol=1e-4)
 
 
 def test_an_image_costs_the_arithmetic_of_one_pass():
@@ -101,7 +101,7 @@ def test_an_image_costs_the_arithmetic_of_one_pass():
     with torch.no_grad(), FlopCounterMode(display=False) as whole:
         prior.logits(codes, condition)
     with FlopCounterMode(display=False) as stepped:
-        walk(prior.stepper(2, condition), 64, lambda position, logits: codes[0].flatten(1)[:, position])
+        walk(prior.stepper(2, condition), 64, lambda position, logits: codes[0].flatten(1)[:, position : position + 1])
     assert 0.5 * whole.get_total_flops() < stepped.get_total_flops() <= 1.01 * whole.get_total_flops()
 
 
@@ -150,8 +150,8 @@ def test_stepper_agrees_on_a_gpu(autocast, tolerance):
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         expected = prior.logits(codes, condition).float()
         stepper, sequence = prior.stepper(5, condition), codes[0].flatten(1)
-        stepped = [stepper.next(sequence[:, i - 1] if i else None) for i in range(15)]
-    assert (torch.stack(stepped, dim=1) - expected).abs().max() < tolerance * expected.std()
+        stepped = [stepper.next(sequence[:, i - 1 : i] if i else None) for i in range(15)]
+    assert (torch.cat(stepped, dim=1) - expected).abs().max() < tolerance * expected.std()
 
 
 # ---- several grids --------------------------------------------------------------------------------------------------
@@ -190,9 +190,9 @@ def test_a_stepper_of_several_grids_gives_each_grid_its_own_logits():
     vocabularies = [grid.vocabulary for grid in SEVERAL.grids for _ in range(grid.size)]
     stepper = prior.stepper(5, condition)
     for position, vocabulary in enumerate(vocabularies):
-        logits = stepper.next(sequence[:, position - 1] if position else None)
-        assert logits.shape == (5, vocabulary)
-        torch.testing.assert_close(logits, expected[:, position, :vocabulary], rtol=0, atol=1e-5)
+        logits = stepper.next(sequence[:, position - 1 : position] if position else None)
+        assert logits.shape == (5, 1, vocabulary)
+        torch.testing.assert_close(logits[:, 0], expected[:, position, :vocabulary], rtol=0, atol=1e-5)
         assert (expected[:, position].softmax(-1)[:, vocabulary:] == 0).all()
 
 
