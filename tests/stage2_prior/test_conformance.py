@@ -6,29 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.options import kinds_of
-from stage1_vq.codes import CodeSpec, Grid
+from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
-from stage2_prior.priors import PRIORS, Prior, PriorConfig
+from stage2_prior.priors import PRIORS, AutoregressivePrior, PriorConfig
+from stage2_prior.priors.base import NO_CODE
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import (
     CLASSES,
-    HEIGHT,
     TINY,
-    VOCABULARY,
-    WIDTH,
     condition_for,
     labelled,
     random_codes,
+    spec_of,
     tiny_prior,
-    tiny_spec,
 )
 from training.errors import UserError
 from training.model_io import load_pretrained
 
 EVERY_PRIOR = pytest.mark.parametrize("kind", TINY)
+ORDERED = [kind for kind in TINY if issubclass(PRIORS[kind], AutoregressivePrior)]
+EVERY_ORDERED_PRIOR = pytest.mark.parametrize("kind", ORDERED)
 WITH_AND_WITHOUT_CLASSES = pytest.mark.parametrize("num_classes", [0, CLASSES])
 
 
@@ -39,38 +40,55 @@ def test_the_table_holds_every_prior():
         assert prior_class.config_class is kinds_of(PriorConfig)[kind] is type(TINY[kind])
 
 
-def step_through(prior: Prior, codes: Tensor, condition: Condition) -> Tensor:
-    """Logits `b n k` of a stepper that is led along `codes`, b n."""
-    stepper = prior.stepper(len(codes), condition)
-    return torch.cat([stepper.next(codes[:, i - 1 : i] if i else None) for i in range(codes.shape[1])], dim=1)
+def step_through(prior: AutoregressivePrior, codes: Codes, condition: Condition) -> list[Tensor]:
+    """Logits `b m k` of each step of a stepper that is led along `codes`."""
+    sequence = prior.sequence(codes, condition)  # b n
+    stepper = prior.stepper(len(sequence), condition)
+    steps, previous, done = [], None, 0
+    while done < sequence.shape[1]:
+        steps.append(stepper.next(previous))
+        previous = sequence[:, done : done + steps[-1].shape[1]]
+        done += previous.shape[1]
+    return steps
 
 
-@EVERY_PRIOR
-@pytest.mark.parametrize("position", range(HEIGHT * WIDTH))
-def test_logits_depend_on_all_earlier_codes_and_on_no_other(kind, position):
+def joined(steps: list[Tensor]) -> Tensor:
+    """`b n k`; a step over fewer codes than the most is filled up as `logits` fills up."""
+    most = max(logits.shape[-1] for logits in steps)
+    return torch.cat([F.pad(logits, (0, most - logits.shape[-1]), value=NO_CODE) for logits in steps], dim=1)
+
+
+@EVERY_ORDERED_PRIOR
+def test_logits_depend_on_all_codes_of_earlier_steps_and_on_no_other(kind):
     prior = tiny_prior(kind)
     codes, condition = random_codes(6, prior), condition_for(6, prior)
-    other = (codes[0].clone(),)
-    row, column = divmod(position, WIDTH)
-    other[0][:, row, column] = (codes[0][:, row, column] + 1) % VOCABULARY
+    sequence = prior.sequence(codes, condition)
+    steps = step_through(prior, codes, condition)
+    assert len(steps) == prior.steps
+    sizes, vocabularies = zip(*(logits.shape[1:] for logits in steps), strict=True)
+    step = torch.arange(len(steps)).repeat_interleave(torch.tensor(sizes))  # n
     with torch.no_grad():
-        change = (prior.logits(codes, condition) - prior.logits(other, condition)).abs().amax(dim=(0, 2))  # n
-    assert (change[: position + 1] == 0).all()
-    assert (change[position + 1 :] > 0).all()  # a prior that ignores its input must fail too
+        expected = prior.logits(codes, condition)
+        for position in range(sequence.shape[1]):
+            other = sequence.clone()
+            other[:, position] = (sequence[:, position] + 1) % vocabularies[step[position]]
+            change = (expected - prior.logits(prior.grids_of(other), condition)).abs().amax(dim=(0, 2))  # n
+            assert (change[step <= step[position]] == 0).all(), position
+            assert (change[step > step[position]] > 0).all(), position  # a prior that ignores its input must fail too
 
 
 @EVERY_PRIOR
 def test_logits_depend_on_the_label_from_the_first_code_on(kind):
     prior = tiny_prior(kind)
     codes = random_codes(CLASSES + 1, prior)
-    same = (codes[0][:1].expand(CLASSES + 1, -1, -1),)
+    same = tuple(grid[:1].expand(CLASSES + 1, -1, -1) for grid in codes)
     with torch.no_grad():
         logits = prior.logits(same, Condition(torch.arange(CLASSES + 1)))  # classes+1 n k, the last of the null label
     distances = torch.cdist(logits.transpose(0, 1), logits.transpose(0, 1))  # n classes+1 classes+1
     assert (distances + torch.eye(CLASSES + 1) > 1e-3).all()
 
 
-@EVERY_PRIOR
+@EVERY_ORDERED_PRIOR
 @WITH_AND_WITHOUT_CLASSES
 @pytest.mark.parametrize("batch", [1, 5])
 def test_stepper_agrees_with_the_teacher_forced_pass(kind, num_classes, batch):
@@ -78,24 +96,25 @@ def test_stepper_agrees_with_the_teacher_forced_pass(kind, num_classes, batch):
     codes, condition = random_codes(batch, prior), condition_for(batch, prior)
     with torch.no_grad():
         expected = prior.logits(codes, condition)
-    stepped = step_through(prior, codes[0].flatten(1), condition)
-    assert stepped.shape == expected.shape == (batch, HEIGHT * WIDTH, VOCABULARY)
-    assert expected.std() > 0.1
+    stepped = joined(step_through(prior, codes, condition))
+    most = max(grid.vocabulary for grid in prior.code_spec.grids)
+    assert stepped.shape == expected.shape == (batch, prior.code_spec.codes_per_image, most)
+    assert expected[expected > NO_CODE].std() > 0.1
     torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-5)
 
 
-@EVERY_PRIOR
+@EVERY_ORDERED_PRIOR
 def test_stepper_agrees_under_autocast(kind):
     prior = tiny_prior(kind)
     codes, condition = random_codes(5, prior), condition_for(5, prior)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = prior.logits(codes, condition).float()
-        stepped = step_through(prior, codes[0].flatten(1), condition)
+        stepped = joined(step_through(prior, codes, condition))
     assert stepped.dtype == torch.float32
-    assert (stepped - expected).abs().max() < 0.1 * expected.std()  # bfloat16 knows three digits
+    assert (stepped - expected).abs().max() < 0.1 * expected[expected > NO_CODE].std()  # bfloat16 knows three digits
 
 
-@EVERY_PRIOR
+@EVERY_ORDERED_PRIOR
 def test_stepper_has_no_dropout_and_leaves_the_model_in_training(kind):
     prior = tiny_prior(kind)
     for module in prior.modules():
@@ -106,12 +125,12 @@ def test_stepper_has_no_dropout_and_leaves_the_model_in_training(kind):
         expected = prior.logits(codes, condition)
         prior.train()
         assert (prior.logits(codes, condition) - expected).abs().max() > 0.01
-    stepped = step_through(prior, codes[0].flatten(1), condition)
+    stepped = joined(step_through(prior, codes, condition))
     torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-5)
     assert prior.training
 
 
-@EVERY_PRIOR
+@EVERY_ORDERED_PRIOR
 @WITH_AND_WITHOUT_CLASSES
 def test_nll_is_the_float32_cross_entropy_of_the_logits(kind, num_classes):
     prior = tiny_prior(kind, num_classes)
@@ -125,7 +144,7 @@ def test_nll_is_the_float32_cross_entropy_of_the_logits(kind, num_classes):
         with torch.autocast("cpu", torch.bfloat16):
             assert prior.nll(codes, condition).dtype == torch.float32
         assert tiny_prior(kind, num_classes).bfloat16().nll(codes, condition).dtype == torch.float32
-    expected = -log_probabilities.gather(-1, codes[0].flatten(1)[..., None])[..., 0]  # b n
+    expected = -log_probabilities.gather(-1, prior.sequence(codes, condition)[..., None])[..., 0]  # b n
     assert nll.dtype == torch.float32
     torch.testing.assert_close(nll.double(), expected, rtol=0, atol=1e-5)
 
@@ -138,40 +157,40 @@ def test_a_sample_does_not_depend_on_its_batch(kind, guidance):
 
     def sampled(batch_size: int) -> Tensor:
         batches = torch.arange(64).split(batch_size)
-        parts = [sample_codes(prior, b.tolist(), Condition(b % CLASSES), 5, sampling)[0] for b in batches]
-        return torch.cat(parts)
+        parts = [sample_codes(prior, b.tolist(), Condition(b % CLASSES), 5, sampling) for b in batches]
+        return torch.cat([prior.sequence(part, Condition(b % CLASSES)) for part, b in zip(parts, batches, strict=True)])
 
     alone = sampled(1)
     assert torch.equal(sampled(7), alone)
     assert torch.equal(sampled(64), alone)
-    assert len(alone.flatten(1).unique(dim=0)) > 50
+    assert len(alone.unique(dim=0)) > 50
 
 
-@EVERY_PRIOR
+@EVERY_ORDERED_PRIOR
 def test_guidance_of_one_is_no_guidance_and_any_other_follows_its_formula(kind):
     prior = tiny_prior(kind)
     condition = labelled(6, prior)
 
     def greedy(guidance: float) -> Tensor:
-        return sample_codes(prior, range(6), condition, 0, SamplingConfig(temperature=0, guidance=guidance))[0]
+        codes = sample_codes(prior, range(6), condition, 0, SamplingConfig(temperature=0, guidance=guidance))
+        return prior.sequence(codes, condition)
 
     def expected(guidance: float) -> Tensor:
         """Greedy codes by whole passes, one for each code."""
-        codes = torch.zeros(6, HEIGHT * WIDTH, dtype=torch.int64)
+        codes = torch.zeros(6, prior.code_spec.codes_per_image, dtype=torch.int64)
         unconditional = Condition(torch.full((6,), CLASSES))
-        for position in range(HEIGHT * WIDTH):
-            grid = (codes.view(6, HEIGHT, WIDTH),)
+        for position in range(codes.shape[1]):
             with torch.no_grad():
-                label, null = (prior.logits(grid, c)[:, position] for c in (condition, unconditional))
+                label, null = (prior.logits(prior.grids_of(codes), c)[:, position] for c in (condition, unconditional))
             codes[:, position] = (null + guidance * (label - null)).argmax(-1)
-        return codes.view(6, HEIGHT, WIDTH)
+        return codes
 
     assert torch.equal(greedy(1.0), expected(1.0))
     assert torch.equal(greedy(3.0), expected(3.0))
     assert not torch.equal(greedy(1.0), greedy(3.0))
 
 
-@EVERY_PRIOR
+@EVERY_ORDERED_PRIOR
 def test_without_guidance_the_batch_is_not_doubled(kind, monkeypatch):
     prior, batches = tiny_prior(kind), []
     make = prior.stepper
@@ -185,17 +204,17 @@ def test_without_guidance_the_batch_is_not_doubled(kind, monkeypatch):
 def test_learns_eight_grids_by_heart_and_samples_them(kind):
     """Two grids for each of four labels: what cannot be known is the choice between the two, ln 2 per grid."""
     torch.manual_seed(0)
-    prior = PRIORS[kind](TINY[kind], tiny_spec(), CLASSES)
+    prior = PRIORS[kind](TINY[kind], spec_of(kind), CLASSES)
     codes, condition = random_codes(8, prior), Condition(torch.arange(8) % CLASSES)
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
     for _ in range(150):
         optimizer.zero_grad()
         prior(codes, condition).loss.mean().backward()
         optimizer.step()
-    nll = prior.eval().nll(codes, condition).sum(dim=1)  # of whole grids
+    nll = prior.eval().nll(codes, condition).sum(dim=1)  # of whole images
     assert nll.mean() < torch.tensor(2.0).log() + 0.05
-    samples = sample_codes(prior, range(8), condition, 0, SamplingConfig())[0]
-    own = (samples[:, None] == codes[0]).flatten(2).all(-1)  # sample, grid
+    samples = prior.sequence(sample_codes(prior, range(8), condition, 0, SamplingConfig()), condition)
+    own = (samples[:, None] == prior.sequence(codes, condition)).all(-1)  # sample, image
     assert own.any(1).all()
     assert (own.int().argmax(1) % CLASSES == torch.arange(8) % CLASSES).all()
 
@@ -228,8 +247,8 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path: Path):
 @EVERY_PRIOR
 def test_codes_of_another_grid_are_refused(kind):
     prior = tiny_prior(kind)
-    codes = (torch.zeros(2, 5, 3, dtype=torch.int64),)
-    with pytest.raises(UserError, match=r"got codes of 5x3, expected 3x5 codes of 11"):
+    codes = (torch.zeros(2, 5, 4, dtype=torch.int64),)
+    with pytest.raises(UserError, match=r"got codes of 5x4, expected .*, as the prior was made for"):
         prior.nll(codes, condition_for(2, prior))
 
 
@@ -245,8 +264,9 @@ def test_labels_are_given_exactly_to_a_prior_with_classes(kind):
     codes = random_codes(2, prior)
     with pytest.raises(UserError, match="got no labels for a prior of 4 classes; give each sample a label from 0 to 3"):
         prior.nll(codes, Condition())
-    with pytest.raises(UserError, match="got no labels for a prior of 4 classes"):
-        prior.stepper(2, Condition())
+    if isinstance(prior, AutoregressivePrior):
+        with pytest.raises(UserError, match="got no labels for a prior of 4 classes"):
+            prior.stepper(2, Condition())
     with pytest.raises(UserError, match=r"got labels of shape \(3,\), expected \(2,\)"):
         prior.nll(codes, Condition(torch.zeros(3, dtype=torch.int64)))
     with pytest.raises(UserError, match="got labels for a prior without classes, expected none"):

@@ -17,9 +17,16 @@ TINY: dict[str, PriorConfig] = {
 
 VOCABULARY, HEIGHT, WIDTH, CLASSES = 11, 3, 5, 4  # no two alike, so that no axis passes for another
 
+# Codes of the priors that do not model one plain grid.
+SPECS: dict[str, CodeSpec] = {}
+
 
 def tiny_spec(height: int = HEIGHT, width: int = WIDTH, vocabulary: int = VOCABULARY) -> CodeSpec:
     return CodeSpec((Grid("codes", height, width, vocabulary),), 4 * height, 4 * width, 3)
+
+
+def spec_of(kind: str) -> CodeSpec:
+    return SPECS.get(kind, tiny_spec())
 
 
 def tiny_prior(
@@ -27,7 +34,7 @@ def tiny_prior(
 ) -> Prior:
     """Untrained, in eval mode. noise: standard deviation of what is added to every fresh weight."""
     torch.manual_seed(0)
-    prior = PRIORS[kind](TINY[kind], spec or tiny_spec(), num_classes, **facts)
+    prior = PRIORS[kind](TINY[kind], spec or spec_of(kind), num_classes, **facts)
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=noise)
@@ -35,9 +42,11 @@ def tiny_prior(
 
 
 def random_codes(batch: int, prior: Prior, seed: int = 0) -> Codes:
-    grid = prior.code_spec.grids[0]
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randint(grid.vocabulary, (batch, grid.height, grid.width), generator=generator),)
+    return tuple(
+        torch.randint(grid.vocabulary, (batch, grid.height, grid.width), generator=generator)
+        for grid in prior.code_spec.grids
+    )
 
 
 def condition_for(batch: int, prior: Prior) -> Condition:
