@@ -9,9 +9,9 @@ from typing import Literal
 from stage1_vq.autoencoders import Autoencoder
 from stage1_vq.imports import KINDS
 from stage1_vq.imports.dalle import import_dalle, read_dalle_pickle
-from stage1_vq.imports.files import read_original_config, read_weights
 from training.errors import UserError
 from training.files import check_replaceable
+from training.foreign_weights import read_original_config, read_weights
 from training.model_io import CONFIG_NAME
 
 

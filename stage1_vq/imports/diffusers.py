@@ -7,20 +7,18 @@ from functools import partial
 from typing import Any
 
 from stage1_vq.autoencoders.vqgan import VQGAN
-from stage1_vq.imports.renaming import Weights, renamed
 from stage1_vq.imports.vqgan import (
     NORM_GROUPS,
-    Arguments,
     build_vqgan,
     codebook_sizes,
-    given,
     image_size,
     network_sizes,
-    refuse,
     taming_name,
 )
 from stage1_vq.quantizers import NearestQuantizerConfig
 from training.errors import UserError
+from training.foreign_weights import Arguments, given, refuse
+from training.renaming import Weights, renamed
 
 CODEBOOK = "quantize.embedding.weight"
 # Names inside an attention layer, ours and theirs; and those that files from before diffusers 0.17 have.

@@ -6,19 +6,17 @@ import re
 from functools import partial
 
 from stage1_vq.autoencoders.vqgan import VQGAN
-from stage1_vq.imports.renaming import Weights, renamed
 from stage1_vq.imports.vqgan import (
     NORM_GROUPS,
-    Arguments,
     build_vqgan,
     codebook_sizes,
-    given,
     image_size,
     network_sizes,
-    refuse,
     taming_name,
 )
 from stage1_vq.quantizers import NearestQuantizerConfig
+from training.foreign_weights import Arguments, given, refuse
+from training.renaming import Weights, renamed
 
 CODEBOOK = "quantize.embedding.weight"
 IGNORED = r"quantize\.codebook_used$"  # statistics of the training

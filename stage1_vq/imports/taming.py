@@ -9,20 +9,18 @@ from functools import partial
 from typing import Any
 
 from stage1_vq.autoencoders.vqgan import VQGAN
-from stage1_vq.imports.renaming import Weights
 from stage1_vq.imports.vqgan import (
     IMAGE_SIZE,
     NORM_GROUPS,
-    Arguments,
     build_vqgan,
     codebook_sizes,
-    given,
     image_size,
     network_sizes,
-    refuse,
     taming_name,
 )
 from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig, QuantizerConfig
+from training.foreign_weights import Arguments, given, refuse
+from training.renaming import Weights
 
 # The discriminator and the perceptual network of the loss; averages of the weights; a fixed random projection.
 IGNORED = r"loss\.|model_ema\.|colorize$"

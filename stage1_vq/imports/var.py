@@ -6,20 +6,18 @@ import re
 from itertools import count, takewhile
 
 from stage1_vq.autoencoders.vqgan import VQGAN
-from stage1_vq.imports.renaming import Weights
 from stage1_vq.imports.vqgan import (
     NORM_GROUPS,
-    Arguments,
     build_vqgan,
     codebook_sizes,
-    given,
     image_size,
     network_sizes,
-    refuse,
     taming_name,
 )
 from stage1_vq.quantizers import MultiscaleQuantizerConfig
 from training.errors import UserError
+from training.foreign_weights import Arguments, given, refuse
+from training.renaming import Weights
 
 CODEBOOK = "quantize.embedding.weight"
 PHI = "quantize.quant_resi.qresi_ls.{}.weight"

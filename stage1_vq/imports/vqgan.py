@@ -3,16 +3,14 @@ stage1_vq/networks/resnet.py, under four schemes of names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import count, takewhile
 from typing import Any
 
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
-from stage1_vq.imports.renaming import OriginalName, Weights, load_renamed
 from stage1_vq.quantizers import QuantizerConfig
 from training.errors import UserError
-
-Arguments = Mapping[str, Any]  # of the original's constructor, by their names there
+from training.foreign_weights import Arguments
+from training.renaming import OriginalName, Weights, load_renamed
 
 NORM_GROUPS = 32  # fixed in the code of taming-transformers, LlamaGen and VAR
 IMAGE_SIZE = 256  # pixels, of all published models
@@ -92,21 +90,3 @@ def image_size(arguments: Arguments, default: int = IMAGE_SIZE) -> tuple[int, in
     """(H, W): `image_size` or `image_hw` of the config, which no constructor has, or the default."""
     size = arguments.get("image_size") or arguments.get("image_hw") or default
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def given(arguments: Arguments, names: Mapping[str, str]) -> dict[str, Any]:
-    """Those of our fields that the original's arguments tell: `names` maps a field to the argument's name. Lists become
-    tuples, and an argument that is None counts as not given."""
-    values = {field: arguments.get(name) for field, name in names.items()}
-    return {
-        field: tuple(value) if isinstance(value, list) else value
-        for field, value in values.items()
-        if value is not None
-    }
-
-
-def refuse(arguments: Arguments, supported: Mapping[str, Any]) -> None:
-    """Raises UserError for an argument with which the original is another network than ours."""
-    for name, value in supported.items():
-        if name in arguments and arguments[name] not in (value, None):
-            raise UserError(f"the original's {name}={arguments[name]!r} is not supported: expected {value!r}")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stage1_vq.autoencoders import VQGAN
 from stage1_vq.imports import KINDS
-from stage1_vq.imports.renaming import renamed
 from tests.golden import Golden, golden, real_shapes
+from training.renaming import renamed
 
 # Of each file: its kind, the tolerance that its makers measured, and their names for latents, codes, z_q and images.
 FILES: dict[str, tuple[str, float, tuple[str, str, str, str]]] = {

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from stage1_vq.imports.files import first_few
 from training.errors import UserError
+from training.foreign_weights import first_few
 
 Weights = Mapping[str, Tensor]
 OriginalName = Callable[[str], str | None]

@@ -22,6 +22,7 @@ class StandIn:
 
 # PyTorch Lightning keys the state of its callbacks by their classes.
 STAND_INS: list[Any] = [(StandIn, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+Arguments = Mapping[str, Any]  # of the original's constructor, by their names there
 WRAPPERS = ("module.", "_orig_mod.")  # which data parallelism and torch.compile put before every name
 
 
@@ -104,6 +105,24 @@ def read_original_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise UserError(f"{path} holds a {type(config).__name__}, expected the constructor arguments by name")
     return dict(config)
+
+
+def given(arguments: Arguments, names: Mapping[str, str]) -> dict[str, Any]:
+    """Those of our fields that the original's arguments tell: `names` maps a field to the argument's name. Lists become
+    tuples, and an argument that is None counts as not given."""
+    values = {field: arguments.get(name) for field, name in names.items()}
+    return {
+        field: tuple(value) if isinstance(value, list) else value
+        for field, value in values.items()
+        if value is not None
+    }
+
+
+def refuse(arguments: Arguments, supported: Mapping[str, Any]) -> None:
+    """Raises UserError for an argument with which the original is another network than ours."""
+    for name, value in supported.items():
+        if name in arguments and arguments[name] not in (value, None):
+            raise UserError(f"the original's {name}={arguments[name]!r} is not supported: expected {value!r}")
 
 
 def first_few(items: Sequence[str], count: int = 3) -> str:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_vq.imports.files import first_few, read_original_config, read_weights
 from training.errors import UserError
+from training.foreign_weights import first_few, read_original_config, read_weights
 from training.tensor_files import save_tensors
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}

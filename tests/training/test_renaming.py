@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stage1_vq.imports.renaming import load_renamed, renamed
 from training.errors import UserError
+from training.renaming import load_renamed, renamed
 
 
 class Model(nn.Module):
