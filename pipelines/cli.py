@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,44 +57,17 @@ def encode(arguments: Sequence[str]) -> Job:
     return lambda: encode(replace(config, model=model))
 
 
-def assemble(arguments: Sequence[str]) -> Job:
-    from pipelines.assemble import AssembleConfig, assemble
-    from pipelines.options import read_options
+def from_options(command: str, module: str, config_class: str, function: str) -> Callable[[Sequence[str]], Job]:
+    """A command that is `function(config)` of a module, its options the fields of a config class there."""
 
-    config = read_options("assemble", AssembleConfig, arguments)
-    return lambda: assemble(config)
+    def prepare(arguments: Sequence[str]) -> Job:
+        from pipelines.options import read_options
 
+        code = import_module(module)
+        config = read_options(command, getattr(code, config_class), arguments)
+        return lambda: getattr(code, function)(config)
 
-def generate(arguments: Sequence[str]) -> Job:
-    from pipelines.generate import GenerateConfig, generate_files
-    from pipelines.options import read_options
-
-    config = read_options("generate", GenerateConfig, arguments)
-    return lambda: generate_files(config)
-
-
-def reconstruct(arguments: Sequence[str]) -> Job:
-    from pipelines.options import read_options
-    from pipelines.reconstruct import ReconstructConfig, reconstruct_files
-
-    config = read_options("reconstruct", ReconstructConfig, arguments)
-    return lambda: reconstruct_files(config)
-
-
-def quickstart(arguments: Sequence[str]) -> Job:
-    from pipelines.options import read_options
-    from pipelines.quickstart import QuickstartConfig, quickstart
-
-    config = read_options("quickstart", QuickstartConfig, arguments)
-    return lambda: quickstart(config)
-
-
-def import_weights(arguments: Sequence[str]) -> Job:
-    from pipelines.import_weights import ImportConfig, import_weights
-    from pipelines.options import read_options
-
-    config = read_options("import", ImportConfig, arguments)
-    return lambda: import_weights(config)
+    return prepare
 
 
 class Command(NamedTuple):
@@ -102,14 +76,38 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "quickstart": Command("train both stages on bundled MNIST digits and draw samples: minutes on a CPU", quickstart),
+    "quickstart": Command(
+        "train both stages on bundled MNIST digits and draw samples: minutes on a CPU",
+        from_options("quickstart", "pipelines.quickstart", "QuickstartConfig", "quickstart"),
+    ),
     "train-stage1": Command("train an autoencoder: images to codes and back", train_stage1),
     "encode": Command("turn images into code shards, with a trained autoencoder", encode),
     "train-stage2": Command("train a prior on code shards", train_stage2),
-    "import": Command("make a model folder of an autoencoder that another project published", import_weights),
-    "assemble": Command("put an autoencoder and its prior together into one model folder", assemble),
-    "generate": Command("write new images", generate),
-    "reconstruct": Command("show how images look after encoding and decoding, with their PSNR", reconstruct),
+    "import": Command(
+        "make a model folder of a model that another project published",
+        from_options("import", "pipelines.import_weights", "ImportConfig", "import_weights"),
+    ),
+    "assemble": Command(
+        "put an autoencoder and its prior together into one model folder",
+        from_options("assemble", "pipelines.assemble", "AssembleConfig", "assemble"),
+    ),
+    "generate": Command(
+        "write new images", from_options("generate", "pipelines.generate", "GenerateConfig", "generate_files")
+    ),
+    "inpaint": Command(
+        "draw what is not kept of images", from_options("inpaint", "pipelines.edit", "InpaintConfig", "inpaint_files")
+    ),
+    "vary": Command(
+        "draw a share of the codes of images anew", from_options("vary", "pipelines.edit", "VaryConfig", "vary_files")
+    ),
+    "interpolate": Command(
+        "walk from one image to another, code by code",
+        from_options("interpolate", "pipelines.edit", "InterpolateConfig", "interpolate_files"),
+    ),
+    "reconstruct": Command(
+        "show how images look after encoding and decoding, with their PSNR",
+        from_options("reconstruct", "pipelines.reconstruct", "ReconstructConfig", "reconstruct_files"),
+    ),
 }
 
 USAGE = "\n".join(

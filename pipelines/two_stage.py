@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, Prior
-from stage2_prior.sampling import SamplingConfig, sample_codes
+from stage2_prior.sampling import SamplingConfig, noise, sample_codes
 from training.errors import UserError
 from training.files import atomic_folder, check_replaceable, read_json
 from training.model_io import load_pretrained, model_folder
@@ -149,6 +150,83 @@ class TwoStagePipeline:
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape."""
         return reconstruct(self.autoencoder, images)
+
+    def inpaint(self, images: Tensor, keep: Tensor, **settings: Any) -> Generated:
+        """Images whose kept parts tell the prior how to go on: b c H W in [-1, 1], of the size the model makes; keep:
+        `b H W` or `H W`, bool, True for a pixel that stays. Codes of places that are kept whole stay bit for bit, the
+        others are drawn. settings: as for `redraw`.
+
+        A prior that walks the codes in an order sees, at each place, only what stands before it: what is kept below
+        and right of a hole does not shape what fills it. A masked prior (maskgit, diffusion) sees all of it.
+        """
+        return self.redraw(codes_of_kept_pixels(self.encode_whole(images), keep), **settings)
+
+    def vary(self, images: Tensor, share: float, *, seed: int = 0, first_index: int = 0, **settings: Any) -> Generated:
+        """The images, b c H W in [-1, 1], with a random `share` of their codes drawn anew; settings as for `redraw`."""
+        codes = self.encode_whole(images)
+        known = codes_but_a_share(codes, share, self._places(codes, seed, first_index))
+        return self.redraw(known, seed=seed, first_index=first_index, **settings)
+
+    def interpolate(
+        self, first: Tensor, second: Tensor, steps: int, *, redrawn: float = 0.0, seed: int = 0, **settings: Any
+    ) -> Generated:
+        """`steps` images on the way from one image to another, c H W each in [-1, 1], both included: place after place,
+        in random order, takes the code of the second. redrawn: share of the places of each image between them whose
+        code the prior draws instead, so that both mix. settings: as for `redraw`."""
+        if steps < 2:
+            raise UserError(f"got steps={steps}, expected at least 2: the first image and the second")
+        both = self.encode_whole(torch.stack([first, second]))
+        start, end = (tuple(grid[i : i + 1] for grid in both) for i in (0, 1))
+        order = self._places(start, seed, 0)
+        stages = [codes_between(start, end, step / (steps - 1), order) for step in range(steps)]
+        between = tuple(torch.cat(grids) for grids in zip(*stages[1:-1], strict=True)) if steps > 2 else ()
+        if between:
+            between = codes_but_a_share(between, redrawn, self._places(between, seed, 1))
+        known = tuple(torch.cat(parts) for parts in zip(*filter(None, (start, between, end)), strict=True))
+        return self.redraw(known, seed=seed, **settings)
+
+    def redraw(
+        self,
+        known: Codes,
+        *,
+        labels: int | Sequence[int] | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        sampling: SamplingConfig | None = None,
+    ) -> Generated:
+        """Images of codes that are partly known, one b h w per grid, -1 where the prior draws: samples first_index,
+        first_index + 1, ... of `seed`. labels: as for `generate`, but without them a class-conditional prior draws for
+        any class, without guidance. Raises UserError for a prior that never saw the null label."""
+        sampling = sampling or self.sampling
+        indices = range(first_index, first_index + len(known[0]))
+        chosen: list[int] | None
+        if labels is None and self.num_classes:
+            if not self.prior.knows_null_label:
+                raise UserError(
+                    "this prior was trained with label_dropout=0 and must be told a class; give a label, one of the "
+                    f"{self.num_classes} from 0 to {self.num_classes - 1}"
+                )
+            chosen, sampling = [self.num_classes] * len(indices), replace(sampling, guidance=1.0)
+        else:
+            chosen = self.labels_of(indices, labels)
+        condition = Condition(None if chosen is None else torch.tensor(chosen, device=self.device))
+        codes = sample_codes(self.prior, indices, condition, seed, sampling, known)
+        return Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
+
+    def encode_whole(self, images: Tensor) -> Codes:
+        """Codes of images of exactly the size the model makes. Raises UserError for another."""
+        spec = self.prior.code_spec
+        if tuple(images.shape[1:]) != (spec.image_channels, spec.image_height, spec.image_width):
+            raise UserError(
+                f"got images of {'x'.join(map(str, images.shape[1:]))}, expected {spec.image_channels}x"
+                f"{spec.image_height}x{spec.image_width}, the size that this model makes; resize and crop them to it"
+            )
+        return self.encode(images)
+
+    def _places(self, codes: Codes, seed: int, first_index: int) -> Tensor:
+        """A random number for each code, `b n`, of another stream than those the codes are drawn with."""
+        indices = range(first_index, first_index + len(codes[0]))
+        return noise(seed, indices, sum(grid[0].numel() for grid in codes), stream=1)
 
     def fingerprint(self) -> str:
         """SHA-256 of both models: equal where the same settings give the same samples."""

@@ -134,15 +134,19 @@ def uniforms_of(seed: int, indices: Sequence[int], numbers: int, device: torch.d
     return noise(seed, indices, numbers).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2).to(device)
 
 
-def noise(seed: int, indices: Sequence[int], positions: int) -> Tensor:
+def noise(seed: int, indices: Sequence[int], positions: int, stream: int = 0) -> Tensor:
     """Uniform numbers in [0, 1), `b n` float64: row j is a function of the seed and `indices[j]` alone, through the
-    counter-based generator Philox (Salmon et al. 2011), whose stream NumPy keeps the same from version to version.
-    Raises UserError for a seed or an index that is not in [0, 2**64)."""
+    counter-based generator Philox (Salmon et al. 2011), which NumPy keeps the same from version to version. Codes are
+    drawn with stream 0; other decisions about the same samples take numbers of other streams. Raises UserError for a
+    seed or an index that is not in [0, 2**64)."""
     for name, number in [("seed", seed), *(("sample index", index) for index in indices)]:
         if not 0 <= number < 2**64:
             raise UserError(f"{name}={number}, expected 0 to {2**64 - 1}")
+    start = [0, 0, 0, stream]
     rows = [
-        np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))).random(positions)
+        np.random.Generator(np.random.Philox(counter=start, key=np.array([seed, index], dtype=np.uint64))).random(
+            positions
+        )
         for index in indices
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, positions, dtype=torch.float64)

@@ -88,6 +88,7 @@ def test_noise_is_a_function_of_seed_and_index():
     assert torch.equal(noise(7, range(10), 4), whole[:, :4])
     assert not torch.equal(noise(8, range(10), 6), whole)
     assert len(torch.cat([whole, noise(8, range(10), 6)]).unique()) == 120
+    assert len(torch.cat([whole, noise(7, range(10), 6, stream=1)]).unique()) == 120
     assert noise(2**64 - 1, [2**64 - 1], 1).shape == (1, 1)
 
 
