@@ -18,10 +18,17 @@ class ColumnBlocks:
         """weight: out in, as nn.Linear keeps it; `blocks` divides out."""
         self.blocks = rearrange(weight.to(dtype), "(blocks out) d -> blocks d out", blocks=blocks).contiguous()
 
-    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """The product, and `plus` (`blocks b out/blocks`) where given."""
-        rows = x.expand(self.blocks.shape[0], -1, -1)
-        return torch.bmm(rows, self.blocks) if plus is None else torch.baddbmm(plus, rows, self.blocks)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The product, written to `out` where given."""
+        return torch.bmm(x.expand(len(self.blocks), -1, -1), self.blocks, out=out)
+
+    def add_product(self, total: Tensor, x: Tensor) -> None:
+        """Adds the product to `total` in place."""
+        total.baddbmm_(x.expand(len(self.blocks), -1, -1), self.blocks)
+
+    def shape(self, batch: int) -> tuple[int, int, int]:
+        """Of the product of so many rows."""
+        return len(self.blocks), batch, self.blocks.shape[-1]
 
 
 def join(blocks: Tensor) -> Tensor:
@@ -29,6 +36,6 @@ def join(blocks: Tensor) -> Tensor:
     return blocks.transpose(0, 1).flatten(1)
 
 
-def add(x: Tensor, blocks: Tensor) -> None:
-    """Adds `blocks b d` to x, `b (blocks d)`, in place."""
-    x.view(len(x), len(blocks), -1).add_(blocks.transpose(0, 1))
+def in_blocks(rows: Tensor, blocks: int) -> Tensor:
+    """`b (blocks d)` -> `blocks b d`, a view: what is written to it stands in the rows."""
+    return rows.unflatten(1, (blocks, -1)).transpose(0, 1)

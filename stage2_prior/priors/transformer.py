@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
-from stage2_prior.priors.column_blocks import ColumnBlocks, add, join
+from stage2_prior.priors.column_blocks import ColumnBlocks, in_blocks, join
 from stage2_prior.stepping import step_dtype
 from training.errors import UserError
 
@@ -236,7 +237,7 @@ class StepWeights:
         gate_up = block.feed_forward.gate_up.weight * block.feed_forward_norm.gain * root
         self.qkv = ColumnBlocks(qkv, 3 * config.heads, dtype)
         self.out = ColumnBlocks(block.attention.out.weight, math.gcd(8, config.width), dtype)
-        self.gate_up = ColumnBlocks(gate_up, 16, dtype)
+        self.gate_up = ColumnBlocks(gate_up, config.hidden_width // 16, dtype)  # of 32 columns
         self.down = ColumnBlocks(block.feed_forward.down.weight, math.gcd(8, config.width), dtype)
 
 
@@ -249,7 +250,6 @@ class TransformerStepper:
         config = prior.config
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
         condition.check(batch, prior.num_classes)
-        self.heads = config.heads
         self.embedding = prior.embedding.weight.to(dtype)
         self.start = prior.class_token(batch, condition.to(device)).to(dtype)  # b d
         self.next_grid = None if prior.next_grid is None else prior.next_grid.weight.to(dtype)
@@ -266,10 +266,30 @@ class TransformerStepper:
         self.cache = torch.zeros(cache, dtype=dtype, device=device)  # layers (keys, values) heads b n d
         self.position = 0
 
+        # What a position works in, allocated once with every view that it needs. Products read rows (b d) and write
+        # blocks; what stands between them turns blocks into rows as it writes.
+        empty = partial(torch.empty, dtype=dtype, device=device)
+        parts = math.gcd(8, config.width)
+        self.stream = empty(parts, batch, config.width // parts)  # the residual stream, to which products are added
+        self.divided = empty(batch, config.width)
+        self.divided_in_blocks = in_blocks(self.divided, parts)
+        self.projected = empty(3 * config.heads, batch, config.head_width)
+        self.qkv = self.projected.float()  # the same tensor where that is float32
+        q, self.key_value = self.qkv.view(3, config.heads, batch, -1).split([1, 2])
+        self.query = q.view(config.heads * batch, 1, -1)
+        pairs = self.qkv[: 2 * config.heads].view(2, config.heads, batch, -1, 2)
+        self.turning = torch.view_as_complex(pairs)  # queries and keys
+        self.attended = empty(config.heads * batch, 1, config.head_width)
+        self.attended_rows = self.attended.view(config.heads, batch, -1).transpose(0, 1)  # b heads d
+        self.opened = empty(*self.blocks[0].gate_up.shape(batch))
+        self.gate, self.up = self.opened.chunk(2)
+        self.hidden = empty(batch, config.hidden_width)
+        self.hidden_in_blocks = in_blocks(self.hidden, len(self.gate))
+
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
         with torch.autocast(self.cache.device.type, enabled=False):
-            return self._next(self.start.clone() if previous is None else self._embedded(previous[:, 0]))[:, None]
+            return self._next(self.start if previous is None else self._embedded(previous[:, 0]))[:, None]
 
     def _embedded(self, previous: Tensor) -> Tensor:
         if first := self.first_numbers[self.grid_at[self.position - 1]]:
@@ -277,26 +297,30 @@ class TransformerStepper:
         return F.embedding(previous, self.embedding)
 
     def _next(self, x: Tensor) -> Tensor:
-        """x: b d, the embedded token; it becomes the residual stream."""
-        batch, heads, grid = len(x), self.heads, self.grid_at[self.position]
+        """x: b d, the embedded token."""
+        grid = self.grid_at[self.position]
         if self.next_grid is not None:
-            x += self.next_grid[grid]
+            x = x + self.next_grid[grid]
+        self.stream.copy_(in_blocks(x, len(self.stream)))
         turns = self.turns[self.position]
         here = self.cache[..., self.position, :]  # layers two heads b d
         known = self.cache[..., : self.position + 1, :].flatten(2, 3)  # layers two (heads b) n d
         for block, key_value, (keys, values) in zip(self.blocks, here.unbind(), known.unbind(), strict=True):
-            qkv = block.qkv(self._divided(x)).float().view(3, heads, batch, -1)
-            torch.view_as_complex(qkv[:2].unflatten(-1, (-1, 2))).mul_(turns)  # turns each pair, in place
-            key_value.copy_(qkv[1:])
-            q = qkv[0].to(x.dtype).view(heads * batch, 1, -1)
-            shares = torch.bmm(q, keys.mT).softmax(dim=-1)
-            attended = torch.bmm(shares, values).view(heads, batch, -1)
-            add(x, block.out(join(attended)))
-            gate, up = block.gate_up(self._divided(x)).chunk(2)
-            add(x, block.down(join(F.silu(gate).mul_(up))))
+            block.qkv(self._divided(), out=self.projected)
+            self.qkv.copy_(self.projected)  # nothing to do where they are the same
+            self.turning.mul_(turns)
+            key_value.copy_(self.key_value)
+            shares = torch.bmm(self.query.to(keys.dtype), keys.mT).softmax(dim=-1)
+            torch.bmm(shares, values, out=self.attended)
+            block.out.add_product(self.stream, self.attended_rows.flatten(1))
+            block.gate_up(self._divided(), out=self.opened)
+            torch.mul(F.silu(self.gate, inplace=True), self.up, out=self.hidden_in_blocks)
+            block.down.add_product(self.stream, self.hidden)
         self.position += 1
-        return join(self.outputs[grid](self._divided(x))).float()
+        return join(self.outputs[grid](self._divided())).float()
 
-    def _divided(self, x: Tensor) -> Tensor:
-        """RMSNorm, but for what the weights hold of it."""
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(self.epsilon)
+    def _divided(self) -> Tensor:
+        """RMSNorm of the residual stream, but for what the weights hold of it: b d."""
+        norm = torch.linalg.vector_norm(self.stream, dim=(0, 2), keepdim=True).add_(self.epsilon)
+        torch.div(self.stream, norm, out=self.divided_in_blocks)
+        return self.divided
