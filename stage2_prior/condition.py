@@ -1,9 +1,9 @@
-"""What a prior is asked to draw: a class, a picture that goes with codes which are there already, or nothing in
+"""What a prior is asked to draw: a class, a text, a picture that goes with codes which are there already, or nothing in
 particular."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,31 +15,77 @@ from training.errors import UserError
 
 
 @dataclass(frozen=True)
+class TextSpec:
+    """Captions as a prior reads them: tokens of a vocabulary, at most `length` of them."""
+
+    length: int  # t, tokens of a caption; longer ones are cut
+    vocabulary: int  # of the tokenizer
+
+    def __post_init__(self) -> None:
+        for name in ("length", "vocabulary"):
+            if getattr(self, name) < 1:
+                raise UserError(f"text {name}={getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """Captions as vectors of a text encoder: `length` of them, each of `width` numbers."""
+
+    length: int  # t
+    width: int  # d of the encoder
+
+    def __post_init__(self) -> None:
+        for name in ("length", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"embedding {name}={getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
 class Condition:
-    """The condition of a batch. A prior of `num_classes` classes also has a null label, `num_classes`: any class."""
+    """The condition of a batch. A prior of `num_classes` classes also has a null label, `num_classes`: any class. A
+    text without tokens, and embeddings of which none counts, are any text."""
 
     labels: Tensor | None = None  # b, int64 in [0, num_classes]; None for a prior without classes
     codes: Codes | None = None  # one int64 b h w for each grid that the prior is given: coarser levels, or other codes
+    text: Tensor | None = None  # b t, int64 tokens, -1 behind the last
+    embeddings: Tensor | None = None  # b t d, float, a text encoder's
+    embedding_mask: Tensor | None = None  # b t, bool, True for an embedding that counts
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Every tensor changed in the same way."""
+        optional = {
+            name: None if (value := getattr(self, name)) is None else change(value)
+            for name in ("labels", "text", "embeddings", "embedding_mask")
+        }
+        return type(self)(codes=None if self.codes is None else tuple(map(change, self.codes)), **optional)
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(
-            None if self.labels is None else self.labels.to(device),
-            None if self.codes is None else tuple(grid.to(device) for grid in self.codes),
-        )
+        return self.map(lambda tensor: tensor.to(device))
 
     def doubled_for_guidance(self, num_classes: int) -> Self:
-        """The condition of 2b samples: this one, then the null label for each of its samples. Given codes stay as they
-        are, guidance follows the label. Raises UserError when there is no label to guide to."""
-        if self.labels is None:
-            raise UserError("got guidance for a prior without classes, expected guidance=1: it has no label to follow")
-        return type(self)(
-            torch.cat([self.labels, torch.full_like(self.labels, num_classes)]),
-            None if self.codes is None else tuple(grid.repeat(2, 1, 1) for grid in self.codes),
-        )
+        """The condition of 2b samples: this one, then the null label and no text for each of its samples. Given codes
+        stay as they are, guidance follows label and text. Raises UserError when there is neither to guide to."""
+        if self.labels is None and self.text is None and self.embeddings is None:
+            raise UserError(
+                "got guidance for a prior without classes, expected guidance=1: it has no label and no text to follow"
+            )
+        both = self.map(lambda tensor: torch.cat([tensor, tensor]))
+        nothing = {"labels": num_classes, "text": -1, "embedding_mask": False}
+        for name, value in nothing.items():
+            if (tensor := getattr(both, name)) is not None:
+                tensor[len(tensor) // 2 :] = value
+        return both
 
-    def check(self, batch: int, num_classes: int, given: Sequence[Grid] = ()) -> None:
-        """Raises UserError unless labels are given exactly if the prior has classes, and codes of exactly the grids
-        `given`, one for each sample."""
+    def check(
+        self,
+        batch: int,
+        num_classes: int,
+        given: Sequence[Grid] = (),
+        text: TextSpec | None = None,
+        embeddings: EmbeddingSpec | None = None,
+    ) -> None:
+        """Raises UserError unless labels are given exactly if the prior has classes, codes of exactly the grids
+        `given`, and text and embeddings exactly if it reads them, one for each sample."""
         if num_classes == 0:
             if self.labels is not None:
                 raise UserError("got labels for a prior without classes, expected none; leave the labels out")
@@ -54,6 +100,10 @@ class Condition:
         expected = [(batch, grid.height, grid.width) for grid in given]
         if shapes != expected:
             raise UserError(f"got given codes of shapes {shapes}, expected {expected}: those that the prior goes by")
+        vectors = embeddings and (batch, embeddings.length, embeddings.width)
+        check_text("text", self.text, text and (batch, text.length))
+        check_text("embeddings", self.embeddings, vectors)
+        check_text("embedding_mask", self.embedding_mask, vectors and vectors[:2])
 
     def check_range(self, num_classes: int) -> None:
         """Raises UserError when a label is no class and not the null label. Waits for the device, unlike `check`."""
@@ -65,3 +115,16 @@ class Condition:
                 f"got label {lowest if lowest < 0 else highest}, expected 0 to {num_classes - 1}, or {num_classes} "
                 "for any class"
             )
+
+
+def check_text(name: str, tensor: Tensor | None, expected: tuple[int, ...] | None) -> None:
+    """Raises UserError unless a field of `Condition` has the shape that its prior reads."""
+    shape = None if tensor is None else tuple(tensor.shape)
+    if shape == expected:
+        return
+    if expected is None:
+        raise UserError(f"got {name} for a prior that reads none; leave it out")
+    raise UserError(
+        f"got {'no ' + name if shape is None else f'{name} of shape {shape}'}, expected {expected}: the prior was "
+        "trained on captions and reads one for each sample"
+    )

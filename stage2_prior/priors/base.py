@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stage1_vq.codes import Codes, CodeSpec, Grid
-from stage2_prior.condition import Condition
+from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.stepping import Stepper
 from training.errors import UserError
 from training.model_io import PretrainedModel
@@ -30,6 +30,7 @@ class Prior(PretrainedModel):
     `AutoregressivePrior`."""
 
     config_class: ClassVar[type]
+    reads_text: ClassVar[bool] = False  # may be made with `text` and `embeddings`
 
     def __init__(
         self,
@@ -38,21 +39,28 @@ class Prior(PretrainedModel):
         num_classes: int,
         *,
         given: Sequence[Grid] = (),
+        text: TextSpec | None = None,
+        embeddings: EmbeddingSpec | None = None,
         class_names: Sequence[str] | None = None,
         stage1_fingerprint: str | None = None,
         knows_null_label: bool = True,
     ):
         """num_classes: 0 for a prior without classes. given: grids of codes that are known beforehand, coarser levels
-        of a hierarchy or codes of another tokenizer; they come as `Condition.codes`. The rest are facts of its training
+        of a hierarchy or codes of another tokenizer; they come as `Condition.codes`. text, embeddings: what it reads of
+        captions, as `Condition.text` and `Condition.embeddings`. The rest are facts of its training
         that travel with it: what the classes are called, whose codes it learned (`PretrainedModel.fingerprint` of the
         autoencoder), and whether it saw the null label, without which guidance means nothing."""
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise UserError(f"got {len(class_names)} class names for {num_classes} classes, expected one for each")
+        if not self.reads_text and (text or embeddings):
+            raise UserError(f"a {self.kind} prior reads no text, expected a transformer prior for captions")
         self.config = config
         self.code_spec = code_spec
         self.num_classes = num_classes
         self.given = tuple(given)
+        self.text = text
+        self.embeddings = embeddings
         self.class_names = None if class_names is None else tuple(class_names)
         self.stage1_fingerprint = stage1_fingerprint
         self.knows_null_label = knows_null_label
@@ -63,6 +71,8 @@ class Prior(PretrainedModel):
             "code_spec": self.code_spec.to_json(),
             "num_classes": self.num_classes,
             "given": [asdict(grid) for grid in self.given],
+            "text": self.text and asdict(self.text),
+            "embeddings": self.embeddings and asdict(self.embeddings),
             "class_names": None if self.class_names is None else list(self.class_names),
             "stage1_fingerprint": self.stage1_fingerprint,
             "knows_null_label": self.knows_null_label,
@@ -72,6 +82,9 @@ class Prior(PretrainedModel):
     def from_arguments(cls, **arguments: Any) -> Self:
         config = cls.config_class(**arguments.pop("config"))
         given = tuple(Grid(**grid) for grid in arguments.pop("given", ()))
+        for name, spec in (("text", TextSpec), ("embeddings", EmbeddingSpec)):
+            if arguments.get(name):
+                arguments[name] = spec(**arguments[name])
         return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), given=given, **arguments)
 
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
@@ -89,8 +102,12 @@ class Prior(PretrainedModel):
         if [tuple(tensor.shape[1:]) for tensor in codes] != [(g.height, g.width) for g in self.code_spec.grids]:
             shapes = " + ".join("x".join(str(side) for side in tensor.shape[1:]) for tensor in codes)
             raise UserError(f"got codes of {shapes}, expected {self.code_spec.describe()}, as the prior was made for")
-        condition.check(len(codes[0]), self.num_classes, self.given)
+        self.check(len(codes[0]), condition)
         return torch.cat([rearrange(tensor, "b h w -> b (h w)") for tensor in codes], dim=1)
+
+    def check(self, batch: int, condition: Condition) -> None:
+        """Raises UserError unless the condition is one of `batch` samples of this prior."""
+        condition.check(batch, self.num_classes, self.given, self.text, self.embeddings)
 
     def grids_of(self, sequence: Tensor) -> tuple[Tensor, ...]:
         """What `sequence` laid in a row, one `b h w` for each grid again: codes, or a number of each code, `b n`."""

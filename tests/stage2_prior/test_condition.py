@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stage1_vq.codes import Grid
-from stage2_prior.condition import Condition
+from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from training.errors import UserError
 
 
@@ -49,3 +49,45 @@ def test_given_codes_are_those_of_the_grids_that_the_prior_goes_by():
 def test_labels_of_a_prior_without_classes_are_refused():
     with pytest.raises(UserError, match="got labels for a prior without classes, expected none; leave the labels out"):
         Condition(torch.tensor([0])).check(1, num_classes=0)
+
+
+def test_guidance_leaves_text_for_no_text():
+    text, mask = torch.tensor([[3, 1, -1], [2, -1, -1]]), torch.tensor([[True, False], [True, True]])
+    embeddings = torch.randn(2, 2, 5)
+    doubled = Condition(text=text, embeddings=embeddings, embedding_mask=mask).doubled_for_guidance(0)
+    assert torch.equal(doubled.text, torch.cat([text, -torch.ones_like(text)]))
+    assert torch.equal(doubled.embeddings, torch.cat([embeddings, embeddings]))
+    assert torch.equal(doubled.embedding_mask, torch.cat([mask, torch.zeros_like(mask)]))
+    with pytest.raises(UserError, match="got guidance for a prior without classes, expected guidance=1"):
+        Condition(codes=(torch.zeros(1, 2, 2),)).doubled_for_guidance(0)
+
+
+def test_every_tensor_moves():
+    moved = Condition(
+        torch.zeros(2), (torch.zeros(2, 1, 1),), torch.zeros(2, 3), torch.zeros(2, 3, 4), torch.zeros(2, 3)
+    ).to(torch.device("meta"))
+    tensors = [moved.labels, *moved.codes, moved.text, moved.embeddings, moved.embedding_mask]
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 5
+
+
+def test_text_and_embeddings_are_those_that_the_prior_reads():
+    text, embeddings = TextSpec(3, 10), EmbeddingSpec(2, 5)
+    tokens, vectors, mask = torch.zeros(4, 3), torch.zeros(4, 2, 5), torch.ones(4, 2, dtype=torch.bool)
+    Condition(text=tokens, embeddings=vectors, embedding_mask=mask).check(4, 0, (), text, embeddings)
+    with pytest.raises(UserError, match=r"got no text, expected \(4, 3\): the prior was trained on captions"):
+        Condition().check(4, 0, text=text)
+    with pytest.raises(UserError, match=r"got text of shape \(4, 3\), expected \(5, 3\)"):
+        Condition(text=tokens).check(5, 0, text=text)
+    with pytest.raises(UserError, match="got text for a prior that reads none; leave it out"):
+        Condition(text=tokens).check(4, 0)
+    with pytest.raises(UserError, match=r"got no embedding_mask, expected \(4, 2\)"):
+        Condition(embeddings=vectors).check(4, 0, embeddings=embeddings)
+    with pytest.raises(UserError, match=r"got embeddings of shape \(4, 2, 5\), expected \(4, 2, 7\)"):
+        Condition(embeddings=vectors, embedding_mask=mask).check(4, 0, embeddings=EmbeddingSpec(2, 7))
+
+
+def test_empty_texts_are_no_specification():
+    with pytest.raises(UserError, match="text vocabulary=0, expected at least 1"):
+        TextSpec(3, 0)
+    with pytest.raises(UserError, match="embedding width=0, expected at least 1"):
+        EmbeddingSpec(3, 0)
