@@ -22,6 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+WEIGHTS = Path("runs/mnist_classifier.safetensors")
+
 
 def build_classifier() -> nn.Module:
     """Three convolutions and a linear layer: `b 1 28 28` in [0, 1] -> logits `b 10`."""
@@ -31,6 +33,19 @@ def build_classifier() -> nn.Module:
         nn.Conv2d(64, 128, 3, padding=1), nn.BatchNorm2d(128), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Dropout(0.3), nn.Linear(128, 10),
     )  # fmt: skip
+
+
+class Judge(nn.Module):
+    """The classifier in `WEIGHTS`, for `zellige generate --judge benchmarks.mnist_classifier:Judge`: `b 1 28 28` in
+    [-1, 1] -> logits `b 10`. Whoever judges must not measure: train another with `--seed 1 --weights FILE` for that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = build_classifier()
+        self.network.load_state_dict(load_file(WEIGHTS))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images + 1) / 2)
 
 
 def to_images(digits: np.ndarray) -> Tensor:
@@ -46,8 +61,8 @@ def shifted_batches(images: Tensor, labels: Tensor, batch_size: int, epochs: int
             yield torch.roll(images[rows], shifts, dims=(2, 3)), labels[rows]
 
 
-def train(images: Tensor, labels: Tensor, epochs: int = 4, batch_size: int = 128) -> nn.Module:
-    torch.manual_seed(0)
+def train(images: Tensor, labels: Tensor, seed: int, epochs: int = 4, batch_size: int = 128) -> nn.Module:
+    torch.manual_seed(seed)
     model = build_classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     steps = epochs * (len(images) // batch_size + 1)
@@ -77,7 +92,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, required=True, help="npz with train_images, train_labels, test_*")
     parser.add_argument("--samples", type=Path, nargs="*", default=[], help="folders written by `zellige generate`")
-    parser.add_argument("--weights", type=Path, default=Path("runs/mnist_classifier.safetensors"))
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="kept here after training")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
     arguments = parser.parse_args()
 
     data = np.load(arguments.mnist)
@@ -85,7 +101,8 @@ def main() -> None:
     if arguments.weights.exists():
         model.load_state_dict(load_file(arguments.weights))
     else:
-        model = train(to_images(data["train_images"]), torch.from_numpy(data["train_labels"]).long())
+        labels = torch.from_numpy(data["train_labels"]).long()
+        model = train(to_images(data["train_images"]), labels, arguments.seed)
         arguments.weights.parent.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), arguments.weights)
 

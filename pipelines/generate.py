@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipelines.devices import open_device
+from pipelines.judge import load_judge, sample_best
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
 from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
 from pipelines.two_stage import TwoStagePipeline
@@ -47,6 +48,9 @@ class GenerateConfig:
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None  # how it rises over an image's steps
     guidance_start: float | None = None  # share of an image's steps before which there is none
     guidance_end: float | None = None  # share of an image's steps after which there is none
+    candidates: int = 1  # draw so many for each image and keep the one that `judge` finds most probable
+    judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
+    judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:
@@ -56,6 +60,13 @@ class GenerateConfig:
             raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
+        if self.candidates < 1:
+            raise UserError(f"candidates={self.candidates}, expected at least 1 for each image")
+        if (self.candidates > 1) != (self.judge is not None):
+            raise UserError(
+                f"candidates={self.candidates} and judge={self.judge}, expected both or neither: a judge chooses among "
+                "two candidates or more"
+            )
 
     def sampling(self, default: SamplingConfig) -> SamplingConfig:
         """The model's own settings, with those that were given in their place."""
@@ -77,8 +88,12 @@ def generate_files(config: GenerateConfig) -> str:
     sampling = config.sampling(pipeline.sampling)
     label = class_number(pipeline, config.label)
     labels = pipeline.labels_of(range(num), label)
+    judge = None
+    if config.judge is not None:
+        judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
     model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
-    settings = {**model, "label": label, **asdict(sampling)}
+    chosen = {"candidates": config.candidates, "judge": config.judge}
+    settings = {**model, "label": label, **asdict(sampling), **chosen}
     check_settings(out, settings)
 
     batches = [range(start, start + batch_size) for start in range(0, num, batch_size)]
@@ -89,7 +104,11 @@ def generate_files(config: GenerateConfig) -> str:
     state.wait_for_everyone()  # all have looked before one writes
     mine = missing[state.process_index :: state.num_processes]
     for batch in tqdm(mine, unit="batch", disable=not state.is_main_process):
-        codes = pipeline.sample(batch, pipeline.labels_of(batch, label), config.seed, sampling)
+        asked = pipeline.labels_of(batch, label)
+        if judge is None:
+            codes = pipeline.sample(batch, asked, config.seed, sampling)
+        else:
+            codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
         write_images(pipeline, codes, [out / name for name in names(batch, num)])
     state.wait_for_everyone()
     if state.is_main_process:
