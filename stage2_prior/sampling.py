@@ -73,7 +73,7 @@ def sample_codes(
     """
     device = next(prior.parameters()).device
     condition = condition.to(device)
-    condition.check(len(indices), prior.num_classes, prior.given)
+    prior.check(len(indices), condition)
     condition.check_range(prior.num_classes)
     if sampling.guidance != 1 and prior.num_classes and not prior.knows_null_label:
         raise UserError(
@@ -106,7 +106,7 @@ def draw_in_order(
     if sampling.guidance == 1:
         stepper = prior.stepper(batch, condition)
     else:
-        doubled = prior.stepper(2 * batch, condition.doubled_for_guidance(prior.num_classes))
+        doubled = prior.stepper(2 * batch, prior.doubled_for_guidance(condition))
         stepper = GuidedStepper(doubled, [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)])
     uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
     finite = torch.ones((), dtype=torch.bool, device=device)

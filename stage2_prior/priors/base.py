@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from stage1_vq.codes import CodeDataset, Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.stepping import Stepper
 from training.errors import UserError
@@ -87,6 +87,12 @@ class Prior(PretrainedModel):
                 arguments[name] = spec(**arguments[name])
         return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), given=given, **arguments)
 
+    @classmethod
+    def for_codes(cls, config: Any, codes: CodeDataset, num_classes: int, **facts: Any) -> Self:
+        """The prior that is to learn these codes, with fresh weights. A prior to which the autoencoder's code vectors
+        mean something finds them there. facts: the constructor's."""
+        return cls(config, codes.code_spec, num_classes, **facts)
+
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
         """Negative log-likelihood of each code, `b n` float32, in nats, n in the order of `sequence`."""
         raise NotImplementedError
@@ -108,6 +114,10 @@ class Prior(PretrainedModel):
     def check(self, batch: int, condition: Condition) -> None:
         """Raises UserError unless the condition is one of `batch` samples of this prior."""
         condition.check(batch, self.num_classes, self.given, self.text, self.embeddings)
+
+    def doubled_for_guidance(self, condition: Condition) -> Condition:
+        """The condition of 2b samples, as given and without what guidance follows; see `Condition`."""
+        return condition.doubled_for_guidance(self.num_classes)
 
     def grids_of(self, sequence: Tensor) -> tuple[Tensor, ...]:
         """What `sequence` laid in a row, one `b h w` for each grid again: codes, or a number of each code, `b n`."""

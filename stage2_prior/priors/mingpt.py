@@ -1,0 +1,261 @@
+"""The GPT of VQ-GAN (Esser et al. 2021, arXiv:2012.09841), which is minGPT: GPT-2's blocks over codes in raster order.
+
+Learned positions, LayerNorm before each sublayer, exact GELU, biases everywhere. All that it reads are numbers of one
+shared vocabulary: what comes before the codes is a class, the codes of a condition (a depth map, a segmentation, a
+smaller image), or a fixed start token, and class 7, code 7 and given code 7 have the same embedding.
+
+    input      class   code 0   code 1   ...   code n-2          given 0   ...   given p-1   code 0   ...   code n-2
+    logits of  code 0  code 1   code 2   ...   code n-1                          code 0      code 1   ...   code n-1
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, CodeSpec
+from stage2_prior.condition import Condition
+from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.priors.column_blocks import ColumnBlocks, join
+from stage2_prior.stepping import step_dtype
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinGPTConfig:
+    kind: Literal["mingpt"] = "mingpt"
+    layers: int = 24
+    width: int = 1024  # d
+    heads: int = 16
+    vocabulary: int | None = None  # numbers that have an embedding; None: just those of codes, classes and given codes
+    positions: int | None = None  # places that have an embedding; None: just those of the sequence
+    unmasked: int = 0  # first places, of what comes before the codes, that see each other in both directions
+    start: int = 0  # the number that a sequence begins with where there are neither classes nor given codes
+    dropout: float = 0.0  # of the embedded sequence
+    residual_dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
+    attention_dropout: float = 0.0  # of the shares of attention
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+        for name in ("unmasked", "start"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}, expected 0 or more")
+        if self.width % self.heads:
+            raise UserError(f"width={self.width} with heads={self.heads}, expected a width that the heads divide")
+        for name in ("dropout", "residual_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+class Attention(nn.Module):
+    def __init__(self, config: MinGPTConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.share_dropout = config.attention_dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """mask: n n, True where the row's place sees the column's; None for the plain causal one."""
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        dropout = self.share_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+        return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: MinGPTConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, 4 * config.width)
+        self.down = nn.Linear(4 * config.width, config.width)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        return x + self.dropout(self.down(F.gelu(self.up(self.feed_forward_norm(x)))))
+
+
+class MinGPT(AutoregressivePrior):
+    """Raises UserError when the codes have more than one grid, or when the config has fewer numbers or places than the
+    codes and what comes before them."""
+
+    kind = "mingpt"
+    config_class = MinGPTConfig
+    config: MinGPTConfig
+
+    def __init__(self, config: MinGPTConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
+        """facts: as for `Prior`."""
+        super().__init__(config, code_spec, num_classes, **facts)
+        self.grid = self.only_grid()
+        starts = bool(num_classes) or not self.given  # whether a class or the start token comes first
+        self.prefix_length = int(starts) + sum(grid.size for grid in self.given)
+        vocabularies = [self.grid.vocabulary, *(grid.vocabulary for grid in self.given)]
+        if starts:
+            vocabularies.append(num_classes + 1 if num_classes else config.start + 1)  # with the null label
+        numbers, places = max(vocabularies), self.prefix_length + self.grid.size - 1
+        vocabulary, positions = config.vocabulary or numbers, config.positions or places
+        for name, have, need in (("vocabulary", vocabulary, numbers), ("positions", positions, places)):
+            if have < need:
+                raise UserError(
+                    f"{name}={have}, expected at least {need} for {code_spec.describe()} and what comes before them; "
+                    "leave it out to have as many as it takes"
+                )
+        if config.unmasked > self.prefix_length:
+            raise UserError(
+                f"unmasked={config.unmasked}, expected at most {self.prefix_length}, the places before the codes: a "
+                "code must not see those after it"
+            )
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.positions = nn.Parameter(torch.zeros(positions, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, vocabulary, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def prefix(self, batch: int, condition: Condition) -> Tensor:
+        """What comes before the codes, int64 `b p`."""
+        parts = [rearrange(grid, "b h w -> b (h w)") for grid in condition.codes or ()]
+        if condition.labels is not None:
+            parts.insert(0, condition.labels[:, None])
+        elif not self.given:
+            parts.insert(0, torch.full((batch, 1), self.config.start, device=self.positions.device))
+        return torch.cat(parts, dim=1)
+
+    def mask(self, places: int) -> Tensor | None:
+        """`n n`, True where the row's place sees the column's; None where that is the plain causal mask."""
+        if self.config.unmasked < 2:
+            return None
+        mask = torch.ones(places, places, dtype=torch.bool, device=self.positions.device).tril_()
+        mask[: self.config.unmasked, : self.config.unmasked] = True
+        return mask
+
+    def hidden(self, embedded: Tensor) -> Tensor:
+        """Embedded numbers, or any other vectors, at places 0 to n-1, to what `output` turns into logits: `b n d`."""
+        x = self.dropout(embedded + self.positions[: embedded.shape[1]])
+        mask = self.mask(x.shape[1])
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        tokens = self.sequence(codes, condition)
+        x = torch.cat([self.prefix(len(tokens), condition), tokens[:, :-1]], dim=1)
+        hidden = self.hidden(self.embedding(x))[:, self.prefix_length - 1 :]
+        return F.linear(hidden, self.output.weight[: self.grid.vocabulary])  # other numbers are no codes
+
+    def stepper(self, batch: int, condition: Condition) -> MinGPTStepper:
+        return MinGPTStepper(self, batch, condition)
+
+
+class Product:
+    """A linear layer and the norm before it, whose gain and bias are folded into it, over a few rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, blocks: int, dtype: torch.dtype):
+        """weight: out in; bias: out; blocks: of columns, see ColumnBlocks."""
+        self.blocks = ColumnBlocks(weight, blocks, dtype).blocks
+        self.bias = rearrange(bias.to(dtype), "(blocks out) -> blocks 1 out", blocks=blocks).contiguous()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """`b in` -> `blocks b out/blocks`."""
+        return torch.baddbmm(self.bias, rows.expand(len(self.blocks), -1, -1), self.blocks)
+
+    def add_to(self, x: Tensor, rows: Tensor) -> None:
+        """Adds the product to x, `b out`, in place."""
+        x.unflatten(1, (len(self.blocks), -1)).add_(self(rows).transpose(0, 1))
+
+
+class StepBlock:
+    """A block's weights, and the keys and values of the places so far."""
+
+    def __init__(self, block: Block, cache: Tensor, dtype: torch.dtype):
+        """cache: two (heads b) n d, empty."""
+        attention, width = block.attention, block.attention.out.in_features
+        self.heads = attention.heads
+        # The scale of the attention scores is folded into the queries.
+        scale = torch.ones_like(attention.qkv.bias)
+        scale[:width] /= math.sqrt(width // self.heads)
+        qkv, bias = attention.qkv.weight * scale[:, None], attention.qkv.bias * scale
+        norm, blocks = block.attention_norm, math.gcd(8, width)
+        self.qkv = Product(qkv * norm.weight, bias + qkv @ norm.bias, 3 * self.heads, dtype)
+        self.out = Product(attention.out.weight, attention.out.bias, blocks, dtype)
+        norm, up = block.feed_forward_norm, block.up
+        self.up = Product(up.weight * norm.weight, up.bias + up.weight @ norm.bias, 4 * blocks, dtype)
+        self.down = Product(block.down.weight, block.down.bias, blocks, dtype)
+        self.cache = cache
+
+    def advance(self, x: Tensor, first: int, places: int, mask: Tensor | None) -> None:
+        """x, `(b n) d`, of the places from `first` on, goes through the block in place. mask: n first+n, added to the
+        scores."""
+        here = slice(first, first + places)
+        rows = self.qkv(F.layer_norm(x, x.shape[1:]))  # 3heads (b n) d
+        query, key_value = rows.view(3, -1, places, rows.shape[-1]).split([1, 2])  # three (heads b) n d
+        self.cache[:, :, here] = key_value
+        keys, values = self.cache[:, :, : here.stop].unbind()
+        scores = torch.bmm(query[0], keys.mT)
+        if mask is not None:
+            scores += mask
+        attended = torch.bmm(scores.softmax(dim=-1), values)  # (heads b) n d
+        self.out.add_to(x, join(attended.view(self.heads, len(x), -1)))
+        self.down.add_to(x, join(F.gelu(self.up(F.layer_norm(x, x.shape[1:])))))
+
+
+class MinGPTStepper:
+    """One code per call: keys and values of earlier places wait in a cache that is allocated once. What comes before
+    the codes goes through at the first call, all at once."""
+
+    @torch.inference_mode()
+    def __init__(self, prior: MinGPT, batch: int, condition: Condition):
+        prior.check(batch, condition)
+        config, device = prior.config, prior.positions.device
+        dtype = step_dtype(prior.positions)
+        self.prefix = prior.prefix(batch, condition.to(device))
+        self.embedding, self.positions = prior.embedding.weight.to(dtype), prior.positions.to(dtype)
+        places = prior.prefix_length + prior.grid.size - 1
+        sizes = (config.layers, 2, config.heads * batch, places, config.head_width)
+        cache = torch.empty(sizes, dtype=dtype, device=device)
+        blocks = cast("list[Block]", prior.blocks)
+        self.blocks = [StepBlock(block, part, dtype) for block, part in zip(blocks, cache, strict=True)]
+        seen = prior.mask(prior.prefix_length)
+        if seen is None:
+            seen = torch.ones(prior.prefix_length, prior.prefix_length, dtype=torch.bool, device=device).tril_()
+        self.mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
+        output = prior.output.weight[: prior.grid.vocabulary]
+        self.output = Product(output * prior.norm.weight, output @ prior.norm.bias, math.gcd(8, len(output)), dtype)
+        self.position = 0
+
+    @torch.inference_mode()
+    def next(self, previous: Tensor | None) -> Tensor:
+        with torch.autocast(self.positions.device.type, enabled=False):
+            return self._next(self.prefix if previous is None else previous)[:, None]
+
+    def _next(self, tokens: Tensor) -> Tensor:
+        """tokens: b n, at the places from `position` on; logits `b k` after the last of them."""
+        places = tokens.shape[1]
+        x = F.embedding(tokens, self.embedding) + self.positions[self.position : self.position + places]
+        rows = x.flatten(0, 1)
+        mask = self.mask if places > 1 else None
+        for block in self.blocks:
+            block.advance(rows, self.position, places, mask)
+        self.position += places
+        last = rows.view(len(tokens), places, -1)[:, -1]
+        return join(self.output(F.layer_norm(last, last.shape[1:]))).float()
