@@ -18,7 +18,7 @@ from torch import Tensor
 from training.errors import UserError
 from training.files import atomic_file, read_json, sha256_of_file, write_json
 from training.task import Batch
-from training.tensor_files import save_tensors
+from training.tensor_files import load_tensors, save_tensors
 
 Codes = tuple[Tensor, ...]
 """One int64 tensor `b h w` per grid, coarse to fine, in the order in which a prior generates them."""
@@ -96,6 +96,7 @@ class CodeSpec:
 
 
 INDEX_NAME = "index.json"
+LATENTS_NAME = "latents.safetensors"  # what of the autoencoder turns codes to latents, for priors that see latents
 UNFINISHED_NAME = "unfinished"  # folder of what is known of the shards until all of them are written
 NUMPY_TYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32}
 
@@ -121,6 +122,7 @@ class CodeIndex:
     stage1_fingerprint: str  # PretrainedModel.fingerprint() of the autoencoder
     source: dict[str, Any]  # which images, and how their codes were made: JSON values
     shards: tuple[Shard, ...]
+    latents_sha256: str | None = None  # of LATENTS_NAME; None: there is none
 
     def images(self, split: Split) -> int:
         return sum(shard.images for shard in self.shards if shard.split == split)
@@ -141,6 +143,7 @@ class CodeIndex:
                 stage1_fingerprint=value["stage1_fingerprint"],
                 source=value["source"],
                 shards=tuple(Shard(**shard) for shard in value["shards"]),
+                latents_sha256=value.get("latents_sha256"),
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is not an index of code shards ({error!r}): encode the images anew") from error
@@ -169,12 +172,15 @@ class CodeShardWriter:
         class_names: Sequence[str] | None = None,
         stage1_fingerprint: str = "",
         source: Mapping[str, Any] | None = None,
+        latents: Mapping[str, Tensor] | None = None,
     ):
-        """splits: what each shard is for, as many as there will be; source: see CodeIndex.
+        """splits: what each shard is for, as many as there will be; source: see CodeIndex; latents: tensors that a
+        next-scale prior takes (stage2_prior/priors/scale_latents.py), None for codes of another kind.
 
         Raises UserError when the folder holds codes of anything else.
         """
         self.folder = Path(folder)
+        self.latents = latents
         self.unfinished = self.folder / UNFINISHED_NAME
         files = [f"codes-{number:05d}-of-{len(splits):05d}.safetensors" for number in range(len(splits))]
         self.plan = CodeIndex(
@@ -242,6 +248,10 @@ class CodeShardWriter:
                 "run the same command again"
             )
         index = replace(self.plan, shards=tuple(shard for shard in shards if shard is not None))
+        if self.latents is not None:
+            with atomic_file(self.folder / LATENTS_NAME) as temporary:
+                save_tensors(self.latents, temporary)
+                index = replace(index, latents_sha256=sha256_of_file(temporary))
         write_json(self.folder / INDEX_NAME, index.to_json())
         shutil.rmtree(self.unfinished, ignore_errors=True)
         return index
@@ -301,6 +311,18 @@ class CodeDataset:
                 batch[here] = self.maps[number][name][rows]
         return {"codes": tuple(map(torch.from_numpy, codes.values())), "labels": torch.from_numpy(labels)}
 
+    def latents(self) -> dict[str, Tensor] | None:
+        """What the autoencoder gave of itself beside the codes, None if nothing. Raises UserError if damaged."""
+        if self.index.latents_sha256 is None:
+            return None
+        path = self.folder / LATENTS_NAME
+        if not path.is_file() or sha256_of_file(path) != self.index.latents_sha256:
+            raise UserError(
+                f"{path} is missing or damaged: its checksum is not that of {INDEX_NAME}; run its `zellige encode` "
+                "again: it replaces what is not whole"
+            )
+        return load_tensors(path)
+
     def names(self) -> list[str]:
         """The image file of each sample, relative to the folder that was encoded, or the image's number."""
         texts = [tensors["names"].tobytes() for tensors in self.maps if len(tensors["labels"])]
@@ -324,6 +346,7 @@ class CodeDataset:
 
     def verify(self) -> None:
         """Compares every file with its checksum in the index. Raises UserError that names a damaged one."""
+        self.latents()
         for shard in self.shards:
             if sha256_of_file(self.folder / shard.file) != shard.sha256:
                 raise UserError(

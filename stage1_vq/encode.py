@@ -172,6 +172,7 @@ def encode_images(
             "augment_copies": augment_copies,
             "augment_seed": train.augment_seed if augment_copies > 1 else None,
         },
+        latents=autoencoder.scale_latents(),
     )
     missing = [number for number in range(len(pieces)) if writer.written(number) is None]
     state.wait_for_everyone()  # all have seen the same shards missing before the first of them appears

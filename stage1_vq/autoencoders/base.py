@@ -72,9 +72,19 @@ class Autoencoder(PretrainedModel):
         """codes: one b h w per grid; returns images, b c H W, clamped to [-1, 1]. Raises UserError for wrong codes."""
         raise NotImplementedError
 
+    def scale_latents(self) -> dict[str, Tensor] | None:
+        """What a next-scale prior needs to know of the codes (`MultiscaleQuantizer.scale_latents`); None for codes of
+        another kind."""
+        return None
+
     def forward(self, images: Tensor) -> Stage1Output:
         """One training or validation pass. images: b c H W in [-1, 1]."""
         raise NotImplementedError
+
+    def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor | None:
+        """Bits of each 8-bit image given its codes, `b` float64, where the decoder is a likelihood; else None. With the
+        bits of the codes under a prior they bound the image's own from above."""
+        return None
 
     def last_layer(self) -> nn.Parameter:
         """The weight of the layer that the images come out of: an adversarial loss is balanced by its gradient there
@@ -154,6 +164,9 @@ class QuantizedAutoencoder(Autoencoder):
         self.check_image_size(height, width)
         grids = self.quantizer.grids(height // self.stride, width // self.stride)
         return CodeSpec(grids, height, width, self.channels)
+
+    def scale_latents(self) -> dict[str, Tensor] | None:
+        return self.quantizer.scale_latents()
 
     def latents(self, images: Tensor) -> Tensor:
         """z, b d h w."""

@@ -55,6 +55,10 @@ class Quantizer(nn.Module):
         """The z_q of these codes: b d h w."""
         raise NotImplementedError
 
+    def scale_latents(self) -> dict[str, Tensor] | None:
+        """What a next-scale prior needs to sum the scales itself; None where codes are no scales of one sum."""
+        return None
+
     def initialise(self, batches: Sequence[Tensor]) -> None:
         """Fits the codebook to the first step's latents: z, b d h w, of each micro-batch, here and on all other
         processes."""

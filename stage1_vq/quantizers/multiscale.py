@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -194,6 +194,20 @@ class MultiscaleQuantizer(Quantizer):
             x = F.interpolate(x, size=tuple(size), mode="bicubic")
         phi, share = self.phis[self.phi_of_scale[number]], self.config.phi_share
         return (1 - share) * x + share * phi(x)
+
+    @torch.no_grad()
+    def scale_latents(self) -> dict[str, Tensor] | None:
+        """`codebook`, k d, and of each scale but the last, whose codes no later scale sees, the convolution behind the
+        up-sampling, phi and its share in one: `phi_weight`, s-1 d d 3 3, and `phi_bias`, s-1 d."""
+        if len(self.config.scales) == 1:
+            return None
+        share, identity = self.config.phi_share, identity_convolution(self.dim).weight.to(self.layer.codebook.device)
+        phis = [cast(nn.Conv2d, self.phis[number]) for number in self.phi_of_scale[:-1]]
+        return {
+            "codebook": self.layer.codebook.detach(),
+            "phi_weight": torch.stack([(1 - share) * identity + share * phi.weight for phi in phis]),
+            "phi_bias": torch.stack([share * cast(Tensor, phi.bias) for phi in phis]),
+        }
 
     # ---- the codebook, once per step --------------------------------------------------------------------------------
 

@@ -130,7 +130,8 @@ def test_the_format_is_what_the_documentation_says(tmp_path: Path) -> None:
     assert bytes(tensors["names"].tolist()).decode().split("\0") == content[1][3]
     index = json.loads((tmp_path / "index.json").read_text())
     assert list(index) == [
-        *("zellige_version", "images", "code_spec", "class_names", "stage1_fingerprint", "source", "shards")
+        *("zellige_version", "images", "code_spec", "class_names", "stage1_fingerprint", "source", "shards"),
+        "latents_sha256",
     ]
     assert index["images"] == {"train": 8, "validation": 4}
     assert [(shard["split"], shard["images"]) for shard in index["shards"]] == [
@@ -249,6 +250,46 @@ def test_one_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
     dataset = CodeDataset(tmp_path)
     with pytest.raises(UserError, match=r"codes-00001-of-00003\.safetensors is damaged: its checksum"):
         dataset.verify()
+
+
+LATENTS = {"codebook": torch.arange(6.0).view(3, 2), "phi_bias": torch.ones(1, 2)}
+
+
+def test_latents_lie_beside_the_codes_where_they_are_given(tmp_path: Path) -> None:
+    write_folder(tmp_path / "with", latents=LATENTS)
+    write_folder(tmp_path / "without")
+    found = CodeDataset(tmp_path / "with", "validation").latents()
+    assert found is not None
+    assert found.keys() == LATENTS.keys()
+    assert all(torch.equal(found[name], LATENTS[name]) for name in found)
+    without = CodeDataset(tmp_path / "without")
+    assert without.latents() is None
+    assert without.index.latents_sha256 is None
+    assert "latents.safetensors" not in files_of(tmp_path / "without")
+
+
+@pytest.mark.parametrize("kind", ["missing", "flipped"])
+def test_damaged_latents_are_refused_and_written_anew(tmp_path: Path, kind: str) -> None:
+    write_folder(tmp_path, latents=LATENTS)
+    whole = files_of(tmp_path)
+    damage(tmp_path / "latents.safetensors", kind)
+    with pytest.raises(UserError, match=r"latents\.safetensors is missing or damaged: its checksum .* run its `zellige"):
+        CodeDataset(tmp_path).latents()
+    with pytest.raises(UserError, match=r"latents\.safetensors is missing or damaged"):
+        CodeDataset(tmp_path).verify()
+    write_folder(tmp_path, latents=LATENTS)
+    assert files_of(tmp_path) == whole
+
+
+def test_an_index_without_latents_of_an_earlier_version_is_read_and_completed(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = tmp_path / "index.json"
+    value = json.loads(path.read_text())
+    del value["latents_sha256"]
+    path.write_text(json.dumps(value))
+    assert CodeDataset(tmp_path).latents() is None
+    write_folder(tmp_path, latents=LATENTS)
+    assert CodeDataset(tmp_path).latents() is not None
 
 
 def test_a_shard_of_another_encoding_is_refused(tmp_path: Path) -> None:

@@ -340,6 +340,11 @@ def test_several_grids_of_different_sizes_are_written_and_read(tmp_path: Path, m
     found = codes.fetch(range(14), range(14))["codes"]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert autoencoder.decode(found).shape == (14, 1, 8, 8)
+    latents, beside = autoencoder.scale_latents(), codes.latents()
+    assert (beside is None) == (latents is None) == ("scale0" not in grids)
+    if latents is not None and beside is not None:
+        assert beside.keys() == latents.keys()
+        assert all(torch.equal(beside[name], latents[name]) for name in latents)
 
 
 PROGRAM = """

@@ -213,6 +213,22 @@ def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):
         make(**settings)
 
 
+def test_scale_latents_are_the_codebook_and_each_scales_phi_with_its_share():
+    quantizer, x = make(scales=(1, 2, 3, 4), phis=2, phi_share=0.3), latents()
+    for parameter in quantizer.parameters():
+        torch.nn.init.normal_(parameter)
+    shared = quantizer.scale_latents()
+    assert {name: tuple(tensor.shape) for name, tensor in shared.items()} == {
+        "codebook": (20, 5), "phi_weight": (3, 5, 5, 3, 3), "phi_bias": (3, 5)
+    }  # fmt: skip
+    assert torch.equal(shared["codebook"], quantizer.layer.codebook)
+    for number, phi in enumerate([0, 0, 1]):
+        expected = 0.7 * x + 0.3 * quantizer.phis[phi](x)
+        folded = F.conv2d(x, shared["phi_weight"][number], shared["phi_bias"][number], padding=1)
+        torch.testing.assert_close(folded, expected, rtol=0, atol=1e-5)
+    assert make(scales=(4,), phis=1).scale_latents() is None
+
+
 def test_a_config_survives_json():
     config = make().config
     assert MultiscaleQuantizer.config_from({**asdict(config), "scales": [1, 2, 4]}) == config
