@@ -6,6 +6,9 @@ SwiGLU (Shazeer 2020, arXiv:2002.05202) and rotary positions (Su et al. 2021, ar
     input      class   code 0   code 1   ...   code n-2
     logits of  code 0  code 1   code 2   ...   code n-1
 
+A caption, and given codes of other grids (a segmentation map, depth, a lower resolution), stand between the class and
+the codes: see `Prefix`. Attention is causal over all of them: it needs no mask, and a caption can be learned too.
+
 Codes of several grids (levels, depths, scales) follow each other in one sequence, coarse to fine. Each grid has its own
 embedding and output, and a place of a coarse grid stands at the middle of what it covers of the finest.
 """
@@ -25,8 +28,9 @@ from torch import Tensor, nn
 
 from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
+from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, TrainingLoss
 from stage2_prior.priors.column_blocks import ColumnBlocks, in_blocks, join
+from stage2_prior.priors.prefix import Prefix
 from stage2_prior.stepping import step_dtype
 from training.errors import UserError
 
@@ -40,6 +44,7 @@ class TransformerConfig:
     dropout: float = 0.0  # of the embedded sequence
     residual_dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
     tied: bool = False  # the output shares the weights of the code embedding
+    text_loss_weight: float = 0.0  # share of the loss that is the caption's, the rest is the codes'; DALL-E: 0.125
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads"):
@@ -53,6 +58,8 @@ class TransformerConfig:
         for name in ("dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
+        if not 0 <= self.text_loss_weight < 1:
+            raise UserError(f"text_loss_weight={self.text_loss_weight}, expected a share from 0 to below 1")
 
     @property
     def head_width(self) -> int:
@@ -117,8 +124,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        return self.attend(*self.turned(x, angles))
+
+    def turned(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `b heads n d`."""
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        q, k = turn(q, angles[1:]), turn(k, angles[:-1])
+        return turn(q, angles[1:]), turn(k, angles[:-1]), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
 
@@ -151,9 +164,10 @@ class Block(nn.Module):
 
 
 class Transformer(AutoregressivePrior):
-    """Codes of any number of grids."""
+    """Codes of any number of grids, after a class, a caption and given codes."""
 
     kind = "transformer"
+    reads_text = True
     config_class = TransformerConfig
     config: TransformerConfig
 
@@ -164,6 +178,7 @@ class Transformer(AutoregressivePrior):
         self.vocabularies = [grid.vocabulary for grid in grids]
         self.sizes = [grid.size for grid in grids]
         self.classes = nn.Embedding(num_classes + 1, config.width)  # the last one is the null label
+        self.prefix = Prefix(config.width, self.text, self.embeddings, self.given)
         self.embedding = nn.Embedding(sum(self.vocabularies), config.width)  # grid after grid
         # Of the grid that the next code belongs to; added to the token before it.
         self.next_grid = nn.Embedding(len(grids), config.width) if len(grids) > 1 else None
@@ -171,6 +186,13 @@ class Transformer(AutoregressivePrior):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         self.output = nn.Linear(config.width, sum(self.vocabularies), bias=False)
+        if config.text_loss_weight:
+            if self.text is None:
+                raise UserError(
+                    f"text_loss_weight={config.text_loss_weight}, expected 0 for a prior that reads no captions; leave "
+                    "it out, or give captions"
+                )
+            self.text_output = nn.Linear(config.width, self.text.vocabulary, bias=False)
         self.initialise()
         if config.tied:
             self.output.weight = self.embedding.weight
@@ -184,8 +206,11 @@ class Transformer(AutoregressivePrior):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.layers) if adds else 0.02)
 
     def angles(self) -> Tensor:
-        """See `place_angles`. No buffer: a model in bfloat16 would round its angles."""
-        return place_angles(self.code_spec.grids, self.config.head_width, self.embedding.weight.device)
+        """See `place_angles`; a caption has no place in the image and is not turned, like the class. No buffer: a model
+        in bfloat16 would round its angles."""
+        grids = (*self.given, *self.code_spec.grids)
+        angles = place_angles(grids, self.config.head_width, self.embedding.weight.device)
+        return F.pad(angles, (0, 0, self.prefix.text_length + self.prefix.embeddings_length, 0))
 
     def per_code(self, per_grid: Sequence[int]) -> Tensor:
         """A number of each grid for each of its codes: `n`."""
@@ -202,24 +227,53 @@ class Transformer(AutoregressivePrior):
             return self.classes.weight[-1].expand(batch, -1)
         return self.classes(condition.labels)
 
-    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+    def start(self, batch: int, condition: Condition) -> Tensor:
+        """What is known before the first code: the class and the prefix, `b 1+p d`."""
+        token = self.class_token(batch, condition)[:, None]
+        return torch.cat([token, self.prefix(condition)], dim=1) if self.prefix.length else token
+
+    def states(self, codes: Codes, condition: Condition) -> Tensor:
+        """`b p+n d`: the last n tell the codes, the p before them the prefix."""
         tokens = self.sequence(codes, condition)
-        start = self.class_token(len(tokens), condition)
+        start = self.start(len(tokens), condition)
         if self.next_grid is not None:
             tokens = tokens + self.per_code(self.first_numbers())
-        x = torch.cat([start[:, None], self.embedding(tokens[:, :-1])], dim=1)  # b n d
+        x = torch.cat([start, self.embedding(tokens[:, :-1])], dim=1)
         if self.next_grid is not None:
-            x = x + self.next_grid(self.per_code(range(len(self.sizes))))
+            x = x + F.pad(self.next_grid(self.per_code(range(len(self.sizes)))), (0, 0, self.prefix.length, 0))
         x, angles = self.dropout(x), self.angles()
         for block in self.blocks:
             x = block(x, angles)
-        x = self.norm(x)
+        return self.norm(x)
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        return self.code_logits(self.states(codes, condition)[:, self.prefix.length :])
+
+    def code_logits(self, states: Tensor) -> Tensor:
+        """`b n d` -> `b n k`."""
         if self.next_grid is None:
-            return self.output(x)  # b n k
-        outputs = zip(x.split(self.sizes, 1), self.output.weight.split(self.vocabularies), strict=True)
+            return self.output(states)
+        outputs = zip(states.split(self.sizes, 1), self.output.weight.split(self.vocabularies), strict=True)
         logits = [F.linear(part, weight) for part, weight in outputs]
         largest = max(self.vocabularies)
         return torch.cat([F.pad(part, (0, largest - part.shape[-1]), value=NO_CODE) for part in logits], dim=1)
+
+    def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:
+        if not self.config.text_loss_weight:
+            return super().forward(codes, condition)
+        states = self.states(codes, condition)
+        logits = rearrange(self.code_logits(states[:, self.prefix.length :]).float(), "b n k -> b k n")
+        nll = F.cross_entropy(logits, self.sequence(codes, condition), reduction="none").mean(dim=1)
+        weight = self.config.text_loss_weight
+        return TrainingLoss((1 - weight) * nll + weight * self.text_nll(states, condition), nll.detach())
+
+    def text_nll(self, states: Tensor, condition: Condition) -> Tensor:
+        """Nats per token of each caption, `b`; 0 where there is none."""
+        assert condition.text is not None
+        told = condition.text >= 0  # b t
+        logits = rearrange(self.text_output(states[:, : told.shape[1]]).float(), "b t k -> b k t")
+        nll = F.cross_entropy(logits, condition.text.clamp(min=0), reduction="none")
+        return (nll * told).sum(dim=1) / told.sum(dim=1).clamp(min=1)
 
     def stepper(self, batch: int, condition: Condition) -> TransformerStepper:
         return TransformerStepper(self, batch, condition)
@@ -249,12 +303,15 @@ class TransformerStepper:
     def __init__(self, prior: Transformer, batch: int, condition: Condition):
         config = prior.config
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
-        condition.check(batch, prior.num_classes)
+        prior.check(batch, condition)
         self.embedding = prior.embedding.weight.to(dtype)
-        self.start = prior.class_token(batch, condition.to(device)).to(dtype)  # b d
+        start = prior.start(batch, condition.to(device)).to(dtype)  # b 1+p d
+        self.start = start[:, -1]  # b d, the token before the first code
         self.next_grid = None if prior.next_grid is None else prior.next_grid.weight.to(dtype)
         self.first_numbers = prior.first_numbers()
-        self.grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]  # of each position
+        self.position = prior.prefix.length
+        grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]
+        self.grid_at = [0] * self.position + grid_at  # that the code after each position belongs to
         self.blocks = [StepWeights(block, config, dtype) for block in cast("list[Block]", prior.blocks)]
         output = prior.output.weight * prior.norm.gain * math.sqrt(config.width)
         self.outputs = [ColumnBlocks(part, math.gcd(8, len(part)), dtype) for part in output.split(prior.vocabularies)]
@@ -264,7 +321,8 @@ class TransformerStepper:
         self.turns = rearrange([turns[1:], turns[:-1]], "qk n d -> n qk 1 1 d")
         cache = (config.layers, 2, config.heads, batch, len(self.turns), config.head_width)
         self.cache = torch.zeros(cache, dtype=dtype, device=device)  # layers (keys, values) heads b n d
-        self.position = 0
+        if self.position:
+            self._read(prior, start[:, :-1], angles[: self.position + 1])
 
         # What a position works in, allocated once with every view that it needs. Products read rows (b d) and write
         # blocks; what stands between them turns blocks into rows as it writes.
@@ -285,6 +343,15 @@ class TransformerStepper:
         self.gate, self.up = self.opened.chunk(2)
         self.hidden = empty(batch, config.hidden_width)
         self.hidden_in_blocks = in_blocks(self.hidden, len(self.gate))
+
+    def _read(self, prior: Transformer, x: Tensor, angles: Tensor) -> None:
+        """Fills the cache with the prefix but for its last token, x: b p d, in one pass."""
+        for block, (keys, values) in zip(cast("list[Block]", prior.blocks), self.cache.unbind(), strict=True):
+            q, k, v = block.attention.turned(block.attention_norm(x), angles)
+            keys[:, :, : x.shape[1]] = k.transpose(0, 1)
+            values[:, :, : x.shape[1]] = v.transpose(0, 1)
+            x = x + block.attention.attend(q, k, v)
+            x = x + block.feed_forward(block.feed_forward_norm(x))
 
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
