@@ -1,0 +1,239 @@
+"""RQ-Transformer of Lee et al. 2022 (arXiv:2203.01941), section 3.2: several codes at each place of one grid.
+
+Residual or grouped quantizers give D grids of equal sides, the depths. In one sequence they would cost attention over
+D h w codes. Here a large transformer walks the h w places, and a small one the D codes of each place:
+
+    places   class   sum of place 0   sum of place 1   ...    sum: of the embeddings of a place's codes
+    walks      |           |                |                 spatial transformer
+             what is known before place 0, 1, 2, ...
+               |
+    depths   known   code 0   code 0 + code 1   ...           sums of embeddings again
+    walks      |       |            |                         depth transformer
+             code 0  code 1      code 2         ...           logits
+
+The paper's soft labels and stochastic codes, which need the code vectors, are left out: stage two knows codes only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, CodeSpec, Grid
+from stage2_prior.condition import Condition
+from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
+from stage2_prior.priors.column_blocks import ColumnBlocks, join
+from stage2_prior.priors.transformer import Block, RMSNorm, StepWeights, TransformerConfig, place_angles
+from stage2_prior.stepping import step_dtype
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RQTransformerConfig:
+    kind: Literal["rq_transformer"] = "rq_transformer"
+    layers: int = 8  # of the spatial transformer
+    depth_layers: int = 2  # of the depth transformer; the paper has 4 beside 24 or more
+    width: int = 256  # d, of both
+    heads: int = 8  # of both, each of width / heads numbers, a multiple of 4
+    dropout: float = 0.0  # of the embedded places
+    residual_dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
+
+    def __post_init__(self) -> None:
+        if self.depth_layers < 1:
+            raise UserError(f"depth_layers={self.depth_layers}, expected at least 1")
+        self.stack(self.layers)
+
+    def stack(self, layers: int) -> TransformerConfig:
+        """Blocks of this width, as the plain transformer has them. Raises UserError when there are no such blocks."""
+        return TransformerConfig(
+            layers=layers,
+            width=self.width,
+            heads=self.heads,
+            dropout=self.dropout,
+            residual_dropout=self.residual_dropout,
+        )
+
+
+class Stack(nn.Module):
+    """Causal transformer blocks and a norm: b n d -> b n d."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, angles)
+        return self.norm(x)
+
+
+class RQTransformer(AutoregressivePrior):
+    """Position by position in raster order, all depths of a position before the next. Raises UserError when the grids
+    of the codes have different sides."""
+
+    kind = "rq_transformer"
+    config_class = RQTransformerConfig
+    config: RQTransformerConfig
+
+    def __init__(self, config: RQTransformerConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
+        """facts: as for `Prior`."""
+        super().__init__(config, code_spec, num_classes, **facts)
+        if len({(grid.height, grid.width) for grid in code_spec.grids}) > 1:
+            raise UserError(
+                f"got codes of {code_spec.describe()}, expected grids of equal sides: an {self.kind} prior models the "
+                "depths of a residual or grouped quantizer; take a transformer prior for grids of several sizes"
+            )
+        self.vocabularies = [grid.vocabulary for grid in code_spec.grids]
+        self.depth = len(self.vocabularies)
+        self.classes = nn.Embedding(num_classes + 1, config.width)  # the last one is the null label
+        self.embedding = nn.Embedding(sum(self.vocabularies), config.width)  # depth after depth
+        self.depths = nn.Embedding(self.depth, config.width)  # of the code to be predicted
+        self.dropout = nn.Dropout(config.dropout)
+        self.spatial = Stack(config.stack(config.layers))
+        self.over_depth = Stack(config.stack(config.depth_layers))
+        self.output = nn.Linear(config.width, sum(self.vocabularies), bias=False)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """As the plain transformer: normal of 0.02, and less for what adds to a residual stream."""
+        layers = {"spatial": self.config.layers, "over_depth": self.config.depth_layers}
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers[name.split(".")[0]]) if adds else 0.02)
+
+    def sequence(self, codes: Codes, condition: Condition) -> Tensor:
+        """`b n`: place after place, and at each the codes of all depths."""
+        super().sequence(codes, condition)  # which checks both
+        return rearrange(torch.stack(codes), "depth b h w -> b (h w depth)")
+
+    def grids_of(self, sequence: Tensor) -> tuple[Tensor, ...]:
+        height = self.code_spec.grids[0].height
+        return tuple(rearrange(sequence, "b (h w depth) -> depth b h w", h=height, depth=self.depth))
+
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """Of both transformers, as `place_angles`: a depth is turned as a row would be."""
+        head_width, device = self.spatial.config.head_width, self.embedding.weight.device
+        depths = Grid("depths", self.depth, 1, 1)
+        return place_angles(self.code_spec.grids[:1], head_width, device), place_angles([depths], head_width, device)
+
+    def first_numbers(self) -> list[int]:
+        """Where the embeddings of each depth begin."""
+        return [sum(self.vocabularies[:depth]) for depth in range(self.depth)]
+
+    def class_token(self, batch: int, condition: Condition) -> Tensor:
+        """`b d`, what stands before the first place."""
+        if condition.labels is None:
+            return self.classes.weight[-1].expand(batch, -1)
+        return self.classes(condition.labels)
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        sequence = self.sequence(codes, condition)
+        batch = len(sequence)
+        over_places, over_depths = self.angles()
+        tokens = rearrange(sequence, "b (n depth) -> b n depth", depth=self.depth)
+        first = torch.tensor(self.first_numbers(), device=tokens.device)
+        sums = self.embedding(tokens + first).cumsum(dim=2)  # b n depth d, of all depths up to each
+        start = self.class_token(batch, condition)[:, None]
+        known = self.spatial(self.dropout(torch.cat([start, sums[:, :-1, -1]], dim=1)), over_places)  # b n d
+        x = torch.cat([known[:, :, None], sums[:, :, :-1]], dim=2) + self.depths.weight  # b n depth d
+        x = self.over_depth(rearrange(x, "b n depth d -> (b n) depth d"), over_depths)
+        largest = max(self.vocabularies)
+        parts = [
+            F.pad(F.linear(x[:, depth], weight), (0, largest - len(weight)), value=NO_CODE)
+            for depth, weight in enumerate(self.output.weight.split(self.vocabularies))
+        ]
+        return rearrange(torch.stack(parts), "depth (b n) k -> b (n depth) k", b=batch)
+
+    def stepper(self, batch: int, condition: Condition) -> RQTransformerStepper:
+        return RQTransformerStepper(self, batch, condition)
+
+
+class StackStepper:
+    """A stack, one place per call: keys and values of earlier places wait in a cache that is allocated once."""
+
+    def __init__(self, stack: Stack, angles: Tensor, batch: int, dtype: torch.dtype):
+        """angles: n+1 d/2, for so many places as the stepper will walk before it starts again."""
+        config = stack.config
+        self.heads = config.heads
+        self.blocks = [StepWeights(block, config, dtype) for block in cast("list[Block]", stack.blocks)]
+        self.epsilon = RMSNorm.epsilon * math.sqrt(config.width)
+        turns = torch.polar(torch.ones_like(angles), angles)  # n+1 d/2, complex
+        self.turns = rearrange([turns[1:], turns[:-1]], "qk n d -> n qk 1 1 d")
+        shape = (config.layers, 2, config.heads, batch, len(self.turns), config.head_width)
+        cache = torch.zeros(shape, dtype=dtype, device=angles.device)  # layers (keys, values) heads b n d
+        # Of each place, and all places up to it: views, made once.
+        self.here = [cache[..., place, :].unbind() for place in range(len(self.turns))]  # two heads b d
+        self.known = [cache[..., : place + 1, :].flatten(2, 3).unbind() for place in range(len(self.turns))]
+        self.place = 0
+
+    def step(self, x: Tensor) -> Tensor:
+        """The normed result `b d` at the next place, but for the gain of the norm; x: b d, which is not changed."""
+        batch, turns = len(x), self.turns[self.place]
+        for block, key_value, (keys, values) in zip(
+            self.blocks, self.here[self.place], self.known[self.place], strict=True
+        ):
+            qkv = block.qkv(self.divided(x)).float().view(3, self.heads, batch, -1)
+            torch.view_as_complex(qkv[:2].unflatten(-1, (-1, 2))).mul_(turns)  # turns each pair, in place
+            key_value.copy_(qkv[1:])
+            q = qkv[0].to(x.dtype).view(self.heads * batch, 1, -1)
+            attended = torch.bmm(torch.bmm(q, keys.mT).softmax(dim=-1), values).view(self.heads, batch, -1)
+            x = x + join(block.out(join(attended)))
+            gate, up = block.gate_up(self.divided(x)).chunk(2)
+            x = x + join(block.down(join(F.silu(gate).mul_(up))))
+        self.place += 1
+        return self.divided(x)
+
+    def divided(self, x: Tensor) -> Tensor:
+        """RMSNorm, but for its gain and sqrt(d), which the weights behind it hold."""
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(self.epsilon)
+
+
+class RQTransformerStepper:
+    """One code per call: the depth transformer each time, over the codes of a place from the first on; the spatial one
+    at the first depth of each place. Computes in autocast's type where autocast is on when it is made, else in the
+    weights' type."""
+
+    @torch.inference_mode()
+    def __init__(self, prior: RQTransformer, batch: int, condition: Condition):
+        condition.check(batch, prior.num_classes, prior.given)
+        weight = prior.embedding.weight
+        dtype = step_dtype(weight)
+        over_places, over_depths = prior.angles()
+        root = math.sqrt(prior.config.width)
+        self.depth = prior.depth
+        self.embeddings = [part.to(dtype) for part in weight.split(prior.vocabularies)]
+        self.depths = prior.depths.weight.to(dtype).unbind()
+        self.spatial = StackStepper(prior.spatial, over_places, batch, dtype)
+        self.over_depth = StackStepper(prior.over_depth, over_depths, batch, dtype)
+        self.spatial_gain = (prior.spatial.norm.gain * root).to(dtype)
+        output = prior.output.weight * prior.over_depth.norm.gain * root
+        self.outputs = [ColumnBlocks(part, math.gcd(8, len(part)), dtype) for part in output.split(prior.vocabularies)]
+        self.sum = prior.class_token(batch, condition.to(weight.device)).to(dtype)  # b d, of this place's codes so far
+        self.position = 0
+
+    @torch.inference_mode()
+    def next(self, previous: Tensor | None) -> Tensor:
+        with torch.autocast(self.sum.device.type, enabled=False):
+            return self._next(previous)[:, None]
+
+    def _next(self, previous: Tensor | None) -> Tensor:
+        depth = self.position % self.depth
+        if previous is not None:
+            embedded = F.embedding(previous[:, 0], self.embeddings[depth - 1])
+            self.sum = embedded if depth == 1 % self.depth else self.sum + embedded
+        if depth == 0:
+            x = self.spatial.step(self.sum) * self.spatial_gain
+            self.over_depth.place = 0
+        else:
+            x = self.sum
+        self.position += 1
+        return join(self.outputs[depth](self.over_depth.step(x + self.depths[depth]))).float()
