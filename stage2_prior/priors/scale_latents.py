@@ -1,0 +1,85 @@
+"""What a next-scale prior sees of the scales before: the latents that the decoder would get from them (Tian et al.
+2024, arXiv:2404.02905, section 3.2).
+
+They are sums of code vectors, which the autoencoder has learned. Stage two knows nothing of autoencoders, so the
+tensors that this takes lie beside the codes: see `latents.safetensors` in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import Codes, CodeSpec
+from training.errors import UserError
+
+LEARNED_WIDTH = 32  # d of code vectors that the prior learns: as many numbers as those of VAR's tokenizer have
+
+
+class ScaleLatents(nn.Module):
+    """With sum 0 = 0, and from scale 1 to the last but one of S:
+
+        sum s = sum s-1 + phi s (bicubic up-sampling, to the last scale's size, of the code vectors of scale s)
+
+    Scale s + 1 sees sum s, averaged on its own grid. phi is a 3x3 convolution. All of it in float32.
+
+    The code vectors and phis are those of the tokenizer, frozen (buffers), or where the codes came without them the
+    prior's own, which learn (parameters).
+    """
+
+    codebook: Tensor  # k d
+    phi_weight: Tensor  # s-1 d d 3 3
+    phi_bias: Tensor  # s-1 d
+
+    def __init__(self, code_spec: CodeSpec, width: int | None) -> None:
+        """width: d of the tokenizer's code vectors, for `fill`; None: learned ones."""
+        super().__init__()
+        finest = code_spec.grids[-1]
+        self.shapes = [(grid.height, grid.width) for grid in code_spec.grids]
+        d = width or LEARNED_WIDTH
+        phi = torch.zeros(len(self.shapes) - 1, d, d, 3, 3)
+        phi[..., 1, 1] = torch.eye(d)  # the identity
+        tensors = {
+            "codebook": torch.randn(finest.vocabulary, d),
+            "phi_weight": phi,
+            "phi_bias": torch.zeros(len(self.shapes) - 1, d),
+        }
+        for name, tensor in tensors.items():
+            if width is None:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over the tokenizer's, by the names here. Raises UserError when they are not of these codes."""
+        given, expected = ({n: tuple(t.shape) for n, t in some.items()} for some in (tensors, self.state_dict()))
+        if given != expected:
+            raise UserError(f"the latents beside the codes have shapes {given}, expected {expected}: encode anew")
+        self.load_state_dict(tensors)
+
+    def forward(self, codes: Codes) -> Tensor:
+        """What the codes of all scales but the first see: codes, b h w each -> b n d, scale after scale."""
+        total, seen = None, []
+        for number, grid in enumerate(codes[:-1]):
+            total = self.add(total, grid, number)
+            seen.append(self.seen_by(number + 1, total))
+        return torch.cat(seen, dim=1)
+
+    def add(self, total: Tensor | None, codes: Tensor, number: int) -> Tensor:
+        """The sum, b d h w, after scale `number`, counted from 0. total: the one before it, None at the first; codes:
+        b h w or in one row."""
+        with torch.autocast(codes.device.type, enabled=False):
+            height, width = self.shapes[number]
+            vectors = rearrange(F.embedding(codes.flatten(1), self.codebook), "b (h w) d -> b d h w", h=height, w=width)
+            grown = F.interpolate(vectors.float(), size=self.shapes[-1], mode="bicubic")
+            weight, bias = self.phi_weight[number].float(), self.phi_bias[number].float()
+            grown = F.conv2d(grown, weight, bias, padding=1)
+            return grown if total is None else total + grown
+
+    def seen_by(self, number: int, total: Tensor) -> Tensor:
+        """The sum before scale `number`, averaged on its grid: b n d."""
+        return rearrange(F.interpolate(total, size=self.shapes[number], mode="area"), "b d h w -> b (h w) d")

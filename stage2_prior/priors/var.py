@@ -1,0 +1,329 @@
+"""VAR: next-scale prediction (Tian et al. 2024, "Visual Autoregressive Modeling", arXiv:2404.02905).
+
+A transformer that draws whole grids of codes, coarse to fine: one step for each scale, in which all codes of that scale
+are drawn at once.
+
+    input      class      sum of scale 1      sum of scales 1, 2      ...
+                          on scale 2's grid   on scale 3's grid
+    logits of  scale 1    scale 2             scale 3                 ...
+
+A position sees its own scale and all coarser ones. What goes in, the latents of the scales so far, is the matter of
+scale_latents.py; the class also modulates every layer norm (AdaLN, Peebles & Xie 2022, arXiv:2212.09748). Guidance as
+published is `guidance_schedule: linear`: t * cfg there is `guidance` - 1 here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stage1_vq.codes import CodeDataset, Codes, CodeSpec
+from stage2_prior.condition import Condition
+from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.priors.scale_latents import ScaleLatents
+from stage2_prior.stepping import step_dtype
+from training.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class VARConfig:
+    """The published models, of 16 to 36 layers, have width = 64 * layers, heads = layers, drop_path = layers / 240."""
+
+    kind: Literal["var"] = "var"
+    layers: int = 8
+    width: int = 512  # d
+    heads: int = 8  # each of width / heads numbers
+    shared_adaln: bool = False  # one modulation for all blocks and offsets of each; else each block has its own
+    dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
+    drop_path: float = 0.0  # share of samples for which the last block adds nothing; rises to it from 0 at the first
+    initial_gain: float = 1e-5  # of what a block adds to the residual stream, as a factor of its usual start
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.width % self.heads:
+            raise UserError(f"width={self.width}, expected a multiple of heads={self.heads}")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
+        if not self.initial_gain > 0:
+            raise UserError(f"initial_gain={self.initial_gain}, expected above 0; published: 1e-3 to 5e-6")
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm of x, b n d, stretched and moved as the class has it, b 1 d."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class Modulation(nn.Module):
+    """The class vector, b d -> `b 1 parts d`."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return rearrange(self.linear(F.silu(vectors)), "b (parts d) -> b 1 parts d", parts=self.parts)
+
+
+class Offsets(nn.Module):
+    """What a block adds to the modulation, `b 1 6 d`, that all blocks share."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.offsets = nn.Parameter(torch.randn(1, 1, 6, width) / math.sqrt(width))
+
+    def forward(self, shared: Tensor) -> Tensor:
+        return shared + self.offsets
+
+
+class Attention(nn.Module):
+    """Self-attention by the cosine of queries and keys, times a learned factor of each head. Keys have no bias."""
+
+    largest_factor = 100.0
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.width))
+        self.v_bias = nn.Parameter(torch.zeros(config.width))
+        self.log_factor = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4)))
+        self.out = nn.Linear(config.width, config.width)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `b heads n d`."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        factor = self.log_factor.float().clamp(max=math.log(self.largest_factor)).exp()
+        q, k = F.normalize(q.float(), dim=-1) * factor, F.normalize(k.float(), dim=-1)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: n n, True where a query sees a key; None where it sees all. Returns b n d."""
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: VARConfig, drop_path: float):
+        super().__init__()
+        self.modulation: Any = Offsets(config.width) if config.shared_adaln else Modulation(config.width, 6)
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.path = nn.Dropout(drop_path)
+
+    def forward(self, x: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
+        gain1, gain2, scale1, scale2, shift1, shift2 = self.modulation(condition).unbind(2)
+        attended = self.attention.attend(*self.attention.project(modulated(x, scale1, shift1)), mask)
+        x = x + self.kept(x) * gain1 * self.dropout(attended)
+        return x + self.kept(x) * gain2 * self.dropout(self.feed_forward(modulated(x, scale2, shift2)))
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Which samples take the path and not the way around it (Huang et al. 2016, arXiv:1603.09382): `b 1 1`, 0 or
+        the inverse of the share that does."""
+        return self.path(x.new_ones(len(x), 1, 1))
+
+
+class VAR(AutoregressivePrior):
+    """Codes of two or more grids of one vocabulary, coarse to fine."""
+
+    kind = "var"
+    config_class = VARConfig
+    config: VARConfig
+    scale_of: Tensor  # n, of each code, counted from 0
+
+    def __init__(
+        self,
+        config: VARConfig,
+        code_spec: CodeSpec,
+        num_classes: int,
+        *,
+        latent_width: int | None = None,
+        **facts: Any,
+    ):
+        """latent_width: d of the tokenizer's code vectors, with which `latents.fill` or a state dict will fill the
+        prior's; None: it learns its own. facts: as for `Prior`."""
+        super().__init__(config, code_spec, num_classes, **facts)
+        grids = code_spec.grids
+        vocabularies = sorted({grid.vocabulary for grid in grids})
+        if len(grids) < 2 or len(vocabularies) > 1:
+            raise UserError(
+                f"got {code_spec.describe()}, expected two or more grids of one vocabulary: a var prior predicts scale "
+                "after scale; take an autoencoder with quantizer.kind=multiscale, or a transformer prior"
+            )
+        width, sizes = config.width, [grid.size for grid in grids]
+        self.latent_width = latent_width
+        self.sizes = sizes
+        self.latents = ScaleLatents(code_spec, latent_width)
+        self.word = nn.Linear(self.latents.codebook.shape[1], width)
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last one is the null label
+        self.start = nn.Parameter(torch.empty(1, sizes[0], width))
+        self.places = nn.Parameter(torch.empty(1, sum(sizes), width))
+        self.scales = nn.Embedding(len(sizes), width)
+        self.shared: nn.Module = Modulation(width, 6) if config.shared_adaln else nn.Identity()
+        rise = max(1, config.layers - 1)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path * n / rise) for n in range(config.layers))
+        self.output_modulation = Modulation(width, 2)
+        self.output = nn.Linear(width, vocabularies[0])
+        scale_of = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
+        self.register_buffer("scale_of", scale_of, persistent=False)
+        self.initialise()
+
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "latent_width": self.latent_width}
+
+    @classmethod
+    def for_codes(cls, config: Any, codes: CodeDataset, num_classes: int, **facts: Any) -> Self:
+        latents = codes.latents()
+        if latents is None:
+            return super().for_codes(config, codes, num_classes, **facts)
+        prior = cls(config, codes.code_spec, num_classes, latent_width=latents["codebook"].shape[1], **facts)
+        prior.latents.fill(latents)
+        return prior
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """As published: variance 1 / (3 d), little of it in the output, half in the modulations, and next to none in
+        the gains, so that every block begins as the identity."""
+        std = math.sqrt(1 / self.config.width / 3)
+        weights: list[Tensor] = [self.start, self.places]
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                weights.append(module.weight)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for weight in weights:
+            nn.init.trunc_normal_(weight, std=std)
+        self.output.weight *= 0.02
+        self.output_modulation.linear.weight *= 0.5
+        for block in cast("list[Block]", self.blocks):
+            block.attention.out.weight /= math.sqrt(2 * self.config.layers)
+            block.feed_forward.down.weight /= math.sqrt(2 * self.config.layers)
+            of_block = block.modulation.offsets[0, 0] if self.config.shared_adaln else block.modulation.linear.weight
+            gains, scales, shifts = of_block.chunk(3)
+            gains *= self.config.initial_gain
+            scales *= 0.5
+            shifts *= 0.5
+
+    def class_vectors(self, batch: int, condition: Condition) -> Tensor:
+        """`b d`, the start and what modulates the norms."""
+        if condition.labels is None:
+            return self.classes.weight[-1].expand(batch, -1)
+        return self.classes(condition.labels)
+
+    def positions(self) -> Tensor:
+        """What tells the places of all scales apart: 1 n d."""
+        return self.places + self.scales(self.scale_of)
+
+    def logits(self, codes: Codes, condition: Condition) -> Tensor:
+        batch = len(self.sequence(codes, condition))
+        vectors = self.class_vectors(batch, condition)
+        seen = self.word(self.latents(codes).to(self.word.weight.dtype))
+        x = torch.cat([vectors[:, None] + self.start, seen], dim=1) + self.positions()  # b n d
+        modulation, mask = self.shared(vectors), self.scale_of[:, None] >= self.scale_of
+        for block in self.blocks:
+            x = block(x, modulation, mask)
+        return self.output(modulated(x, *self.output_modulation(vectors).unbind(2)))  # b n k
+
+    @property
+    def steps(self) -> int:
+        return len(self.sizes)
+
+    def stepper(self, batch: int, condition: Condition) -> VARStepper:
+        return VARStepper(self, batch, condition)
+
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def in_type(module: AnyModule, dtype: torch.dtype) -> AnyModule:
+    """The module itself, or where its weights are of another type a copy in this one."""
+    same = all(weight.dtype == dtype for weight in module.parameters())
+    return module if same else copy.deepcopy(module).to(dtype)
+
+
+class StepBlock(NamedTuple):
+    """A block with the modulation of its samples: it depends on the class alone, so one image needs it once."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    modulation: tuple[Tensor, ...]  # six of b 1 d
+    keys: Tensor  # b heads n d, of all scales: room for those to come
+    values: Tensor
+
+
+class VARStepper:
+    """One scale per call: keys and values of earlier scales wait in a cache that is allocated once. Computes in
+    autocast's type where autocast is on when it is made, else in the weights' type."""
+
+    @torch.inference_mode()
+    def __init__(self, prior: VAR, batch: int, condition: Condition):
+        config = prior.config
+        device, dtype = prior.output.weight.device, step_dtype(prior.output.weight)
+        prior.check(batch, condition)
+        self.latents, self.sizes = prior.latents, prior.sizes
+        self.word, self.output = in_type(prior.word, dtype), in_type(prior.output, dtype)
+        vectors = prior.class_vectors(batch, condition.to(device))
+        positions = prior.positions()
+        self.first = (vectors[:, None] + prior.start + positions[:, : self.sizes[0]]).to(dtype)
+        self.positions = positions.to(dtype).split(self.sizes, dim=1)
+        self.output_modulation = prior.output_modulation(vectors).to(dtype).unbind(2)
+        shared = prior.shared(vectors)
+        cache = (config.layers, 2, batch, config.heads, sum(self.sizes), config.width // config.heads)
+        self.blocks = [
+            StepBlock(
+                in_type(block.attention, dtype),
+                in_type(block.feed_forward, dtype),
+                block.modulation(shared).to(dtype).unbind(2),
+                *key_value,
+            )
+            for block, key_value in zip(
+                cast("list[Block]", prior.blocks), torch.zeros(cache, dtype=dtype, device=device), strict=True
+            )
+        ]
+        self.total: Tensor | None = None  # the latents of the scales so far, b d h w
+        self.scale = self.done = 0  # scales, and codes in them
+
+    @torch.inference_mode()
+    def next(self, previous: Tensor | None) -> Tensor:
+        with torch.autocast(self.first.device.type, enabled=False):
+            x = self.first if previous is None else self._embedded(previous)
+            start, self.done = self.done, self.done + x.shape[1]
+            self.scale += 1
+            return self._logits(x, start, self.done)
+
+    def _embedded(self, previous: Tensor) -> Tensor:
+        """What the coming scale sees, b m d; previous: b m', the codes of the one before it."""
+        self.total = self.latents.add(self.total, previous, self.scale - 1)
+        seen = self.latents.seen_by(self.scale, self.total)
+        return self.word(seen.to(self.first.dtype)) + self.positions[self.scale]
+
+    def _logits(self, x: Tensor, start: int, end: int) -> Tensor:
+        for attention, feed_forward, modulation, keys, values in self.blocks:
+            gain1, gain2, scale1, scale2, shift1, shift2 = modulation
+            q, keys[:, :, start:end], values[:, :, start:end] = attention.project(modulated(x, scale1, shift1))
+            x = x + gain1 * attention.attend(q, keys[:, :, :end], values[:, :, :end])
+            x = x + gain2 * feed_forward(modulated(x, scale2, shift2))
+        return self.output(modulated(x, *self.output_modulation)).float()
