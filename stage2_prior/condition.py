@@ -100,10 +100,10 @@ class Condition:
         expected = [(batch, grid.height, grid.width) for grid in given]
         if shapes != expected:
             raise UserError(f"got given codes of shapes {shapes}, expected {expected}: those that the prior goes by")
-        vectors = embeddings and (batch, embeddings.length, embeddings.width)
-        check_text("text", self.text, text and (batch, text.length))
+        check_text("text", self.text, (batch, text.length) if text else None)
+        vectors = (batch, embeddings.length, embeddings.width) if embeddings else None
         check_text("embeddings", self.embeddings, vectors)
-        check_text("embedding_mask", self.embedding_mask, vectors and vectors[:2])
+        check_text("embedding_mask", self.embedding_mask, vectors[:2] if vectors else None)
 
     def check_range(self, num_classes: int) -> None:
         """Raises UserError when a label is no class and not the null label. Waits for the device, unlike `check`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stage1_vq.codes import CodeDataset
-from stage2_prior.condition import Condition
-from stage2_prior.priors import PRIORS, Prior, PriorConfig
+from stage1_vq.codes import CodeDataset, Codes, Split
+from stage2_prior.companions import CodesInCompany, Texts
+from stage2_prior.condition import Condition, TextSpec
+from stage2_prior.priors import PRIORS, HierarchicalConfig, Prior, PriorConfig
+from stage2_prior.priors.hierarchical import prior_of_level
+from stage2_prior.text import captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
 from training.errors import UserError
 from training.loop import FitResult, TrainConfig, fit
 from training.model_io import PretrainedModel
@@ -27,25 +31,46 @@ class Stage2Config:
     model: PriorConfig
     train: TrainConfig
     codes: str | None = None  # folder of code shards that `zellige encode` wrote
-    label_dropout: float = 0.1  # share of samples that train the null label, which guidance needs; 0 = no guidance
+    level: int | None = None  # of a hierarchical prior: train this level alone, 0 the coarsest; left out: all as one
+    given: str | None = None  # folder of other code shards of the same images, which the prior is to go by
+    captions: str | None = None  # .csv or .jsonl file (file, caption), or `file-names`: the words in the images' names
+    tokenizer: str | None = None  # tokenizer.json or hub id; left out: one trained on the captions
+    text_vocabulary: int = 1024  # tokens of a tokenizer that is trained here
+    text_length: int = 64  # tokens of a caption; longer ones are cut
+    label_dropout: float = 0.1  # share of samples that train without label and text, as guidance needs it; 0 = none
     # The rest comes from the code shards and is recorded in the run; a value given here must agree with them.
     grids: str | None = None  # of the codes, such as `8x8 codes of 512`
-    num_classes: int | None = None  # of the images; 0 = train without classes although the images have some
+    num_classes: int | None = None  # of the images; 0 = train without classes, as with captions unless given here
     stage1_fingerprint: str | None = None  # of the autoencoder that made the codes
+    given_grids: str | None = None  # of the codes in `given`
+    tokenizer_fingerprint: str | None = None  # SHA-256 of the tokenizer.json
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise UserError(f"label_dropout={self.label_dropout}, expected a share from 0 to below 1; 0.1 is usual")
+        if self.tokenizer is not None and self.captions is None:
+            raise UserError(f"tokenizer={self.tokenizer} without captions, expected both or none; give --captions")
+        if self.level is not None and not isinstance(self.model, HierarchicalConfig):
+            raise UserError(
+                f"level={self.level} for a {self.model.kind} prior, expected none: only a hierarchical prior has levels"
+            )
 
-    def resolved(self, codes: CodeDataset) -> Stage2Config:
-        """This config with the facts of the codes filled in. Raises UserError where it says otherwise."""
+    def resolved(
+        self, codes: CodeDataset, given: CodeDataset | None = None, tokenizer: str | None = None
+    ) -> Stage2Config:
+        """This config with the facts of the codes, of those that are given, and of the tokenizer (the content of its
+        file) filled in. Raises UserError where it says otherwise."""
         found: dict[str, Any] = {
             "grids": codes.code_spec.describe(),
             "num_classes": codes.num_classes,
             "stage1_fingerprint": codes.stage1_fingerprint,
         }
-        if self.num_classes == 0:
+        if self.num_classes == 0 or (self.num_classes is None and self.captions is not None):
             found["num_classes"] = 0
+        if given is not None:
+            found["given_grids"] = given.code_spec.describe()
+        if tokenizer is not None:
+            found["tokenizer_fingerprint"] = hashlib.sha256(tokenizer.encode()).hexdigest()
         for name, value in found.items():
             expected = getattr(self, name)
             if expected is not None and expected != value:
@@ -58,7 +83,7 @@ class Stage2Config:
 
 class Stage2Task:
     """training.task.Task of stage two. Batches are {"codes": tuple of int64 b h w, "labels": int64 b}, a label below 0
-    for none.
+    for none, with "given" and "text" where `CodesInCompany` adds them.
 
     Metrics, of training steps and of validation on images that neither stage has trained on: `nll`, nats per code;
     `bits_per_code`; and `bits_per_dimension`, the bits of an image's codes over its H * W * c numbers.
@@ -79,8 +104,9 @@ class Stage2Task:
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
         labels = self.known(batch["labels"])
         dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
-        condition = self.condition(labels.masked_fill(dropped, self.prior.num_classes))
-        loss, nll = model(batch["codes"], condition)  # each b
+        labels = labels.masked_fill(dropped, self.prior.num_classes)
+        text = batch["text"].masked_fill(dropped[:, None], -1) if "text" in batch else None
+        loss, nll = model(*self.split(batch, labels, text))  # each b
         return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 
     def after_step(self) -> dict[str, Tensor]:
@@ -91,7 +117,8 @@ class Stage2Task:
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, Prior)
-        return self.metrics(model.nll(batch["codes"], self.condition(self.known(batch["labels"]))).mean(dim=1))
+        codes, condition = self.split(batch, self.known(batch["labels"]), batch.get("text"))
+        return self.metrics(model.nll(codes, condition).mean(dim=1))
 
     def preview(self, model: nn.Module) -> Tensor | None:
         return None  # codes are no picture without the decoder, which stage two does not know
@@ -103,8 +130,12 @@ class Stage2Task:
         """Labels with the null label for images that have none."""
         return labels.masked_fill(labels < 0, self.prior.num_classes)
 
-    def condition(self, labels: Tensor) -> Condition:
-        return Condition(labels if self.prior.num_classes else None)
+    def split(self, batch: Batch, labels: Tensor, text: Tensor | None) -> tuple[Codes, Condition]:
+        """The codes that the prior models and its condition: one level of a hierarchy is given those before it."""
+        codes: Codes = (*batch.get("given", ()), *batch["codes"])
+        first = len(self.prior.given)
+        own = codes[first : first + len(self.prior.code_spec.grids)]
+        return own, Condition(labels if self.prior.num_classes else None, codes[:first] or None, text)
 
     def metrics(self, nll: Tensor) -> dict[str, Tensor]:
         spec = self.prior.code_spec
@@ -122,16 +153,42 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
     train_codes = CodeDataset(codes, "train")
     if not len(train_codes):
         raise UserError(f"{codes} holds no codes of training images; encode the images that stage one was trained on")
-    config = config.resolved(train_codes)
+    given = None if config.given is None else CodeDataset(config.given, "train")
+    captions = None if config.captions is None else captions_of(config.captions, train_codes.names())
+    tokenizer = None if captions is None else tokenizer_of(config, captions)
+    config = config.resolved(train_codes, given, tokenizer)
     num_classes = config.num_classes or 0
     torch.manual_seed(config.train.seed)
-    prior = PRIORS[config.model.kind](
-        config.model,
-        train_codes.code_spec,
-        num_classes,
-        class_names=train_codes.class_names if num_classes else None,
-        stage1_fingerprint=config.stage1_fingerprint,
-        knows_null_label=config.label_dropout > 0,
-    )
-    task = Stage2Task(prior, config.label_dropout)
-    return fit(task, train_codes, CodeDataset(codes, "validation"), config.train, run, asdict(config))
+    facts: dict[str, Any] = {
+        "class_names": train_codes.class_names if num_classes else None,
+        "stage1_fingerprint": config.stage1_fingerprint,
+        "knows_null_label": config.label_dropout > 0,
+        "given": () if given is None else given.code_spec.grids,
+        "text": None if tokenizer is None else TextSpec(config.text_length, vocabulary_of(tokenizer)),
+    }
+    if isinstance(config.model, HierarchicalConfig) and config.level is not None:
+        prior: Prior = prior_of_level(config.model, train_codes.code_spec, config.level, num_classes, **facts)
+    else:
+        prior = PRIORS[config.model.kind].for_codes(config.model, train_codes, num_classes, **facts)
+    prior.tokenizer = tokenizer
+    training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
+    return fit(Stage2Task(prior, config.label_dropout), training, validation, config.train, run, asdict(config))
+
+
+def tokenizer_of(config: Stage2Config, captions: list[list[str]]) -> str:
+    """The content of the tokenizer's file: as named, or trained on the captions of the training images."""
+    if config.tokenizer is not None:
+        return read_tokenizer(config.tokenizer)
+    return train_tokenizer([caption for of_image in captions for caption in of_image], config.text_vocabulary)
+
+
+def in_company(config: Stage2Config, folder: Path, split: Split, tokenizer: str | None) -> CodesInCompany:
+    """The codes of a split with what `config` puts beside them. Raises UserError where that belongs to other images."""
+    codes = CodeDataset(folder, split)
+    given = None if config.given is None else CodeDataset(config.given, split)
+    if config.captions is None or tokenizer is None:
+        return CodesInCompany(codes, given)
+    captions = captions_of(config.captions, codes.names())
+    every = [caption for of_image in captions for caption in of_image]
+    texts = Texts(tokenize(tokenizer, every, config.text_length), [len(of_image) for of_image in captions])
+    return CodesInCompany(codes, given, texts)

@@ -35,6 +35,14 @@ class PretrainedModel(nn.Module):
         """The model that `arguments()` describes, with fresh weights."""
         raise NotImplementedError
 
+    def documents(self) -> dict[str, str]:
+        """Further text files of the model folder, content by name: what a model needs to be used, such as its
+        tokenizer."""
+        return {}
+
+    def read_documents(self, folder: Path) -> None:
+        """Takes back from a model folder what `documents` gave it."""
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the model folder atomically and returns its path. Raises UserError if `folder` is something else."""
         folder = Path(folder)
@@ -47,6 +55,8 @@ class PretrainedModel(nn.Module):
         with atomic_folder(folder) as temporary:
             (temporary / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             save_tensors(self.state_dict(), temporary / WEIGHTS_NAME)
+            for name, content in self.documents().items():
+                (temporary / name).write_text(content, encoding="utf-8")
         return folder
 
     @classmethod
@@ -55,8 +65,11 @@ class PretrainedModel(nn.Module):
         return load_pretrained(folder_or_hub_id, {cls.kind: cls})
 
     def fingerprint(self) -> str:
-        """SHA-256 over kind, arguments and weights: equal for equal models, whatever file or device holds them."""
+        """SHA-256 over kind, arguments, documents and weights: equal for equal models, whatever file or device holds
+        them."""
         digest = hashlib.sha256(json.dumps([self.kind, self.arguments()], sort_keys=True).encode())
+        for name, content in sorted(self.documents().items()):
+            digest.update(f"{name} {content}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             array = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
@@ -97,6 +110,7 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
             f"{folder} cannot be read as a {kind} model by this version: {' '.join(str(error).split())}; "
             f"it was written by zellige {description.get('zellige_version', 'of unknown version')}"
         ) from error
+    model.read_documents(folder)
     return model.eval()
 
 

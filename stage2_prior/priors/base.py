@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from stage1_vq.codes import CodeDataset, Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.stepping import Stepper
+from stage2_prior.text import TOKENIZER_NAME, tokenize
 from training.errors import UserError
 from training.model_io import PretrainedModel
 
@@ -61,6 +63,7 @@ class Prior(PretrainedModel):
         self.given = tuple(given)
         self.text = text
         self.embeddings = embeddings
+        self.tokenizer: str | None = None  # content of the tokenizer.json that its text is made with
         self.class_names = None if class_names is None else tuple(class_names)
         self.stage1_fingerprint = stage1_fingerprint
         self.knows_null_label = knows_null_label
@@ -86,6 +89,22 @@ class Prior(PretrainedModel):
             if arguments.get(name):
                 arguments[name] = spec(**arguments[name])
         return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), given=given, **arguments)
+
+    def documents(self) -> dict[str, str]:
+        return {} if self.tokenizer is None else {TOKENIZER_NAME: self.tokenizer}
+
+    def read_documents(self, folder: Path) -> None:
+        if (folder / TOKENIZER_NAME).exists():
+            self.tokenizer = (folder / TOKENIZER_NAME).read_text(encoding="utf-8")
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """`Condition.text` of prompts, `b t`; of an empty one it is that of no text. Raises UserError for a prior that
+        reads no text or has lost its tokenizer."""
+        if self.text is None:
+            raise UserError("this model was not trained on captions and knows no prompt; leave the prompt out")
+        if self.tokenizer is None:
+            raise UserError(f"this prior reads text, but its folder has no {TOKENIZER_NAME}; copy that from its run")
+        return tokenize(self.tokenizer, prompts, self.text.length)
 
     @classmethod
     def for_codes(cls, config: Any, codes: CodeDataset, num_classes: int, **facts: Any) -> Self:
