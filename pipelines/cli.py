@@ -104,6 +104,14 @@ COMMANDS = {
         "walk from one image to another, code by code",
         from_options("interpolate", "pipelines.edit", "InterpolateConfig", "interpolate_files"),
     ),
+    "evaluate": Command(
+        "measure reconstruction and likelihood on test images",
+        from_options("evaluate", "pipelines.evaluate", "EvaluateConfig", "evaluate"),
+    ),
+    "diagnose": Command(
+        "tell why samples look bad although reconstructions are good: one page",
+        from_options("diagnose", "pipelines.diagnose", "DiagnoseConfig", "diagnose"),
+    ),
     "reconstruct": Command(
         "show how images look after encoding and decoding, with their PSNR",
         from_options("reconstruct", "pipelines.reconstruct", "ReconstructConfig", "reconstruct_files"),

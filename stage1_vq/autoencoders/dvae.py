@@ -8,7 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
-from stage1_vq.losses.reconstruction import logit_laplace_nll, map_pixels, unmap_pixels
+from stage1_vq.codes import Codes
+from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
 from stage1_vq.networks.dalle import DalleDecoder, DalleEncoder
 from stage1_vq.quantizers import GumbelQuantizerConfig, QuantizerConfig, build_quantizer
 from training.errors import UserError
@@ -86,6 +87,10 @@ class DVAE(QuantizedAutoencoder):
         """`reconstruction_loss`: negative log likelihood in nats per pixel and channel."""
         mean, log_scale = decoded.chunk(2, dim=1)
         return {"reconstruction_loss": logit_laplace_nll(mean, log_scale, map_pixels(images)).mean()}
+
+    def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor:
+        mean, log_scale = self.decoder(self.quantizer.codes_to_latents(codes)).chunk(2, dim=1)
+        return logit_laplace_bits(mean, log_scale, images).sum(dim=(1, 2, 3))
 
     def images_of(self, decoded: Tensor) -> Tensor:
         mean, _ = decoded.chunk(2, dim=1)

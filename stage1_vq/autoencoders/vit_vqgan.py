@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
-from stage1_vq.losses.reconstruction import logit_laplace_nll, map_pixels, unmap_pixels
+from stage1_vq.codes import Codes
+from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
 from stage1_vq.networks.vit import ViTDecoder, ViTEncoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
 from training.errors import UserError
@@ -126,6 +127,12 @@ class ViTVQGAN(QuantizedAutoencoder):
         if config.l2_weight:
             losses["l2_loss"] = config.l2_weight * F.mse_loss(self.images_of(decoded), images)
         return losses
+
+    def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor | None:
+        if not self.config.logit_laplace_weight:
+            return None
+        mean, log_scale = self.decoder(self.quantizer.codes_to_latents(codes)).chunk(2, dim=1)
+        return logit_laplace_bits(mean, log_scale, images).sum(dim=(1, 2, 3))
 
     def images_of(self, decoded: Tensor) -> Tensor:
         if not self.config.logit_laplace_weight:

@@ -34,3 +34,20 @@ def logit_laplace_nll(mean: Tensor, log_scale: Tensor, pixels: Tensor) -> Tensor
     """
     log_jacobian = pixels.log() + (-pixels).log1p()  # ln of d sigmoid(y) / dy = x (1 - x)
     return math.log(2) + log_scale + log_jacobian + (torch.logit(pixels) - mean).abs() * (-log_scale).exp()
+
+
+def logit_laplace_bits(mean: Tensor, log_scale: Tensor, images: Tensor) -> Tensor:
+    """Bits of each 8-bit pixel under the density: -log2 of its integral over the pixel's bin, the outermost bins with
+    the tails beyond them, so that the probabilities of the 256 values add up to 1. Float64; all tensors have one shape.
+
+    mean, log_scale: as for `logit_laplace_nll`; images: in [-1, 1], rounded here to the nearest of 256 values.
+    """
+    value = ((images.double() + 1) * 127.5).round().clamp(0, 255)
+    edges = [map_pixels((value + side) / 127.5 - 1) for side in (-0.5, 0.5)]
+    low, high = ((torch.logit(edge) - mean.double()) * (-log_scale.double()).exp() for edge in edges)
+    low = low.masked_fill(value == 0, -math.inf)
+    high = high.masked_fill(value == 255, math.inf)
+    low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)  # mirrored: low <= 0, tails precise
+    inside_tail = high + torch.log1p(-(low - high).exp())  # both on the falling side: ln(e^high - e^low)
+    around_mean = torch.log(2 - (-high.clamp(min=0)).exp() - low.exp())
+    return 1 - torch.where(high <= 0, inside_tail, around_mean) / math.log(2)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stage1_vq.losses.reconstruction import logit_laplace_nll, map_pixels, unmap_pixels
+from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
 
 
 def test_pixels_are_mapped_as_published_and_back():
@@ -49,3 +49,27 @@ def test_black_and_white_pixels_have_finite_likelihoods_and_gradients():
     assert loss.isfinite()
     torch.testing.assert_close(mean.grad, torch.tensor([1.0, -1.0]))  # towards black, and towards white
     assert log_scale.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("mean", [-8.0, -1.5, 0.0, 0.7, 2.6])
+@pytest.mark.parametrize("scale", [0.01, 0.2, 3.0])
+def test_the_256_values_of_a_pixel_have_probabilities_that_add_up_to_one(mean, scale):
+    images = torch.arange(256) / 127.5 - 1
+    shape = torch.ones(256)
+    bits = logit_laplace_bits(mean * shape, math.log(scale) * shape, images)
+    assert bits.isfinite().all()
+    assert float((2.0**-bits).sum()) == pytest.approx(1, abs=1e-9)
+
+
+def test_the_bits_of_a_pixel_are_the_integral_over_its_bin():
+    mean, scale, value = 0.4, 0.3, 150
+    density = torch.distributions.Laplace(torch.tensor(mean).double(), torch.tensor(scale).double())
+    low, high = (torch.tensor(0.8 * (value + side) / 255 + 0.1).double() for side in (-0.5, 0.5))
+    expected = -(density.cdf(torch.logit(high)) - density.cdf(torch.logit(low))).log2()
+    one = torch.ones(1)
+    bits = logit_laplace_bits(mean * one, math.log(scale) * one, one * (value / 127.5 - 1))
+    assert float(bits) == pytest.approx(float(expected), abs=1e-4)  # the arguments are float32
+    # The density in the middle of the bin, times its width, is nearly the same.
+    pixel = map_pixels(one * (value / 127.5 - 1))
+    nats = logit_laplace_nll(mean * one, math.log(scale) * one, pixel) - math.log(0.8 / 255)
+    assert float(nats) / math.log(2) == pytest.approx(float(bits), abs=0.01)
