@@ -16,6 +16,13 @@ from training.errors import UserError
 from training.tensor_files import load_tensors
 
 
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number, as JSON has it and YAML 1.2; to PyYAML it is text."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 class StandIn:
     """What stands in a loaded file for the class of a training tool, which is only named there and never used."""
 
@@ -93,7 +100,7 @@ def read_original_config(path: Path) -> dict[str, Any]:
     """Constructor arguments from a YAML or JSON file: at its top, or under `model.params` or `params`, where the
     projects that build classes by name have them. Raises UserError."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a safe one
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"there is no file {path}; give the original's config, YAML or JSON") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

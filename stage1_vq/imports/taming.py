@@ -19,20 +19,23 @@ from stage1_vq.imports.vqgan import (
     taming_name,
 )
 from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig, QuantizerConfig
-from training.foreign_weights import Arguments, given, refuse
+from training.foreign_weights import Arguments, given, look_up, refuse
 from training.renaming import Weights
 
+# Before the names of a first stage that lies in the file of a Net2NetTransformer, beside the prior.
+IN_NET2NET = "first_stage_model."
 # The discriminator and the perceptual network of the loss; averages of the weights; a fixed random projection.
 IGNORED = r"loss\.|model_ema\.|colorize$"
 
 
 def import_vqmodel(weights: Weights, config: Arguments | None = None) -> VQGAN:
-    """weights: the file's `state_dict`; config: arguments of `VQModel`, and `norm_num_groups`. Raises UserError.
+    """weights: the file's `state_dict`; config: arguments of `VQModel`, and `norm_num_groups`. Those of a
+    Net2NetTransformer will do: its first stage is taken. Raises UserError.
 
     Where the arguments say nothing the shapes of the weights do, and the published models' 32 norm groups and 256
     pixels hold.
     """
-    arguments = config or {}
+    weights, arguments = first_stage(weights, config or {})
     k, d = codebook_sizes(weights, "quantize.embedding.weight")
     quantizer = NearestQuantizerConfig(
         codebook_size=arguments.get("n_embed", k),
@@ -47,13 +50,13 @@ def import_vqmodel(weights: Weights, config: Arguments | None = None) -> VQGAN:
 def import_gumbelvq(weights: Weights, config: Arguments | None = None) -> VQGAN:
     """As `import_vqmodel`, for `GumbelVQ`. Its codes here are the most likely ones: the original's encoder adds noise
     even in eval mode. Raises UserError."""
-    arguments = config or {}
+    weights, arguments = first_stage(weights, config or {})
     k, d = codebook_sizes(weights, "quantize.embed.weight")
     quantizer = GumbelQuantizerConfig(
         codebook_size=arguments.get("n_embed", k),
         dim=arguments.get("embed_dim", d),
         sample="straight-through",
-        kl_weight=float(arguments.get("kl_weight", 1e-8)),  # YAML reads 1e-8 as text
+        kl_weight=arguments.get("kl_weight", 1e-8),
     )
     names = {
         "quantizer.logits.weight": "quantize.proj.weight",
@@ -61,6 +64,14 @@ def import_gumbelvq(weights: Weights, config: Arguments | None = None) -> VQGAN:
         "quantizer.embedding.weight": "quantize.embed.weight",
     }
     return build(weights, arguments, quantizer, names)
+
+
+def first_stage(weights: Weights, arguments: Arguments) -> tuple[Weights, Arguments]:
+    """Of a Net2NetTransformer the part that is its first stage; anything else as it is."""
+    part = {name.removeprefix(IN_NET2NET): tensor for name, tensor in weights.items() if name.startswith(IN_NET2NET)}
+    if not part:
+        return weights, arguments
+    return part, look_up(arguments, "first_stage_config.params") or arguments
 
 
 def build(weights: Weights, arguments: Arguments, quantizer: QuantizerConfig, names: dict[str, str]) -> VQGAN:

@@ -64,13 +64,14 @@ class LlamaGenConfig:
 
 
 EPSILON = 1e-5  # of every RMSNorm, inside the root
+ROPE_BASE = 10000.0  # turns of 1 to nearly 1/10000 radian
 
 
 def place_turns(grid: Grid, before: int, head_width: int, device: torch.device) -> Tensor:
     """Complex numbers by which each place multiplies the pairs of a head, `before + n` x `head_width / 2`: turns of the
     first half of the pairs by the code's row, of the second by its column; 0 for the places before the codes."""
     pairs = head_width // 4
-    frequencies = 10000.0 ** (-torch.arange(pairs, device=device) / pairs)
+    frequencies = ROPE_BASE ** (-torch.arange(pairs, device=device) / pairs)
     rows, columns = (torch.arange(count, device=device)[:, None] * frequencies for count in (grid.height, grid.width))
     angles = torch.cat([rows.repeat_interleave(grid.width, 0), columns.repeat(grid.height, 1)], dim=1)
     turns = torch.polar(torch.ones_like(angles), angles)

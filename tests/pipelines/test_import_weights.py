@@ -15,7 +15,11 @@ from pipelines.cli import main
 from pipelines.import_weights import ImportConfig, import_weights
 from pipelines.pictures import save_png, to_pil
 from pipelines.reconstruct import ReconstructConfig, reconstruct_files
+from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage2_prior.condition import Condition
+from stage2_prior.priors import PRIORS
+from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.golden import Golden, golden
 from tests.stage1_vq.test_import_golden import FILES, close, recorded_codes
 from training.errors import UserError
@@ -124,6 +128,102 @@ def test_an_imported_model_reconstructs_images(tmp_path):
     assert reconstruct_files(config).startswith("1 images in ")
 
 
+# ---- priors ----------------------------------------------------------------------------------------------------------
+
+
+def of_both_stages(folder: Path) -> tuple[Path, Path]:
+    """A checkpoint of taming-transformers with a prior and its first stage, and its config."""
+    prior, vqgan = golden("taming_net2net"), golden("taming_vqgan")
+    stored = {f"first_stage_model.{name}": tensor for name, tensor in vqgan.weights.items()}
+    torch.save({"state_dict": {**prior.weights, **stored}, "epoch": 1}, folder / "last.ckpt")
+    sizes = ("vocab_size", "n_layer", "n_head", "n_embd")
+    params = {
+        "first_stage_config": {"target": "taming.models.vqgan.VQModel", "params": vqgan.config},
+        "cond_stage_config": {"target": "taming.modules.util.Labelator", "params": {"n_classes": 10}},
+        "transformer_config": {"params": {name: prior.config[name] for name in sizes}},
+    }
+    (folder / "model.yaml").write_text(yaml.safe_dump({"model": {"params": params}}))
+    return folder / "last.ckpt", folder / "model.yaml"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The last line that the command prints."""
+    code = main(list(arguments))
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    return output.out.strip().splitlines()[-1]
+
+
+def test_both_stages_of_one_file_make_the_originals_pictures(tmp_path, capsys):
+    weights, config = of_both_stages(tmp_path)
+    of_file = ("--weights", str(weights), "--config", str(config))
+    vqgan, gpt, model = (str(tmp_path / name) for name in ("vqgan", "gpt", "model"))
+    line = run(capsys, "import", "--kind", "taming-net2net", *of_file, "--out", gpt)
+    assert line == (
+        f"8x8 codes of 64 (16x16x3 images): the mingpt prior is in {gpt}; its first stage lies in the same file: "
+        f"zellige import --kind taming-vqgan --weights {weights} --config {config} --out MODEL1; "
+        f"next: zellige assemble --stage1 MODEL1 --stage2 {gpt} --out MODEL"
+    )
+    assert load_pretrained(gpt, PRIORS).stage1_fingerprint is None
+
+    run(capsys, "import", "--kind", "taming-vqgan", *of_file, "--out", vqgan)
+    line = run(capsys, "import", "--kind", "taming-net2net", *of_file, "--stage1", vqgan, "--out", gpt)
+    assert line.endswith(f"is in {gpt}; next: zellige assemble --stage1 {vqgan} --stage2 {gpt} --out MODEL")
+    run(capsys, "assemble", "--stage1", vqgan, "--stage2", gpt, "--out", model, "--temperature", "0")
+
+    reference = golden("taming_net2net")
+    pipeline = TwoStagePipeline.from_pretrained(model)
+    assert pipeline.prior.stage1_fingerprint == pipeline.autoencoder.fingerprint()
+    generated = pipeline.generate(labels=reference.inputs["class"].tolist())
+    assert torch.equal(generated.codes[0].flatten(1), reference.outputs["greedy_indices"])
+    close(generated.images, reference.outputs["greedy_img"].clamp(-1, 1), 2e-4)
+
+
+@pytest.mark.parametrize("place", ["model", "module", "state_dict", "bare"])
+def test_the_command_makes_a_prior_with_llamagens_codes(place, tmp_path, capsys):
+    reference = golden("llamagen_gpt_c2i")
+    weights = {**reference.weights, "freqs_cis": torch.zeros(17, 4, 2)}
+    torch.save(weights if place == "bare" else {place: weights, "steps": 3}, tmp_path / "c2i.pt")
+    (tmp_path / "config.json").write_text(json.dumps({**reference.config, "downsample_size": 8}))
+    files = ("--weights", str(tmp_path / "c2i.pt"), "--config", str(tmp_path / "config.json"))
+    line = run(capsys, "import", "--kind", "llamagen-gpt", *files, "--out", str(tmp_path / "gpt"))
+    assert line.startswith("4x4 codes of 64 (32x32x3 images): the llamagen prior is in ")
+    prior = load_pretrained(tmp_path / "gpt", PRIORS)
+    condition = Condition(reference.inputs["cond"])
+    settings = SamplingConfig(temperature=0, guidance=reference.config["cfg_scale"])
+    codes = sample_codes(prior, range(2), condition, 0, settings)[0].flatten(1)
+    assert torch.equal(codes, reference.outputs["gen_cfg/tokens"])
+
+
+def test_the_command_makes_a_prior_with_llamagens_codes_of_texts(tmp_path, capsys):
+    reference = golden("llamagen_gpt_t2i")
+    torch.save({"model": reference.weights}, tmp_path / "t2i.pt")
+    (tmp_path / "config.json").write_text(json.dumps(reference.config))
+    files = ("--weights", str(tmp_path / "t2i.pt"), "--config", str(tmp_path / "config.json"))
+    run(capsys, "import", "--kind", "llamagen-gpt", *files, "--out", str(tmp_path / "gpt"))
+    prior = load_pretrained(tmp_path / "gpt", PRIORS)
+    counts = reference.inputs["emb_masks"].bool()
+    condition = Condition(embeddings=reference.inputs["cond"], embedding_mask=counts)
+    settings = SamplingConfig(temperature=0, guidance=reference.config["cfg_scale"])
+    codes = sample_codes(prior, range(2), condition, 0, settings)[0].flatten(1)
+    assert torch.equal(codes, reference.outputs["gen_cfg/tokens"])
+
+
+def test_the_command_makes_a_prior_of_a_gpt_alone(tmp_path, capsys):
+    reference = golden("taming_gpt")
+    save_tensors(reference.weights, tmp_path / "gpt.safetensors")
+    config = {**reference.config, "hw": [1, 19], "cond_hw": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    files = ("--weights", str(tmp_path / "gpt.safetensors"), "--config", str(tmp_path / "config.yaml"))
+    run(capsys, "import", "--kind", "taming-gpt", *files, "--out", str(tmp_path / "gpt"))
+    prior = load_pretrained(tmp_path / "gpt", PRIORS)
+    tokens = reference.inputs["idx"]
+    codes = torch.cat([tokens[:, 4:], tokens[:, :1]], dim=1)[:, None]
+    with torch.no_grad():
+        logits = prior.logits((codes,), Condition(codes=(tokens[:, :4].view(2, 2, 2),)))
+    close(logits, reference.outputs["logits"][:, 3:], 5e-5)
+
+
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +303,11 @@ def attempt_bare(tmp_path: Path, weights: Weights, kind: str) -> str:
 def test_options_that_do_not_go_together_are_refused(tmp_path):
     weights, config = original(tmp_path)
     assert "--decoder is for --kind dalle" in attempt(tmp_path, weights, decoder="decoder.pkl")
+    assert "--decoder is for --kind dalle" in attempt(tmp_path, weights, kind="taming-gpt", decoder="decoder.pkl")
+    assert "--stage1 is for priors, and taming-vqgan is an autoencoder" in attempt(tmp_path, weights, stage1="vqgan")
+    message = attempt(tmp_path, weights, kind="taming-gpt", image_size=256)
+    assert "--image_size is for autoencoders, and taming-gpt is a prior: its images are those of the model" in message
+    assert "there is no folder vqgan" in attempt(tmp_path, weights, kind="taming-gpt", stage1="vqgan")
     assert "--config is not for --kind dalle" in attempt(tmp_path, weights, kind="dalle", config=config)
     assert "decoder.pkl; give --weights FOLDER with" in attempt(tmp_path, weights, kind="dalle")
     message = attempt(tmp_path, weights, config=config, image_size=15)

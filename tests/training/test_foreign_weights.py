@@ -137,6 +137,12 @@ def test_constructor_arguments_are_found_in_a_config(text, tmp_path):
     assert read_original_config(tmp_path / "config.yaml") == {"embed_dim": 4, "ddconfig": {"ch": 8}}
 
 
+def test_numbers_with_an_exponent_are_numbers(tmp_path):
+    (tmp_path / "config.yaml").write_text("{a: 1e-05, b: -2E+3, c: 1.5e-8, d: 1e, e: e5, f: 12}")
+    expected = {"a": 1e-5, "b": -2000.0, "c": 1.5e-8, "d": "1e", "e": "e5", "f": 12}
+    assert read_original_config(tmp_path / "config.yaml") == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("a: [", "is neither YAML nor JSON"), ("7", "holds a int, expected the")]
 )
