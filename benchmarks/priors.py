@@ -1,0 +1,135 @@
+"""Every prior on the same codes for the same time: the table and the picture of docs/results.md.
+
+    python -m benchmarks.priors --stage1 vqvae=runs/a vqvae2=runs/b multiscale=runs/c \\
+      --codes vqvae=codes/a vqvae2=codes/b multiscale=codes/c --minutes 4 --out runs/priors
+
+For each row a short run measures how many steps fit into the time; then the recipe trains with that many, its warm-up
+shrunk alike, as `zellige train-stage2` would, and is assembled with its first stage into `--out/ROW/pipeline`. Bits are
+those of the held-out images; those of masked priors are a bound from above. Seconds are for 64 images without guidance,
+decoding included, the median of three. A row that is already in `--out` is not trained again: run with `--only` in each
+of two processes that train, then once more, alone, for the times. Prints a Markdown table and writes `samples.png`:
+real images, coded and decoded, on top, then a row of samples for each prior in the order of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from benchmarks.systems import slug
+from pipelines.options import read_recipe
+from pipelines.pictures import contact_sheet, save_png, to_pil
+from pipelines.two_stage import TwoStagePipeline
+from stage1_vq.autoencoders import AUTOENCODERS
+from stage1_vq.codes import CodeDataset
+from stage2_prior.priors import PRIORS
+from stage2_prior.sampling import SamplingConfig
+from stage2_prior.train import Stage2Config, train_stage2
+from training.model_io import load_pretrained
+
+PROBE_STEPS = 12  # of which the first are slower
+COLUMNS = 10
+# Codes, recipe, and overrides: one row each. Sizes are those of the recipes, for a CPU.
+ROWS: dict[str, tuple[str, ...]] = {
+    "transformer": ("vqvae", "mnist_quickstart"),
+    "gated PixelCNN": ("vqvae", "cifar10_pixelcnn_short"),
+    "PixelSNAIL": ("vqvae", "cifar10_pixelsnail_short"),
+    "MaskGIT": ("vqvae", "cifar10_maskgit_short"),
+    "absorbing diffusion": ("vqvae", "cifar10_diffusion_short"),
+    "hierarchical, PixelSNAIL and PixelCNN": ("vqvae2", "cifar10_vqvae2_short"),
+    "VAR": ("multiscale", "cifar10_var_short"),
+}
+
+
+def train(config: Stage2Config, codes: Path, minutes: float, run: Path) -> float:
+    """Trains for about so long; returns training images per second."""
+    quiet = {
+        "validate_every": 0,
+        "preview_every": 0,
+        "save_every": 10**9,
+        "tracker": "none",
+        "patience": 0,
+        "workers": 0,
+    }
+    probe = replace(config, train=replace(config.train, steps=PROBE_STEPS, log_every=4, **quiet))
+    speed = train_stage2(probe, codes, run.with_name(f"{run.name}_probe")).images_per_second
+    steps = max(PROBE_STEPS, round(60 * minutes * speed / config.train.batch_size))
+    warmup = max(1, min(config.train.warmup_steps, steps // 10))
+    settings = replace(config.train, steps=steps, warmup_steps=warmup, log_every=50, **quiet)
+    settings = replace(settings, validate_every=steps, save_every=max(1, steps // 4))
+    return train_stage2(replace(config, train=settings), codes, run).images_per_second
+
+
+def seconds_for_64(pipeline: TwoStagePipeline) -> float:
+    times = []
+    for repeat in range(4):
+        begin = time.perf_counter()
+        pipeline.generate(64, batch_size=64, sampling=SamplingConfig(), first_index=64 * repeat)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
+
+
+def named_paths(pairs: list[str]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in (pair.split("=", 1) for pair in pairs)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage1", nargs="+", required=True, help="NAME=RUN of each first stage")
+    parser.add_argument("--codes", nargs="+", required=True, help="NAME=FOLDER of its code shards")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training for each prior")
+    parser.add_argument("--guidance", type=float, default=1.5, help="of the samples in the picture")
+    parser.add_argument("--out", type=Path, default=Path("runs/priors"))
+    parser.add_argument("--only", nargs="*", help="rows whose name contains one of these")
+    args = parser.parse_args()
+    stage1, codes = named_paths(args.stage1), named_paths(args.codes)
+    table, pictures, names = [], [], []
+    for title, (key, recipe, *overrides) in ROWS.items():
+        if key not in codes or (args.only and not any(part in title for part in args.only)):
+            continue
+        run = args.out / slug(title)
+        finished, folder = run / "row.json", run / "pipeline"
+        if not finished.exists():
+            config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", recipe, *overrides])
+            speed = train(config, codes[key], args.minutes, run)
+            autoencoder, prior = load_pretrained(stage1[key], AUTOENCODERS), load_pretrained(run, PRIORS)
+            TwoStagePipeline(autoencoder, prior, SamplingConfig(guidance=args.guidance)).save_pretrained(folder)
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            bits = [line["bits_per_code"] for line in lines if line["split"] == "validation"][-1]
+            finished.write_text(json.dumps({"images_per_second": speed, "bits": bits, "steps": lines[-1]["step"]}))
+        row = json.loads(finished.read_text())
+        pipeline = TwoStagePipeline.from_pretrained(folder)
+        parameters = sum(weight.numel() for weight in pipeline.prior.parameters())
+        spec = pipeline.prior.code_spec
+        grids = spec.describe().partition(" (")[0]
+        table.append(
+            f"| {title} | `{recipe}` | {grids} | {parameters / 1e6:.2f} | {row['steps']:,} | "
+            f"{row['bits']:.3f} | {row['bits'] * spec.codes_per_image:,.0f} | {seconds_for_64(pipeline):.2f} |"
+        )
+        if not pictures:
+            held_out = CodeDataset(codes[key], "validation")
+            chosen = [i * len(held_out) // COLUMNS for i in range(COLUMNS)]
+            pictures.append(row_of(pipeline.decode(held_out.fetch(chosen, chosen)["codes"])))
+            names.append("real")
+        pictures.append(row_of(pipeline.generate(COLUMNS, seed=1).images))
+        names.append(title.partition(",")[0])
+    save_png(contact_sheet(pictures, names), args.out / "samples.png")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.minutes} minutes each\n")
+    print("| prior | recipe | codes | parameters, M | steps | bits per code | bits per image | s per 64 images |")
+    print("|---|---|---|---:|---:|---:|---:|---:|")
+    print("\n".join(table))
+
+
+def row_of(images: torch.Tensor) -> list[Image.Image]:
+    return [to_pil(image) for image in images]
+
+
+if __name__ == "__main__":
+    main()
