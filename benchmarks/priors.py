@@ -6,7 +6,7 @@
 For each row a short run measures how many steps fit into the time; then the recipe trains with that many, its warm-up
 shrunk alike, as `zellige train-stage2` would, and is assembled with its first stage into `--out/ROW/pipeline`. Bits are
 those of the held-out images; those of masked priors are a bound from above. Seconds are for 64 images without guidance,
-decoding included, the median of three. A row that is already in `--out` is not trained again: run with `--only` in each
+decoding included, the median of three; guidance costs so many times that of sampling without. A row that is already in `--out` is not trained again: run with `--only` in each
 of two processes that train, then once more, alone, for the times. Prints a Markdown table and writes `samples.png`:
 real images, coded and decoded, on top, then a row of samples for each prior in the order of the table.
 """
@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.systems import slug
+from benchmarks.timing import medians
 from pipelines.options import read_recipe
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.two_stage import TwoStagePipeline
@@ -67,13 +66,18 @@ def train(config: Stage2Config, codes: Path, minutes: float, run: Path) -> float
     return train_stage2(replace(config, train=settings), codes, run).images_per_second
 
 
-def seconds_for_64(pipeline: TwoStagePipeline) -> float:
-    times = []
-    for repeat in range(4):
-        begin = time.perf_counter()
-        pipeline.generate(64, batch_size=64, sampling=SamplingConfig(), first_index=64 * repeat)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+def seconds_for_64(pipeline: TwoStagePipeline) -> dict[str, float]:
+    """Of images, decoding included, of codes, and of codes with guidance."""
+    labels = pipeline.labels_of(range(64))
+    plain, guided = SamplingConfig(), SamplingConfig(guidance=1.5)
+    return medians(
+        {
+            "images": lambda: pipeline.generate(64, batch_size=64, sampling=plain),
+            "codes": lambda: pipeline.sample(range(64), labels, 0, plain),
+            "guided": lambda: pipeline.sample(range(64), labels, 0, guided),
+        },
+        repeats=3,
+    )
 
 
 def named_paths(pairs: list[str]) -> dict[str, Path]:
@@ -108,10 +112,11 @@ def main() -> None:
         pipeline = TwoStagePipeline.from_pretrained(folder)
         parameters = sum(weight.numel() for weight in pipeline.prior.parameters())
         spec = pipeline.prior.code_spec
-        grids = spec.describe().partition(" (")[0]
+        grids, took = spec.describe().partition(" (")[0], seconds_for_64(pipeline)
         table.append(
             f"| {title} | `{recipe}` | {grids} | {parameters / 1e6:.2f} | {row['steps']:,} | "
-            f"{row['bits']:.3f} | {row['bits'] * spec.codes_per_image:,.0f} | {seconds_for_64(pipeline):.2f} |"
+            f"{row['bits']:.3f} | {row['bits'] * spec.codes_per_image:,.0f} | {took['images']:.2f} | "
+            f"{took['guided'] / took['codes']:.2f} |"
         )
         if not pictures:
             held_out = CodeDataset(codes[key], "validation")
@@ -122,8 +127,10 @@ def main() -> None:
         names.append(title.partition(",")[0])
     save_png(contact_sheet(pictures, names), args.out / "samples.png")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.minutes} minutes each\n")
-    print("| prior | recipe | codes | parameters, M | steps | bits per code | bits per image | s per 64 images |")
-    print("|---|---|---|---:|---:|---:|---:|---:|")
+    print(
+        "| prior | recipe | codes | parameters, M | steps | bits per code | bits per image | s per 64 images | guidance costs |"
+    )
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|")
     print("\n".join(table))
 
 
