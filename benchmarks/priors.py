@@ -6,9 +6,10 @@
 For each row a short run measures how many steps fit into the time; then the recipe trains with that many, its warm-up
 shrunk alike, as `zellige train-stage2` would, and is assembled with its first stage into `--out/ROW/pipeline`. Bits are
 those of the held-out images; those of masked priors are a bound from above. Seconds are for 64 images without guidance,
-decoding included, the median of three; guidance costs so many times that of sampling without. A row that is already in `--out` is not trained again: run with `--only` in each
-of two processes that train, then once more, alone, for the times. Prints a Markdown table and writes `samples.png`:
-real images, coded and decoded, on top, then a row of samples for each prior in the order of the table.
+decoding included, the median of three; guidance costs so many times that of sampling without. A row that is already in
+`--out` is not trained again: run with `--only` in each of two processes that train, then once more, alone, for the
+times. Prints a Markdown table and writes `samples.png`: real images, coded and decoded, on top, then a row of samples
+for each prior in the order of the table.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def main() -> None:
     save_png(contact_sheet(pictures, names), args.out / "samples.png")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.minutes} minutes each\n")
     print(
-        "| prior | recipe | codes | parameters, M | steps | bits per code | bits per image | s per 64 images | guidance costs |"
+        "| prior | recipe | codes | parameters, M | steps | bits per code | bits per image | s per 64 images | "
+        "guidance costs |"
     )
     print("|---|---|---|---:|---:|---:|---:|---:|---:|")
     print("\n".join(table))
