@@ -90,6 +90,18 @@ def test_a_bare_state_dict_of_vqvae2_is_imported_with_the_image_size_given(tmp_p
     assert torch.equal(bottom, reference.outputs["id_b"])
 
 
+@torch.no_grad()
+def test_the_command_gives_the_images_of_vqvae2(tmp_path, capsys):
+    reference = golden("vqvae2")
+    torch.save(reference.weights, tmp_path / "vqvae.pt")
+    arguments = ["--kind", "vqvae2", "--weights", str(tmp_path / "vqvae.pt"), "--image_size", "[16,32]"]
+    assert main(["import", *arguments, "--out", str(tmp_path / "model")]) == 0, capsys.readouterr().err
+    model = load_pretrained(tmp_path / "model", AUTOENCODERS)
+    codes = model.encode(reference.inputs["x0"])
+    close(model.decode(codes), reference.outputs["recon_from_codes"].clamp(-1, 1), 5e-5)
+    close(model(reference.inputs["x0"]).reconstruction, reference.outputs["recon"], 5e-5)
+
+
 def dalle_files(folder: Path) -> tuple[Weights, Weights]:
     folder.mkdir()
     parts = golden("dalle_encoder").weights, golden("dalle_decoder").weights
@@ -116,6 +128,20 @@ def test_dalle_is_imported_from_its_two_files(given, tmp_path):
     with torch.no_grad():
         (codes,) = model.encode(reference.inputs["x"] * 2 - 1)  # theirs are in [0, 1]
     assert torch.equal(codes, reference.outputs["codes"])
+
+
+@torch.no_grad()
+def test_the_command_gives_the_codes_and_images_of_dalle(tmp_path, capsys):
+    folder = tmp_path / "files"
+    dalle_files(folder)
+    arguments = ["--kind", "dalle", "--weights", str(folder), "--out", str(tmp_path / "model")]
+    assert main(["import", *arguments]) == 0, capsys.readouterr().err
+    model = load_pretrained(tmp_path / "model", AUTOENCODERS)
+    encoder, decoder = golden("dalle_encoder"), golden("dalle_decoder")
+    (codes,) = model.encode(encoder.inputs["x"] * 2 - 1)  # theirs are in [0, 1]
+    assert torch.equal(codes, encoder.outputs["codes"])
+    images = (model.decode((decoder.inputs["codes"],)) + 1) / 2
+    close(images, decoder.outputs["x_rec"], 1e-5)
 
 
 def test_an_imported_model_reconstructs_images(tmp_path):
