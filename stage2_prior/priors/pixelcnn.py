@@ -9,10 +9,13 @@ sees the rows above, the horizontal stack what is left of the position in its ow
 
 Where the paper masks its kernels, here the input is moved once, down for the vertical stack and right for the
 horizontal one; kernels then end at the current row and column, and no multiplication is wasted on a mask.
+
+Classes shift the gates of every layer, as in the paper, and given codes shift them place by place.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -26,6 +29,7 @@ from stage1_vq.codes import Codes, CodeSpec
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.column_blocks import ColumnBlocks, join
+from stage2_prior.priors.given_codes import GivenCodes
 from stage2_prior.stepping import step_dtype
 from training.errors import UserError
 
@@ -39,11 +43,15 @@ class PixelCNNConfig:
     kernel_size: int = 3  # of all other layers
     dropout: float = 0.0  # of what a layer adds to the horizontal stack
     output_width: int = 512  # channels between the horizontal stack and the logits
+    given_blocks: int = 3  # residual blocks over each grid of given codes; without given codes it means nothing
+    given_width: int = 64  # channels of each given grid's features
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "output_width"):
+        for name in ("layers", "width", "output_width", "given_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.given_blocks < 0:
+            raise UserError(f"given_blocks={self.given_blocks}, expected 0 or more")
         for name in ("first_kernel_size", "kernel_size"):
             if getattr(self, name) < 3 or getattr(self, name) % 2 == 0:
                 raise UserError(f"{name}={getattr(self, name)}, expected an odd number of at least 3")
@@ -60,7 +68,9 @@ def gate(x: Tensor, dim: int) -> Tensor:
 class Layer(nn.Module):
     """One layer of both stacks (figure 2): b d h w -> b d h w, twice."""
 
-    def __init__(self, width: int, kernel_size: int, num_classes: int, dropout: float, residual: bool):
+    def __init__(
+        self, width: int, kernel_size: int, num_classes: int, given_width: int, dropout: float, residual: bool
+    ):
         super().__init__()
         reach = kernel_size // 2  # rows above, and columns to either side
         self.reach = reach
@@ -71,15 +81,21 @@ class Layer(nn.Module):
         self.out = nn.Conv2d(width, width, 1, bias=False)
         self.class_bias = nn.Embedding(num_classes + 1, 4 * width)  # of both gates; the last one is the null label
         nn.init.zeros_(self.class_bias.weight)
+        self.given_bias = nn.Conv2d(given_width, 4 * width, 1, bias=False) if given_width else None
         self.dropout = nn.Dropout(dropout)
 
-    def biases(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the vertical and the horizontal gate, each `b 2d`."""
-        vertical, horizontal = self.class_bias(labels).chunk(2, dim=-1)
+    def biases(self, labels: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the vertical and the horizontal gate, each `b 2d 1 1`, or `b 2d h w` with features of given codes."""
+        bias = rearrange(self.class_bias(labels), "b d -> b d 1 1")
+        if self.given_bias is not None:
+            bias = bias + self.given_bias(features)
+        vertical, horizontal = bias.chunk(2, dim=1)
         return vertical, horizontal
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        vertical_bias, horizontal_bias = (rearrange(bias, "b d -> b d 1 1") for bias in self.biases(labels))
+    def forward(
+        self, vertical: Tensor, horizontal: Tensor, labels: Tensor, features: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        vertical_bias, horizontal_bias = self.biases(labels, features)
         above = self.vertical(F.pad(vertical, (self.reach, self.reach, self.reach, 0)))
         left = self.horizontal(F.pad(horizontal, (self.reach, 0, 0, 0)))
         gated = gate(left + self.vertical_to_horizontal(above) + horizontal_bias, dim=1)
@@ -88,7 +104,7 @@ class Layer(nn.Module):
 
 
 class PixelCNN(AutoregressivePrior):
-    """Raises UserError when the codes have more than one grid."""
+    """Raises UserError when the codes have more than one grid, or when given codes do not fit it; see `GivenCodes`."""
 
     kind = "pixelcnn"
     config_class = PixelCNNConfig
@@ -99,11 +115,17 @@ class PixelCNN(AutoregressivePrior):
         super().__init__(config, code_spec, num_classes, **facts)
         self.grid = self.only_grid()
         self.embedding = nn.Embedding(self.grid.vocabulary, config.width)
+        self.given_codes: GivenCodes | None = None
+        if self.given:
+            self.given_codes = GivenCodes(
+                self.given, self.grid, config.given_width, config.given_blocks, dropout=config.dropout
+            )
         self.layers = nn.ModuleList(
             Layer(
                 config.width,
                 config.first_kernel_size if index == 0 else config.kernel_size,
                 num_classes,
+                0 if self.given_codes is None else self.given_codes.width,
                 config.dropout,
                 residual=index > 0,  # the first layer's input is the code itself, not a feature to be refined
             )
@@ -120,11 +142,12 @@ class PixelCNN(AutoregressivePrior):
 
     def logits(self, codes: Codes, condition: Condition) -> Tensor:
         labels = self.labels(len(self.sequence(codes, condition)), condition)
+        features = None if self.given_codes is None else self.given_codes(cast(Codes, condition.codes))
         embedded = rearrange(self.embedding(codes[0]), "b h w d -> b d h w")
         vertical = F.pad(embedded, (0, 0, 1, -1))  # moved down by a row
         horizontal = F.pad(embedded, (1, -1))  # moved right by a column
         for layer in self.layers:
-            vertical, horizontal = layer(vertical, horizontal, labels)
+            vertical, horizontal = layer(vertical, horizontal, labels, features)
         logits = self.output(self.output_hidden(horizontal.relu()).relu())
         return rearrange(logits, "b k h w -> b (h w) k")
 
@@ -152,9 +175,8 @@ class StepLayer:
         horizontal = rearrange(layer.horizontal.weight, "out d 1 tap -> out (tap d)")
         self.horizontal = ColumnBlocks(horizontal, 2 * blocks, dtype).blocks
         self.out = layer.out.weight.flatten(1).to(dtype).t()  # d d
-        self.vertical_bias, self.horizontal_bias = (
-            rearrange(bias.to(dtype), "b d -> b d 1 1") for bias in layer.biases(labels)
-        )
+        self.bias = rearrange(layer.class_bias(labels).to(dtype), "b d -> b d 1 1")
+        self.given_bias = None if layer.given_bias is None else layer.given_bias.weight.to(dtype)
         rows = self.vertical.new_zeros(batch, width, layer.reach + 1, columns + 2 * layer.reach)
         self.rows = rows.to(memory_format=torch.channels_last)
         self.from_above = rows.new_zeros(columns, 2 * blocks, batch, width // blocks)
@@ -168,15 +190,17 @@ class StepLayer:
         ]
         self.plus = self.from_above.unbind()
 
-    def begin_row(self, row: Tensor) -> Tensor:
-        """The vertical stack for a whole row, `b d w` -> `b d w`."""
+    def begin_row(self, row: Tensor, features: Tensor | None) -> Tensor:
+        """The vertical stack for a whole row, `b d w` -> `b d w`. features: of given codes in this row, `b c 1 w`."""
+        bias = self.bias if self.given_bias is None else self.bias + F.conv2d(cast(Tensor, features), self.given_bias)
+        vertical_bias, horizontal_bias = bias.chunk(2, dim=1)
         self.rows[:, :, :-1] = self.rows[:, :, 1:].clone()
         self.rows[:, :, -1, self.reach : -self.reach] = row
         above = F.conv2d(self.rows, self.vertical)  # b 2d 1 w
-        to_horizontal = F.conv2d(above, self.vertical_to_horizontal) + self.horizontal_bias
+        to_horizontal = F.conv2d(above, self.vertical_to_horizontal) + horizontal_bias
         blocks = self.from_above.shape[1]
         self.from_above.copy_(rearrange(to_horizontal, "b (blocks d) 1 w -> w blocks b d", blocks=blocks))
-        return gate(above + self.vertical_bias, dim=1).squeeze(2)
+        return gate(above + vertical_bias, dim=1).squeeze(2)
 
     def step(self, column: int, output: Tensor) -> None:
         """The horizontal stack at one column, from `inputs[column]` to `output`, both `b d`."""
@@ -196,9 +220,14 @@ class PixelCNNStepper:
 
     @torch.inference_mode()
     def __init__(self, prior: PixelCNN, batch: int, condition: Condition):
-        condition.check(batch, prior.num_classes)
+        prior.check(batch, condition)
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
-        labels = prior.labels(batch, condition.to(device))
+        condition = condition.to(device)
+        labels = prior.labels(batch, condition)
+        self.features: list[Tensor | None] = [None] * prior.grid.height  # of given codes, b c 1 w of each row
+        if prior.given_codes is not None:
+            given_codes = copy.deepcopy(prior.given_codes).eval()  # without dropout, and the prior stays as it is
+            self.features = list(given_codes(cast(Codes, condition.codes)).to(dtype).split(1, dim=2))
         self.columns = prior.grid.width
         self.embedding = prior.embedding.weight.to(dtype)
         self.layers = [StepLayer(layer, labels, self.columns, dtype) for layer in cast("list[Layer]", prior.layers)]
@@ -235,7 +264,7 @@ class PixelCNNStepper:
         if column == 0:
             row = self.row
             for layer in self.layers:
-                row = layer.begin_row(row)
+                row = layer.begin_row(row, self.features[self.position // self.columns])
         for layer, outputs in zip(self.layers, self.outputs, strict=True):
             layer.step(column, outputs[column])
         x = self.outputs[-1][column]

@@ -22,11 +22,11 @@ def test_gate_is_tanh_times_sigmoid():
 
 def test_one_layer_sees_exactly_its_kernels():
     """With positive weights every input that can reach an output has a gradient: a half disc without a blind spot."""
-    layer = Layer(width=2, kernel_size=5, num_classes=0, dropout=0.0, residual=False)
+    layer = Layer(width=2, kernel_size=5, num_classes=0, given_width=0, dropout=0.0, residual=False)
     for parameter in layer.parameters():
         torch.nn.init.constant_(parameter, 0.01)
     vertical, horizontal = (torch.ones(1, 2, 7, 7, requires_grad=True) for _ in range(2))
-    _, out = layer(vertical, horizontal, torch.tensor([0]))
+    _, out = layer(vertical, horizontal, torch.tensor([0]), None)
     out[0, 0, 4, 3].backward()
     above, left = (x.grad[0].abs().sum(0) > 0 for x in (vertical, horizontal))
     expected_above, expected_left = (torch.zeros(7, 7, dtype=torch.bool) for _ in range(2))
@@ -80,6 +80,8 @@ def test_sampling_equals_the_naive_loop_code_for_code():
         ({"kernel_size": 4}, "kernel_size=4, expected an odd number of at least 3"),
         ({"first_kernel_size": 1}, "first_kernel_size=1, expected an odd number of at least 3"),
         ({"width": 0}, "width=0, expected at least 1"),
+        ({"given_width": 0}, "given_width=0, expected at least 1"),
+        ({"given_blocks": -1}, "given_blocks=-1, expected 0 or more"),
         ({"dropout": -0.5}, "dropout=-0.5, expected a share from 0 to below 1"),
     ],
 )
