@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(config.width))
         self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.log_factor = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4)))
+        self.log_factor = nn.Parameter(torch.full((config.heads,), math.log(4)))
         self.out = nn.Linear(config.width, config.width)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,8 +105,8 @@ class Attention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        factor = self.log_factor.float().clamp(max=math.log(self.largest_factor)).exp()
-        q, k = F.normalize(q.float(), dim=-1) * factor, F.normalize(k.float(), dim=-1)
+        factor = self.log_factor.float().clamp(max=math.log(self.largest_factor)).exp()  # heads
+        q, k = F.normalize(q.float(), dim=-1) * factor[:, None, None], F.normalize(k.float(), dim=-1)
         return q.to(v.dtype), k.to(v.dtype), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

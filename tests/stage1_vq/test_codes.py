@@ -273,7 +273,9 @@ def test_damaged_latents_are_refused_and_written_anew(tmp_path: Path, kind: str)
     write_folder(tmp_path, latents=LATENTS)
     whole = files_of(tmp_path)
     damage(tmp_path / "latents.safetensors", kind)
-    with pytest.raises(UserError, match=r"latents\.safetensors is missing or damaged: its checksum .* run its `zellige"):
+    with pytest.raises(
+        UserError, match=r"latents\.safetensors is missing or damaged: its checksum .* run its `zellige"
+    ):
         CodeDataset(tmp_path).latents()
     with pytest.raises(UserError, match=r"latents\.safetensors is missing or damaged"):
         CodeDataset(tmp_path).verify()
