@@ -30,6 +30,15 @@ class BSQConfig:
     def __post_init__(self) -> None:
         check_bits_config(self)
 
+    @property
+    def corner(self) -> float:
+        """The numbers of a corner are this and minus this."""
+        return self.bits**-0.5
+
+    @property
+    def soft_clamp(self) -> None:
+        """None: length 1 bounds the latents."""
+
 
 class BSQuantizer(LFQuantizer):
     """z -> [1x1 convolution to bits] -> length 1 -> nearest corner -> [1x1 convolution to dim] -> z_q.
@@ -38,10 +47,6 @@ class BSQuantizer(LFQuantizer):
     """
 
     config_class = BSQConfig
-
-    def __init__(self, config: BSQConfig) -> None:
-        super().__init__(config)
-        self.corner = config.bits**-0.5
 
     def lookup_vectors(self, z: Tensor) -> Tensor:
         return F.normalize(super().lookup_vectors(z), dim=1)

@@ -12,16 +12,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from stage1_vq.codes import Codes, Grid
 from stage1_vq.quantizers.base import Quantized, Quantizer
+from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
+from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
+from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.parts import figures_of, health_over, mean_over
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from training.errors import UserError
 
-LAYERS: dict[str, Any] = {"nearest": NearestQuantizer, "residual": ResidualQuantizer}
+LAYERS: dict[str, Any] = {
+    "nearest": NearestQuantizer,
+    "residual": ResidualQuantizer,
+    "fsq": FSQuantizer,
+    "lfq": LFQuantizer,
+    "bsq": BSQuantizer,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +40,44 @@ class GroupedQuantizerConfig:
 
     kind: Literal["grouped"] = "grouped"
     groups: int = 2  # G, parts of equal width that the channels are split into
-    layer: NearestQuantizerConfig | ResidualQuantizerConfig = field(
+    layer: NearestQuantizerConfig | ResidualQuantizerConfig | FSQConfig | LFQConfig | BSQConfig = field(
         default_factory=lambda: NearestQuantizerConfig(dim=32)
     )  # of each group, layer.dim channels wide
+    shared_codebook: bool = False  # one quantizer for all groups, as the heads of a multi-head one may share it
+    dim: int | None = None  # d, width of z and z_q, projected to all groups and back; null: theirs, no projection
 
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise UserError(f"model.quantizer.groups={self.groups}, expected at least 1")
+        if self.dim is not None and self.dim < 1:
+            raise UserError(f"model.quantizer.dim={self.dim}, expected at least 1, or null for that of all groups")
 
     @property
-    def dim(self) -> int:
-        """d, width of z and z_q."""
+    def inner_dim(self) -> int:
+        """Width of all groups together."""
         if isinstance(self.layer, ResidualQuantizerConfig):
             return self.groups * (self.layer.dim or self.layer.layer.dim)
         return self.groups * self.layer.dim
 
 
 class GroupedQuantizer(Quantizer):
-    """z -> G groups of neighbouring channels -> a quantizer each -> side by side again: z_q. Losses and statistics are
-    means over the groups."""
+    """z -> [1x1 convolution to inner_dim] -> G groups of neighbouring channels -> a quantizer each -> side by side
+    again -> [1x1 convolution to dim] -> z_q. Losses and statistics are means over the groups.
+
+    With a shared codebook the groups are taken for so many more images of one quantizer.
+    """
 
     config_class = GroupedQuantizerConfig
 
     def __init__(self, config: GroupedQuantizerConfig) -> None:
-        super().__init__(config.dim)
+        inner = config.inner_dim
+        super().__init__(config.dim or inner)
         self.config = config
-        self.layers = nn.ModuleList(LAYERS[config.layer.kind](config.layer) for _ in range(config.groups))
+        projected = config.dim not in (None, inner)
+        self.project_in = nn.Conv2d(self.dim, inner, 1) if projected else nn.Identity()
+        self.project_out = nn.Conv2d(inner, self.dim, 1) if projected else nn.Identity()
+        different = 1 if config.shared_codebook else config.groups
+        self.layers = nn.ModuleList(LAYERS[config.layer.kind](config.layer) for _ in range(different))
 
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> GroupedQuantizerConfig:
@@ -63,8 +85,29 @@ class GroupedQuantizer(Quantizer):
         return super().config_from({**values, "layer": LAYERS[layer["kind"]].config_from(layer)})
 
     def groups(self) -> list[Quantizer]:
-        groups: Any = list(self.layers)
-        return groups
+        """The quantizer of each group; with a shared codebook G times the same."""
+        return self.config.groups * self.different() if self.config.shared_codebook else self.different()
+
+    def different(self) -> list[Quantizer]:
+        """One for each group, or one."""
+        layers: Any = list(self.layers)
+        return layers
+
+    def parts(self, z: Tensor) -> list[Tensor]:
+        """What each of `different` quantizes of z, b d h w: its group, or all of them as G b images, those of an image
+        side by side."""
+        with torch.autocast(z.device.type, enabled=False):
+            vectors = self.project_in(z.float())
+        if self.config.shared_codebook:
+            return [rearrange(vectors, "b (g d) h w -> (b g) d h w", g=self.config.groups)]
+        return list(vectors.chunk(self.config.groups, 1))
+
+    def of_groups(self, codes: Sequence[Codes]) -> list[Codes]:
+        """The codes of each group, from those of each of `different`."""
+        if not self.config.shared_codebook:
+            return list(codes)
+        grids = [rearrange(grid, "(b g) h w -> g b h w", g=self.config.groups) for grid in codes[0]]
+        return list(zip(*grids, strict=True))
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """One per group, `group0` first; of residual layers all groups of the first one (`depth0_group0` ...), then all
@@ -80,20 +123,24 @@ class GroupedQuantizer(Quantizer):
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w."""
         self.check_latents(z)
-        found: list[Quantized] = [
-            group(part) for group, part in zip(self.groups(), z.chunk(self.config.groups, 1), strict=True)
-        ]
+        found: list[Quantized] = [layer(part) for layer, part in zip(self.different(), self.parts(z), strict=True)]
+        if self.config.shared_codebook:
+            side_by_side = rearrange(found[0].z_q, "(b g) d h w -> b (g d) h w", g=self.config.groups)
+        else:
+            side_by_side = torch.cat([quantized.z_q for quantized in found], 1)
+        with torch.autocast(z.device.type, enabled=False):
+            z_q = self.project_out(side_by_side).to(z.dtype)
         return Quantized(
-            torch.cat([quantized.z_q for quantized in found], 1),
-            self.layer_by_layer([quantized.codes for quantized in found]),
+            z_q,
+            self.layer_by_layer(self.of_groups([quantized.codes for quantized in found])),
             mean_over([quantized.losses for quantized in found]),
             mean_over([quantized.statistics for quantized in found]),
         )
 
     def codes(self, z: Tensor) -> Codes:
         self.check_latents(z)
-        parts = z.chunk(self.config.groups, 1)
-        return self.layer_by_layer([group.codes(part) for group, part in zip(self.groups(), parts, strict=True)])
+        found = [layer.codes(part) for layer, part in zip(self.different(), self.parts(z), strict=True)]
+        return self.layer_by_layer(self.of_groups(found))
 
     def layer_by_layer(self, of_groups: Sequence[Codes]) -> Codes:
         """The codes of each group in the order of `grids`."""
@@ -101,26 +148,33 @@ class GroupedQuantizer(Quantizer):
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
         count = self.config.groups
-        return torch.cat([group.codes_to_latents(codes[n::count]) for n, group in enumerate(self.groups())], 1)
+        parts = [group.codes_to_latents(codes[n::count]) for n, group in enumerate(self.groups())]
+        with torch.autocast(codes[0].device.type, enabled=False):
+            return self.project_out(torch.cat(parts, 1))
 
     # ---- the codebooks, once per step -------------------------------------------------------------------------------
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
-        parts = [z.chunk(self.config.groups, 1) for z in batches]
-        for group, of_group in zip(self.groups(), zip(*parts, strict=True), strict=True):
-            group.initialise(of_group)
+        parts = [self.parts(z) for z in batches]
+        for layer, of_layer in zip(self.different(), zip(*parts, strict=True), strict=True):
+            layer.initialise(of_layer)
 
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `parts.health_over` the groups."""
+        """Health: `parts.health_over` the groups, or that of the one quantizer which they share."""
+        if self.config.shared_codebook:
+            return self.different()[0].update(steps_per_epoch)
         return health_over({f"group{n}": group.update(steps_per_epoch) for n, group in enumerate(self.groups())})
 
     def discard(self) -> None:
-        for group in self.groups():
-            group.discard()
+        for layer in self.different():
+            layer.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
         found: list[str] = []
-        for number, group in enumerate(self.groups()):
-            for line in group.warnings(figures_of(f"group{number}", metrics), steps_per_epoch):
-                found.append(f"group{number}: {line.replace('model.quantizer.', 'model.quantizer.layer.')}")
+        for number, layer in enumerate(self.different()):
+            shared = self.config.shared_codebook
+            figures = metrics if shared else figures_of(f"group{number}", metrics)
+            for line in layer.warnings(figures, steps_per_epoch):
+                line = line.replace("model.quantizer.", "model.quantizer.layer.")
+                found.append(line if shared else f"group{number}: {line}")
         return found

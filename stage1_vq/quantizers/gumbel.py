@@ -1,21 +1,33 @@
 """Gumbel-softmax quantizer (Jang et al. 2016, arXiv:1611.01144), with the schedules of DALL-E's discrete VAE (Ramesh et
 al. 2021, arXiv:2102.12092, appendix A.2): a posterior over the codes of each position, sampled with a temperature that
-falls, and its divergence from the uniform prior with a weight that rises."""
+falls, and its divergence from the uniform prior with a weight that rises.
+
+For short runs, by choice, the diversity loss of wav2vec 2.0 (Baevski et al. 2020, arXiv:2006.11477, equation 4) and a
+start from k-means.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from stage1_vq.codes import Codes
 from stage1_vq.quantizers.base import Quantized
+from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.counting import CountingQuantizer
+from stage1_vq.quantizers.distributed import global_mean, mean_over_processes
+from stage1_vq.quantizers.kmeans import kmeans
+from stage1_vq.quantizers.search import nearest_codes
 from training.errors import UserError
+
+SURENESS = 2.0  # after k-means: what the mean squared distance of a latent to its own centre takes off its logit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,8 @@ class GumbelQuantizerConfig:
     temperature_steps: int = 150000  # over which it falls, as half a cosine wave
     kl_weight: float = 0.034375  # of the divergence from the uniform prior in nats per code, from kl_warmup_steps on
     kl_warmup_steps: int = 5000  # over which its weight rises from 0, linearly
+    diversity_weight: float = 0.0  # of minus the entropy of the batch's mean posterior, in nats; wav2vec 2.0 has 0.1
+    kmeans_iterations: int = 0  # on the first batch's latents, to start from their nearest codes; 0: the paper's noise
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
@@ -46,6 +60,8 @@ class GumbelQuantizerConfig:
             ("temperature_steps", self.temperature_steps >= 0, "0 (temperature_end at once) or a number of steps"),
             ("kl_weight", self.kl_weight >= 0, "0 or more"),
             ("kl_warmup_steps", self.kl_warmup_steps >= 0, "0 (kl_weight at once) or a number of steps"),
+            ("diversity_weight", self.diversity_weight >= 0, "0 or more; wav2vec 2.0 has 0.1"),
+            ("kmeans_iterations", self.kmeans_iterations >= 0, "0 or more"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
         ):
             if not valid:
@@ -60,7 +76,11 @@ class GumbelQuantizer(CountingQuantizer):
     """
 
     config_class = GumbelQuantizerConfig
-    remedies = ("a smaller model.quantizer.codebook_size", "a higher model.quantizer.kl_weight")
+    remedies = (
+        "model.quantizer.kmeans_iterations=10",
+        "model.quantizer.diversity_weight=0.1",
+        "a smaller model.quantizer.codebook_size",
+    )
 
     updates: Tensor  # scalar, int64: optimiser steps done, which the schedules go by
 
@@ -74,8 +94,9 @@ class GumbelQuantizer(CountingQuantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. The noise of training mode is drawn by PyTorch's global generator. Losses: `kl_loss`, the
-        divergence of the posterior from the uniform prior in nats, mean over codes, times the weight of this step;
-        statistics: `temperature`, and the divergence without weight, `kl`, if it is computed."""
+        divergence of the posterior from the uniform prior in nats, mean over codes, times the weight of this step; in
+        training mode `diversity_loss`, minus the entropy of the batch's mean posterior in nats, times its weight.
+        Statistics: `temperature`, and the figures without weights, `kl` and `batch_entropy`, if they are computed."""
         with torch.autocast(z.device.type, enabled=False):
             logits = self.logits_of(z)
             codes = logits.argmax(1)
@@ -91,6 +112,10 @@ class GumbelQuantizer(CountingQuantizer):
                 kl = divergence_from_uniform(logits)
                 losses["kl_loss"] = self.kl_weight() * kl
                 statistics["kl"] = kl.detach()
+            if self.training and self.config.diversity_weight:
+                batch_entropy = entropy(global_mean(logits.softmax(1).mean((0, 2, 3))))
+                losses["diversity_loss"] = -self.config.diversity_weight * batch_entropy
+                statistics["batch_entropy"] = batch_entropy.detach()
             return Quantized(z_q.to(z.dtype), (codes,), losses, statistics)
 
     def codes(self, z: Tensor) -> Codes:
@@ -118,6 +143,28 @@ class GumbelQuantizer(CountingQuantizer):
         drawn = self.codes_to_latents((weights.argmax(1),))
         mixture = einsum(weights, self.embedding.weight.detach(), "b k h w, k d -> b d h w")
         return drawn + (mixture - mixture.detach())
+
+    @torch.no_grad()
+    def initialise(self, batches: Sequence[Tensor]) -> None:
+        """k-means over the latents, b d h w each, of all micro-batches and processes: the logits become minus squared
+        distances to the centres, and the code vectors, where they are as wide as z, the centres themselves.
+
+        Small random logits drown in the noise of the samples: the decoder learns to do without codes before they mean
+        anything, and short runs never come back from there. Scaled by SURENESS, noise moves a latent to codes nearby.
+        """
+        if not self.config.kmeans_iterations:
+            return
+        k = self.config.codebook_size
+        rows = [rearrange(z.float(), "b d h w -> (b h w) d").contiguous() for z in batches]
+        centres, _ = kmeans(rows, k, self.config.kmeans_iterations)
+        errors = [F.mse_loss(centres[nearest_codes(part, centres)], part) for part in rows]
+        distance = self.config.dim * mean_over_processes(torch.stack(errors).mean())
+        scale = SURENESS / distance.clamp(min=1e-6)
+        # -scale |z - c|^2 is this and a term that all codes share.
+        self.logits.weight.copy_(rearrange(2 * scale * centres, "k d -> k d 1 1"))
+        self.logits.get_parameter("bias").copy_(-scale * centres.square().sum(1))
+        if self.dim_out == self.dim:
+            self.embedding.weight.copy_(centres)
 
     # ---- schedules --------------------------------------------------------------------------------------------------
 

@@ -47,10 +47,19 @@ class LFQConfig:
     diversity: float = 1.0  # gamma: weight of the second entropy term relative to the first
     inverse_temperature: float = 100.0  # of the soft assignment that the entropies are those of
     entropy_bits: int = 18  # bits whose joint use the second term sees; fewer: in groups, coarser and cheaper
+    corner: float = 1.0  # the numbers of a corner are this and minus this
+    soft_clamp: float | None = None  # z becomes soft_clamp * tanh(z / soft_clamp): none runs far from its corner
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
         check_bits_config(self)
+        if self.corner <= 0:
+            raise UserError(f"model.quantizer.corner={self.corner}, expected above 0; the paper has 1")
+        if self.soft_clamp is not None and self.soft_clamp < self.corner:
+            raise UserError(
+                f"model.quantizer.soft_clamp={self.soft_clamp}, expected at least corner={self.corner}, which no "
+                "latent could reach otherwise, or null for none"
+            )
 
 
 def check_bits_config(config: Any) -> None:
@@ -70,14 +79,14 @@ def check_bits_config(config: Any) -> None:
 
 
 class LFQuantizer(CountingQuantizer):
-    """z -> [1x1 convolution to bits] -> nearest corner -> [1x1 convolution to dim] -> z_q.
+    """z -> [1x1 convolution to bits] -> [soft clamp] -> nearest corner -> [1x1 convolution to dim] -> z_q.
 
     Codes: the bits as a number, first one most significant, 1 where the number is above 0. All in float32, also under
     autocast; z_q has the type of z.
     """
 
     config_class: ClassVar[type] = LFQConfig
-    config: Any  # LFQConfig, or another with the same fields
+    config: Any  # LFQConfig, or BSQ's
     remedies = ("a higher model.quantizer.entropy_weight", "fewer model.quantizer.bits")
 
     def __init__(self, config: Any) -> None:
@@ -86,7 +95,7 @@ class LFQuantizer(CountingQuantizer):
         projected = config.dim != config.bits
         self.project_in = nn.Conv2d(config.dim, config.bits, 1) if projected else nn.Identity()
         self.project_out = nn.Conv2d(config.bits, config.dim, 1) if projected else nn.Identity()
-        self.corner = 1.0  # the numbers of a corner are this and minus this
+        self.corner = config.corner
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. Losses, each times its weight: `commitment_loss`, the squared error per number; in training mode
@@ -138,7 +147,9 @@ class LFQuantizer(CountingQuantizer):
     def lookup_vectors(self, z: Tensor) -> Tensor:
         """b bits h w: z where its signs are taken."""
         self.check_latents(z)
-        return self.project_in(z.float())
+        vectors = self.project_in(z.float())
+        limit = self.config.soft_clamp
+        return vectors if limit is None else limit * (vectors / limit).tanh()
 
     def corners(self, bits: Tensor) -> Tensor:
         """bits: b bits h w, bool; returns the same shape, float32."""

@@ -2,7 +2,7 @@
 
 With, by choice, the codebook by exponential moving average (appendix A.1 there), a low-dimensional look-up with vectors
 of length one (ViT-VQGAN, Yu et al. 2021, arXiv:2110.04627, section 3.2), the gradient of the rotation trick (Fifty et
-al. 2024, arXiv:2410.06424), k-means initialisation and revival of dead codes.
+al. 2024, arXiv:2410.06424), further losses on latents and codebook, k-means initialisation and revival of dead codes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from stage1_vq.codes import Codes, Grid
 from stage1_vq.quantizers.base import Quantized, Quantizer
-from stage1_vq.quantizers.distributed import draw_rows, sum_over_processes
+from stage1_vq.quantizers.bits import entropy
+from stage1_vq.quantizers.codebook_losses import cross_entropy_of_codes, mean_soft_assignment, orthogonality
+from stage1_vq.quantizers.distributed import draw_rows, global_mean, sum_over_processes
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
 from stage1_vq.quantizers.usage import CodeUsage, usage_remedies
@@ -44,8 +46,15 @@ class NearestQuantizerConfig:
     lookup_dim: int | None = None  # width of the code vectors behind a projection; None: dim, and no projection
     l2_normalise: bool = False  # compare directions only: vectors and code vectors get length 1
     gradient: Literal["straight-through", "rotation"] = "straight-through"  # how gradients pass from z_q to z
+    commitment: Literal["squared-error", "cross-entropy"] = "squared-error"  # or -ln softmax(-distance) of its code
+    orthogonal_weight: float = 0.0  # of `orthogonality`: pushes code vectors apart (codebook_update=gradient only)
+    diversity_weight: float = 0.0  # of minus the entropy, in nats, of the codes' mean soft use in a batch
+    diversity_temperature: float = 0.01  # of that soft use: a softmax of minus distance over this
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
     revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
+    revive_below: float = (
+        0.0  # share of an even use of all codes, by moving average, below which a code is dead too (ema)
+    )
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
@@ -56,14 +65,34 @@ class NearestQuantizerConfig:
             ("commitment_weight", self.commitment_weight >= 0, "0 or more; the paper has 0.25"),
             ("decay", 0 <= self.decay < 1, "from 0 to below 1; the paper has 0.99"),
             ("epsilon", self.epsilon > 0, "above 0; 1e-5 is common"),
+            ("commitment", self.commitment in ("squared-error", "cross-entropy"), "squared-error or cross-entropy"),
+            ("orthogonal_weight", self.orthogonal_weight >= 0, "0 or more; its paper has 10"),
+            (
+                "orthogonal_weight",
+                not self.orthogonal_weight or self.codebook_update == "gradient",
+                "0 where codebook_update=ema: give codebook_update=gradient, for a loss moves nothing else",
+            ),
+            ("diversity_weight", self.diversity_weight >= 0, "0 or more"),
+            ("diversity_temperature", self.diversity_temperature > 0, "above 0"),
             ("kmeans_iterations", self.kmeans_iterations >= 0, "0 or more"),
             ("revive_after", self.revive_after >= 0, "0 (never) or a number of steps"),
+            ("revive_below", 0 <= self.revive_below < 1, "0 (no use at all is dead) to below 1; up to 0.5 is common"),
+            (
+                "revive_below",
+                not self.revive_below or (self.revive_after > 0 and self.codebook_update == "ema"),
+                "0 unless revive_after is above 0, which is the time a revived code has, and codebook_update=ema",
+            ),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
             ("codebook_update", self.codebook_update in ("ema", "gradient"), "ema or gradient"),
             ("gradient", self.gradient in ("straight-through", "rotation"), "straight-through or rotation"),
         ):
             if not valid:
                 raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+
+
+def places(vectors: Tensor, mask: Tensor) -> Tensor:
+    """Those of vectors b d h w where the mask, b h w, has True, as the row of one image: 1 d 1 n."""
+    return rearrange(rearrange(vectors, "b d h w -> b h w d")[mask], "n d -> 1 d 1 n")
 
 
 class StraightThrough(torch.autograd.Function):
@@ -141,22 +170,55 @@ class NearestQuantizer(Quantizer):
 
     # ---- latents to codes and back ----------------------------------------------------------------------------------
 
-    def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. Losses: `commitment_loss`, times its weight, and for a codebook that learns by gradient
-        `codebook_loss`; statistics: `quantization_error`; all of them squared errors per element of the look-up."""
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
+        """z: b d h w; mask: b h w, bool, for latents some of which are padding: where it is False, z_q is 0 and the
+        code -1, and neither losses nor codebook know of it.
+
+        Losses: `commitment_loss`, times its weight, and for a codebook that learns by gradient `codebook_loss`;
+        statistics: `quantization_error`; all of them squared errors per element of the look-up, but for the commitment
+        loss as a cross-entropy in nats per latent. Where they have weights: `orthogonal_loss`, and in training mode
+        `diversity_loss`."""
+        if mask is not None and (mask.shape != z[:, 0].shape or mask.dtype != torch.bool):
+            raise UserError(
+                f"got a mask of shape {tuple(mask.shape)} and type {mask.dtype}, expected one bool for each place of "
+                f"the latents: shape {tuple(z[:, 0].shape)}, torch.bool"
+            )
         with torch.autocast(z.device.type, enabled=False):
             vectors, code_vectors = self.lookup_vectors(z), self.code_vectors()
-            codes = self.nearest(vectors.detach(), code_vectors.detach(), note=self.training)
+            codes = self.nearest(vectors.detach(), code_vectors.detach(), note=self.training, mask=mask)
             nearest = self.look_up(codes, code_vectors.detach())
 
             pass_gradient = StraightThrough if self.config.gradient == "straight-through" else Rotation
             z_q = self.project_out(pass_gradient.apply(vectors, nearest)).to(z.dtype)
+            counted = codes
+            if mask is not None:
+                z_q, codes = z_q * mask.unsqueeze(1), codes.masked_fill(~mask, -1)
+                vectors, nearest, counted = (places(each, mask) for each in (vectors, nearest, counted.unsqueeze(1)))
+                counted = counted.squeeze(1)
             error = F.mse_loss(vectors, nearest)
             losses = {"commitment_loss": self.config.commitment_weight * error}
             if self.config.codebook_update == "gradient":
                 latents = rearrange(vectors.detach(), "b d h w -> b h w d")
-                losses["codebook_loss"] = F.mse_loss(F.embedding(codes, code_vectors), latents)
+                losses["codebook_loss"] = F.mse_loss(F.embedding(counted, code_vectors), latents)
+            losses |= self.further_losses(vectors, code_vectors, counted)
             return Quantized(z_q, (codes,), losses, {"quantization_error": error.detach()})
+
+    def further_losses(self, vectors: Tensor, code_vectors: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """What the config asks for beside the paper's losses, of vectors b d h w and their codes b h w."""
+        config, losses = self.config, {}
+        if config.orthogonal_weight:
+            losses["orthogonal_loss"] = config.orthogonal_weight * orthogonality(code_vectors)
+        diverse = config.diversity_weight and self.training
+        if config.commitment == "squared-error" and not diverse:
+            return losses
+        rows = rearrange(vectors, "b d h w -> (b h w) d")
+        if config.commitment == "cross-entropy":
+            cross_entropy = cross_entropy_of_codes(rows, code_vectors.detach(), codes.flatten())
+            losses["commitment_loss"] = config.commitment_weight * cross_entropy
+        if diverse:
+            use = mean_soft_assignment(rows, code_vectors, 1 / config.diversity_temperature)
+            losses["diversity_loss"] = -config.diversity_weight * entropy(global_mean(use))
+        return losses
 
     def codes(self, z: Tensor) -> Codes:
         with torch.autocast(z.device.type, enabled=False):
@@ -186,17 +248,19 @@ class NearestQuantizer(Quantizer):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def nearest(self, vectors: Tensor, code_vectors: Tensor, *, note: bool) -> Tensor:
-        """Codes, b h w, of vectors b d h w; with `note` they count for the next `update`."""
+    def nearest(self, vectors: Tensor, code_vectors: Tensor, *, note: bool, mask: Tensor | None = None) -> Tensor:
+        """Codes, b h w, of vectors b d h w; with `note` they count for the next `update`, where `mask`, b h w, has
+        True."""
         b, _, h, w = vectors.shape
         rows = rearrange(vectors, "b d h w -> (b h w) d").contiguous()
         codes = nearest_codes(rows, code_vectors)
         if note:
-            self.usage.note(codes)
+            counted = slice(None) if mask is None else mask.flatten()
+            self.usage.note(codes[counted])
             if self.config.codebook_update == "ema":
-                self.pending_sums.index_add_(0, codes, rows)
+                self.pending_sums.index_add_(0, codes[counted], rows[counted])
             if self.config.revive_after:
-                self.recent.append(rows)
+                self.recent.append(rows[counted])
         return rearrange(codes, "(b h w) -> b h w", b=b, h=h, w=w)
 
     # ---- the codebook, once per step --------------------------------------------------------------------------------
@@ -242,8 +306,11 @@ class NearestQuantizer(Quantizer):
 
     def revive_dead_codes(self) -> None:
         """Puts random latents of this step in the place of dead codes."""
-        idle = torch.minimum(self.usage.steps_since_use, self.steps_since_revival)
-        dead = (idle >= self.config.revive_after).nonzero().squeeze(1)
+        useless = self.usage.steps_since_use >= self.config.revive_after
+        if self.config.revive_below:
+            # A code for one odd image in thousands is never idle for long, and lies waste all the same.
+            useless |= self.cluster_sizes < self.config.revive_below * self.cluster_sizes.mean()
+        dead = (useless & (self.steps_since_revival >= self.config.revive_after)).nonzero().squeeze(1)
         if not len(dead) or not self.recent:
             return
         latents = draw_rows(self.recent, len(dead))
@@ -252,9 +319,10 @@ class NearestQuantizer(Quantizer):
         self.steps_since_revival[dead] = 0
         if self.config.codebook_update == "ema":
             # With its old averages, all but zero, the next update would put the code somewhere else, and it would die
-            # again.
-            self.cluster_sizes[dead] = 1
-            self.vector_sums[dead] = latents
+            # again. With a size at the bar of `revive_below`, its use from here on decides which side it falls to.
+            size = (self.config.revive_below * self.cluster_sizes.mean()).clamp(min=1)
+            self.cluster_sizes[dead] = size
+            self.vector_sums[dead] = latents * size
 
     def discard(self) -> None:
         self.usage.discard()

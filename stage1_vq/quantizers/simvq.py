@@ -27,6 +27,7 @@ class SimVQConfig:
     codebook_size: int = 8192  # k
     dim: int = 64  # d, width of z and z_q
     frozen_dim: int | None = None  # width of the random vectors; null: dim
+    hidden_dim: int | None = None  # width of a layer with a ReLU inside the map; null: a linear map, as in the paper
     commitment_weight: float = 0.25  # beta: pulls the encoder's output to its code vector
     gradient: Literal["straight-through", "rotation"] = "straight-through"  # how gradients pass from z_q to z
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
@@ -36,6 +37,7 @@ class SimVQConfig:
             ("codebook_size", self.codebook_size >= 2, "at least 2: one code carries no bits"),
             ("dim", self.dim >= 1, "at least 1"),
             ("frozen_dim", self.frozen_dim is None or self.frozen_dim >= 1, "at least 1, or null for dim"),
+            ("hidden_dim", self.hidden_dim is None or self.hidden_dim >= 1, "at least 1, or null for a linear map"),
             ("commitment_weight", self.commitment_weight >= 0, "0 or more; 0.25 is common"),
             ("gradient", self.gradient in ("straight-through", "rotation"), "straight-through or rotation"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
@@ -60,7 +62,9 @@ class SimVQuantizer(CountingQuantizer):
         self.config = config
         width = config.frozen_dim or config.dim
         self.register_buffer("frozen_codebook", torch.randn(config.codebook_size, width) / width**0.5)
-        self.code_transform = nn.Linear(width, config.dim, bias=False)
+        self.code_transform: nn.Module = nn.Linear(width, config.dim, bias=False)
+        if hidden := config.hidden_dim:
+            self.code_transform = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, config.dim))
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. Losses, squared errors per element: `commitment_loss`, times its weight, and `codebook_loss`;

@@ -51,19 +51,36 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "nearest, by gradient": NearestQuantizerConfig(codebook_size=40, dim=DIM, codebook_update="gradient"),
     "nearest, rotation": NearestQuantizerConfig(codebook_size=16, dim=DIM, gradient="rotation"),
     "nearest, normalised look-up": NearestQuantizerConfig(codebook_size=16, dim=DIM, lookup_dim=3, l2_normalise=True),
+    "nearest, further losses": NearestQuantizerConfig(
+        codebook_size=16,
+        dim=DIM,
+        codebook_update="gradient",
+        commitment="cross-entropy",
+        orthogonal_weight=1.0,
+        diversity_weight=0.1,
+        diversity_temperature=1.0,
+    ),
+    "nearest, rare codes revived": NearestQuantizerConfig(
+        codebook_size=16, dim=DIM, decay=0.5, revive_after=1, revive_below=0.5
+    ),
     "fsq": FSQConfig(levels=(5, 4, 3, 2, 2, 2), dim=DIM),
     "fsq, projected, symmetric": FSQConfig(levels=(4, 3), dim=DIM, preserve_symmetry=True),
     "lfq": LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1),
     "lfq, projected": LFQConfig(bits=5, dim=DIM, inverse_temperature=1, entropy_bits=3, diversity=0.5),
+    "lfq, clamped": LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, corner=0.5, soft_clamp=1.5),
     "bsq": BSQConfig(bits=DIM, dim=DIM, inverse_temperature=1),
     "simvq": SimVQConfig(codebook_size=24, dim=DIM),
     "simvq, rotation": SimVQConfig(codebook_size=24, dim=DIM, frozen_dim=4, gradient="rotation"),
+    "simvq, hidden layer": SimVQConfig(codebook_size=24, dim=DIM, hidden_dim=10),
     "ibq": IBQConfig(codebook_size=24, dim=DIM, temperature=0.5),
     "gumbel": GumbelQuantizerConfig(
         codebook_size=24, dim=DIM, temperature_steps=100, kl_warmup_steps=0, kl_weight=0.005
     ),
     "gumbel, straight-through": GumbelQuantizerConfig(
         codebook_size=24, dim=DIM, embedding_dim=4, sample="straight-through"
+    ),
+    "gumbel, diversity": GumbelQuantizerConfig(
+        codebook_size=24, dim=DIM, diversity_weight=0.1, kl_weight=0, kmeans_iterations=5, temperature_steps=0
     ),
     "binary": BinaryQuantizerConfig(dim=DIM),
     "binary, two grids": BinaryQuantizerConfig(dim=DIM, bits_per_code=4),
@@ -81,6 +98,12 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "grouped residual": GroupedQuantizerConfig(
         layer=ResidualQuantizerConfig(depth=2, layer=NearestQuantizerConfig(codebook_size=8, dim=3, revive_after=2))
     ),
+    "grouped, shared codebook, projected": GroupedQuantizerConfig(
+        dim=DIM, layer=NearestQuantizerConfig(codebook_size=8, dim=4, revive_after=2), shared_codebook=True
+    ),
+    "grouped lfq": GroupedQuantizerConfig(dim=DIM, layer=LFQConfig(bits=4, dim=4, inverse_temperature=1)),
+    "grouped fsq": GroupedQuantizerConfig(layer=FSQConfig(levels=(5, 4, 3), dim=3)),
+    "grouped bsq": GroupedQuantizerConfig(layer=BSQConfig(bits=3, dim=3, inverse_temperature=1)),
     "multiscale": MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, revive_after=2),
     "multiscale, by gradient": MultiscaleQuantizerConfig(
         scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=3, codebook_update="gradient"

@@ -1,16 +1,15 @@
 """Quantizers beside those of published code: codes equal, values and gradients within the tolerance of each file.
 
-vector-quantize-pytorch 1.31 (`vqp_*`), taming-transformers and LlamaGen. What of theirs has no counterpart here:
+vector-quantize-pytorch 1.31 (`vqp_*`), taming-transformers and LlamaGen; ResidualVQ's are in
+quantizers/test_residual.py and test_grouped.py. Every variant of theirs has its counterpart; these by another name:
 
-| theirs | why |
+| theirs | ours |
 |---|---|
-| VectorQuantize `heads`, `heads_one`; LFQ `multi` | several codes per position are `grouped` |
-| VectorQuantize `ortho`, `diversity`, `ce` | further losses; nothing here uses them |
-| VectorQuantize `masked` | images have no padding |
-| LFQ `scaled` | length of the corners and soft clamp: the convolution before can learn both |
-| SimVQ `mlp` | the paper's map is linear |
-| taming's `remap` to a list of used codes | an import keeps the codes as they are |
-| taming's and diffusers' "legacy" loss | has beta on the codebook's term: our weights can say it, and a test does |
+| VectorQuantize `heads`, `heads_one` | `grouped` with `dim` for the projections, the latter with `shared_codebook` |
+| LFQ and FSQ with `num_codebooks` | `grouped` with `dim`, its layer an `lfq` or `fsq` |
+| ResidualVQ `shared_codebook` | averages decay once per step, theirs once per layer, which our parts can do too |
+| taming's `remap` to a list of used codes | an import keeps the codes as they are; a table says which is which |
+| taming's and diffusers' "legacy" loss | has beta on the codebook's term: our weights can say it |
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -28,6 +26,8 @@ from stage1_vq.quantizers import (
     BSQConfig,
     FSQConfig,
     FSQuantizer,
+    GroupedQuantizer,
+    GroupedQuantizerConfig,
     GumbelQuantizer,
     GumbelQuantizerConfig,
     LFQConfig,
@@ -37,7 +37,8 @@ from stage1_vq.quantizers import (
     SimVQuantizer,
     build_quantizer,
 )
-from stage1_vq.quantizers.bits import codes_to_bits
+from stage1_vq.quantizers.bits import codes_to_bits, entropy
+from stage1_vq.quantizers.codebook_losses import mean_soft_assignment
 from stage1_vq.quantizers.nearest import Rotation, StraightThrough
 from stage1_vq.quantizers.soft_codes import soft_statistics
 from tests.golden import golden
@@ -67,6 +68,11 @@ def as_latents(vectors: Tensor) -> Tensor:
 
 def as_codes(indices: Tensor) -> Tensor:
     return indices if indices.ndim == 3 else rearrange(indices, "b n -> b n 1")
+
+
+def side_by_side(codes: tuple[Tensor, ...]) -> Tensor:
+    """Grids b n 1 as indices b n g."""
+    return torch.stack([grid.squeeze(-1) for grid in codes], -1)
 
 
 def load_projections(quantizer: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -108,15 +114,19 @@ def test_fsq(variant):
         close(quantizer.codes_to_latents((every,)), rearrange(outputs["codebook"], "k d -> 1 d 1 k"), 1e-5)
 
 
-def test_fsq_with_two_codebooks_is_two_quantizers_between_the_projections():
+def test_fsq_with_two_codebooks_is_grouped():
     config, weights, inputs, outputs = variant_of("vqp_fsq", "multi")
-    quantizer = FSQuantizer(FSQConfig(levels=tuple(config["levels"]), dim=3))
-    narrow = F.linear(inputs["x"], weights["project_in.weight"], weights["project_in.bias"])
-    found = [quantizer(as_latents(half)) for half in narrow.chunk(2, -1)]
-    codes = torch.stack([half.codes[0].squeeze(-1) for half in found], -1)
-    assert torch.equal(codes, outputs["indices"])
-    z_q = rearrange(torch.cat([half.z_q for half in found], 1), "b d n 1 -> b n d")
-    close(F.linear(z_q, weights["project_out.weight"], weights["project_out.bias"]), outputs["quantized"], 1e-5)
+    levels = tuple(config["levels"])
+    layer = FSQConfig(levels=levels, dim=len(levels))
+    quantizer = GroupedQuantizer(GroupedQuantizerConfig(groups=config["num_codebooks"], dim=config["dim"], layer=layer))
+    load_projections(quantizer, weights)
+    z = as_latents(inputs["x"]).requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(side_by_side(quantized.codes), outputs["indices"])
+    close(quantized.z_q, as_latents(outputs["quantized"]), 1e-5)
+    (quantized.z_q * as_latents(inputs["cotangent"])).sum().backward()
+    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
+    check_projection_gradients(quantizer, outputs, 1e-5)
 
 
 # ---- LFQ and BSQ ----------------------------------------------------------------------------------------------------
@@ -129,7 +139,7 @@ def floored_entropy(probabilities: Tensor) -> Tensor:
     return -(probabilities * probabilities.clamp(min=FLOOR).log()).sum(-1)
 
 
-@pytest.mark.parametrize("variant", ["plain", "proj", "image", "spherical"])
+@pytest.mark.parametrize("variant", ["plain", "proj", "image", "spherical", "scaled"])
 def test_lfq(variant):
     """Entropies with their floor from the dense table, which reproduces the file; ours, without it, are a little more:
     each of k probabilities makes a difference from 0 to FLOOR / e. test_lfq.py has ours beside the table without it."""
@@ -138,8 +148,10 @@ def test_lfq(variant):
     k, entropy_weight = config["codebook_size"], config.get("entropy_loss_weight", 0.1)
     diversity = config.get("diversity_gamma", 1.0)
     bits = int(math.log2(k))
+    scaled = {"corner": "codebook_scale", "soft_clamp": "soft_clamp_input_value"}
     quantizer = build_quantizer(
         kind(
+            **{ours: config[theirs] for ours, theirs in scaled.items() if theirs in config},
             bits=bits,
             dim=config["dim"],
             commitment_weight=config.get("commitment_loss_weight", 0.0),
@@ -180,10 +192,43 @@ def test_lfq(variant):
     check_projection_gradients(quantizer, outputs, 1e-5)
 
 
+def test_lfq_with_two_codebooks_is_grouped():
+    """Entropies as in `test_lfq`: each codebook's, of which the file has the mean."""
+    config, weights, inputs, outputs = variant_of("vqp_lfq", "multi")
+    bits = int(math.log2(config["codebook_size"]))
+    layer = LFQConfig(bits=bits, dim=bits, commitment_weight=config["commitment_loss_weight"], inverse_temperature=10)
+    quantizer = GroupedQuantizer(GroupedQuantizerConfig(groups=config["num_codebooks"], dim=config["dim"], layer=layer))
+    load_projections(quantizer, weights)
+    z = as_latents(inputs["x"]).requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(side_by_side(quantized.codes), outputs["train/indices"])
+    assert torch.equal(side_by_side(quantizer.codes(z)), outputs["eval/indices"])
+    close(quantized.z_q, as_latents(outputs["train/quantized"]), 1e-5)
+    close(quantizer.codes_to_latents(quantized.codes), as_latents(outputs["codes_from_indices"]), 1e-5)
+    close(quantized.statistics["quantization_error"], outputs["train/commitment"], 1e-5)
+
+    every = 2 * codes_to_bits(torch.arange(2**bits).view(-1, 1, 1), bits).flatten(1).float() - 1
+    found = []
+    for part in quantizer.parts(z):
+        rows = rearrange(part, "b d n 1 -> (b n) d")
+        probabilities = (-10 * torch.cdist(rows, every).square()).softmax(1)
+        found.append(torch.stack([floored_entropy(probabilities).mean(), floored_entropy(probabilities.mean(0))]))
+    sample, batch = torch.stack(found).mean(0)
+    close(sample, outputs["train/per_sample_entropy"], 1e-5)
+    close(batch, outputs["train/batch_entropy"], 1e-5)
+    for ours, theirs in (("sample_entropy", sample), ("batch_entropy", batch)):
+        assert -1e-5 <= quantized.statistics[ours] - theirs <= 2**bits * FLOOR / math.e
+    loss = 0.1 * (sample - batch) + quantized.losses["commitment_loss"]
+    close(loss, outputs["train/aux_loss"], 1e-5)
+    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
+    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
+    check_projection_gradients(quantizer, outputs, 1e-5)
+
+
 # ---- SimVQ ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["rot", "ste", "frozen", "image"])
+@pytest.mark.parametrize("variant", ["rot", "ste", "frozen", "mlp", "image"])
 def test_simvq(variant):
     config, weights, inputs, outputs = variant_of("vqp_simvq", variant)
     quantizer = SimVQuantizer(
@@ -191,6 +236,7 @@ def test_simvq(variant):
             codebook_size=config["codebook_size"],
             dim=config["dim"],
             frozen_dim=config.get("frozen_codebook_dim"),
+            hidden_dim=config.get("mlp"),
             commitment_weight=config.get("input_to_quantize_commit_loss_weight", 0.25),
             gradient="rotation" if config.get("rotation_trick", True) else "straight-through",
         )
@@ -207,7 +253,8 @@ def test_simvq(variant):
     close(loss, outputs["loss"], 1e-5)
     ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
     close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
-    close(quantizer.code_transform.weight.grad, outputs["grad/code_transform.weight"], 1e-5)
+    for name, weight in quantizer.named_parameters():
+        close(weight.grad, outputs[f"grad/{name}"], 1e-5)
 
 
 # ---- Gumbel ---------------------------------------------------------------------------------------------------------
@@ -366,6 +413,148 @@ def test_nearest_by_gradient_beside_a_learnable_codebook():
     ((quantized.z_q * cotangent).sum() + sum(quantized.losses.values())).backward()
     close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
     close(quantizer.codebook.grad, outputs["grad/_codebook.embed"][0], 5e-5)
+
+
+def test_a_mask_of_padding():
+    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", "masked")
+    quantizer = plain(codebook_size=config["codebook_size"], dim=config["dim"], decay=0.8, commitment_weight=1.0)
+    names = {"codebook": "embed", "cluster_sizes": "cluster_size", "vector_sums": "embed_avg"}
+    quantizer.load_state_dict({ours: weights[f"_codebook.{name}"][0] for ours, name in names.items()}, strict=False)
+    mask = inputs["mask"].bool().unsqueeze(-1)
+    at_rest = quantizer.eval()(as_latents(inputs["x"]), mask)
+    assert torch.equal(at_rest.codes[0], as_codes(outputs["eval/indices"]))
+    close(at_rest.z_q, as_latents(outputs["eval/quantized"]), 5e-5)
+    quantizer.train()
+    for step, name in enumerate(["x", "x2"]):
+        z = as_latents(inputs[name]).clone().requires_grad_()
+        quantized = quantizer(z, mask)
+        assert torch.equal(quantized.codes[0], as_codes(outputs[f"step{step}/indices"]))
+        close(quantized.z_q, as_latents(outputs[f"step{step}/quantized"]), 5e-5)
+        close(quantized.losses["commitment_loss"], outputs[f"step{step}/loss"], 5e-5)
+        if step == 0:
+            output = (quantized.z_q * as_latents(inputs["cotangent"])).sum()
+            (output + quantized.losses["commitment_loss"]).backward()
+            close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
+        quantizer.update(steps_per_epoch=1)
+        for ours, theirs in names.items():
+            close(quantizer.state_dict()[ours], outputs[f"step{step}/after/_codebook.{theirs}"][0], 5e-5)
+
+
+@pytest.mark.parametrize("variant", ["heads", "heads_one"])
+def test_heads_are_grouped(variant):
+    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", variant)
+    layer = NearestQuantizerConfig(
+        codebook_size=config["codebook_size"],
+        dim=config["codebook_dim"],
+        decay=0.8,
+        commitment_weight=1.0,
+        gradient="rotation" if config.get("rotation_trick", True) else "straight-through",
+        kmeans_iterations=0,
+        revive_after=0,
+    )
+    shared = not config["separate_codebook_per_head"]
+    quantizer = GroupedQuantizer(
+        GroupedQuantizerConfig(groups=config["heads"], dim=config["dim"], layer=layer, shared_codebook=shared)
+    )
+    load_projections(quantizer, weights)
+    layers = [layer for layer in quantizer.different() if isinstance(layer, NearestQuantizer)]
+    assert len(layers) == len(weights["_codebook.embed"])
+    names = {"codebook": "embed", "cluster_sizes": "cluster_size", "vector_sums": "embed_avg"}
+    for number, layer in enumerate(layers):
+        states = {ours: weights[f"_codebook.{name}"][number] for ours, name in names.items()}
+        layer.load_state_dict(states, strict=False)
+
+    at_rest = quantizer.eval()(as_latents(inputs["x"]))
+    assert torch.equal(side_by_side(at_rest.codes), outputs["eval/indices"])
+    close(at_rest.z_q, as_latents(outputs["eval/quantized"]), 5e-5)
+    close(quantizer.codes_to_latents(at_rest.codes), as_latents(outputs["eval/quantized"]), 5e-5)
+    quantizer.train()
+    for step, name in enumerate(["x", "x2"]):
+        z = as_latents(inputs[name]).clone().requires_grad_()
+        quantized = quantizer(z)
+        assert torch.equal(side_by_side(quantized.codes), outputs[f"step{step}/indices"])
+        close(quantized.z_q, as_latents(outputs[f"step{step}/quantized"]), 5e-5)
+        close(quantized.losses["commitment_loss"], outputs[f"step{step}/loss"], 5e-5)
+        if step == 0:
+            output = (quantized.z_q * as_latents(inputs["cotangent"])).sum()
+            (output + quantized.losses["commitment_loss"]).backward()
+            close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
+            check_projection_gradients(quantizer, outputs, 5e-5)
+        quantizer.update(steps_per_epoch=1)
+        for number, layer in enumerate(layers):
+            for ours, theirs in names.items():
+                after = outputs[f"step{step}/after/_codebook.{theirs}"][number]
+                close(layer.state_dict()[ours], after, 5e-5)
+
+
+def test_orthogonal_regularisation():
+    """Of a codebook that learns by gradient. Theirs has one squared error: the value is half the sum of our two."""
+    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", "ortho")
+    quantizer = plain(
+        codebook_size=config["codebook_size"],
+        dim=config["dim"],
+        commitment_weight=1.0,
+        codebook_update="gradient",
+        gradient="rotation",
+        orthogonal_weight=config["orthogonal_reg_weight"],
+    )
+    quantizer.load_state_dict({"codebook": weights["_codebook.embed"][0]}, strict=False)
+    z = as_latents(inputs["x"]).clone().requires_grad_()
+    losses = quantizer(z).losses
+    close(losses["orthogonal_loss"] / 10, outputs["step0/breakdown/orthogonal_reg"], 5e-5)
+    close(losses["commitment_loss"] + losses["orthogonal_loss"], outputs["step0/loss"], 5e-5)
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0], as_codes(outputs["step0/indices"]))
+    close(quantized.z_q, as_latents(outputs["step0/quantized"]), 5e-5)
+    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + sum(quantized.losses.values())).backward()
+    close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
+    close(quantizer.codebook.grad, outputs["grad/_codebook.embed"][0], 5e-5)
+
+
+@pytest.mark.parametrize("variant", ["diversity", "ce"])
+def test_losses_of_soft_assignments(variant):
+    """Their codebooks stand still: an EMA without update here. Theirs has the entropy of each place's mean over the
+    batch, with their floor as in `test_lfq`; ours that of the mean over all places."""
+    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", variant)
+    weight = config.get("codebook_diversity_loss_weight", 0.0)
+    quantizer = plain(
+        codebook_size=config["codebook_size"],
+        dim=config["dim"],
+        commitment_weight=config.get("commitment_weight", 1.0),
+        commitment="cross-entropy" if variant == "ce" else "squared-error",
+        diversity_weight=weight,
+        diversity_temperature=1 / config.get("codebook_diversity_temperature", 100.0),
+    )
+    quantizer.load_state_dict({"codebook": weights["_codebook.embed"][0]}, strict=False)
+    for step, name in enumerate(["x", "x2"]):
+        z = as_latents(inputs[name]).clone().requires_grad_()
+        quantized = quantizer(z)
+        assert torch.equal(quantized.codes[0], as_codes(outputs[f"step{step}/indices"]))
+        close(quantized.z_q, as_latents(outputs[f"step{step}/quantized"]), 5e-5)
+        loss = quantized.losses["commitment_loss"]
+        close(loss, outputs[f"step{step}/breakdown/commitment"] * config.get("commitment_weight", 1.0), 5e-5)
+        if variant == "diversity":
+            use = [mean_soft_assignment(place, quantizer.codebook, 5.0) for place in rearrange(z, "b d n 1 -> n b d")]
+            theirs = -torch.stack([floored_entropy(of_place) for of_place in use]).mean()
+            close(theirs, outputs[f"step{step}/breakdown/codebook_diversity"], 5e-5)
+            ours = entropy(mean_soft_assignment(rearrange(z, "b d n 1 -> (b n) d"), quantizer.codebook, 5.0))
+            torch.testing.assert_close(quantized.losses["diversity_loss"], -weight * ours)
+            loss = loss + weight * theirs
+        close(loss, outputs[f"step{step}/loss"], 5e-5)
+        if step == 0:
+            ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
+            close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
+
+
+def test_taming_remap_is_a_table_of_our_codes():
+    file = golden("taming_quantizers")
+    used, k = file.inputs["used"].long(), file.config["n_e"]
+    quantizer = plain(codebook_size=k, dim=file.config["e_dim"], codebook_update="gradient")
+    quantizer.load_state_dict({"codebook": file.weights["embedding.weight"]}, strict=False)
+    codes = quantizer.codes(file.inputs["z"])[0].flatten()
+    table = torch.full((k,), len(used))
+    table[used] = torch.arange(len(used))
+    assert torch.equal(table[codes], file.outputs["remap/indices"].flatten())
 
 
 def test_normalised_codebook_by_gradient_with_entropy_terms():

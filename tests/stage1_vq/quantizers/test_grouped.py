@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -80,13 +81,59 @@ def test_warnings_and_health_name_the_group():
 @pytest.mark.parametrize("layer", [NEAREST, RESIDUAL])
 def test_a_config_survives_json(layer):
     config = GroupedQuantizerConfig(groups=3, layer=layer)
-    assert config.dim == 9
+    assert config.inner_dim == 9
     assert GroupedQuantizer.config_from(asdict(config)) == config
 
 
-def test_a_bad_value_is_refused_when_the_config_is_built():
-    with pytest.raises(UserError, match=r"model\.quantizer\.groups=0, expected at least 1"):
-        GroupedQuantizerConfig(groups=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": 0}, "model.quantizer.groups=0, expected at least 1"),
+        ({"dim": 0}, "model.quantizer.dim=0, expected at least 1, or null for that of all groups"),
+    ],
+)
+def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):
+    with pytest.raises(UserError, match=message):
+        GroupedQuantizerConfig(**settings)
+
+
+@pytest.mark.parametrize("layer", [NEAREST, RESIDUAL])
+def test_a_shared_codebook_is_one_quantizer_that_sees_each_group_as_an_image(layer):
+    torch.manual_seed(0)
+    quantizer = GroupedQuantizer(GroupedQuantizerConfig(layer=layer, shared_codebook=True))
+    (alone,) = copy.deepcopy(quantizer).different()
+    z = latents()
+    images = torch.stack([z[:, :3], z[:, 3:]], 1).flatten(0, 1)
+    for one, batch in ((quantizer, z), (alone, images)):
+        torch.manual_seed(1)
+        one.initialise([batch])
+    quantized, expected = quantizer(z), alone(images)
+    assert torch.equal(quantized.z_q, torch.cat([expected.z_q[::2], expected.z_q[1::2]], 1))
+    for number, grid in enumerate(quantized.codes):
+        assert torch.equal(grid, expected.codes[number // 2][number % 2 :: 2])
+    assert torch.equal(quantizer.codes_to_latents(quantized.codes), quantized.z_q)
+    torch.testing.assert_close(quantized.losses, expected.losses)
+    health = quantizer.update(steps_per_epoch=1)
+    assert health == alone.update(steps_per_epoch=1)
+    assert torch.equal(quantizer(z).z_q[:, :3], alone(images).z_q[::2])
+    if layer is NEAREST:
+        (line,) = quantizer.warnings({"codes_used_share": 0.1}, steps_per_epoch=1)
+        assert line.startswith("only 10% of 10 codes")
+        assert "a smaller model.quantizer.layer.codebook_size" in line
+
+
+def test_a_projection_stands_around_all_groups():
+    torch.manual_seed(0)
+    quantizer = GroupedQuantizer(GroupedQuantizerConfig(layer=NEAREST, dim=8))
+    z = latents(d=8).requires_grad_()
+    quantized = quantizer(z)
+    inner = quantizer.project_in(z)
+    expected = torch.cat(
+        [group(part).z_q for group, part in zip(quantizer.groups(), inner.chunk(2, 1), strict=True)], 1
+    )
+    torch.testing.assert_close(quantized.z_q, quantizer.project_out(expected))
+    quantized.z_q.square().sum().backward()
+    assert all(weight.grad.any() for weight in quantizer.parameters())
 
 
 def test_a_training_step_as_vector_quantize_pytorch():

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig, divergence_from_uniform
+from stage1_vq.quantizers.gumbel import SURENESS, GumbelQuantizer, GumbelQuantizerConfig, divergence_from_uniform
 from training.errors import UserError
 
 K, D = 8, 4
@@ -107,9 +108,48 @@ def test_straight_through_has_the_value_of_one_code_and_the_gradient_of_the_mixt
     torch.testing.assert_close(one.grad, other.grad)
 
 
+def clusters(b: int) -> Tensor:
+    """Latents around K centres."""
+    generator = torch.Generator().manual_seed(4)
+    centres = 3 * torch.randn(K, D, generator=generator)
+    drawn = centres[torch.randint(K, (b, 4, 4), generator=generator)]
+    return rearrange(drawn + 0.1 * torch.randn(drawn.shape, generator=generator), "b h w d -> b d h w")
+
+
+def test_from_k_means_each_latent_starts_at_its_nearest_centre():
+    quantizer, z = make(kmeans_iterations=10), clusters(6)
+    quantizer.initialise([z[:3], z[3:]])
+    centres = quantizer.embedding.weight.detach()
+    rows = rearrange(z, "b d h w -> (b h w) d")
+    squares = torch.cdist(rows, centres).square()
+    assert torch.equal(quantizer.codes(z)[0].flatten(), squares.argmin(1))
+    scale = SURENESS / squares.amin(1).mean()
+    expected = (-scale * squares).log_softmax(1)
+    found = rearrange(quantizer.logits_of(z).log_softmax(1), "b k h w -> (b h w) k")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+    other = make(kmeans_iterations=10, embedding_dim=D + 1)
+    before = other.embedding.weight.detach().clone()
+    other.initialise([z])
+    assert torch.equal(other.embedding.weight, before)  # of another width than the centres
+    noise = make()
+    noise.initialise([z])
+    assert torch.equal(noise.logits.weight, make().logits.weight)
+
+
+def test_the_diversity_loss_is_minus_the_entropy_of_the_mean_posterior_in_training_alone():
+    quantizer, z = make(diversity_weight=0.3, kl_weight=0), latents()
+    quantized = quantizer(z)
+    mean = quantizer.logits_of(z).softmax(1).mean((0, 2, 3))
+    torch.testing.assert_close(quantized.losses["diversity_loss"], -0.3 * torch.special.entr(mean).sum())
+    torch.testing.assert_close(quantized.statistics["batch_entropy"], torch.special.entr(mean).sum().detach())
+    assert quantizer.eval()(z).losses == {}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"diversity_weight": -1}, "model.quantizer.diversity_weight=-1, expected 0 or more; wav2vec 2.0 has 0.1"),
+        ({"kmeans_iterations": -1}, "model.quantizer.kmeans_iterations=-1, expected 0 or more"),
         ({"embedding_dim": 0}, "model.quantizer.embedding_dim=0, expected at least 1, or null for dim"),
         ({"temperature_end": 0}, "model.quantizer.temperature_end=0, expected above 0; the paper has 0.0625"),
         ({"sample": "hard"}, "model.quantizer.sample=hard, expected soft or straight-through"),

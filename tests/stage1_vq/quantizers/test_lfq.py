@@ -108,6 +108,30 @@ def test_spherical_latents_and_corners_have_length_1_and_scale_does_not_matter()
     assert one.statistics["quantization_error"] < 2 / BITS  # no latent is further than 2^0.5 from its corner
 
 
+def test_corners_and_soft_clamp():
+    quantizer, z = make(LFQConfig, corner=0.5, soft_clamp=1.5, entropy_weight=0), 9 * latents()
+    assert quantizer(z).z_q.unique().tolist() == [-0.5, 0.5]
+    vectors = quantizer.lookup_vectors(z)
+    assert vectors.abs().max() <= 1.5
+    torch.testing.assert_close(vectors, 1.5 * torch.tanh(z / 1.5))
+    torch.testing.assert_close(
+        quantizer(z).statistics["quantization_error"], (vectors - 0.5 * z.sign()).square().mean()
+    )
+    assert torch.equal(quantizer.codes(z)[0], make(LFQConfig).codes(z)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corner": 0.0}, "model.quantizer.corner=0.0, expected above 0"),
+        ({"soft_clamp": 0.5}, "model.quantizer.soft_clamp=0.5, expected at least corner=1.0"),
+    ],
+)
+def test_corners_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        LFQConfig(**settings)
+
+
 @each_kind
 @pytest.mark.parametrize(
     ("settings", "message"),

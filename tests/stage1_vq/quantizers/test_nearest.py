@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from stage1_vq.quantizers import soft_codes
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from training.errors import UserError
 
@@ -157,6 +158,91 @@ def test_compiled_equals_eager():
         assert torch.equal(z.grad, same.grad)
         quantizer.update(1), other.update(1)
     assert torch.equal(quantizer.codebook, other.codebook)
+
+
+# ---- further losses -------------------------------------------------------------------------------------------------
+
+
+def rows_of(z: Tensor) -> Tensor:
+    return rearrange(z, "b d h w -> (b h w) d")
+
+
+def test_the_orthogonal_loss_is_the_mean_squared_cosine_of_pairs_of_codes():
+    quantizer = make(codebook_update="gradient", orthogonal_weight=3)
+    loss = quantizer(latents()).losses["orthogonal_loss"]
+    cosines = F.cosine_similarity(quantizer.codebook.unsqueeze(0), quantizer.codebook.unsqueeze(1), dim=-1)
+    torch.testing.assert_close(loss, 3 * (cosines.square().mean() - 1 / 16))
+    before = cosines.square().mean()
+    loss.backward()
+    with torch.no_grad():
+        quantizer.codebook.sub_(quantizer.codebook.grad)
+    assert (
+        F.normalize(quantizer.codebook, dim=1).matmul(F.normalize(quantizer.codebook, dim=1).T).square().mean() < before
+    )
+    square = make(codebook_size=6, codebook_update="gradient", orthogonal_weight=1)
+    with torch.no_grad():
+        square.codebook.copy_(5 * torch.eye(6))
+    torch.testing.assert_close(square(latents()).losses["orthogonal_loss"].item(), 0.0)
+
+
+@pytest.mark.parametrize("tile", [2**20, 64])
+def test_losses_of_soft_assignments_are_those_of_the_whole_table(tile, monkeypatch):
+    monkeypatch.setattr(soft_codes, "CPU_TILE", tile)
+    monkeypatch.setattr(soft_codes, "CPU_ROWS", 4)
+    settings = {"diversity_weight": 0.3, "diversity_temperature": 0.5, "commitment": "cross-entropy"}
+    quantizer = make(codebook_update="gradient", commitment_weight=0.7, **settings)
+    z, same = latents().requires_grad_(), latents().requires_grad_()
+    quantized = quantizer(z)
+    table = torch.cdist(rows_of(same), quantizer.codebook)
+    use = (-table / 0.5).softmax(1).mean(0)
+    diversity = -0.3 * torch.special.entr(use).sum()
+    fixed = torch.cdist(rows_of(same), quantizer.codebook.detach())
+    commitment = 0.7 * F.cross_entropy(-fixed, quantized.codes[0].flatten())
+    torch.testing.assert_close(quantized.losses["diversity_loss"], diversity)
+    torch.testing.assert_close(quantized.losses["commitment_loss"], commitment)
+    (quantized.losses["diversity_loss"] + quantized.losses["commitment_loss"]).backward()
+    ours = quantizer.codebook.grad.clone()
+    quantizer.codebook.grad = None
+    (diversity + commitment).backward()
+    torch.testing.assert_close(z.grad, same.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours, quantizer.codebook.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_without_weight_are_not_there_nor_is_the_diversity_loss_at_rest():
+    assert set(make()(latents()).losses) == {"commitment_loss"}
+    diverse = make(diversity_weight=1)
+    assert set(diverse(latents()).losses) == {"commitment_loss", "diversity_loss"}
+    assert set(diverse.eval()(latents()).losses) == {"commitment_loss"}
+
+
+# ---- a mask ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"codebook_update": "gradient", "commitment": "cross-entropy"}])
+def test_masked_places_might_as_well_not_be_there(settings):
+    masked, alone = (make(revive_after=1, **settings) for _ in range(2))
+    z = latents().requires_grad_()
+    mask = torch.zeros(4, 3, 5, dtype=torch.bool)
+    mask[:, :, :3] = True
+    quantized, expected = masked(z, mask), alone(z[..., :3])
+    assert torch.equal(quantized.codes[0][..., :3], expected.codes[0])
+    assert (quantized.codes[0][..., 3:] == -1).all()
+    assert torch.equal(quantized.z_q[..., :3], expected.z_q)
+    assert not quantized.z_q[..., 3:].any()
+    torch.testing.assert_close(quantized.losses, expected.losses)
+    (quantized.z_q.sum() + sum(quantized.losses.values())).backward()
+    assert z.grad[..., :3].all()
+    assert not z.grad[..., 3:].any()
+    for quantizer in (masked, alone):
+        torch.manual_seed(0)
+        quantizer.update(steps_per_epoch=1)
+    torch.testing.assert_close(masked.state_dict(), alone.state_dict())
+
+
+@pytest.mark.parametrize("mask", [torch.ones(4, 3, 4, dtype=torch.bool), torch.ones(4, 3, 5)])
+def test_a_mask_that_does_not_fit_is_refused(mask):
+    with pytest.raises(UserError, match=r"got a mask of shape .* expected one bool for each place of the latents"):
+        make()(latents(), mask)
 
 
 # ---- the codebook by EMA --------------------------------------------------------------------------------------------
@@ -339,11 +425,38 @@ def test_no_kmeans_iterations_leave_the_random_start():
         ({"warn_usage_below": 50}, "model.quantizer.warn_usage_below=50, expected a share from 0 to 1"),
         ({"lookup_dim": 0}, "model.quantizer.lookup_dim=0, expected at least 1"),
         ({"revive_after": -1}, "model.quantizer.revive_after=-1, expected 0"),
+        ({"revive_below": 1.0}, "model.quantizer.revive_below=1.0, expected 0 .no use at all is dead. to below 1"),
+        ({"revive_below": 0.5, "revive_after": 0}, "model.quantizer.revive_below=0.5, expected 0 unless revive_after"),
+        ({"commitment": "l1"}, "model.quantizer.commitment=l1, expected squared-error or cross-entropy"),
+        ({"orthogonal_weight": 1.0}, "orthogonal_weight=1.0, expected 0 where codebook_update=ema: give codebook_up"),
+        ({"orthogonal_weight": -1.0}, "model.quantizer.orthogonal_weight=-1.0, expected 0 or more"),
+        ({"diversity_weight": -1.0}, "model.quantizer.diversity_weight=-1.0, expected 0 or more"),
+        ({"diversity_temperature": 0.0}, "model.quantizer.diversity_temperature=0.0, expected above 0"),
     ],
 )
 def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):
     with pytest.raises(UserError, match=message):
         NearestQuantizerConfig(**settings)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_code_that_is_used_now_and_then_is_revived_if_its_share_is_below_the_bar(share):
+    """Code 0 is for one odd latent in each second step, and 15 codes share 63 others."""
+    quantizer = make(decay=0.8, revive_after=3, revive_below=share, kmeans_iterations=0)
+    centres = torch.randn(15, 6, generator=torch.Generator().manual_seed(3))
+    odd = torch.full((6,), 50.0)
+    quantizer.codebook.copy_(torch.cat([odd.unsqueeze(0), centres]))
+    quantizer.vector_sums.copy_(quantizer.codebook)
+    moved = False
+    for step in range(20):
+        rows = centres[torch.arange(63) % 15] + 0.01 * torch.randn(63, 6)
+        last = odd if step % 2 else centres[0]
+        quantizer(rearrange(torch.cat([rows, last.unsqueeze(0)]), "w d -> 1 d 1 w"))
+        quantizer.update(steps_per_epoch=1)
+        moved |= bool((quantizer.codebook[0] - odd).norm() > 50)
+    assert moved == (share > 0)
+    if share:  # and the code is of use where it is now
+        assert quantizer.cluster_sizes[0] > 0.25 * quantizer.cluster_sizes.mean()
 
 
 def test_latents_of_another_width_are_refused():

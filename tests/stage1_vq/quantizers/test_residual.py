@@ -347,14 +347,32 @@ def test_a_training_step_as_vector_quantize_pytorch(variant, monkeypatch):
     assert_same(as_vectors(quantized.z_q), data.outputs[f"{variant}/train/quantized"])
     if kept == depth:
         assert_same(quantized.losses["commitment_loss"], data.outputs[f"{variant}/train/losses"].mean())
-    quantizer.update(steps_per_epoch=1)
     if variant == "shared":
-        return  # there its averages decay once per layer, here once per step: see the test of a shared codebook above
+        return  # there its averages decay once per layer, here once per step: see the next test
+    quantizer.update(steps_per_epoch=1)
     for number, layer in enumerate(list(quantizer.layers)[:kept]):
         after = f"{variant}/train/after/layers.{number}._codebook"
         assert_same(layer.codebook, data.outputs[f"{after}.embed"][0])
         assert_same(layer.vector_sums, data.outputs[f"{after}.embed_avg"][0])
         assert_same(layer.cluster_sizes, data.outputs[f"{after}.cluster_size"][0])
+
+
+def test_a_shared_codebook_whose_averages_decay_once_per_layer_is_that_of_vector_quantize_pytorch():
+    data = reference()
+    quantizer, residual = peer(data, "shared").eval(), as_map(data.inputs["shared.x"])
+    layer = quantizer.stack()[0]
+    steps = []  # what each layer saw: counts k, sums k d
+    for grid in quantizer.codes(residual):
+        codes, rows = grid.flatten(), rearrange(residual, "b d n 1 -> (b n) d")
+        sums = torch.zeros_like(layer.codebook).index_add_(0, codes, rows)
+        steps.append((torch.bincount(codes, minlength=len(sums)), sums))
+        residual = residual - layer.codes_to_latents((grid,))
+    for counts, sums in steps:
+        layer.move_codebook(counts, sums)
+    after = "shared/train/after/layers.0._codebook"
+    assert_same(layer.codebook, data.outputs[f"{after}.embed"][0])
+    assert_same(layer.vector_sums, data.outputs[f"{after}.embed_avg"][0])
+    assert_same(layer.cluster_sizes, data.outputs[f"{after}.cluster_size"][0])
 
 
 @pytest.mark.parametrize("variant", ["plain", "shared", "uneven"])

@@ -34,10 +34,23 @@ def test_beta_weighs_the_term_of_the_encoder():
     assert set(make(commitment_weight=0)(z).losses) == {"codebook_loss"}
 
 
+def test_a_hidden_layer_makes_the_map_bend():
+    linear, bent = make(), make(hidden_dim=9)
+    for quantizer, straight in ((linear, True), (bent, False)):
+        one, other = quantizer.frozen_codebook[:2]
+        middle, ends = quantizer.code_transform((one + other) / 2), quantizer.code_transform(torch.stack([one, other]))
+        assert torch.allclose(middle, ends.mean(0), atol=1e-6) == straight
+    z = torch.randn(2, 5, 3, 3, generator=torch.Generator().manual_seed(1))
+    sum(bent(z).losses.values()).backward()
+    assert all(weight.grad.any() for weight in bent.parameters())
+    torch.testing.assert_close(bent.codes_to_latents(bent.codes(z)), bent(z).z_q)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"codebook_size": 1}, "model.quantizer.codebook_size=1, expected at least 2"),
+        ({"hidden_dim": 0}, "model.quantizer.hidden_dim=0, expected at least 1, or null for a linear map"),
         ({"frozen_dim": 0}, "model.quantizer.frozen_dim=0, expected at least 1, or null for dim"),
     ],
 )
