@@ -50,7 +50,8 @@ def pairs(d: int) -> dict[str, tuple[Any, Callable[[], nn.Module]]]:
     nearest = NearestQuantizerConfig(codebook_size=256, dim=d, revive_after=10)
     return {
         "nearest, 1,024": (
-            NearestQuantizerConfig(codebook_size=1024, dim=d, revive_after=10),
+            # Rarely used codes count as dead too, as by the peer's threshold.
+            NearestQuantizerConfig(codebook_size=1024, dim=d, revive_after=10, revive_below=0.25),
             lambda: peer.VectorQuantize(d, 1024, **plain),
         ),
         "nearest, 8 wide and l2-normalised, 1,024": (
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10000, help="training images")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=1, help="repetitions, of which the mean is printed")
+    parser.add_argument("--only", nargs="*", help="quantizers whose name contains one of these")
     args = parser.parse_args()
     train, held_out = latents(args.model, args.images, args.count)
     print(
@@ -195,6 +197,8 @@ def main() -> None:
     print("| quantizer | error, ours | error, peer | use, ours | use, peer |")
     print("|---|---:|---:|---:|---:|")
     for name, (config, make_peer) in pairs(train.shape[1]).items():
+        if args.only and not any(part in name for part in args.only):
+            continue
         ours, peers = [], []
         for seed in range(args.seeds):
             torch.manual_seed(seed)
