@@ -22,12 +22,17 @@ from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, Prior
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.transformer import Transformer, TransformerConfig
 from stage2_prior.stepping import Stepper
 from training.errors import UserError
 
-LEVEL_PRIORS: dict[str, type[AutoregressivePrior]] = {"pixelcnn": PixelCNN, "transformer": Transformer}
-LevelConfig = PixelCNNConfig | TransformerConfig
+LEVEL_PRIORS: dict[str, type[AutoregressivePrior]] = {
+    "pixelsnail": PixelSNAIL,
+    "pixelcnn": PixelCNN,
+    "transformer": Transformer,
+}
+LevelConfig = PixelSNAILConfig | PixelCNNConfig | TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +40,9 @@ class HierarchicalConfig:
     """A prior for each level, each of any kind that can be given codes."""
 
     kind: Literal["hierarchical"] = "hierarchical"
-    top: LevelConfig = field(default_factory=PixelCNNConfig)  # of the coarsest level
-    middle: LevelConfig = field(default_factory=PixelCNNConfig)  # of every level between; of two levels there is none
-    bottom: LevelConfig = field(default_factory=PixelCNNConfig)  # of the finest level
+    top: LevelConfig = field(default_factory=PixelSNAILConfig)  # of the coarsest level
+    middle: LevelConfig = field(default_factory=PixelSNAILConfig)  # of every level between; of two levels there is none
+    bottom: LevelConfig = field(default_factory=PixelSNAILConfig)  # of the finest level
 
     def level(self, number: int, levels: int) -> LevelConfig:
         """Of level `number` of so many, 0 the top."""
