@@ -33,6 +33,8 @@ class ImportConfig:
         "taming-gpt",
         "taming-net2net",
         "llamagen-gpt",
+        "var",
+        "pixelsnail",
     ]  # the project and model that the weights are from
     weights: str  # the published file; for dalle encoder.pkl, or the folder of both files
     decoder: str | None = None  # dalle: decoder.pkl, if it is not beside the encoder
@@ -87,9 +89,10 @@ def import_prior(config: ImportConfig) -> str:
             f"its first stage lies in the same file: zellige import --kind {stage1_kind} --weights {config.weights}"
             f"{given} --out {stage1}; "
         )
+    one_or_all = '"[TOP, BOTTOM]"' if config.kind == "pixelsnail" else folder  # a prior of one level, or of all
     return (
         f"{prior.code_spec.describe()}: the {prior.kind} prior is in {folder}; {before}"
-        f"next: zellige assemble --stage1 {stage1} --stage2 {folder} --out MODEL"
+        f"next: zellige assemble --stage1 {stage1} --stage2 {one_or_all} --out MODEL"
     )
 
 

@@ -27,8 +27,11 @@ class StandIn:
     """What stands in a loaded file for the class of a training tool, which is only named there and never used."""
 
 
-# PyTorch Lightning keys the state of its callbacks by their classes.
-STAND_INS: list[Any] = [(StandIn, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+# PyTorch Lightning keys the state of its callbacks by their classes; training scripts store their command line.
+STAND_INS: list[Any] = [
+    (StandIn, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (StandIn, "argparse.Namespace"),
+]
 Arguments = Mapping[str, Any]  # of the original's constructor, by their names there
 WRAPPERS = ("module.", "_orig_mod.")  # which data parallelism and torch.compile put before every name
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.llamagen import build_llamagen
+from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.imports.taming import build_gpt, build_net2net
+from stage2_prior.imports.var import build_var
 from stage2_prior.priors.base import Prior
+from training.errors import UserError
+from training.foreign_weights import Arguments
+from training.renaming import Weights
 
 
 class Kind(NamedTuple):
@@ -16,10 +22,28 @@ class Kind(NamedTuple):
     places: tuple[str, ...] = ()  # in the file, where the state dict may lie, the best first; or it is the file itself
 
 
+def build_level(weights: Weights, config: Arguments | None = None, stage1: FirstStage | None = None) -> Prior:
+    """A PixelSNAIL over one level of the codes of `stage1`. Raises UserError."""
+    prior = build_pixelsnail(weights, config)
+    if stage1 is not None:
+        levels = (*prior.given, *prior.code_spec.grids)
+        if stage1.code_spec.grids[: len(levels)] != levels:
+            ours = " given ".join(f"{grid.height}x{grid.width} codes of {grid.vocabulary}" for grid in levels[::-1])
+            raise UserError(
+                f"the weights are of a prior of {ours}, and the first stage makes {stage1.code_spec.describe()}; give "
+                "--stage1 the model that it was trained with, imported with the --image_size of its images"
+            )
+        prior.code_spec = replace(stage1.code_spec, grids=prior.code_spec.grids)
+        prior.stage1_fingerprint = stage1.fingerprint
+    return prior
+
+
 KINDS = {
     "taming-gpt": Kind(build_gpt, ("state_dict",)),
     "taming-net2net": Kind(build_net2net, ("state_dict",)),
     "llamagen-gpt": Kind(build_llamagen, ("model", "module", "state_dict")),
+    "var": Kind(build_var, ("trainer.var_wo_ddp",)),
+    "pixelsnail": Kind(build_level, ("model",)),
 }
 
 __all__ = ["KINDS", "FirstStage", "Kind"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from pipelines.pictures import save_png, to_pil
 from pipelines.reconstruct import ReconstructConfig, reconstruct_files
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage1_vq.codes import CodeSpec, Grid
 from stage2_prior.condition import Condition
+from stage2_prior.imports import KINDS as PRIOR_KINDS
+from stage2_prior.imports import FirstStage
 from stage2_prior.priors import PRIORS
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.golden import Golden, golden
@@ -248,6 +252,49 @@ def test_the_command_makes_a_prior_of_a_gpt_alone(tmp_path, capsys):
     with torch.no_grad():
         logits = prior.logits((codes,), Condition(codes=(tokens[:, :4].view(2, 2, 2),)))
     close(logits, reference.outputs["logits"][:, 3:], 5e-5)
+
+
+def test_the_command_makes_vars_prior_of_its_tokenizer(tmp_path, capsys):
+    tokenizer, reference = golden("var_vqvae"), golden("var_transformer")
+    torch.save({"trainer": {"vae_local": tokenizer.weights, "var_wo_ddp": reference.weights}}, tmp_path / "ar.pth")
+    (tmp_path / "vae.yaml").write_text(yaml.safe_dump(tokenizer.config))
+    weights, vae, prior = ("--weights", str(tmp_path / "ar.pth")), str(tmp_path / "vae"), str(tmp_path / "var")
+    run(capsys, "import", "--kind", "var-vqvae", *weights, "--config", str(tmp_path / "vae.yaml"), "--out", vae)
+    line = run(capsys, "import", "--kind", "var", *weights, "--stage1", vae, "--out", prior)
+    assert line.endswith(
+        f"the var prior is in {prior}; next: zellige assemble --stage1 {vae} --stage2 {prior} --out MODEL"
+    )
+    run(capsys, "assemble", "--stage1", vae, "--stage2", prior, "--out", str(tmp_path / "model"))
+    pipeline = TwoStagePipeline.from_pretrained(tmp_path / "model")
+    settings = SamplingConfig(temperature=0, guidance=1 + reference.config["cfg"], guidance_schedule="linear")
+    codes = pipeline.sample([0, 1], reference.inputs["label"].tolist(), 0, settings)
+    assert torch.equal(torch.cat([grid.flatten(1) for grid in codes], dim=1), reference.outputs["ar/idx"])
+
+
+def test_the_command_makes_a_pixelsnail_of_each_level(tmp_path, capsys):
+    top, bottom = golden("pixelsnail_top"), golden("pixelsnail_bottom")
+    for name, reference in (("top", top), ("bottom", bottom)):
+        torch.save({"model": reference.weights, "args": argparse.Namespace(hier=name)}, tmp_path / f"{name}.pt")
+        weights = ("--weights", str(tmp_path / f"{name}.pt"))
+        line = run(capsys, "import", "--kind", "pixelsnail", *weights, "--out", str(tmp_path / name))
+        assert line.endswith('next: zellige assemble --stage1 MODEL1 --stage2 "[TOP, BOTTOM]" --out MODEL')
+    priors = [load_pretrained(tmp_path / name, PRIORS) for name in ("top", "bottom")]
+    with torch.no_grad():
+        logits = priors[0].logits((top.inputs["codes"],), Condition())
+        close(logits, top.outputs["logits"].flatten(2).transpose(1, 2), 1e-5)
+        logits = priors[1].logits((bottom.inputs["codes"],), Condition(codes=(bottom.inputs["cond"],)))
+        close(logits, bottom.outputs["logits_cond"].flatten(2).transpose(1, 2), 1e-5)
+
+
+def test_a_level_takes_codes_and_images_from_the_first_stage_or_refuses_it():
+    reference = golden("pixelsnail_bottom")
+    grids = (Grid("level0", 4, 4, 24), Grid("level1", 8, 8, 24))
+    stage1 = FirstStage(CodeSpec(grids, 16, 16), "f00d")
+    prior = PRIOR_KINDS["pixelsnail"].build(reference.weights, None, stage1)
+    assert (prior.given, prior.code_spec, prior.stage1_fingerprint) == (grids[:1], CodeSpec(grids[1:], 16, 16), "f00d")
+    other = FirstStage(CodeSpec((Grid("level0", 2, 2, 24), grids[1]), 16, 16))
+    with pytest.raises(UserError, match=r"a prior of 8x8 codes of 24 given 4x4 codes of 24, and the first stage makes"):
+        PRIOR_KINDS["pixelsnail"].build(reference.weights, None, other)
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,9 +55,14 @@ def test_safetensors_are_read(tmp_path):
 
 
 def test_a_foreign_class_is_refused_by_its_name(tmp_path):
-    path = saved({"model": WEIGHTS, "args": argparse.Namespace(lr=1)}, tmp_path)
-    with pytest.raises(UserError, match=r"file.ckpt contains argparse.Namespace: to load it would run code"):
+    path = saved({"model": WEIGHTS, "took": timedelta(hours=1)}, tmp_path)
+    with pytest.raises(UserError, match=r"file.ckpt contains datetime.timedelta: to load it would run code"):
         read_weights(path, ("model",))
+
+
+def test_a_file_that_holds_its_scripts_command_line_is_read_all_the_same(tmp_path):
+    path = saved({"model": WEIGHTS, "args": argparse.Namespace(lr=1, hier="top")}, tmp_path)
+    assert_read(read_weights(path, ("model",)))
 
 
 class Trap:
