@@ -27,6 +27,8 @@ class AssembleConfig:
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it rises over an image's steps
     guidance_start: float = 0.0  # share of an image's steps before which there is none
     guidance_end: float = 1.0  # share of an image's steps after which there is none
+    steps: int | None = None  # of a maskgit or diffusion prior for an image; left out: 12 of maskgit, 64 of diffusion
+    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; left out: 4.5, 0: none
 
     @property
     def sampling(self) -> SamplingConfig:

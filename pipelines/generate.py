@@ -48,6 +48,8 @@ class GenerateConfig:
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None  # how it rises over an image's steps
     guidance_start: float | None = None  # share of an image's steps before which there is none
     guidance_end: float | None = None  # share of an image's steps after which there is none
+    steps: int | None = None  # of a maskgit or diffusion prior for an image: fewer are faster
+    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
     candidates: int = 1  # draw so many for each image and keep the one that `judge` finds most probable
     judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them

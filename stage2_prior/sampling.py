@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,24 @@ from torch import Tensor
 
 from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
+from stage2_prior.masked_sampling import (
+    Fill,
+    InRandomOrder,
+    SurestFirst,
+    codes_per_step,
+    cosine_share,
+    linear_share,
+    padded,
+    unmask,
+)
 from stage2_prior.priors.base import AutoregressivePrior, Prior
-from stage2_prior.stepping import GuidedStepper, Stepper, walk
+from stage2_prior.priors.masked import MaskedPrior
+from stage2_prior.priors.maskgit import MaskGIT
+from stage2_prior.stepping import GuidedStepper, Stepper, guided, walk
 from training.errors import UserError
+
+CHOICE_TEMPERATURE = 4.5  # of MaskGIT, as published
+CHOICE_STREAM = 2  # of the noise that decides which codes of a masked prior come first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +44,8 @@ class SamplingConfig:
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it rises from 1 to that value
     guidance_start: float = 0.0  # share of an image's steps before which there is none
     guidance_end: float = 1.0  # share of an image's steps after which there is none
+    steps: int | None = None  # of a masked prior for an image; None = its own: 12 of maskgit, 64 of diffusion
+    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; None = 4.5, as published
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -44,6 +62,26 @@ class SamplingConfig:
             raise UserError(
                 f"guidance_start={self.guidance_start} and guidance_end={self.guidance_end}, expected shares of the "
                 "steps from 0 to 1, the start not after the end"
+            )
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps={self.steps}, expected at least 1; leave it out for the prior's own number")
+        if self.choice_temperature is not None and not 0 <= self.choice_temperature < math.inf:
+            raise UserError(
+                f"choice_temperature={self.choice_temperature}, expected 0 (always the surest codes) or more; 4.5 is "
+                "usual"
+            )
+
+    def check_fits(self, prior: Prior) -> None:
+        """Raises UserError for settings that mean nothing to this prior."""
+        if self.steps is not None and not isinstance(prior, MaskedPrior):
+            raise UserError(
+                f"steps={self.steps} for a {prior.kind} prior, which draws its codes in an order of its own; leave "
+                "steps out, or take a maskgit or diffusion prior"
+            )
+        if self.choice_temperature is not None and not isinstance(prior, MaskGIT):
+            raise UserError(
+                f"choice_temperature={self.choice_temperature} for a {prior.kind} prior, which does not choose among "
+                "codes that it has drawn; leave choice_temperature out, or take a maskgit prior"
             )
 
     def guidance_at(self, step: int, steps: int) -> float:
@@ -73,22 +111,37 @@ def sample_codes(
     """
     device = next(prior.parameters()).device
     condition = condition.to(device)
-    prior.check(len(indices), condition)
+    check_request(prior, len(indices), condition, sampling)
+    kept = None if known is None else prior.sequence(tuple(grid.to(device) for grid in known), condition)  # b n
+    if isinstance(prior, MaskedPrior):
+        codes, finite = fill_in(prior, indices, condition, seed, sampling, kept)
+    else:
+        assert isinstance(prior, AutoregressivePrior)
+        codes, finite = draw_in_order(prior, indices, condition, seed, sampling, kept)
+    check_finite(finite, sampling)
+    return prior.grids_of(codes)
+
+
+def check_request(prior: Prior, batch: int, condition: Condition, sampling: SamplingConfig) -> None:
+    """Raises UserError for a condition that is not the prior's and for settings that it cannot follow."""
+    prior.check(batch, condition)
     condition.check_range(prior.num_classes)
-    if sampling.guidance != 1 and prior.num_classes and not prior.knows_null_label:
+    sampling.check_fits(prior)
+    follows = prior.num_classes or prior.text or prior.embeddings
+    if sampling.guidance != 1 and follows and not prior.knows_null_label:
         raise UserError(
             f"guidance={sampling.guidance}, expected 1: this prior was trained with label_dropout=0 and never saw "
             "the null label; train it with label_dropout=0.1"
         )
-    kept = None if known is None else prior.sequence(tuple(grid.to(device) for grid in known), condition)  # b n
-    assert isinstance(prior, AutoregressivePrior)
-    codes, finite = draw_in_order(prior, indices, condition, seed, sampling, kept)
+
+
+def check_finite(finite: Tensor, sampling: SamplingConfig) -> None:
+    """Raises UserError unless all logits were finite: a bool scalar."""
     if not bool(finite):
         raise UserError(
             f"the prior's logits are not finite: guidance={sampling.guidance} is too large for it, or its weights are "
             "damaged; lower the guidance, or take an earlier checkpoint"
         )
-    return prior.grids_of(codes)
 
 
 def draw_in_order(
@@ -120,6 +173,61 @@ def draw_in_order(
     return walk(stepper, prior.code_spec.codes_per_image, choose), finite
 
 
+def fill_in(
+    prior: MaskedPrior,
+    indices: Sequence[int],
+    condition: Condition,
+    seed: int,
+    sampling: SamplingConfig,
+    known: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `draw_in_order`, for a prior that fills in hidden codes, many at a step. The steps are spread over the codes
+    that are to be drawn, which may be more for one sample than for another."""
+    batch, device, positions = len(indices), next(prior.parameters()).device, prior.code_spec.codes_per_image
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    start = torch.full((batch, positions), -1, device=device) if known is None else known
+    hidden = [positions] * batch if known is None else (known < 0).sum(dim=1).tolist()
+    share = cosine_share if isinstance(prior, MaskGIT) else linear_share
+    counts = [codes_per_step(number, sampling.steps or prior.sampling_steps, share) for number in hidden]
+    steps = max(map(len, counts), default=0)
+    if steps == 0:
+        return start, finite
+
+    fill: Fill
+    choose = partial(draw, sampling=sampling)
+    if isinstance(prior, MaskGIT):
+        uniforms, chances = (
+            uniforms_of(seed, indices, steps * positions, device, stream).unflatten(1, (steps, positions))
+            for stream in (0, CHOICE_STREAM)
+        )
+        temperature = CHOICE_TEMPERATURE if sampling.choice_temperature is None else sampling.choice_temperature
+        fill = SurestFirst(counts, uniforms, chances, temperature, choose)
+    else:
+        uniforms, chances = (uniforms_of(seed, indices, positions, device, stream) for stream in (0, CHOICE_STREAM))
+        fill = InRandomOrder(counts, uniforms, chances, start >= 0, choose)
+    doubled = None if sampling.guidance == 1 else prior.doubled_for_guidance(condition)
+    guidance = padded([[sampling.guidance_at(step, len(row)) for step in range(len(row))] for row in counts]).to(device)
+    no_codes = prior.no_codes()
+
+    def logits_of(step: int, sequence: Tensor) -> Tensor:
+        # Logits that are not finite draw numbers which are no codes: they are refused in the end, not looked up.
+        sequence = torch.minimum(sequence, prior.masks - 1)
+        if doubled is None:
+            logits = prior.masked_logits(sequence, condition).float()
+        else:
+            logits = prior.masked_logits(sequence.repeat(2, 1), doubled).float()
+            logits = guided(logits, guidance[:, step, None, None])
+        finite.logical_and_(logits.sum().isfinite())
+        return logits if no_codes is None else logits.masked_fill(no_codes, -math.inf)
+
+    training = prior.training
+    prior.eval()  # no dropout
+    try:
+        return unmask(start, steps, logits_of, fill), finite
+    finally:
+        prior.train(training)
+
+
 def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
     """Codes `b m`, int64, from logits `b m k` and uniform numbers `b m`."""
     if sampling.temperature == 0:
@@ -127,11 +235,11 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
     return inverse_cdf(probabilities(logits.flatten(0, 1), sampling), uniforms.flatten()).view(uniforms.shape)
 
 
-def uniforms_of(seed: int, indices: Sequence[int], numbers: int, device: torch.device) -> Tensor:
+def uniforms_of(seed: int, indices: Sequence[int], numbers: int, device: torch.device, stream: int = 0) -> Tensor:
     """`noise` on the device, `b n`, in the most precise type that it has."""
     exact = precise(device)
     # Rounded to float32 a number could become 1, beyond the last code.
-    return noise(seed, indices, numbers).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2).to(device)
+    return noise(seed, indices, numbers, stream).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2).to(device)
 
 
 def noise(seed: int, indices: Sequence[int], positions: int, stream: int = 0) -> Tensor:

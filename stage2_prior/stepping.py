@@ -52,8 +52,8 @@ class GuidedStepper:
         return guided(logits, next(self.guidance))
 
 
-def guided(doubled: Tensor, guidance: float) -> Tensor:
-    """Logits `2b ...`, of the label and of the null label -> `b ...`."""
+def guided(doubled: Tensor, guidance: float | Tensor) -> Tensor:
+    """Logits `2b ...`, of the label and of the null label -> `b ...`. guidance: of all samples, or `b 1 1` of each."""
     conditional, unconditional = doubled.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
 

@@ -3,19 +3,67 @@
 from __future__ import annotations
 
 from stage2_prior.priors.base import AutoregressivePrior, Prior
+from stage2_prior.priors.diffusion import Diffusion, DiffusionConfig
+from stage2_prior.priors.hierarchical import Hierarchical, HierarchicalConfig
+from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
+from stage2_prior.priors.masked import MaskedPrior
+from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig
+from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from stage2_prior.priors.rq_transformer import RQTransformer, RQTransformerConfig
 from stage2_prior.priors.transformer import Transformer, TransformerConfig
+from stage2_prior.priors.var import VAR, VARConfig
 
-PRIORS: dict[str, type[Prior]] = {"transformer": Transformer, "pixelcnn": PixelCNN}
-PriorConfig = TransformerConfig | PixelCNNConfig
+PRIORS: dict[str, type[Prior]] = {
+    "transformer": Transformer,
+    "pixelcnn": PixelCNN,
+    "pixelsnail": PixelSNAIL,
+    "mingpt": MinGPT,
+    "llamagen": LlamaGen,
+    "rq_transformer": RQTransformer,
+    "var": VAR,
+    "hierarchical": Hierarchical,
+    "maskgit": MaskGIT,
+    "diffusion": Diffusion,
+}
+PriorConfig = (
+    TransformerConfig
+    | PixelCNNConfig
+    | PixelSNAILConfig
+    | MinGPTConfig
+    | LlamaGenConfig
+    | RQTransformerConfig
+    | VARConfig
+    | HierarchicalConfig
+    | MaskGITConfig
+    | DiffusionConfig
+)
 
 __all__ = [
     "PRIORS",
+    "VAR",
     "AutoregressivePrior",
+    "Diffusion",
+    "DiffusionConfig",
+    "Hierarchical",
+    "HierarchicalConfig",
+    "LlamaGen",
+    "LlamaGenConfig",
+    "MaskGIT",
+    "MaskGITConfig",
+    "MaskedPrior",
+    "MinGPT",
+    "MinGPTConfig",
     "PixelCNN",
     "PixelCNNConfig",
+    "PixelSNAIL",
+    "PixelSNAILConfig",
     "Prior",
     "PriorConfig",
+    "RQTransformer",
+    "RQTransformerConfig",
     "Transformer",
     "TransformerConfig",
+    "VARConfig",
 ]

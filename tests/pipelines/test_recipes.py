@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,6 +26,10 @@ STAGE1_OF = {
     "cifar10_pixelcnn_short": ("cifar10_vqvae_short", 10),
     "cifar10_transformer": ("cifar10_vqvae", 10),
     "folder": ("folder", 0),
+    "mnist_maskgit": ("mnist_vqvae", 10),
+    "cifar10_maskgit_short": ("cifar10_vqvae_short", 10),
+    "cifar10_diffusion_short": ("cifar10_vqvae_short", 10),
+    "imagenet256_maskgit": ("imagenet256_vqgan", 1000),
 }
 
 
@@ -34,6 +39,10 @@ def recipes(stage: str) -> list[str]:
 
 def stage1(name: str) -> Stage1Config:
     return read_recipe("train-stage1", Stage1Config, "stage1", ["--config", name])[0]
+
+
+def stage2(name: str) -> Stage2Config:
+    return read_recipe("train-stage2", Stage2Config, "stage2", ["--config", name])[0]
 
 
 def code_spec(name: str) -> CodeSpec:
@@ -158,3 +167,20 @@ def test_the_vqgan_recipe_has_the_published_figures():
     assert adversarial.start * train.steps == 250_000
     assert (adversarial.warmup, adversarial.ramp) == (0, 0)
     assert (adversarial.discriminator.width, adversarial.discriminator.layers) == (64, 3)
+
+
+def test_the_maskgit_recipe_has_the_published_figures():
+    config = stage2("imagenet256_maskgit")
+    model, train = config.model, config.train
+    assert (model.layers, model.width, model.heads) == (24, 768, 8)
+    assert model.network.hidden_width * 3 == 3072 * 2  # three matrices where the published feed-forward has two
+    assert (model.dropout, model.residual_dropout, model.label_smoothing) == (0.1, 0.1, 0.1)
+    assert (train.batch_size, train.betas) == (256, (0.9, 0.96))
+    assert train.steps * train.batch_size / 1_281_167 == pytest.approx(300, abs=0.5)
+
+
+def test_the_short_masked_recipes_differ_in_kind_only():
+    maskgit, diffusion = stage2("cifar10_maskgit_short"), stage2("cifar10_diffusion_short")
+    fields = {**asdict(maskgit.model), "kind": "diffusion"}
+    del fields["label_smoothing"]
+    assert (asdict(diffusion.model), diffusion.train) == (fields, maskgit.train)

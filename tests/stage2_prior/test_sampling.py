@@ -219,8 +219,27 @@ def test_guidance_of_a_prior_that_never_saw_the_null_label_is_refused():
         sample_codes(prior, [0], labelled(1, prior), 0, SamplingConfig(guidance=2.0))
 
 
-def test_a_prior_with_damaged_weights_is_refused():
-    prior = tiny_prior("transformer")
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        ("transformer", {"steps": 8}, "steps=8 for a transformer prior, which draws its codes in an order of its own"),
+        (
+            "diffusion",
+            {"choice_temperature": 1.0},
+            "choice_temperature=1.0 for a diffusion prior, which does not choose",
+        ),
+        ("pixelcnn", {"choice_temperature": 1.0}, "leave choice_temperature out, or take a maskgit prior"),
+    ],
+)
+def test_settings_of_other_priors_are_refused(kind, setting, message):
+    prior = tiny_prior(kind)
+    with pytest.raises(UserError, match=message):
+        sample_codes(prior, [0], labelled(1, prior), 0, SamplingConfig(**setting))
+
+
+@pytest.mark.parametrize("kind", ["transformer", "maskgit"])
+def test_a_prior_with_damaged_weights_is_refused(kind):
+    prior = tiny_prior(kind)
     with torch.no_grad():
         prior.output.weight.fill_(math.nan)
     with pytest.raises(UserError, match="the prior's logits are not finite"):
@@ -237,6 +256,9 @@ def test_a_prior_with_damaged_weights_is_refused():
         ({"top_p": 1.1}, "top_p=1.1, expected a share above 0 and up to 1"),
         ({"min_p": -0.1}, "min_p=-0.1, expected a share from 0 to 1"),
         ({"guidance": -1.0}, "guidance=-1.0, expected 0 or more"),
+        ({"steps": 0}, "steps=0, expected at least 1; leave it out for the prior's own number"),
+        ({"choice_temperature": -1.0}, r"choice_temperature=-1.0, expected 0 \(always the surest codes\) or more"),
+        ({"choice_temperature": math.inf}, "choice_temperature=inf, expected 0"),
         ({"guidance_end": 1.5}, "guidance_start=0.0 and guidance_end=1.5, expected shares of the steps"),
         ({"guidance_start": 0.6, "guidance_end": 0.5}, "the start not after the end"),
     ],

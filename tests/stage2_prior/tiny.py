@@ -8,17 +8,54 @@ import torch
 
 from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
-from stage2_prior.priors import PRIORS, PixelCNNConfig, Prior, PriorConfig, TransformerConfig
+from stage2_prior.priors import (
+    PRIORS,
+    DiffusionConfig,
+    HierarchicalConfig,
+    LlamaGenConfig,
+    MaskGITConfig,
+    MinGPTConfig,
+    PixelCNNConfig,
+    PixelSNAILConfig,
+    Prior,
+    PriorConfig,
+    RQTransformerConfig,
+    TransformerConfig,
+    VARConfig,
+)
 
 TINY: dict[str, PriorConfig] = {
     "transformer": TransformerConfig(layers=2, width=32, heads=4),
     "pixelcnn": PixelCNNConfig(layers=4, width=16, first_kernel_size=5, kernel_size=3, output_width=24),
+    "pixelsnail": PixelSNAILConfig(
+        blocks=2, residual_blocks=2, width=16, residual_width=12, heads=4, output_blocks=1, dropout=0.0
+    ),
+    "mingpt": MinGPTConfig(layers=2, width=24, heads=3),
+    "llamagen": LlamaGenConfig(layers=2, width=24, heads=3, hidden_width=32),
+    "rq_transformer": RQTransformerConfig(layers=2, depth_layers=1, width=32, heads=4),
+    "var": VARConfig(layers=2, width=32, heads=2),
+    "hierarchical": HierarchicalConfig(
+        top=PixelCNNConfig(layers=3, width=16, first_kernel_size=3, kernel_size=3, output_width=24),
+        middle=TransformerConfig(layers=1, width=16, heads=2),
+        bottom=TransformerConfig(layers=1, width=24, heads=2),
+    ),
+    # Without smoothing, so that what is learned by heart has probability 1.
+    "maskgit": MaskGITConfig(layers=2, width=32, heads=4, label_smoothing=0.0, nll_levels=15),
+    "diffusion": DiffusionConfig(layers=2, width=32, heads=4, nll_levels=15),
 }
 
 VOCABULARY, HEIGHT, WIDTH, CLASSES = 11, 3, 5, 4  # no two alike, so that no axis passes for another
 
 # Codes of the priors that do not model one plain grid.
-SPECS: dict[str, CodeSpec] = {}
+SPECS: dict[str, CodeSpec] = {
+    # As narrow as its kernel reaches: the last code of a row is seen from the next row by convolutions only.
+    "pixelsnail": CodeSpec((Grid("codes", 5, 3, 11),), 20, 12, 3),
+    "diffusion": CodeSpec((Grid("top", 1, 2, 7), Grid("bottom", 2, 3, 11)), 8, 12, 3),
+    "maskgit": CodeSpec((Grid("top", 1, 2, 11), Grid("bottom", 2, 3, 7)), 8, 12, 3),
+    "hierarchical": CodeSpec((Grid("level0", 2, 2, 7), Grid("level1", 2, 4, 11), Grid("level2", 4, 4, 9)), 16, 16, 3),
+    "rq_transformer": CodeSpec(tuple(Grid(f"depth{i}", 2, 3, k) for i, k in enumerate((11, 7, 9))), 8, 12, 3),
+    "var": CodeSpec(tuple(Grid(f"scale{i}", i, 2 * i - 1, 11) for i in (1, 2, 3)), 12, 20, 3),
+}
 
 
 def tiny_spec(height: int = HEIGHT, width: int = WIDTH, vocabulary: int = VOCABULARY) -> CodeSpec:
