@@ -4,6 +4,7 @@ the gated residual block made of them."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class Convolution(nn.Module):
         self.padding = columns // 2, columns // 2, rows // 2, rows // 2  # columns before and after, rows likewise
         self.direction = nn.Parameter(fresh.weight.detach())
         self.gain = nn.Parameter(lengths(fresh.weight.detach()))
-        self.bias = nn.Parameter(fresh.bias.detach()) if bias else None
+        self.bias = None if fresh.bias is None else nn.Parameter(fresh.bias.detach())
 
     def weight(self) -> Tensor:
         """d c rows columns"""
@@ -79,7 +80,7 @@ class CodeConvolution(Convolution):
         table = F.pad(weights, (0, 0, 0, 1))  # no code has zeros
         first = torch.arange(len(table), device=codes.device) * table.shape[1]  # row of each tap
         places = rearrange(windows, "b h w rows columns -> (b h w) (rows columns)") + first
-        summed = F.embedding_bag(places, table.flatten(0, 1), mode="sum") + self.bias
+        summed = F.embedding_bag(places, table.flatten(0, 1), mode="sum") + cast(Tensor, self.bias)
         return rearrange(summed, "(b h w) d -> b d h w", b=len(codes), h=windows.shape[1]).contiguous()
 
 

@@ -125,6 +125,7 @@ class Block(nn.Module):
         count = range(config.residual_blocks)
         self.residuals = nn.ModuleList(GatedResidual(width, config.residual_width, convolution, dropout) for _ in count)
         self.gate_biases = nn.ModuleList(GateBias(2 * width, num_classes, given_width) for _ in count)
+        self.out: GatedResidual | Convolution
         if config.attention:
             queries, keys = width + 2, 2 * width + 2  # with the place
             self.keys = GatedResidual(keys, width, Convolution, dropout)
@@ -210,6 +211,11 @@ def matrix(convolution: Convolution) -> Tensor:
     return convolution.weight().flatten(1).t()
 
 
+def bias_of(convolution: Convolution) -> Tensor:
+    assert convolution.bias is not None
+    return convolution.bias
+
+
 class StepConvolutions:
     """One of the two causal convolutions of every residual block, all L of them at once. They can be: none sees its own
     position, so all that they need is known when the position before is done.
@@ -224,7 +230,7 @@ class StepConvolutions:
         self.reach = reach = taps // 2
         self.above = rearrange(weights[..., :-1, :], "l out d row tap -> tap l (row d) out").contiguous()
         self.beside = rearrange(weights[..., -1, :reach], "l out d tap -> l (tap d) out").contiguous()
-        self.bias = torch.stack([cast(Tensor, one.bias) for one in convolutions])[:, None].to(dtype)  # l 1 out
+        self.bias = torch.stack([bias_of(one) for one in convolutions])[:, None].to(dtype)  # l 1 out
         # The rows above lie beside each other at every column: taps of one column are one product for all rows.
         self.rows = weights.new_zeros(layers, columns + 2 * reach, batch, (rows - 1) * self.width)
         self.row = weights.new_zeros(layers, batch, (reach + columns) * self.width)  # l b (column d)
@@ -255,9 +261,9 @@ class StepProjections:
 
     def __init__(self, blocks: Sequence[Block], grid: Grid, batch: int, dtype: torch.dtype):
         outs = [cast(Convolution, block.out) for block in blocks]
-        width = outs[0].bias.shape[0]
-        places = place_features(grid, outs[0].direction).flatten(1).t()  # n 2
-        self.places = [(out.bias + places @ matrix(out)[width:]).to(dtype).unsqueeze(1).unbind() for out in outs]
+        width = len(outs[0].gain)
+        places = place_features(grid, outs[0].gain).flatten(1).t()  # n 2
+        self.places = [(bias_of(out) + places @ matrix(out)[width:]).to(dtype).unsqueeze(1).unbind() for out in outs]
         self.matrices = [matrix(out)[:width].to(dtype) for out in outs]
         self.inputs = self.matrices[0].new_empty(len(blocks), batch, width)
 
@@ -275,8 +281,8 @@ class StepAttention:
     position is done; they wait in a cache that is allocated once."""
 
     def __init__(self, blocks: Sequence[Block], grid: Grid, batch: int, dtype: torch.dtype):
-        width, heads = blocks[0].attention.query.direction.shape[0] * 2, blocks[0].attention.heads
-        raw = place_features(grid, blocks[0].attention.query.direction).flatten(1).t()  # n 2
+        width, heads = 2 * len(blocks[0].attention.query.gain), blocks[0].attention.heads
+        raw = place_features(grid, blocks[0].attention.query.gain).flatten(1).t()  # n 2
         activated = F.elu(raw)
         self.queries = [StepQuery(block, raw, activated, dtype) for block in blocks]
         first, second, key_value, first_bias, second_bias, key_value_bias = (
@@ -315,13 +321,13 @@ def key_weights(block: Block, raw: Tensor, activated: Tensor) -> tuple[Tensor, .
     last with what each place adds, n d. raw, activated: places, n 2."""
     first, second, attention = block.keys.first, block.keys.second, block.attention
     key_value = torch.cat([matrix(attention.key), matrix(attention.value)], dim=1)
-    bias = torch.cat([attention.key.bias, attention.value.bias])
+    bias = torch.cat([bias_of(attention.key), bias_of(attention.value)])
     return (
         matrix(first)[:-2],
         matrix(second),
         key_value,
-        first.bias + activated @ matrix(first)[-2:],
-        second.bias,
+        bias_of(first) + activated @ matrix(first)[-2:],
+        bias_of(second),
         bias + raw @ key_value[-2:],
     )
 
@@ -331,20 +337,21 @@ class StepQuery:
 
     def __init__(self, block: Block, raw: Tensor, activated: Tensor, dtype: torch.dtype):
         """raw, activated: places, n 2."""
-        first, second, query, out = block.queries.first, block.queries.second, block.attention.query, block.out
-        width = len(out.first.bias)
-        scale = (len(query.bias) // block.attention.heads) ** -0.5
+        first, second, query = block.queries.first, block.queries.second, block.attention.query
+        out, side = cast(GatedResidual, block.out), cast(Convolution, cast(GatedResidual, block.out).side)
+        width = len(out.first.gain)
+        scale = (len(query.gain) // block.attention.heads) ** -0.5
         # Of the first product: the hidden layer of the query's residual block, and that of the output's.
-        hidden_bias = (out.first.bias + out.side.bias).expand(len(raw), -1)
-        biases = first.bias + activated @ matrix(first)[width:], hidden_bias
+        hidden_bias = (bias_of(out.first) + bias_of(side)).expand(len(raw), -1)
+        biases = bias_of(first) + activated @ matrix(first)[width:], hidden_bias
         self.first = torch.cat([matrix(first)[:width], matrix(out.first)], dim=1).to(dtype)
         self.first_bias = torch.cat(biases, dim=1).to(dtype).unsqueeze(1).unbind()  # of each position
-        self.second, self.second_bias = matrix(second).to(dtype), second.bias.to(dtype)
+        self.second, self.second_bias = matrix(second).to(dtype), bias_of(second).to(dtype)
         self.query = (matrix(query) * scale).to(dtype)
         self.near_query = self.query[:width]
-        self.query_bias = ((query.bias + raw @ matrix(query)[width:]) * scale).to(dtype).unsqueeze(1).unbind()
-        self.side = matrix(out.side).to(dtype)
-        self.out, self.out_bias = matrix(out.second).to(dtype), out.second.bias.to(dtype)
+        self.query_bias = ((bias_of(query) + raw @ matrix(query)[width:]) * scale).to(dtype).unsqueeze(1).unbind()
+        self.side = matrix(side).to(dtype)
+        self.out, self.out_bias = matrix(out.second).to(dtype), bias_of(out.second).to(dtype)
 
     def __call__(self, near: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
         """near: b d; keys, values: (b heads) n d, of the positions before -> b d."""
@@ -362,7 +369,7 @@ class StepResidual:
 
     def __init__(self, block: GatedResidual, dtype: torch.dtype):
         self.first, self.second = (matrix(one).to(dtype) for one in (block.first, block.second))
-        self.first_bias, self.second_bias = (cast(Tensor, one.bias).to(dtype) for one in (block.first, block.second))
+        self.first_bias, self.second_bias = (bias_of(one).to(dtype) for one in (block.first, block.second))
 
     def __call__(self, x: Tensor) -> Tensor:
         hidden = F.elu(torch.addmm(self.first_bias, F.elu(x), self.first), inplace=True)
@@ -424,7 +431,7 @@ class PixelSNAILStepper:
         self.sums = self.canvas.new_zeros(len(blocks), prior.config.residual_blocks + 1, batch, width)
         self.output_blocks = [StepResidual(cast(GatedResidual, block), dtype) for block in prior.output_blocks]
         self.output = ColumnBlocks(prior.output.weight().flatten(1), math.gcd(8, grid.vocabulary), dtype)
-        self.bias = cast(Tensor, prior.output.bias).to(dtype)
+        self.bias = bias_of(prior.output).to(dtype)
         self.position = 0
 
     @torch.inference_mode()
