@@ -38,6 +38,8 @@ class GenerateConfig:
     out: str  # folder for the images, sheet.png and samples.jsonl
     num: int = 64  # images; a later run with a larger number adds those that are missing
     label: int | str | None = None  # class, by number or name; left out: sample i shows class i mod number of classes
+    prompt: str | None = None  # text of all images, for a model that was trained on captions
+    size: tuple[int, int] | None = None  # (H, W) in pixels, larger than the training size; left out: that
     seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
     batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
     temperature: float | None = None  # divides the logits; left out, as all settings of sampling: the model's own
@@ -62,6 +64,8 @@ class GenerateConfig:
             raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
+        if self.judge is not None and (self.prompt is not None or self.size is not None):
+            raise UserError("got a judge with a prompt or a size, expected either: a judge knows classes of one size")
         if self.candidates < 1:
             raise UserError(f"candidates={self.candidates}, expected at least 1 for each image")
         if (self.candidates > 1) != (self.judge is not None):
@@ -90,12 +94,14 @@ def generate_files(config: GenerateConfig) -> str:
     sampling = config.sampling(pipeline.sampling)
     label = class_number(pipeline, config.label)
     labels = pipeline.labels_of(range(num), label)
+    pipeline.prompts_of(range(num), config.prompt)
     judge = None
     if config.judge is not None:
         judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
     model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
     chosen = {"candidates": config.candidates, "judge": config.judge}
-    settings = {**model, "label": label, **asdict(sampling), **chosen}
+    size = None if config.size is None else list(config.size)  # as it reads in a file
+    settings = {**model, "label": label, "prompt": config.prompt, "size": size, **asdict(sampling), **chosen}
     check_settings(out, settings)
 
     batches = [range(start, start + batch_size) for start in range(0, num, batch_size)]
@@ -108,7 +114,8 @@ def generate_files(config: GenerateConfig) -> str:
     for batch in tqdm(mine, unit="batch", disable=not state.is_main_process):
         asked = pipeline.labels_of(batch, label)
         if judge is None:
-            codes = pipeline.sample(batch, asked, config.seed, sampling)
+            texts = pipeline.prompts_of(batch, config.prompt)
+            codes = pipeline.sample(batch, asked, config.seed, sampling, texts, config.size)
         else:
             codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
         write_images(pipeline, codes, [out / name for name in names(batch, num)])

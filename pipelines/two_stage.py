@@ -23,6 +23,7 @@ from stage2_prior.priors import PRIORS, Prior
 from stage2_prior.sampling import SamplingConfig, noise, sample_codes
 from training.errors import UserError
 from training.files import atomic_folder, check_replaceable, read_json
+from stage2_prior.sliding_window import sample_larger_codes
 from training.model_io import load_pretrained, model_folder
 
 INDEX_NAME = "model_index.json"
@@ -81,20 +82,26 @@ class TwoStagePipeline:
 
         Sample i of seed s has the same codes whatever the batch size; its pixels agree to rounding. `labels`
         is one class for all `num` images, or one for each (then `num` may be left out); without it the
-        classes of a class-conditional prior take turns: sample i shows class i mod num_classes. `sampling`
-        replaces the pipeline's own settings. Raises UserError for labels that the prior does not have.
+        classes of a class-conditional prior take turns: sample i shows class i mod num_classes. `prompts` is one text
+        for all images or one for each; without it a prior of captions draws anything. `size`, (H, W): larger
+        than the training size, by a sliding window (stage2_prior/sliding_window.py). `sampling` replaces the
+        pipeline's own settings. Raises UserError for labels or prompts that the prior does not know.
         """
         if num is None:
-            if labels is None or isinstance(labels, int | np.integer):
+            lists = [asked for asked in (labels, prompts) if not isinstance(asked, int | np.integer | str | None)]
+            if not lists:
                 raise UserError("nothing says how many images to generate; give `num`, or one label for each image")
-            num = len(labels)
+        prompts: str | Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
+            num = len(lists[0])
         if num < 1 or batch_size < 1:
             raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
         indices = range(first_index, first_index + num)
-        chosen = self.labels_of(indices, labels)
+        chosen, texts = self.labels_of(indices, labels), self.prompts_of(indices, prompts)
+        batches = [slice(start, start + batch_size) for start in range(0, num, batch_size)]
         parts = [
-            self.sample(indices[i : i + batch_size], chosen and chosen[i : i + batch_size], seed, sampling)
-            for i in range(0, num, batch_size)
+            self.sample(indices[some], chosen and chosen[some], seed, sampling, texts and texts[some], size)
+            for some in batches
         ]
         return Generated(
             images=torch.cat([self.decode(codes) for codes in parts]),
@@ -109,9 +116,36 @@ class TwoStagePipeline:
         seed: int,
         sampling: SamplingConfig | None = None,
     ) -> Codes:
-        """Codes of samples `indices` of `seed`, as one batch: one b h w per grid; labels: b, None without classes."""
-        condition = Condition(None if labels is None else torch.tensor(labels, device=self.device))
-        return sample_codes(self.prior, indices, condition, seed, sampling or self.sampling)
+        """Codes of samples `indices` of `seed`, as one batch: one b h w per grid; labels: b, None without classes;
+        prompts: b, None for a prior without text; size: as for `generate`."""
+        condition, sampling = self.condition(labels, prompts), sampling or self.sampling
+        if size is None:
+            return sample_codes(self.prior, indices, condition, seed, sampling)
+        spec = self.autoencoder.code_spec(*size)
+        return sample_larger_codes(self.prior, spec, indices, condition, seed, sampling)
+
+    def condition(self, labels: Sequence[int] | None, prompts: Sequence[str] | None) -> Condition:
+        return Condition(
+            None if labels is None else torch.tensor(labels, device=self.device),
+            text=None if prompts is None else self.prior.tokenize(prompts).to(self.device),
+        )
+
+    def prompts_of(self, indices: Sequence[int], prompts: str | Sequence[str] | None = None) -> list[str] | None:
+        """The text of each sample, as `generate` understands `prompts`; None for a prior without text."""
+        if self.prior.text is None:
+            if prompts is not None:
+                raise UserError("this model was not trained on captions and knows no prompt; leave the prompt out")
+            return None
+        if prompts is None:
+            if not self.prior.knows_null_label:
+                raise UserError(
+                    "this prior was trained with label_dropout=0 and must be told what to draw; give a prompt"
+                )
+            prompts = ""
+        texts = [prompts] * len(indices) if isinstance(prompts, str) else list(prompts)
+        if len(texts) != len(indices):
+            raise UserError(f"got {len(texts)} prompts for {len(indices)} images, expected one prompt for each image")
+        return texts
 
     def labels_of(self, indices: Sequence[int], labels: int | Sequence[int] | None = None) -> list[int] | None:
         """The class of each sample, as `generate` understands `labels`; None for a prior without classes."""
@@ -123,6 +157,8 @@ class TwoStagePipeline:
             return [index % self.num_classes for index in indices]
         if isinstance(labels, int | np.integer):
             labels = [int(labels)] * len(indices)
+        prompts: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
         chosen = [int(label) for label in labels]
         if len(chosen) != len(indices):
             raise UserError(f"got {len(chosen)} labels for {len(indices)} images, expected one label for each image")
@@ -195,8 +231,8 @@ class TwoStagePipeline:
         sampling: SamplingConfig | None = None,
     ) -> Generated:
         """Images of codes that are partly known, one b h w per grid, -1 where the prior draws: samples first_index,
-        first_index + 1, ... of `seed`. labels: as for `generate`, but without them a class-conditional prior draws for
-        any class, without guidance. Raises UserError for a prior that never saw the null label."""
+        first_index + 1, ... of `seed`. labels, prompts: as for `generate`, but without labels a class-conditional
+        prior draws for any class, without guidance. Raises UserError for a prior that never saw the null label."""
         sampling = sampling or self.sampling
         indices = range(first_index, first_index + len(known[0]))
         chosen: list[int] | None
@@ -209,7 +245,7 @@ class TwoStagePipeline:
             chosen, sampling = [self.num_classes] * len(indices), replace(sampling, guidance=1.0)
         else:
             chosen = self.labels_of(indices, labels)
-        condition = Condition(None if chosen is None else torch.tensor(chosen, device=self.device))
+        condition = self.condition(chosen, self.prompts_of(indices, prompts))
         codes = sample_codes(self.prior, indices, condition, seed, sampling, known)
         return Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
 
@@ -224,6 +260,7 @@ class TwoStagePipeline:
         return self.encode(images)
 
     def _places(self, codes: Codes, seed: int, first_index: int) -> Tensor:
+        prompts: str | Sequence[str] | None = None,
         """A random number for each code, `b n`, of another stream than those the codes are drawn with."""
         indices = range(first_index, first_index + len(codes[0]))
         return noise(seed, indices, sum(grid[0].numel() for grid in codes), stream=1)

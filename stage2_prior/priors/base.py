@@ -104,7 +104,9 @@ class Prior(PretrainedModel):
             raise UserError("this model was not trained on captions and knows no prompt; leave the prompt out")
         if self.tokenizer is None:
             raise UserError(f"this prior reads text, but its folder has no {TOKENIZER_NAME}; copy that from its run")
-        return tokenize(self.tokenizer, prompts, self.text.length)
+        tokens = tokenize(self.tokenizer, prompts, self.text.length)
+        tokens[[not prompt.strip() for prompt in prompts]] = -1  # whatever a tokenizer puts around nothing
+        return tokens
 
     @classmethod
     def for_codes(cls, config: Any, codes: CodeDataset, num_classes: int, **facts: Any) -> Self:

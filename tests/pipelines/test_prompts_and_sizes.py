@@ -1,0 +1,116 @@
+"""Generation by a prompt, and of images larger than the training size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.generate import GenerateConfig, generate_files
+from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.condition import Condition, TextSpec
+from stage2_prior.priors import Transformer, TransformerConfig
+from stage2_prior.sampling import SamplingConfig, sample_codes
+from stage2_prior.sliding_window import sample_larger_codes
+from stage2_prior.text import train_tokenizer, vocabulary_of
+from tests.pipelines.conftest import make_autoencoder, make_pipeline
+from training.errors import UserError
+
+
+def text_pipeline(knows_null_label: bool = True) -> TwoStagePipeline:
+    autoencoder, tokenizer = make_autoencoder(), train_tokenizer(["a red fox", "a grey owl"], 260)
+    torch.manual_seed(1)
+    prior = Transformer(
+        TransformerConfig(layers=1, width=16, heads=2),
+        autoencoder.code_spec(),
+        0,
+        text=TextSpec(6, vocabulary_of(tokenizer)),
+        knows_null_label=knows_null_label,
+    )
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    prior.tokenizer = tokenizer
+    return TwoStagePipeline(autoencoder, prior)
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_pipeline().save_pretrained(tmp_path_factory.mktemp("text") / "model")
+
+
+def test_images_follow_their_prompts_and_the_model_folder_holds_the_tokenizer(text_model):
+    assert (text_model / "stage2" / "tokenizer.json").is_file()
+    pipeline = TwoStagePipeline.from_pretrained(text_model)
+    made = pipeline.generate(prompts=["a red fox", "a grey owl", "a red fox"], seed=3, batch_size=2)
+    assert made.images.shape == (3, 1, 16, 16)
+    text = pipeline.prior.tokenize(["a red fox", "a grey owl", "a red fox"])
+    expected = sample_codes(pipeline.prior, range(3), Condition(text=text), 3, SamplingConfig())
+    assert torch.equal(made.codes[0], expected[0])
+    greedy = SamplingConfig(temperature=0)
+    fox, owl, again = pipeline.generate(prompts=["a red fox", "a grey owl", "a red fox"], sampling=greedy).codes[0]
+    assert torch.equal(fox, again)
+    assert not torch.equal(fox, owl)
+    assert torch.equal(pipeline.generate(2, prompts="a red fox", sampling=greedy).codes[0], torch.stack([fox, fox]))
+
+
+def test_without_a_prompt_a_prior_of_captions_draws_anything():
+    pipeline = text_pipeline()
+    text = torch.full((2, 6), -1)
+    expected = sample_codes(pipeline.prior, range(2), Condition(text=text), 0, SamplingConfig())
+    assert torch.equal(pipeline.generate(2).codes[0], expected[0])
+    assert torch.equal(pipeline.generate(2, prompts=["", " "]).codes[0], expected[0])
+    with pytest.raises(UserError, match="trained with label_dropout=0 and must be told what to draw; give a prompt"):
+        text_pipeline(knows_null_label=False).generate(2)
+
+
+def test_what_is_drawn_anew_follows_the_prompt():
+    pipeline, greedy = text_pipeline(), SamplingConfig(temperature=0)
+    nothing_known = (torch.full((1, 4, 4), -1),)
+    drawn = pipeline.redraw(nothing_known, prompts="a red fox", sampling=greedy).codes[0]
+    assert torch.equal(drawn, pipeline.generate(1, prompts="a red fox", sampling=greedy).codes[0])
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="got 2 prompts for 3 images, expected one prompt for each image"):
+        text_pipeline().generate(3, prompts=["a", "b"])
+    with pytest.raises(UserError, match="this model was not trained on captions and knows no prompt; leave the prompt"):
+        make_pipeline().generate(3, prompts="a fox")
+
+
+def test_images_larger_than_the_training_size_come_from_the_sliding_window():
+    pipeline = make_pipeline()
+    made = pipeline.generate(labels=[0, 2], size=(20, 28), seed=4)
+    assert made.images.shape == (2, 1, 20, 28)
+    spec, condition = pipeline.autoencoder.code_spec(20, 28), Condition(torch.tensor([0, 2]))
+    expected = sample_larger_codes(pipeline.prior, spec, range(2), condition, 4, SamplingConfig())
+    assert torch.equal(made.codes[0], expected[0])
+    with pytest.raises(UserError, match="cannot encode 20x27 images: both sides must be multiples of 4"):
+        pipeline.generate(1, size=(20, 27))
+    with pytest.raises(UserError, match="an image of 12x16 is smaller than the 16x16 that the prior was trained on"):
+        pipeline.generate(1, size=(12, 16))
+
+
+def test_the_command_writes_prompt_and_size_to_what_it_records(text_model, tmp_path):
+    config = GenerateConfig(
+        model=str(text_model), out=str(tmp_path), num=2, prompt="a grey owl", size=(16, 20), device="cpu"
+    )
+    generate_files(config)
+    pipeline = TwoStagePipeline.from_pretrained(text_model)
+    expected = pipeline.generate(2, prompts="a grey owl", size=(16, 20)).images
+    for i in range(2):
+        with Image.open(tmp_path / f"{i:06d}.png") as image:
+            assert image.size == (20, 16)
+            pixels = torch.from_numpy(np.asarray(image).copy())
+        assert ((expected[i, 0] + 1) * 127.5 - pixels).abs().max() <= 1
+    sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert (sample["prompt"], sample["size"]) == ("a grey owl", [16, 20])
+    assert "0 of them new" in generate_files(config)
+    other = GenerateConfig(model=str(text_model), out=str(tmp_path), num=2, prompt="a red fox", device="cpu")
+    with pytest.raises(UserError, match=r"prompt was 'a grey owl' and is now 'a red fox'; size was \[16, 20\] and is"):
+        generate_files(other)
+    with pytest.raises(UserError, match="got a judge with a prompt or a size, expected either"):
+        GenerateConfig(model="m", out="o", candidates=2, judge="timm:x", size=(16, 20))
