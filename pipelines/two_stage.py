@@ -21,9 +21,9 @@ from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, Prior
 from stage2_prior.sampling import SamplingConfig, noise, sample_codes
+from stage2_prior.sliding_window import sample_larger_codes
 from training.errors import UserError
 from training.files import atomic_folder, check_replaceable, read_json
-from stage2_prior.sliding_window import sample_larger_codes
 from training.model_io import load_pretrained, model_folder
 
 INDEX_NAME = "model_index.json"
@@ -73,6 +73,8 @@ class TwoStagePipeline:
         num: int | None = None,
         *,
         labels: int | Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
         seed: int = 0,
         first_index: int = 0,
         batch_size: int = 64,
@@ -91,8 +93,6 @@ class TwoStagePipeline:
             lists = [asked for asked in (labels, prompts) if not isinstance(asked, int | np.integer | str | None)]
             if not lists:
                 raise UserError("nothing says how many images to generate; give `num`, or one label for each image")
-        prompts: str | Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
             num = len(lists[0])
         if num < 1 or batch_size < 1:
             raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
@@ -115,6 +115,8 @@ class TwoStagePipeline:
         labels: Sequence[int] | None,
         seed: int,
         sampling: SamplingConfig | None = None,
+        prompts: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Codes:
         """Codes of samples `indices` of `seed`, as one batch: one b h w per grid; labels: b, None without classes;
         prompts: b, None for a prior without text; size: as for `generate`."""
@@ -157,8 +159,6 @@ class TwoStagePipeline:
             return [index % self.num_classes for index in indices]
         if isinstance(labels, int | np.integer):
             labels = [int(labels)] * len(indices)
-        prompts: Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
         chosen = [int(label) for label in labels]
         if len(chosen) != len(indices):
             raise UserError(f"got {len(chosen)} labels for {len(indices)} images, expected one label for each image")
@@ -226,6 +226,7 @@ class TwoStagePipeline:
         known: Codes,
         *,
         labels: int | Sequence[int] | None = None,
+        prompts: str | Sequence[str] | None = None,
         seed: int = 0,
         first_index: int = 0,
         sampling: SamplingConfig | None = None,
@@ -260,7 +261,6 @@ class TwoStagePipeline:
         return self.encode(images)
 
     def _places(self, codes: Codes, seed: int, first_index: int) -> Tensor:
-        prompts: str | Sequence[str] | None = None,
         """A random number for each code, `b n`, of another stream than those the codes are drawn with."""
         indices = range(first_index, first_index + len(codes[0]))
         return noise(seed, indices, sum(grid[0].numel() for grid in codes), stream=1)

@@ -27,7 +27,6 @@ STAGE1_OF = {
     "cifar10_pixelcnn_short": ("cifar10_vqvae_short", 10),
     "cifar10_transformer": ("cifar10_vqvae", 10),
     "folder": ("folder", 0),
-    "mnist_maskgit": ("mnist_vqvae", 10),
     "imagenet_samples_text_short": ("imagenet_samples_vqvae_short", 0),
     "mnist_pixelsnail": ("mnist_vqvae", 10),
     "cifar10_pixelsnail_short": ("cifar10_vqvae_short", 10),
@@ -39,6 +38,7 @@ STAGE1_OF = {
     "cifar10_vqvae2_short": ("cifar10_vqvae2", 10),
     "imagenet256_vqvae2": ("imagenet256_vqvae2", 1000),
     "faces1024_vqvae2": ("faces1024_vqvae2", 0),
+    "mnist_maskgit": ("mnist_vqvae", 10),
     "cifar10_maskgit_short": ("cifar10_vqvae_short", 10),
     "cifar10_diffusion_short": ("cifar10_vqvae_short", 10),
     "imagenet256_maskgit": ("imagenet256_vqgan", 1000),
@@ -75,11 +75,11 @@ def code_spec(name: str) -> CodeSpec:
         "cifar10_vqvae_short": "8x8 codes of 512 (32x32x3 images)",
         "imagenet128_vqvae": "32x32 codes of 512 (128x128x3 images)",
         "folder": "16x16 codes of 1024 (128x128x3 images)",
+        "imagenet_samples_vqvae_short": "16x16 codes of 512 (64x64x3 images)",
         "cifar10_residual": " + ".join(4 * ["4x4 codes of 512"]) + " (32x32x3 images)",
         "cifar10_multiscale": " + ".join(f"{n}x{n} codes of 512" for n in (1, 2, 3, 4, 6, 8)) + " (32x32x3 images)",
         "cifar10_vqvae2": "4x4 codes of 512 + 8x8 codes of 512 (32x32x3 images)",
         "imagenet256_vqvae2": "32x32 codes of 512 + 64x64 codes of 512 (256x256x3 images)",
-        "imagenet_samples_vqvae_short": "16x16 codes of 512 (64x64x3 images)",
         "faces1024_vqvae2": ("32x32 codes of 512 + 64x64 codes of 512 + 128x128 codes of 512 (1024x1024x3 images)"),
         "imagenet256_vqgan": "16x16 codes of 1024 (256x256x3 images)",
         "folder_vqgan": "16x16 codes of 1024 (256x256x3 images)",
@@ -99,12 +99,12 @@ def test_stage_one_recipes_make_the_codes_they_announce(name, codes):
 def test_stage_two_recipes_build_a_prior_for_their_codes(name):
     config, run = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", name])
     stage1_name, classes = STAGE1_OF[name]
+    facts = {} if config.captions is None else {"text": TextSpec(config.text_length, config.text_vocabulary)}
     with torch.device("meta"):
         prior = PRIORS[config.model.kind](config.model, code_spec(stage1_name), classes, **facts)
     assert sum(weight.numel() for weight in prior.parameters()) > 10_000
     assert run == Path("runs") / name
 
-    facts = {} if config.captions is None else {"text": TextSpec(config.text_length, config.text_vocabulary)}
 
 def test_no_recipe_is_left_out_of_these_tests():
     assert set(recipes("stage1")) == {
