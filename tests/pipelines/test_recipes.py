@@ -18,6 +18,7 @@ from stage2_prior.priors import PRIORS
 from stage2_prior.train import Stage2Config
 
 CONFIGS = Path(str(files("configs")))
+VAR_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 # The autoencoder that makes the codes of each prior, and the number of classes of its images.
 STAGE1_OF = {
@@ -42,6 +43,7 @@ STAGE1_OF = {
     "cifar10_maskgit_short": ("cifar10_vqvae_short", 10),
     "cifar10_diffusion_short": ("cifar10_vqvae_short", 10),
     "imagenet256_maskgit": ("imagenet256_vqgan", 1000),
+    "imagenet256_vqgan_gpt": ("imagenet256_vqgan", 1000),
 }
 
 
@@ -70,6 +72,8 @@ def code_spec(name: str) -> CodeSpec:
     {
         "mnist_quickstart": "7x7 codes of 128 (28x28x1 images)",
         "mnist_vqvae": "7x7 codes of 256 (28x28x1 images)",
+        "mnist_multiscale": " + ".join(f"{n}x{n} codes of 128" for n in (1, 2, 3, 4, 5, 7)) + " (28x28x1 images)",
+        "imagenet256_multiscale": " + ".join(f"{n}x{n} codes of 4096" for n in VAR_SCALES) + " (256x256x3 images)",
         "mnist_binary": "7x7 codes of 256 (28x28x1 images)",
         "cifar10_vqvae": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_vqvae_short": "8x8 codes of 512 (32x32x3 images)",
@@ -78,6 +82,7 @@ def code_spec(name: str) -> CodeSpec:
         "imagenet_samples_vqvae_short": "16x16 codes of 512 (64x64x3 images)",
         "cifar10_residual": " + ".join(4 * ["4x4 codes of 512"]) + " (32x32x3 images)",
         "cifar10_multiscale": " + ".join(f"{n}x{n} codes of 512" for n in (1, 2, 3, 4, 6, 8)) + " (32x32x3 images)",
+        "mnist_vqvae2": "7x7 codes of 64 + 14x14 codes of 64 (28x28x1 images)",
         "cifar10_vqvae2": "4x4 codes of 512 + 8x8 codes of 512 (32x32x3 images)",
         "imagenet256_vqvae2": "32x32 codes of 512 + 64x64 codes of 512 (256x256x3 images)",
         "faces1024_vqvae2": ("32x32 codes of 512 + 64x64 codes of 512 + 128x128 codes of 512 (1024x1024x3 images)"),
@@ -112,6 +117,8 @@ def test_no_recipe_is_left_out_of_these_tests():
         "folder", "imagenet_samples_vqvae_short", "imagenet256_vqgan", "folder_vqgan", "cifar10_vqgan",
         "imagenet256_dvae", "cifar10_dvae", "imagenet256_vit_vqgan", "cifar10_vit_vqgan",
         "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
+        "mnist_multiscale", "imagenet256_multiscale",
+        "mnist_vqvae2",
     }  # fmt: skip
     assert set(recipes("stage2")) == set(STAGE1_OF)
 
@@ -139,6 +146,26 @@ def test_vqvae2_recipes_have_the_published_figures(name, levels):
     assert (quantizer.codebook_size, quantizer.dim, quantizer.commitment_weight) == (512, 64, 0.25)
     assert (quantizer.codebook_update, quantizer.decay) == ("ema", 0.99)
     assert (quantizer.kmeans_iterations, quantizer.revive_after, config.train.batch_size) == (0, 0, 128)
+
+
+def test_the_hierarchical_priors_have_the_published_figures():
+    """Levels: layers, hidden and residual width, layers with attention, dropout, output stack, given through."""
+    expected = {
+        "imagenet256_vqvae2": [(20, 512, 2048, 4, 0.1, 20, None), (20, 512, 1024, 0, 0.1, 20, 20)],
+        "faces1024_vqvae2": [
+            (20, 512, 2048, 4, 0.5, 0, None), (20, 512, 1024, 1, 0.3, 0, 8), (10, 512, 1024, 0, 0.25, 0, 8)
+        ],
+    }  # fmt: skip
+    for name, levels in expected.items():
+        config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", name])
+        assert stage1(name).model.levels == len(levels)
+        for number, figures in enumerate(levels):
+            level = config.model.level(number, len(levels))
+            layers = level.blocks * level.residual_blocks
+            attention = level.blocks if level.attention else 0
+            sizes = (layers, level.width, level.residual_width, attention, level.dropout, level.output_blocks)
+            assert (*sizes, level.given_blocks if number else None) == figures
+            assert (level.kind, level.kernel_size, level.heads) == ("pixelsnail", 5, 8)
 
 
 def test_the_dvae_recipe_has_the_published_figures():
@@ -183,6 +210,25 @@ def test_the_vqgan_recipe_has_the_published_figures():
     assert (adversarial.discriminator.width, adversarial.discriminator.layers) == (64, 3)
 
 
+def test_the_var_recipes_have_the_published_figures():
+    tokenizer = stage1("imagenet256_multiscale")
+    config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", "imagenet256_var_d16"])
+    model, quantizer = tokenizer.model, tokenizer.model.quantizer
+    assert (model.width, model.multipliers, model.residual_blocks) == (160, (1, 1, 2, 2, 4), 2)
+    assert (model.z_channels, model.quant_conv_kernel, model.norm_groups) == (32, 3, 32)
+    assert (quantizer.scales, quantizer.codebook_size, quantizer.dim) == (VAR_SCALES, 4096, 32)
+    assert (quantizer.codebook_update, quantizer.commitment_weight) == ("gradient", 0.25)
+    assert (quantizer.phis, quantizer.phi_share) == (4, 0.5)
+    prior, train = config.model, config.train
+    assert (prior.layers, prior.width, prior.heads, prior.shared_adaln) == (16, 1024, 16, False)
+    assert (prior.drop_path, prior.initial_gain) == (pytest.approx(16 / 240, abs=1e-4), 1e-3)
+    assert (train.batch_size, train.weight_decay, train.betas) == (768, 0.05, (0.9, 0.95))
+    assert train.learning_rate == pytest.approx(1e-4 * train.batch_size / 256)
+    epochs = train.steps * train.batch_size / 1_281_167
+    assert epochs == pytest.approx(200, abs=0.1)
+    assert (train.warmup_steps, train.max_grad_norm, config.label_dropout) == (train.steps / 50, 2.0, 0.1)
+
+
 def test_the_maskgit_recipe_has_the_published_figures():
     config = stage2("imagenet256_maskgit")
     model, train = config.model, config.train
@@ -198,3 +244,14 @@ def test_the_short_masked_recipes_differ_in_kind_only():
     fields = {**asdict(maskgit.model), "kind": "diffusion"}
     del fields["label_smoothing"]
     assert (asdict(diffusion.model), diffusion.train) == (fields, maskgit.train)
+
+
+def test_the_gpt_recipe_has_the_published_figures():
+    config = stage2("imagenet256_vqgan_gpt")
+    model, train = config.model, config.train
+    assert (model.kind, model.layers, model.width, model.heads) == ("mingpt", 48, 1536, 24)
+    assert train.learning_rate == pytest.approx(4.5e-6 * train.batch_size)
+    assert (train.betas, train.weight_decay, train.schedule) == ((0.9, 0.95), 0.01, "constant")
+    with torch.device("meta"):
+        prior = PRIORS["mingpt"](model, code_spec("imagenet256_vqgan"), 1000)
+    assert sum(weight.numel() for weight in prior.parameters()) == pytest.approx(1.36e9, rel=0.01)
