@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from pipelines.two_stage import TwoStagePipeline, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage2_prior.priors import PRIORS
+from stage1_vq.codes import CodeSpec
+from stage2_prior.priors import PRIORS, Hierarchical, Prior
 from stage2_prior.sampling import SamplingConfig
+from training.errors import UserError
 from training.model_io import load_pretrained
 
 
@@ -17,7 +20,7 @@ class AssembleConfig:
     """One model folder from two runs, with the sampling settings that it will use by default."""
 
     stage1: str  # run or model folder of the autoencoder, a model that was assembled with it, or a hub id
-    stage2: str  # run or model folder of the prior, a model that was assembled with it, or a hub id
+    stage2: tuple[str, ...] | str  # the same of the prior; "[RUN, RUN ...]" where its levels were trained one by one
     out: str  # the model folder to write
     temperature: float = 1.0  # divides the logits
     top_k: int | None = None  # draw from the k most probable codes; left out: from all
@@ -36,9 +39,26 @@ class AssembleConfig:
 
 
 def assemble(config: AssembleConfig) -> str:
-    """Writes the pipeline folder `config.out`; returns one line. Raises UserError if the two do not fit."""
+    """Writes the pipeline folder `config.out`; returns one line. Raises UserError if the stages do not fit, or the
+    levels of a prior do not belong together."""
     autoencoder = load_pretrained(stage_folder(config.stage1, "stage1"), AUTOENCODERS)
-    prior = load_pretrained(stage_folder(config.stage2, "stage2"), PRIORS)
+    names = (config.stage2,) if isinstance(config.stage2, str) else config.stage2
+    if not all(names):
+        raise UserError("stage2 is empty, expected: run or model folder of the prior, or [RUN, RUN ...] of its levels")
+    priors = [load_pretrained(stage_folder(name, "stage2"), PRIORS) for name in names]
+    check_complete(autoencoder.code_spec(), priors)
+    prior = priors[0] if len(priors) == 1 else Hierarchical.from_levels(priors)
     pipeline = TwoStagePipeline(autoencoder, prior, config.sampling)
     folder = pipeline.save_pretrained(config.out)
     return f"the model is in {folder}; next: zellige generate --model {folder} --num 64 --out DIR"
+
+
+def check_complete(code_spec: CodeSpec, priors: Sequence[Prior]) -> None:
+    """Raises UserError when `priors` are some of the levels of these codes and others are missing."""
+    known = [grid for prior in priors for grid in prior.code_spec.grids]
+    missing = [grid.name for grid in code_spec.grids if grid not in known]
+    if missing and all(grid in code_spec.grids for prior in priors for grid in (*prior.given, *prior.code_spec.grids)):
+        raise UserError(
+            f"got priors of {' and '.join(grid.name for grid in known)} only, expected one of {' and '.join(missing)} "
+            'too; train it by `zellige train-stage2 --level`, and name the runs of all levels, --stage2 "[RUN, RUN]"'
+        )
