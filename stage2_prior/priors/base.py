@@ -33,6 +33,7 @@ class Prior(PretrainedModel):
 
     config_class: ClassVar[type]
     reads_text: ClassVar[bool] = False  # may be made with `text` and `embeddings`
+    reads_given: ClassVar[bool] = True  # may be made with `given`
 
     def __init__(
         self,
@@ -55,6 +56,11 @@ class Prior(PretrainedModel):
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise UserError(f"got {len(class_names)} class names for {num_classes} classes, expected one for each")
+        if given and not self.reads_given:
+            raise UserError(
+                f"a {self.kind} prior cannot be given codes, expected another kind, such as transformer; or leave them "
+                "out"
+            )
         if not self.reads_text and (text or embeddings):
             raise UserError(f"a {self.kind} prior reads no text, expected a transformer prior for captions")
         self.config = config

@@ -149,22 +149,23 @@ class CaptionEmbedding(nn.Module):
 
 
 class LlamaGen(AutoregressivePrior):
-    """Raises UserError when the codes have more than one grid, or when it is to be given codes or tokens of a text, or
+    """Raises UserError when the codes have more than one grid, or when it is to be given tokens of a text, or
     classes and a text."""
 
     kind = "llamagen"
     config_class = LlamaGenConfig
     config: LlamaGenConfig
     reads_text = True  # by its embeddings
+    reads_given = False
 
     def __init__(self, config: LlamaGenConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
         """facts: as for `Prior`."""
         super().__init__(config, code_spec, num_classes, **facts)
         self.grid = self.only_grid()
-        if self.given or self.text or (self.embeddings and num_classes):
+        if self.text or (self.embeddings and num_classes):
             raise UserError(
-                "a llamagen prior goes by classes or by embeddings of captions, expected one of these and no given "
-                "codes; take a mingpt prior for codes of another picture, a transformer prior for tokens of a text"
+                "a llamagen prior goes by classes or by embeddings of captions, expected one of these; take a "
+                "transformer prior for tokens of a text"
             )
         self.prefix_length = 1 if self.embeddings is None else self.embeddings.length
         self.classes: nn.Embedding | None = None

@@ -80,6 +80,7 @@ class RQTransformer(AutoregressivePrior):
     of the codes have different sides."""
 
     kind = "rq_transformer"
+    reads_given = False
     config_class = RQTransformerConfig
     config: RQTransformerConfig
 

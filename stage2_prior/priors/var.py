@@ -150,6 +150,7 @@ class VAR(AutoregressivePrior):
     """Codes of two or more grids of one vocabulary, coarse to fine."""
 
     kind = "var"
+    reads_given = False
     config_class = VARConfig
     config: VARConfig
     scale_of: Tensor  # n, of each code, counted from 0

@@ -434,6 +434,29 @@ def test_the_bound_on_the_nll_is_float32_and_the_same_in_any_batch(kind):
     assert nll.shape == (5, prior.code_spec.codes_per_image)
 
 
+@EVERY_ORDERED_PRIOR
+def test_given_codes_shape_the_logits_of_the_priors_that_go_by_them(kind):
+    given = (Grid("low", 1, 1, 5), Grid("map", 1, 1, 3))  # sides that divide those of any grid
+    if not PRIORS[kind].reads_given:
+        with pytest.raises(UserError, match=f"a {kind} prior cannot be given codes, expected another kind"):
+            tiny_prior(kind, given=given)
+        return
+    prior = tiny_prior(kind, given=given)
+    codes, labels = random_codes(4, prior), torch.arange(4)
+    known = tuple(torch.randint(grid.vocabulary, (4, grid.height, grid.width)) for grid in given)
+    with torch.no_grad():
+        expected = prior.logits(codes, Condition(labels, known))
+        for number, grid in enumerate(given):
+            other = [tensor.clone() for tensor in known]
+            other[number] = (other[number] + 1) % grid.vocabulary
+            change = (prior.logits(codes, Condition(labels, tuple(other))) - expected).abs().amax(dim=(0, 2))
+            assert (change > 0).all()
+    stepped = joined(step_through(prior, codes, Condition(labels, known)))
+    torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="got given codes of shapes"):
+        prior.nll(codes, Condition(labels))
+
+
 @EVERY_MASKED_PRIOR
 def test_given_codes_shape_all_logits_and_are_checked(kind):
     given = (Grid("top", 1, 2, 5), Grid("other", 2, 2, 3))

@@ -173,8 +173,8 @@ def test_impossible_configs_are_refused(setting, message):
 
 @pytest.mark.parametrize(
     ("num_classes", "facts"),
-    [(0, {"given": (Grid("top", 2, 2, 8),)}), (0, {"text": TextSpec(4, 100)}), (3, {"embeddings": CAPTION})],
-    ids=["given codes", "tokens of a text", "classes and a text"],
+    [(0, {"text": TextSpec(4, 100)}), (3, {"embeddings": CAPTION})],
+    ids=["tokens of a text", "classes and a text"],
 )
 def test_what_it_cannot_go_by_is_refused(num_classes, facts):
     with pytest.raises(UserError, match="a llamagen prior goes by classes or by embeddings of captions, expected one"):
