@@ -41,6 +41,7 @@ class TransformerConfig:
     layers: int = 8
     width: int = 256  # d
     heads: int = 8  # each of width / heads numbers, a multiple of 4: pairs for the row, pairs for the column
+    key_value_heads: int | None = None  # each shared by heads / key_value_heads heads; None: every head has its own
     dropout: float = 0.0  # of the embedded sequence
     residual_dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
     tied: bool = False  # the output shares the weights of the code embedding
@@ -55,6 +56,11 @@ class TransformerConfig:
                 f"width={self.width} with heads={self.heads}, expected a width that is a multiple of "
                 f"{4 * self.heads}: each head turns pairs of numbers by the row and pairs by the column"
             )
+        if self.heads % self.shared_heads or self.shared_heads < 1:
+            raise UserError(
+                f"key_value_heads={self.key_value_heads} with heads={self.heads}, expected a number that divides them: "
+                "so many heads share each"
+            )
         for name in ("dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
@@ -64,6 +70,11 @@ class TransformerConfig:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+    @property
+    def shared_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.key_value_heads is None else self.key_value_heads
 
     @property
     def hidden_width(self) -> int:
@@ -115,23 +126,29 @@ def turn(x: Tensor, angles: Tensor) -> Tensor:
 
 class Attention(nn.Module):
     """Causal self-attention. A query stands at the code to be predicted, a key at the code that its token holds: the
-    code above is one row up for every query, and the token of the class is the fixed point of the grid."""
+    code above is one row up for every query, and the token of the class is the fixed point of the grid.
+
+    Groups of heads may share keys and values (Ainslie et al. 2023, arXiv:2305.13245): sampling, which mostly reads them
+    again at every step, has as many times less to read.
+    """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.split = [config.heads, config.shared_heads, config.shared_heads]
+        self.qkv = nn.Linear(config.width, sum(self.split) * config.head_width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         return self.attend(*self.turned(x, angles))
 
     def turned(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each `b heads n d`."""
-        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        """Queries, `b heads n d`, keys and values, `b shared_heads n d`."""
+        q, k, v = rearrange(self.qkv(x), "b n (heads d) -> b heads n d", heads=sum(self.split)).split(self.split, dim=1)
         return turn(q, angles[1:]), turn(k, angles[:-1]), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if k.shape[1] < q.shape[1]:
+            k, v = (shared.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for shared in (k, v))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
 
@@ -289,7 +306,7 @@ class StepWeights:
         qkv = block.attention.qkv.weight * block.attention_norm.gain * root
         qkv[: config.width] /= math.sqrt(config.head_width)
         gate_up = block.feed_forward.gate_up.weight * block.feed_forward_norm.gain * root
-        self.qkv = ColumnBlocks(qkv, 3 * config.heads, dtype)
+        self.qkv = ColumnBlocks(qkv, config.heads + 2 * config.shared_heads, dtype)
         self.out = ColumnBlocks(block.attention.out.weight, math.gcd(8, config.width), dtype)
         self.gate_up = ColumnBlocks(gate_up, config.hidden_width // 16, dtype)  # of 32 columns
         self.down = ColumnBlocks(block.feed_forward.down.weight, math.gcd(8, config.width), dtype)
@@ -319,7 +336,8 @@ class TransformerStepper:
         angles = prior.angles()
         turns = torch.polar(torch.ones_like(angles), angles)  # n+1 d/2, complex
         self.turns = rearrange([turns[1:], turns[:-1]], "qk n d -> n qk 1 1 d")
-        cache = (config.layers, 2, config.heads, batch, len(self.turns), config.head_width)
+        heads, shared = config.heads, config.shared_heads
+        cache = (config.layers, 2, shared, batch, len(self.turns), config.head_width)
         self.cache = torch.zeros(cache, dtype=dtype, device=device)  # layers (keys, values) heads b n d
         if self.position:
             self._read(prior, start[:, :-1], angles[: self.position + 1])
@@ -331,14 +349,17 @@ class TransformerStepper:
         self.stream = empty(parts, batch, config.width // parts)  # the residual stream, to which products are added
         self.divided = empty(batch, config.width)
         self.divided_in_blocks = in_blocks(self.divided, parts)
-        self.projected = empty(3 * config.heads, batch, config.head_width)
+        self.projected = empty(heads + 2 * shared, batch, config.head_width)
         self.qkv = self.projected.float()  # the same tensor where that is float32
-        q, self.key_value = self.qkv.view(3, config.heads, batch, -1).split([1, 2])
-        self.query = q.view(config.heads * batch, 1, -1)
-        pairs = self.qkv[: 2 * config.heads].view(2, config.heads, batch, -1, 2)
-        self.turning = torch.view_as_complex(pairs)  # queries and keys
-        self.attended = empty(config.heads * batch, 1, config.head_width)
-        self.attended_rows = self.attended.view(config.heads, batch, -1).transpose(0, 1)  # b heads d
+        self.key_value = self.qkv[heads:].view(2, shared, batch, -1)
+        # The heads that share keys are rows of one product with them.
+        self.query = self.qkv.new_empty(shared * batch, heads // shared, config.head_width)
+        of_heads = self.query.view(shared, batch, heads // shared, -1).transpose(1, 2)  # shared group b d
+        self.turned_query = as_pairs(of_heads)
+        self.query_pairs = as_pairs(self.qkv[:heads].view(of_heads.shape))
+        self.key_pairs = as_pairs(self.key_value[0])
+        self.attended = empty(self.query.shape)
+        self.attended_rows = self.attended.view(shared, batch, -1).transpose(0, 1)  # b shared (group d)
         self.opened = empty(*self.blocks[0].gate_up.shape(batch))
         self.gate, self.up = self.opened.chunk(2)
         self.hidden = empty(batch, config.hidden_width)
@@ -369,13 +390,14 @@ class TransformerStepper:
         if self.next_grid is not None:
             x = x + self.next_grid[grid]
         self.stream.copy_(in_blocks(x, len(self.stream)))
-        turns = self.turns[self.position]
+        turn_query, turn_key = self.turns[self.position]
         here = self.cache[..., self.position, :]  # layers two heads b d
         known = self.cache[..., : self.position + 1, :].flatten(2, 3)  # layers two (heads b) n d
         for block, key_value, (keys, values) in zip(self.blocks, here.unbind(), known.unbind(), strict=True):
             block.qkv(self._divided(), out=self.projected)
             self.qkv.copy_(self.projected)  # nothing to do where they are the same
-            self.turning.mul_(turns)
+            torch.mul(self.query_pairs, turn_query, out=self.turned_query)
+            self.key_pairs.mul_(turn_key)
             key_value.copy_(self.key_value)
             shares = torch.bmm(self.query.to(keys.dtype), keys.mT).softmax(dim=-1)
             torch.bmm(shares, values, out=self.attended)
@@ -391,3 +413,8 @@ class TransformerStepper:
         norm = torch.linalg.vector_norm(self.stream, dim=(0, 2), keepdim=True).add_(self.epsilon)
         torch.div(self.stream, norm, out=self.divided_in_blocks)
         return self.divided
+
+
+def as_pairs(x: Tensor) -> Tensor:
+    """`... d` as complex `... d/2`, a view: a turn of each pair is then one multiplication."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))

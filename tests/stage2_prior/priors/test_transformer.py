@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,34 @@ def test_stepper_agrees_at_the_size_of_the_benchmark(batch):
     torch.testing.assert_close(torch.cat(stepped, dim=1), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_heads_may_share_keys_and_values(shared, autocast):
+    """The stepper agrees, and the model is one whose heads have equal keys and values of their own."""
+    torch.manual_seed(0)
+    config = TransformerConfig(layers=2, width=32, heads=4, key_value_heads=shared)
+    prior = Transformer(config, tiny_spec(), 4).eval()
+    whole = Transformer(replace(config, key_value_heads=None), tiny_spec(), 4).eval()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        state = prior.state_dict()
+        for name in [name for name in state if name.endswith("qkv.weight")]:
+            q, *key_value = state[name].split([32, 8 * shared, 8 * shared])
+            own = [part.view(shared, 8, 32).repeat_interleave(4 // shared, 0).flatten(0, 1) for part in key_value]
+            state[name] = torch.cat([q, *own])
+        whole.load_state_dict(state)
+        codes, condition = random_codes(5, prior), condition_for(5, prior)
+        torch.testing.assert_close(prior.logits(codes, condition), whole.logits(codes, condition), rtol=0, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            expected = prior.logits(codes, condition).float()
+            stepper, sequence = prior.stepper(5, condition), codes[0].flatten(1)
+            stepped = [stepper.next(sequence[:, i - 1 : i] if i else None) for i in range(15)]
+    tolerance = 0.1 * float(expected.std()) if autocast else 1e-5
+    assert (torch.cat(stepped, dim=1) - expected).abs().max() < tolerance
+    assert stepper.cache.shape[2] == shared
+
+
 def test_an_image_costs_the_arithmetic_of_one_pass():
     prior = tiny_prior("transformer", spec=tiny_spec(8, 8))
     codes, condition = random_codes(2, prior), condition_for(2, prior)
@@ -130,6 +159,7 @@ def test_tied_weights_are_one_and_save_as_one(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ({"key_value_heads": 3}, "key_value_heads=3 with heads=8, expected a number that divides them"),
         ({"width": 36, "heads": 4}, "width=36 with heads=4, expected a width that is a multiple of 16"),
         ({"layers": 0}, "layers=0, expected at least 1"),
         ({"residual_dropout": 1.0}, "residual_dropout=1.0, expected a share from 0 to below 1"),
