@@ -3,7 +3,8 @@
     python -m benchmarks.priors --stage1 vqvae=runs/a vqvae2=runs/b multiscale=runs/c \\
       --codes vqvae=codes/a vqvae2=codes/b multiscale=codes/c --minutes 4 --out runs/priors
 
-For each row a short run measures how many steps fit into the time; then the recipe trains with that many, its warm-up
+Time is that of one core, counted by the processor and not by the clock: other work on the machine changes nothing. For
+each row two short runs measure how many steps fit into it; then the recipe trains with that many, its warm-up
 shrunk alike, as `zellige train-stage2` would, and is assembled with its first stage into `--out/ROW/pipeline`. Bits are
 those of the held-out images; those of masked priors are a bound from above. Seconds are for 64 images without guidance,
 decoding included, the median of three; guidance costs so many times that of sampling without. A row that is already in
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from stage2_prior.sampling import SamplingConfig
 from stage2_prior.train import Stage2Config, train_stage2
 from training.model_io import load_pretrained
 
-PROBE_STEPS = 12  # of which the first are slower
+PROBE_STEPS = (4, 16)  # of two runs: their difference is free of what is done once
 COLUMNS = 10
 # Codes, recipe, and overrides: one row each. Sizes are those of the recipes, for a CPU.
 ROWS: dict[str, tuple[str, ...]] = {
@@ -48,8 +50,9 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 
 
-def train(config: Stage2Config, codes: Path, minutes: float, run: Path) -> float:
-    """Trains for about so long; returns training images per second."""
+def train(config: Stage2Config, codes: Path, minutes: float, run: Path) -> None:
+    """Trains for about so many minutes of one core."""
+    torch.set_num_threads(1)
     quiet = {
         "validate_every": 0,
         "preview_every": 0,
@@ -58,13 +61,19 @@ def train(config: Stage2Config, codes: Path, minutes: float, run: Path) -> float
         "patience": 0,
         "workers": 0,
     }
-    probe = replace(config, train=replace(config.train, steps=PROBE_STEPS, log_every=4, **quiet))
-    speed = train_stage2(probe, codes, run.with_name(f"{run.name}_probe")).images_per_second
-    steps = max(PROBE_STEPS, round(60 * minutes * speed / config.train.batch_size))
+    config = replace(config, train=replace(config.train, **quiet))
+    seconds = []
+    for steps in PROBE_STEPS:
+        begin = time.process_time()
+        probe = replace(config, train=replace(config.train, steps=steps, log_every=4))
+        train_stage2(probe, codes, run.with_name(f"{run.name}_probe_{steps}"))
+        seconds.append(time.process_time() - begin)
+    per_step = (seconds[1] - seconds[0]) / (PROBE_STEPS[1] - PROBE_STEPS[0])
+    steps = max(PROBE_STEPS[1], round(60 * minutes / per_step))
     warmup = max(1, min(config.train.warmup_steps, steps // 10))
-    settings = replace(config.train, steps=steps, warmup_steps=warmup, log_every=50, **quiet)
+    settings = replace(config.train, steps=steps, warmup_steps=warmup, log_every=50)
     settings = replace(settings, validate_every=steps, save_every=max(1, steps // 4))
-    return train_stage2(replace(config, train=settings), codes, run).images_per_second
+    train_stage2(replace(config, train=settings), codes, run)
 
 
 def seconds_for_64(pipeline: TwoStagePipeline) -> dict[str, float]:
@@ -89,11 +98,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage1", nargs="+", required=True, help="NAME=RUN of each first stage")
     parser.add_argument("--codes", nargs="+", required=True, help="NAME=FOLDER of its code shards")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training for each prior")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of one core, to train each prior")
     parser.add_argument("--guidance", type=float, default=1.5, help="of the samples in the picture")
     parser.add_argument("--out", type=Path, default=Path("runs/priors"))
     parser.add_argument("--only", nargs="*", help="rows whose name contains one of these")
-    args = parser.parse_args()
+    args, threads = parser.parse_args(), torch.get_num_threads()
     stage1, codes = named_paths(args.stage1), named_paths(args.codes)
     table, pictures, names = [], [], []
     for title, (key, recipe, *overrides) in ROWS.items():
@@ -103,12 +112,13 @@ def main() -> None:
         finished, folder = run / "row.json", run / "pipeline"
         if not finished.exists():
             config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", recipe, *overrides])
-            speed = train(config, codes[key], args.minutes, run)
+            train(config, codes[key], args.minutes, run)
             autoencoder, prior = load_pretrained(stage1[key], AUTOENCODERS), load_pretrained(run, PRIORS)
             TwoStagePipeline(autoencoder, prior, SamplingConfig(guidance=args.guidance)).save_pretrained(folder)
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             bits = [line["bits_per_code"] for line in lines if line["split"] == "validation"][-1]
-            finished.write_text(json.dumps({"images_per_second": speed, "bits": bits, "steps": lines[-1]["step"]}))
+            finished.write_text(json.dumps({"bits": bits, "steps": lines[-1]["step"]}))
+        torch.set_num_threads(threads)
         row = json.loads(finished.read_text())
         pipeline = TwoStagePipeline.from_pretrained(folder)
         parameters = sum(weight.numel() for weight in pipeline.prior.parameters())
@@ -127,7 +137,7 @@ def main() -> None:
         pictures.append(row_of(pipeline.generate(COLUMNS, seed=1).images))
         names.append(title.partition(",")[0])
     save_png(contact_sheet(pictures, names), args.out / "samples.png")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.minutes} minutes each\n")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.minutes} minutes of one core each\n")
     print(
         "| prior | recipe | codes | parameters, M | steps | bits per code | bits per image | s per 64 images | "
         "guidance costs |"
