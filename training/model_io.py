@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -66,8 +67,13 @@ class PretrainedModel(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 over kind, arguments, documents and weights: equal for equal models, whatever file or device holds
-        them."""
-        digest = hashlib.sha256(json.dumps([self.kind, self.arguments()], sort_keys=True).encode())
+        them. Of the arguments only those count that are not their defaults, so that a later version, which has more of
+        them, knows the models of an earlier one."""
+        said = {name: value for name, value in self.arguments().items() if value not in (None, [])}
+        config: Any = getattr(self, "config", None)
+        if is_dataclass(config):
+            said["config"] = said_by(config)
+        digest = hashlib.sha256(json.dumps([self.kind, said], sort_keys=True).encode())
         for name, content in sorted(self.documents().items()):
             digest.update(f"{name} {content}".encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -75,6 +81,19 @@ class PretrainedModel(nn.Module):
             digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
             digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def said_by(config: Any) -> dict[str, Any]:
+    """The fields of a config that are not their defaults, those of configs inside it alike, and its `kind`."""
+    said = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if is_dataclass(value):
+            said[field.name] = said_by(value)
+        elif field.name == "kind" or value != default:
+            said[field.name] = value
+    return said
 
 
 Model = TypeVar("Model", bound=PretrainedModel)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from tests.training.toy import ToyModel
 from training.errors import UserError
-from training.model_io import load_pretrained, model_folder
+from training.model_io import load_pretrained, model_folder, said_by
 
 
 @pytest.fixture
@@ -46,6 +48,32 @@ def test_fingerprint_tells_weights_buffers_and_arguments_apart(tmp_path: Path):
     assert len(seen) == 4
     model.pending += 1  # not part of the model at rest
     assert model.fingerprint() in seen
+
+
+def test_a_field_that_a_later_version_adds_with_a_default_changes_no_fingerprint():
+    @dataclass(frozen=True, kw_only=True)
+    class Inner:
+        kind: Literal["inner"] = "inner"
+        size: int = 4
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        width: int
+        inner: Inner = field(default_factory=Inner)
+
+    @dataclass(frozen=True, kw_only=True)
+    class LaterInner(Inner):
+        decay: float = 0.99
+
+    @dataclass(frozen=True, kw_only=True)
+    class LaterConfig(Config):
+        inner: Inner = field(default_factory=LaterInner)
+        bias: bool = False
+
+    assert said_by(Config(width=3)) == said_by(LaterConfig(width=3)) == {"width": 3, "inner": {"kind": "inner"}}
+    assert said_by(LaterConfig(width=3, bias=True)) != said_by(Config(width=3))
+    changed = said_by(LaterConfig(width=3, inner=LaterInner(decay=0.5)))
+    assert changed == {"width": 3, "inner": {"kind": "inner", "decay": 0.5}}
 
 
 def test_tied_weights_can_be_saved(tmp_path: Path):
