@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from pipelines.add_tables import tables_of_shards
 from pipelines.two_stage import TwoStagePipeline, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.codes import CodeSpec
@@ -22,6 +23,7 @@ class AssembleConfig:
     stage1: str  # run or model folder of the autoencoder, a model that was assembled with it, or a hub id
     stage2: tuple[str, ...] | str  # the same of the prior; "[RUN, RUN ...]" where its levels were trained one by one
     out: str  # the model folder to write
+    codes: str | None = None  # code shards of this autoencoder, for tables that compress images without the prior
     temperature: float = 1.0  # divides the logits
     top_k: int | None = None  # draw from the k most probable codes; left out: from all
     top_p: float = 1.0  # draw from the fewest codes that hold this share of the probability; 1: from all
@@ -48,7 +50,8 @@ def assemble(config: AssembleConfig) -> str:
     priors = [load_pretrained(stage_folder(name, "stage2"), PRIORS) for name in names]
     check_complete(autoencoder.code_spec(), priors)
     prior = priors[0] if len(priors) == 1 else Hierarchical.from_levels(priors)
-    pipeline = TwoStagePipeline(autoencoder, prior, config.sampling)
+    tables = None if config.codes is None else tables_of_shards(config.codes, autoencoder)
+    pipeline = TwoStagePipeline(autoencoder, prior, config.sampling, tables)
     folder = pipeline.save_pretrained(config.out)
     return f"the model is in {folder}; next: zellige generate --model {folder} --num 64 --out DIR"
 

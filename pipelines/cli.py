@@ -116,6 +116,22 @@ COMMANDS = {
         "show how images look after encoding and decoding, with their PSNR",
         from_options("reconstruct", "pipelines.reconstruct", "ReconstructConfig", "reconstruct_files"),
     ),
+    "tables": Command(
+        "count codes, so that a model compresses without its prior too",
+        from_options("tables", "pipelines.add_tables", "TablesConfig", "add_tables"),
+    ),
+    "compress": Command(
+        "turn images into small .zlg files",
+        from_options("compress", "pipelines.compress", "CompressConfig", "compress_files"),
+    ),
+    "decompress": Command(
+        "turn .zlg files into images",
+        from_options("decompress", "pipelines.compress", "DecompressConfig", "decompress_files"),
+    ),
+    "info": Command(
+        "show what a .zlg file holds, and how good it is",
+        from_options("info", "pipelines.compress", "InfoConfig", "describe_file"),
+    ),
 }
 
 USAGE = "\n".join(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.codes import Codes
@@ -25,6 +27,9 @@ from stage2_prior.sliding_window import sample_larger_codes
 from training.errors import UserError
 from training.files import atomic_folder, check_replaceable, read_json
 from training.model_io import load_pretrained, model_folder
+
+if TYPE_CHECKING:
+    from pipelines.codec.codec import Codec
 
 INDEX_NAME = "model_index.json"
 KIND = "two_stage"
@@ -43,12 +48,22 @@ class TwoStagePipeline:
     >>> images = pipeline.generate(labels=[3, 1, 4]).images  # 3 1 28 28, in [-1, 1]
     """
 
-    def __init__(self, autoencoder: Autoencoder, prior: Prior, sampling: SamplingConfig | None = None) -> None:
-        """Raises UserError unless the prior models the codes of exactly this autoencoder."""
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        prior: Prior,
+        sampling: SamplingConfig | None = None,
+        tables: CodeTables | None = None,
+    ) -> None:
+        """tables: how often each code occurs, for `compress`. Raises UserError unless the prior models the codes of
+        exactly this autoencoder, and the tables are of such codes."""
         check_fit(autoencoder, prior)
+        if tables is not None:
+            tables.check_fit(prior.code_spec)
         self.autoencoder = autoencoder.eval()
         self.prior = prior.eval()
         self.sampling = sampling or SamplingConfig()
+        self.tables = tables
 
     @property
     def num_classes(self) -> int:
@@ -187,6 +202,25 @@ class TwoStagePipeline:
         """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape."""
         return reconstruct(self.autoencoder, images)
 
+    def compress(self, images: Tensor | Sequence[Tensor], **settings: Any) -> bytes:
+        """The images as one `.zlg` file (docs/compress.md): b c H W in [-1, 1], or a sequence of c H W of any sizes.
+        settings: mode, labels and lanes of `Codec.compress`; what it could not do as asked is a warning."""
+        data, notes = self.codec().compress(images, **settings)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return data
+
+    def decompress(self, data: bytes, images: Sequence[int] | None = None, **limits: Any) -> list[Tensor]:
+        """The images of a `.zlg` file, c H W each: those that `decode` makes of what `encode` gave, bit for bit.
+        Arguments and errors: those of `Codec.decompress`."""
+        return self.codec().decompress(data, images, **limits)
+
+    def codec(self) -> Codec:
+        """For many files: it computes the fingerprints of the models, which takes a while, only once."""
+        from pipelines.codec.codec import Codec  # which imports this module
+
+        return Codec(self.autoencoder, self.prior, self.tables)
+
     def inpaint(self, images: Tensor, keep: Tensor, **settings: Any) -> Generated:
         """Images whose kept parts tell the prior how to go on: b c H W in [-1, 1], of the size the model makes; keep:
         `b H W` or `H W`, bool, True for a pixel that stays. Codes of places that are kept whole stay bit for bit, the
@@ -271,7 +305,8 @@ class TwoStagePipeline:
         return hashlib.sha256(both.encode()).hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the pipeline folder (model_index.json, stage1/, stage2/) atomically and returns its path.
+        """Writes the pipeline folder (model_index.json, stage1/, stage2/, and tables.safetensors if it has tables)
+        atomically and returns its path.
 
         Raises UserError rather than replace anything that is not a pipeline folder.
         """
@@ -286,6 +321,8 @@ class TwoStagePipeline:
         with atomic_folder(folder) as temporary:
             self.autoencoder.save_pretrained(temporary / "stage1")
             self.prior.save_pretrained(temporary / "stage2")
+            if self.tables is not None:
+                self.tables.save(temporary)
             (temporary / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         return folder
 
@@ -301,6 +338,7 @@ class TwoStagePipeline:
             load_pretrained(folder / "stage1", AUTOENCODERS),
             load_pretrained(folder / "stage2", PRIORS),
             sampling,
+            load_tables(folder),
         )
 
 

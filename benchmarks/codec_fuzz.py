@@ -1,0 +1,125 @@
+"""Hostile .zlg files: random corruptions, truncations and header edits of valid ones.
+
+`python -m benchmarks.codec_fuzz` makes 100,000 of them and prints what became of each: a one-sentence error, or the
+very images that were compressed. Anything else, an exception of another kind, other images or more than 5 s for one
+file, fails. Half of them get a right checksum again, so that they reach the code behind it, as an attacker's would.
+Files: one image and an archive, in each mode, of a tiny untrained model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import resource
+import sys
+import time
+import zlib
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.codec.codec import Codec
+from pipelines.codec.tables import fit_tables
+from stage1_vq.autoencoders import VQVAE, VQVAEConfig
+from stage1_vq.quantizers import NearestQuantizerConfig
+from stage2_prior.priors import Transformer, TransformerConfig
+from training.errors import UserError
+
+LONGEST = 5.0  # seconds for one file
+
+
+def tiny_codec() -> Codec:
+    torch.manual_seed(0)
+    quantizer = NearestQuantizerConfig(codebook_size=13, dim=4)
+    config = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=quantizer)
+    autoencoder = VQVAE(config, (12, 16)).eval()
+    prior = Transformer(TransformerConfig(layers=1, width=16, heads=2), autoencoder.code_spec(), 3).eval()
+    with torch.no_grad():
+        codes = autoencoder.encode(torch.rand(100, 1, 12, 16) * 2 - 1)
+    return Codec(autoencoder, prior, fit_tables(autoencoder.code_spec(), [codes]))
+
+
+def valid_files(codec: Codec) -> list[tuple[bytes, list[Tensor]]]:
+    """Files, and the images in them."""
+    images = [*(torch.rand(5, 1, 12, 16) * 2 - 1), torch.rand(1, 9, 21) * 2 - 1]
+    sets = [images[:1], images[5:], images]
+    files = [codec.compress(part, mode, lanes=4).data for part in sets for mode in ("prior", "table", "packed")]
+    return [(data, codec.decompress(data)) for data in files]
+
+
+def hostile(data: bytes, generator: np.random.Generator) -> bytes:
+    """A corrupted, cut, lengthened or edited copy, or a mixture."""
+    changed = bytearray(data)
+    head = min(70, len(data))
+    for _ in range(generator.integers(1, 4)):
+        kind, place = generator.integers(7), int(generator.integers(max(1, len(changed))))
+        if kind == 0 and changed:  # a bit
+            changed[place] ^= 1 << int(generator.integers(8))
+        elif kind == 1 and changed:  # a byte
+            changed[place] = int(generator.integers(256))
+        elif kind == 2:  # the end is missing
+            del changed[place:]
+        elif kind == 3:  # a part is missing
+            del changed[place : place + int(generator.integers(1, 9))]
+        elif kind == 4:  # a part is new
+            changed[place:place] = generator.bytes(int(generator.integers(1, 9)))
+        elif kind == 5 and changed:  # a byte of the header
+            changed[int(generator.integers(min(head, len(changed))))] = int(generator.integers(256))
+        else:  # a huge number in the header
+            changed[place % head : place % head + 1] = b"\xff" * int(generator.integers(1, 9)) + b"\x7f"
+    if generator.random() < 0.5 and len(changed) > 4:
+        changed[-4:] = zlib.crc32(bytes(changed[:-4])).to_bytes(4, "little")
+        if generator.random() < 0.9:  # and magic and version
+            changed[:5] = data[:5]
+            changed[-4:] = zlib.crc32(bytes(changed[:-4])).to_bytes(4, "little")
+    return bytes(changed)
+
+
+def outcome(codec: Codec, data: bytes, expected: list[Tensor]) -> str:
+    """`right images`, or the beginning of the error. Raises AssertionError for other images, and what a crash is."""
+    try:
+        images = codec.decompress(data)
+    except UserError as error:
+        if "\n" in str(error):
+            raise AssertionError("more than a sentence") from error
+        return re.sub(r"\w*\d\w*", "#", " ".join(str(error).split()[:6]))
+    assert len(images) == len(expected), "wrong images"
+    assert all(map(torch.equal, images, expected)), "wrong images"
+    return "right images"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # of so small a model
+    codec, generator = tiny_codec(), np.random.default_rng(args.seed)
+    files = valid_files(codec)
+    outcomes: Counter[str] = Counter()
+    slowest, begin = 0.0, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(args.files):
+        data, expected = files[number % len(files)]
+        start = time.perf_counter()
+        changed = hostile(data, generator)
+        try:
+            outcomes[outcome(codec, changed, expected)] += 1
+        except Exception:
+            print(f"file {number} of seed {args.seed}: {changed.hex()}", file=sys.stderr)
+            raise
+        slowest = max(slowest, time.perf_counter() - start)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    for what, count in outcomes.most_common():
+        print(f"{count:8d}  {what}")
+    print(
+        f"{args.files} files in {time.perf_counter() - begin:.0f} s, the slowest {slowest:.3f} s; peak memory grew by "
+        f"{grown} MB"
+    )
+    sys.exit(slowest > LONGEST)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""`zellige tables`: counts codes, so that a model can compress images without its prior too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.codec.tables import TABLES_NAME, CodeTables, fit_tables_to_shards
+from pipelines.two_stage import INDEX_NAME
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage1_vq.codes import CodeDataset
+from training.errors import UserError
+from training.model_io import load_pretrained, model_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """Adds frequency tables of codes to a model folder that is there already."""
+
+    model: str  # local folder: assembled model, or model or run folder of an autoencoder
+    codes: str  # code shards of this autoencoder, that `zellige encode` wrote
+
+
+def add_tables(config: TablesConfig) -> str:
+    """Writes tables.safetensors into the folder; returns one line. Raises UserError for codes of another model."""
+    path = Path(config.model)
+    assembled = [folder for folder in (path, path / "model") if (folder / INDEX_NAME).is_file()]
+    folder = assembled[0] if assembled else model_folder(config.model)
+    tables = tables_of_shards(config.codes, load_pretrained(folder / "stage1" if assembled else folder, AUTOENCODERS))
+    tables.save(folder)
+    contexts = "; ".join(f"{name}: {' and '.join(own.tables)}" for name, own in tables.grids.items())
+    return (
+        f"tables are in {folder / TABLES_NAME} ({contexts}); next: zellige compress --model {config.model} --mode table"
+    )
+
+
+def tables_of_shards(folder: str, autoencoder: Autoencoder) -> CodeTables:
+    """Tables of the training images of code shards. Raises UserError unless this autoencoder made them."""
+    codes = CodeDataset(folder)
+    recorded, actual = codes.stage1_fingerprint, autoencoder.fingerprint()
+    if codes.code_spec != autoencoder.code_spec() or recorded not in ("", actual):
+        raise UserError(
+            f"{folder} holds codes of autoencoder {recorded[:12]}, {codes.code_spec.describe()}, expected those of "
+            f"{actual[:12]}, {autoencoder.code_spec().describe()}; encode images with this model"
+        )
+    if len(codes) == 0:
+        raise UserError(f"{folder} holds no training images to count; encode some")
+    return fit_tables_to_shards(codes)

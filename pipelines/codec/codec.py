@@ -1,0 +1,378 @@
+"""Images to `.zlg` bytes and back: `decompress(compress(x))` is `decode(encode(x))`, or a sentence says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipelines.codec.archive import (
+    DEVICES,
+    FINGERPRINT_BYTES,
+    MAX_LANES,
+    Archive,
+    Entry,
+    Environment,
+    Mode,
+    Shape,
+    as_array,
+    crc_of,
+    read_archive,
+    write_archive,
+)
+from pipelines.codec.entropy_coding import DamagedPayloadError, pack, unpack
+from pipelines.codec.prior_coding import Told, check_can_code, check_label, decode_with_prior, encode_with_prior
+from pipelines.codec.tables import CodeTables, load_tables
+from pipelines.two_stage import INDEX_NAME, TwoStagePipeline, encode_any_size
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage1_vq.codes import Codes, CodeSpec
+from stage2_prior.priors import AutoregressivePrior, Prior
+from training.errors import UserError
+from training.model_io import load_pretrained, model_folder
+
+ModeName = Literal["prior", "table", "packed"]
+BATCH = 64  # images at a time
+LANES = 8  # of a prior's steps
+MAX_PIXELS = 1 << 26  # of all images that are decoded at once
+
+Item = TypeVar("Item")
+
+
+class Compressed(NamedTuple):
+    data: bytes
+    notes: tuple[str, ...]  # what was not done as asked, one sentence each
+
+
+class Codec:
+    """A model as a codec. Its fingerprints are computed once: make a new codec when its weights have changed.
+
+    >>> codec = Codec.from_pretrained("models/photos")
+    >>> data = codec.compress(images).data  # images: b c H W in [-1, 1], or a list of c H W of any sizes
+    >>> images = codec.decompress(data)  # list of c H W
+    """
+
+    def __init__(self, autoencoder: Autoencoder, prior: Prior | None = None, tables: CodeTables | None = None):
+        """Raises UserError for tables of other grids."""
+        if tables is not None:
+            tables.check_fit(autoencoder.code_spec())
+        self.autoencoder = autoencoder.eval()
+        self.prior = prior
+        self.tables = tables
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
+        """Of an assembled model, or of an autoencoder alone, with the tables of its folder. Raises UserError."""
+        path = Path(folder_or_hub_id)
+        if any((folder / INDEX_NAME).is_file() for folder in (path, path / "model")):
+            pipeline = TwoStagePipeline.from_pretrained(path)
+            return cls(pipeline.autoencoder, pipeline.prior, pipeline.tables)
+        folder = model_folder(folder_or_hub_id)
+        return cls(load_pretrained(folder, AUTOENCODERS), None, load_tables(folder))
+
+    def to(self, device: torch.device | str) -> Self:
+        self.autoencoder.to(device)
+        if self.prior is not None:
+            self.prior.to(device)
+        return self
+
+    @cached_property
+    def stage1(self) -> bytes:
+        """What of the autoencoder's fingerprint stands in files."""
+        return bytes.fromhex(self.autoencoder.fingerprint())[:FINGERPRINT_BYTES]
+
+    @cached_property
+    def prior_fingerprint(self) -> bytes | None:
+        return None if self.prior is None else bytes.fromhex(self.prior.fingerprint())[:FINGERPRINT_BYTES]
+
+    @cached_property
+    def tables_fingerprint(self) -> bytes | None:
+        return None if self.tables is None else bytes.fromhex(self.tables.fingerprint())[:FINGERPRINT_BYTES]
+
+    @property
+    def environment(self) -> Environment:
+        device = next(self.autoencoder.parameters()).device.type
+        major, minor, *_ = torch.__version__.split(".")
+        return Environment(device if device in DEVICES else "other", (int(major), int(minor)))
+
+    # ---- images to bytes --------------------------------------------------------------------------------------------
+
+    def compress(
+        self,
+        images: Tensor | Sequence[Tensor],
+        mode: ModeName | None = None,
+        labels: int | Sequence[int] | None = None,
+        *,
+        lanes: int = LANES,
+    ) -> Compressed:
+        """One archive of images: b c H W, or a sequence of c H W of any sizes, float in [-1, 1].
+
+        mode: None for the best that the model has, prior, table, packed. labels: the class of all, or of each, which
+        the prior is told; None for the null label. lanes: rows of a batch of the prior's steps, 1 to 64; that many
+        images are coded, and later decoded, at once, and a single one costs as much as all of them. Image i has lane
+        i mod lanes; its payload depends on its lane, not on the other images. Raises UserError for a mode that
+        the model does not have.
+        """
+        chosen = [labels] * len(images) if labels is None or isinstance(labels, int) else list(labels)
+        if len(chosen) != len(images) or not chosen:
+            raise UserError(f"got {len(chosen)} labels for {len(images)} images, expected one label for each image")
+        entries: list[Entry] = []
+        notes: list[str] = []
+        for start in range(0, len(images), BATCH):
+            part = list(images[start : start + BATCH])
+            numbers = range(start, start + len(part))
+            made, more = self.entries(part, numbers, mode, chosen[start : start + BATCH], lanes)
+            entries, notes = entries + made, notes + more
+        return Compressed(self.archive(entries, lanes), tuple(dict.fromkeys(notes)))
+
+    def archive(self, entries: Sequence[Entry], lanes: int) -> bytes:
+        """The file of images that `entries` coded."""
+        return write_archive(
+            Archive(
+                tuple(entries), self.stage1, self.prior_fingerprint, self.tables_fingerprint, self.environment, lanes
+            )
+        )
+
+    def check_mode(self, mode: ModeName | None, labels: Iterable[int | None], lanes: int) -> Mode:
+        """The mode that is meant. Raises UserError for one that this model does not have."""
+        if not 1 <= lanes <= MAX_LANES:
+            raise UserError(f"lanes={lanes}, expected 1 to {MAX_LANES}")
+        if mode is None:
+            usable = isinstance(self.prior, AutoregressivePrior) and not self.prior.given
+            mode = "prior" if usable else "table" if self.tables is not None else "packed"
+        if mode not in Mode.__members__:
+            raise UserError(f"mode={mode!r}, expected one of prior, table and packed")
+        if mode == "table" and self.tables is None:
+            raise UserError(
+                "mode=table, but this model has no tables; make them by `zellige tables --model MODEL --codes CODES`, "
+                "or choose packed"
+            )
+        if mode == "prior":
+            prior = check_can_code(self.prior)
+            for label in set(labels):
+                check_label(prior, label)
+        return Mode[mode]
+
+    def entries(
+        self,
+        images: Sequence[Tensor],
+        numbers: Sequence[int],
+        mode: ModeName | None,
+        labels: Sequence[int | None],
+        lanes: int = LANES,
+    ) -> tuple[list[Entry], list[str]]:
+        """Images, c H W each, coded as those of these numbers; and notes. Those of one size are encoded as a batch."""
+        wanted = self.check_mode(mode, labels, lanes)
+        coded: dict[int, Entry] = {}
+        notes: list[str] = []
+        for places in grouped(range(len(images)), lambda i: tuple(images[i].shape)).values():
+            codes = encode_any_size(self.autoencoder, torch.stack([images[i] for i in places]))
+            told = [Told(numbers[i] % lanes, labels[i]) for i in places]
+            height, width = images[places[0]].shape[-2:]
+            made, more = self.code(codes, (height, width), wanted, told, lanes)
+            coded |= dict(zip(places, made, strict=True))
+            notes += more
+        return [coded[i] for i in range(len(images))], notes
+
+    def code(
+        self, codes: Codes, size: tuple[int, int], mode: Mode, told: Sequence[Told], lanes: int
+    ) -> tuple[list[Entry], list[str]]:
+        """Codes of images of one size (H, W), one b h w per grid, as entries; and notes."""
+        spec = self.spec_of(*size)
+        shape = Shape(*size, tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids))
+        rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(len(told))]
+        fallback = Mode.packed if self.tables is None else Mode.table
+        entries, notes = [], []
+        if mode == Mode.prior and self.prior is not None and spec.grids != self.prior.code_spec.grids:
+            own = self.prior.code_spec
+            notes.append(
+                f"images of {size[0]}x{size[1]} are in mode {fallback.name}: the prior knows only codes of "
+                f"{own.image_height}x{own.image_width} images"
+            )
+            mode = fallback
+        payloads: list[bytes | None] = [None] * len(rows)
+        if mode == Mode.prior:
+            payloads = self.verified_payloads(codes, told, lanes)
+            if None in payloads:
+                notes.append(
+                    f"{payloads.count(None)} images are in mode {fallback.name}: the prior's probabilities were not "
+                    "the same bit for bit when they were computed again"
+                )
+        for row, payload, (lane, label) in zip(rows, payloads, told, strict=True):
+            crc = crc_of(shape, row)
+            if payload is not None:
+                entries.append(Entry(Mode.prior, shape, crc, payload, label, lane))
+            elif mode == Mode.packed or self.tables is None:
+                data = pack([(as_array(grid), k) for grid, (_, _, k) in zip(row, shape.grids, strict=True)])
+                entries.append(Entry(Mode.packed, shape, crc, data))
+            else:
+                entries.append(Entry(Mode.table, shape, crc, self.tables.encode(row, spec)))
+        return entries, notes
+
+    def verified_payloads(self, codes: Codes, told: Sequence[Told], lanes: int) -> list[bytes | None]:
+        """Of each image what the prior makes of its codes, None where decoding it does not give them again."""
+        prior = check_can_code(self.prior)
+        payloads: list[bytes | None] = [None] * len(told)
+        for places in in_lanes(range(len(told)), lambda i: told[i].lane):
+            own, told_here = tuple(grid[places].cpu() for grid in codes), [told[i] for i in places]
+            made = encode_with_prior(prior, own, told_here, lanes)
+            again = decode_with_prior(prior, made, told_here, lanes)
+            for row, place in enumerate(places):
+                if all(torch.equal(ours[row], theirs[row]) for ours, theirs in zip(own, again, strict=True)):
+                    payloads[place] = made[row]
+        return payloads
+
+    def spec_of(self, height: int, width: int) -> CodeSpec:
+        """The codes of an image of this size, padded to the stride."""
+        stride = self.autoencoder.stride
+        return self.autoencoder.code_spec(height + -height % stride, width + -width % stride)
+
+    # ---- bytes to images --------------------------------------------------------------------------------------------
+
+    def decompress(
+        self, data: bytes, images: Sequence[int] | None = None, *, max_pixels: int = MAX_PIXELS, title: str = "the file"
+    ) -> list[Tensor]:
+        """The images of a file, c H W each, float32 in [-1, 1], on the CPU.
+
+        images: numbers of those that are wanted; None: all. max_pixels: of all of them together. title: how messages
+        name the file. Raises UserError for a damaged file, another model, or codes that cannot be read here; what it
+        returns are the images that `decode` makes of the codes that were compressed.
+        """
+        archive = read_archive(data, title)
+        self.check_archive(archive, title)
+        numbers = range(len(archive.entries)) if images is None else images
+        for number in numbers:
+            if not 0 <= number < len(archive.entries):
+                raise UserError(f"{title} has no image {number}, expected 0 to {len(archive.entries) - 1}")
+        return self.decode([archive.entries[i] for i in numbers], archive, max_pixels, [title] * len(numbers))
+
+    def wrote(self, archive: Archive) -> bool:
+        """Whether this model can read the file."""
+        try:
+            self.check_archive(archive, "")
+        except UserError:
+            return False
+        return True
+
+    def check_archive(self, archive: Archive, title: str) -> None:
+        """Raises UserError unless this model wrote the file."""
+        pairs = [
+            ("autoencoder", archive.stage1, self.stage1),
+            ("prior", archive.prior, archive.prior and self.prior_fingerprint),
+            ("tables", archive.tables, archive.tables and self.tables_fingerprint),
+        ]
+        for what, theirs, ours in pairs:
+            if theirs != ours:
+                raise UserError(
+                    f"{title} needs the {what} {theirs.hex() if theirs else ''}, this model has "
+                    f"{ours.hex() if ours else 'none'}; name the model that it was compressed with"
+                )
+
+    def decode(
+        self, entries: Sequence[Entry], archive: Archive, max_pixels: int, titles: Sequence[str]
+    ) -> list[Tensor]:
+        """Images of `archive`, or of several that agree in lanes and environment; titles: the file of each. As
+        `decompress`."""
+        pixels = sum(entry.shape.height * entry.shape.width for entry in entries)
+        if pixels > max_pixels:
+            raise UserError(
+                f"{titles[0]} claims {pixels} pixels, expected at most {max_pixels} at once; ask for fewer of its "
+                "images, or raise max_pixels if you trust it"
+            )
+        specs: dict[Shape, CodeSpec] = {}
+        for entry, title in zip(entries, titles, strict=True):
+            shape = entry.shape
+            if shape in specs:
+                continue
+            specs[shape] = spec = self.spec_of(shape.height, shape.width)
+            if shape.grids != tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids):
+                raise UserError(
+                    f"{title} was edited: a {shape.height}x{shape.width} image of this model has other grids of codes; "
+                    "compress the image anew"
+                )
+        decoded: dict[int, Tensor] = {}
+        for start in range(0, len(entries), BATCH):
+            numbers = range(start, min(start + BATCH, len(entries)))
+            codes = self.codes_of({i: entries[i] for i in numbers}, archive, specs, titles)
+            for shape, places in grouped(numbers, lambda i: entries[i].shape).items():
+                batch = tuple(torch.cat(grids) for grids in zip(*(codes[i] for i in places), strict=True))
+                made = self.pixels(batch)[..., : shape.height, : shape.width]
+                decoded |= dict(zip(places, made.cpu(), strict=True))
+        return [decoded[i] for i in range(len(entries))]
+
+    @torch.no_grad()
+    def pixels(self, codes: Codes) -> Tensor:
+        device = next(self.autoencoder.parameters()).device
+        return self.autoencoder.decode(tuple(grid.to(device) for grid in codes)).float()
+
+    def codes_of(
+        self, entries: Mapping[int, Entry], archive: Archive, specs: Mapping[Shape, CodeSpec], titles: Sequence[str]
+    ) -> dict[int, Codes]:
+        """The codes of each image, 1 h w per grid, equal to what was compressed. Raises UserError."""
+        codes: dict[int, Codes] = {}
+        for number, entry in entries.items():
+            if entry.mode == Mode.prior:
+                continue
+            try:
+                codes[number] = self.codes_without_prior(entry, specs[entry.shape])
+            except DamagedPayloadError as error:
+                raise UserError(f"{titles[number]} was edited: {error}; compress the image anew") from error
+        by_prior = [number for number, entry in entries.items() if entry.mode == Mode.prior]
+        if by_prior:
+            prior = check_can_code(self.prior)
+            for number in by_prior:
+                check_label(prior, entries[number].label)
+                if specs[entries[number].shape].grids != prior.code_spec.grids:
+                    raise UserError(
+                        f"{titles[number]} was edited: its prior makes no such codes; compress the image anew"
+                    )
+            for places in in_lanes(by_prior, lambda i: entries[i].lane):
+                told = [Told(entries[i].lane, entries[i].label) for i in places]
+                read = decode_with_prior(prior, [entries[i].payload for i in places], told, archive.lanes)
+                codes |= {i: tuple(grid[row : row + 1] for grid in read) for row, i in enumerate(places)}
+        for number, entry in entries.items():
+            if crc_of(entry.shape, codes[number]) != entry.crc:
+                raise UserError(self.wrong_codes(entry, archive, titles[number]))
+        return codes
+
+    def codes_without_prior(self, entry: Entry, spec: CodeSpec) -> Codes:
+        if entry.mode == Mode.table:
+            assert self.tables is not None  # its fingerprint was compared
+            return self.tables.decode(entry.payload, spec)
+        parts = unpack(entry.payload, [(grid.size, grid.vocabulary) for grid in spec.grids])
+        return tuple(
+            torch.from_numpy(part).view(1, grid.height, grid.width)
+            for part, grid in zip(parts, spec.grids, strict=True)
+        )
+
+    def wrong_codes(self, entry: Entry, archive: Archive, title: str) -> str:
+        if entry.mode != Mode.prior:
+            return f"{title} was edited: its codes do not have the checksum that it names; compress the image anew"
+        return (
+            f"{title} cannot be decoded here: the codes do not have its checksum; it was written on "
+            f"{archive.environment}, this is {self.environment}, and a prior's probabilities must be the same bit for "
+            "bit: decode it where it was written, and if that fails too, it was edited; mode table can be read anywhere"
+        )
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], object]) -> dict:
+    """Items by their key, in their order."""
+    groups: dict[object, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def in_lanes(items: Iterable[int], lane_of: Callable[[int], int]) -> list[list[int]]:
+    """Items as batches, in none of which two have the same lane."""
+    batches: list[list[int]] = []
+    used: dict[int, int] = {}
+    for item in items:
+        number = used[lane_of(item)] = used.get(lane_of(item), -1) + 1
+        if number == len(batches):
+            batches.append([])
+        batches[number].append(item)
+    return batches

@@ -1,0 +1,197 @@
+"""The bytes of a file are those of docs/format.md, its head is small, and what is wrong with one is told."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+import torch
+
+from pipelines.codec.archive import (
+    Archive,
+    Entry,
+    Environment,
+    Mode,
+    Shape,
+    crc_of,
+    read_archive,
+    varint,
+    write_archive,
+)
+from stage1_vq.codes import CodeSpec, Grid
+from tests.stage2_prior.tiny import SPECS
+from training.errors import UserError
+
+STAGE1, PRIOR, TABLES = b"stage-1!", b"a prior!", b"a table!"
+ENVIRONMENT = Environment("cuda", (2, 9))
+SHAPE = Shape(300, 17, ((2, 2, 600), (5, 3, 600), (4, 4, 7)))
+OTHER = Shape(16, 16, ((4, 4, 512),))
+
+
+def an_archive() -> Archive:
+    entries = (
+        Entry(Mode.prior, SHAPE, 0x01020304, b"abc", 6, 2, "cat/a.png"),
+        Entry(Mode.packed, OTHER, 0xFFFFFFFF, bytes(18), name="b.jpg"),
+        Entry(Mode.table, SHAPE, 0, b"", name="c"),
+        Entry(Mode.prior, OTHER, 7, b"x" * 200, None, 0, "d"),
+    )
+    return Archive(entries, STAGE1, PRIOR, TABLES, ENVIRONMENT, 8)
+
+
+def resealed(data: bytes) -> bytes:
+    """With the right checksum of the file."""
+    return data[:-4] + struct.pack("<I", zlib.crc32(data[:-4]))
+
+
+def test_what_was_written_is_read():
+    assert read_archive(write_archive(an_archive())) == an_archive()
+    plain = Archive((Entry(Mode.packed, OTHER, 5, bytes(18)),), STAGE1)
+    assert read_archive(write_archive(plain)) == plain
+
+
+def test_what_no_image_needs_is_left_out():
+    full = an_archive()
+    packed = full._replace(entries=full.entries[1:2])
+    assert read_archive(write_archive(packed)) == packed._replace(prior=None, tables=None, environment=None, lanes=1)
+
+
+def test_the_bytes_of_one_image_in_mode_prior():
+    entry = Entry(Mode.prior, SHAPE, 0x01020304, b"abc", 6, 2)
+    expected = bytes.fromhex(
+        "895a4c47 01 01"  # magic, version, flags: a prior
+        + STAGE1.hex()
+        + PRIOR.hex()
+        + "01 02 09 08"  # cuda, torch 2.9, 8 lanes
+        + "01"  # one shape:
+        + "ac02 11 03"  # 300 x 17, three grids:
+        + "09 d804"  # 2 x 2, square, of 600
+        + "16 03"  # 5 x 3, vocabulary as before
+        + "11 07"  # 4 x 4, square, of 7
+        + "01"  # one image:
+        + "02 03 04030201 07 02"  # shape 0 in mode 2, three bytes, CRC, label 6, lane 2
+        + "616263"
+    )
+    expected += struct.pack("<I", zlib.crc32(expected))
+    assert write_archive(Archive((entry,), STAGE1, PRIOR, TABLES, ENVIRONMENT, 8)) == expected
+
+
+def test_the_bytes_of_an_archive_of_two_with_names():
+    entries = (
+        Entry(Mode.table, OTHER, 1, b"ab", name="é"),
+        Entry(Mode.packed, OTHER, 2, bytes(range(18)), name="b"),
+    )
+    expected = bytes.fromhex(
+        "895a4c47 01 06" + STAGE1.hex() + TABLES.hex()  # flags: tables and names
+        + "01 10 10 01 11 8004"  # one shape: 16 x 16, one grid, 4 x 4, square, of 512
+        + "02 01 02 01000000 00 12 02000000"  # two images
+        + "04 c3a9 00 62"  # four bytes of names
+        + "6162 000102030405060708090a0b0c0d0e0f1011"
+    )  # fmt: skip
+    expected += struct.pack("<I", zlib.crc32(expected))
+    assert write_archive(Archive(entries, STAGE1, PRIOR, TABLES, ENVIRONMENT, 8)) == expected
+
+
+PUBLISHED = {
+    "vqgan": CodeSpec((Grid("codes", 16, 16, 16384),), 256, 256),
+    "vqvae2": CodeSpec((Grid("level0", 32, 32, 512), Grid("level1", 64, 64, 512)), 256, 256),
+    "rq": CodeSpec(tuple(Grid(f"depth{i}", 8, 8, 16384) for i in range(4)), 256, 256),
+    "var": CodeSpec(
+        tuple(Grid(f"scale{i}", n, n, 4096) for i, n in enumerate((1, 2, 3, 4, 5, 6, 8, 10, 13, 16))), 256, 256
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*SPECS, *PUBLISHED])
+def test_head_and_checks_of_one_image_take_at_most_64_bytes(kind):
+    spec = {**SPECS, **PUBLISHED}[kind]
+    shape = Shape(spec.image_height, spec.image_width, tuple((g.height, g.width, g.vocabulary) for g in spec.grids))
+    entry = Entry(Mode.prior, shape, 2**32 - 1, bytes(1500), label=999, lane=63)
+    assert len(write_archive(Archive((entry,), STAGE1, PRIOR, TABLES, ENVIRONMENT, 64))) - 1500 <= 64
+
+
+def test_the_checksum_of_codes_binds_size_and_grids_too():
+    codes = (torch.arange(6).view(1, 2, 3), torch.zeros(1, 1, 2, dtype=torch.int64))
+    shape = Shape(9, 9, ((2, 3, 8), (1, 2, 8)))
+    words = struct.pack("<9Q", 9, 9, 2, 3, 8, 1, 2, 8, 0)[:-8] + struct.pack("<8Q", 0, 1, 2, 3, 4, 5, 0, 0)
+    assert crc_of(shape, codes) == zlib.crc32(words)
+    others = [shape._replace(width=10), shape._replace(grids=((2, 3, 9), (1, 2, 8)))]
+    assert len({crc_of(one, codes) for one in [shape, *others]}) == 3
+
+
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**31, 2**62])
+def test_numbers_of_any_size(number):
+    assert varint(number)[-1] < 128
+    assert sum((byte & 127) << 7 * place for place, byte in enumerate(varint(number))) == number
+
+
+def test_every_cut_is_refused():
+    data = write_archive(an_archive())
+    for length in range(len(data)):
+        with pytest.raises(UserError, match=r"is no .zlg file|is damaged or cut short"):
+            read_archive(data[:length])
+
+
+def test_every_cut_with_a_right_checksum_is_refused_too():
+    data = write_archive(an_archive())
+    for length in range(10, len(data)):
+        with pytest.raises(UserError, match=r"was edited or is from another program"):
+            read_archive(resealed(data[:length]))
+
+
+def with_bytes(position: int, new: bytes) -> bytes:
+    data = bytearray(write_archive(an_archive()))
+    data[position : position + 1] = new
+    return resealed(bytes(data))
+
+
+HUGE = b"\xff" * 8 + b"\x7f"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PNG", "x.zlg is no .zlg file: it does not begin as one; name a file that `zellige compress` wrote"),
+        (with_bytes(4, b"\x02"), "x.zlg has version 2 of the .zlg format, expected 1, which this program reads; take"),
+        (write_archive(an_archive()) + b"x", "x.zlg is damaged or cut short: its checksum is wrong; copy it again"),
+        (with_bytes(5, b"\x0f"), "x.zlg was edited or is from another program: its flags are 15; compress the image"),
+        (with_bytes(30, b"\x04"), "its device is number 4"),
+        (with_bytes(33, b"\x00"), "it claims lanes: 0, expected 1 to 64"),
+        (with_bytes(33, b"\x41"), "it claims lanes: 65, expected 1 to 64"),
+        (with_bytes(34, HUGE), "it claims shapes: 9223372036854775807, expected 1 to"),
+        (with_bytes(34, b"\xff" * 12), "it claims shapes: "),
+        (with_bytes(35, HUGE), "it claims rows: 9223372036854775807"),
+        (with_bytes(37, b"\x00"), "it claims columns: 0, expected 1 to 2147483648"),
+        (with_bytes(38, b"\x00"), "it claims grids: 0, expected 1 to 256"),
+        (with_bytes(39, b"\x01"), "it claims rows of codes: 1, expected 4 to"),
+        (with_bytes(39, b"\x0b"), "its first grid has no vocabulary"),
+        (with_bytes(52, HUGE), "it claims images: 9223372036854775807, expected 1 to"),
+        (with_bytes(53, b"\x08"), "it claims shape and mode: 8, expected 0 to 7"),
+        (with_bytes(53, b"\x03"), "it has an image in mode 3"),
+        (with_bytes(54, HUGE), "it claims bytes of an image: 9223372036854775807"),
+        (with_bytes(53, b"\x00"), "an image has 3 bytes, expected 30 for its packed codes"),
+        (with_bytes(60, b"\x08"), "it claims lane: 8, expected 0 to 7"),
+        (with_bytes(54, b"\x02"), "1 bytes stand behind its last image"),
+        (with_bytes(54, b"\x04"), "it ends too early"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told(data, message):
+    with pytest.raises(UserError) as refused:
+        read_archive(data, "x.zlg")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_mode_whose_model_is_not_named_is_refused():
+    data = bytearray(write_archive(Archive((Entry(Mode.table, OTHER, 1, bytes(18)),), STAGE1, None, TABLES)))
+    assert data[30] == 1
+    data[30] = 2
+    with pytest.raises(UserError, match="it does not name the prior of an image"):
+        read_archive(resealed(bytes(data)))
+
+
+def test_names_are_as_many_as_images():
+    entries = an_archive().entries
+    data = write_archive(Archive((entries[1]._replace(name="a\0b"),), STAGE1))
+    with pytest.raises(UserError, match="it holds 2 names for 1 images"):
+        read_archive(data)

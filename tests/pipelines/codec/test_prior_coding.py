@@ -1,0 +1,152 @@
+"""Every prior that walks its codes in an order drives the coder, at the cost of its own likelihood."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.codec.prior_coding import (
+    Told,
+    check_can_code,
+    check_label,
+    decode_with_prior,
+    encode_with_prior,
+    weights_for,
+)
+from stage1_vq.codes import Grid
+from stage2_prior.condition import EmbeddingSpec, TextSpec
+from stage2_prior.priors import AutoregressivePrior
+from stage2_prior.sampling import SamplingConfig, sample_codes
+from tests.stage2_prior.tiny import CLASSES, TINY, labelled, random_codes, tiny_prior
+from training.errors import UserError
+
+ORDERED = [kind for kind in TINY if isinstance(tiny_prior(kind), AutoregressivePrior)]
+EVERY_ORDERED_PRIOR = pytest.mark.parametrize("kind", ORDERED)
+LANES = 3
+TOLD = [Told(2, 1), Told(0, None)]  # lane 1 is empty
+
+
+@EVERY_ORDERED_PRIOR
+@pytest.mark.parametrize("num_classes", [0, CLASSES])
+def test_codes_come_back_whatever_lies_in_the_other_lanes(kind, num_classes):
+    prior = tiny_prior(kind, num_classes)
+    codes = random_codes(2, prior)
+    told = TOLD if num_classes else [Told(2, None), Told(0, None)]
+    payloads = encode_with_prior(prior, codes, told, LANES)
+    assert all(map(torch.equal, decode_with_prior(prior, payloads, told, LANES), codes))
+    for i in range(2):
+        alone = decode_with_prior(prior, payloads[i : i + 1], told[i : i + 1], LANES)
+        assert all(torch.equal(ours[0], theirs[i]) for ours, theirs in zip(alone, codes, strict=True))
+        own = tuple(grid[i : i + 1] for grid in codes)
+        assert encode_with_prior(prior, own, told[i : i + 1], LANES) == payloads[i : i + 1]
+
+
+@EVERY_ORDERED_PRIOR
+def test_a_payload_costs_the_nll(kind):
+    """Within 0.5% and the byte that an image ends on; so few codes weigh little against that, hence a sum of many."""
+    prior = tiny_prior(kind)
+    images = 24
+    condition = labelled(images, prior)
+    codes = sample_codes(prior, range(images), condition, 0, SamplingConfig())
+    with torch.no_grad():
+        bits = prior.nll(codes, condition).double().sum(dim=1).numpy() / np.log(2)
+    told = [Told(i, i % CLASSES) for i in range(images)]
+    sizes = np.array([8 * len(payload) for payload in encode_with_prior(prior, codes, told, images)])
+    assert (sizes < 1.005 * bits + 9).all()
+    assert sizes.mean() < 1.005 * bits.mean() + 5  # a byte that is begun is half used on average
+
+
+@EVERY_ORDERED_PRIOR
+def test_the_label_shapes_the_payload(kind):
+    prior = tiny_prior(kind)
+    codes = random_codes(1, prior)
+    payloads = [encode_with_prior(prior, codes, [Told(0, label)], 1)[0] for label in (0, 1, None)]
+    assert len(set(payloads)) > 1
+    other = decode_with_prior(prior, payloads[:1], [Told(0, 1)], 1)
+    assert not all(map(torch.equal, other, codes))
+
+
+def test_probabilities_that_differ_give_other_codes_and_no_error():
+    prior = tiny_prior("transformer")
+    codes = random_codes(2, prior)
+    payloads = encode_with_prior(prior, codes, TOLD, LANES)
+    with torch.no_grad():
+        next(prior.parameters()).mul_(1.5)
+    assert not torch.equal(decode_with_prior(prior, payloads, TOLD, LANES)[0], codes[0])
+
+
+def test_bytes_that_fit_no_code_spoil_their_own_image_only():
+    prior = tiny_prior("transformer")
+    codes = random_codes(2, prior)
+    _, sound = encode_with_prior(prior, codes, TOLD, LANES)
+    read = decode_with_prior(prior, [b"\xff" * 40, sound], TOLD, LANES)
+    assert torch.equal(read[0][1], codes[0][1])
+
+
+def test_autocast_around_it_changes_nothing():
+    prior = tiny_prior("transformer")
+    codes = random_codes(2, prior)
+    payloads = encode_with_prior(prior, codes, TOLD, LANES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(decode_with_prior(prior, payloads, TOLD, LANES)[0], codes[0])
+
+
+def test_a_prior_that_reads_captions_is_told_none():
+    texts = {"text": TextSpec(3, 9), "embeddings": None}, {"text": None, "embeddings": EmbeddingSpec(2, 5)}
+    for facts in texts:
+        prior = tiny_prior("transformer", **facts)
+        codes = random_codes(2, prior)
+        payloads = encode_with_prior(prior, codes, TOLD, LANES)
+        assert torch.equal(decode_with_prior(prior, payloads, TOLD, LANES)[0], codes[0])
+
+
+def test_every_value_of_every_code_keeps_a_count():
+    weights = weights_for(torch.tensor([[[0.0, -1e4, 50.0], [1.0, 1.0, 1.0]]]))
+    assert weights.shape == (1, 2, 3)
+    assert weights.min() >= 0
+    assert (weights.sum(axis=2) == 2**24 - 3).all()
+
+
+def test_logits_that_are_not_finite_are_told():
+    with pytest.raises(UserError, match="the prior's logits are not finite: its weights are damaged; take an earlier"):
+        weights_for(torch.tensor([[[0.0, float("nan")]]]))
+
+
+@pytest.mark.parametrize("kind", sorted(set(TINY) - set(ORDERED)))
+def test_masked_priors_are_refused(kind):
+    with pytest.raises(
+        UserError, match=rf"mode=prior, but a {kind} prior fills in codes in no fixed order.*choose table"
+    ):
+        check_can_code(tiny_prior(kind))
+
+
+def test_what_cannot_drive_a_coder_is_refused():
+    with pytest.raises(UserError, match="mode=prior, but this model has no prior; choose table or packed, or name an"):
+        check_can_code(None)
+    with pytest.raises(
+        UserError, match="mode=prior, but this prior goes by other codes, which no file would hold; choose"
+    ):
+        check_can_code(tiny_prior("transformer", given=(Grid("top", 1, 2, 5),)))
+    prior = tiny_prior("transformer")
+    prior.code_spec = replace(prior.code_spec, grids=(Grid("codes", 3, 5, 2**20 + 1),))
+    with pytest.raises(UserError, match="mode=prior, but a vocabulary of 1048577 is over 1048576; choose packed"):
+        check_can_code(prior)
+
+
+def test_labels_are_those_of_the_prior():
+    prior = tiny_prior("transformer")
+    for label in (None, 0, CLASSES - 1):
+        check_label(prior, label)
+    with pytest.raises(
+        UserError, match="label 4 is out of range: this model knows the 4 classes 0 to 3; choose one of them"
+    ):
+        check_label(prior, CLASSES)
+    with pytest.raises(UserError, match="this model has no classes, so a label cannot be chosen; leave the label out"):
+        check_label(tiny_prior("transformer", 0), 0)
+    with pytest.raises(
+        UserError, match="trained with label_dropout=0 and must be told a class; give a label, one of the 4"
+    ):
+        check_label(tiny_prior("transformer", knows_null_label=False), None)
