@@ -299,6 +299,8 @@ class Models:
     """The models that files need: the one that was named, or those of a folder, found by their fingerprints."""
 
     def __init__(self, model: str | None, models: str | None, device: torch.device):
+        if models is not None and not Path(models).is_dir():
+            raise UserError(f"there is no folder {models}; name one that holds models")
         self.folder = models
         self.device = device
         self.known = [] if model is None else [Codec.from_pretrained(model).to(device)]
@@ -329,8 +331,6 @@ class Models:
 
 def model_folders(root: Path) -> list[Path]:
     """Assembled models and single ones below a folder."""
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}; name one that holds models")
     assembled = [path.parent for path in sorted(root.rglob(INDEX_NAME))]
     single = [path.parent for path in sorted(root.rglob(CONFIG_NAME))]
     return assembled + [folder for folder in single if folder.parent not in assembled]

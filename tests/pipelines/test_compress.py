@@ -245,7 +245,8 @@ def test_tables_are_added_to_a_model_that_is_there(tmp_path, images):
     writer.write(0, codes, torch.full((30,), -1), [str(i) for i in range(30)])
     writer.finish()
     line = add_tables(TablesConfig(model=str(tmp_path / "run"), codes=str(tmp_path / "codes")))
-    assert line.startswith(f"tables are in {model / 'tables.safetensors'} (codes: alone); next: zellige compress")
+    contexts = " and ".join(Codec.from_pretrained(model).tables.grids["codes"].tables)
+    assert line.startswith(f"tables are in {model / 'tables.safetensors'} (codes: {contexts}); next: zellige compress")
     out = tmp_path / "zlg"
     compress_files(CompressConfig(model=str(tmp_path / "run"), images=str(images), out=str(out)))
     assert read_archive((out / "00.zlg").read_bytes()).entries[0].mode.name == "table"
