@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pipelines.judge import load_judge, sample_best
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
 from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
 from pipelines.two_stage import TwoStagePipeline
-from stage1_vq.codes import Codes
+from stage1_vq.codes import CodeDataset, Codes, Split
 from stage2_prior.sampling import SamplingConfig
 from training.errors import UserError
 from training.files import atomic_file, remove_leftovers, write_json
@@ -39,6 +40,8 @@ class GenerateConfig:
     num: int = 64  # images; a later run with a larger number adds those that are missing
     label: int | str | None = None  # class, by number or name; left out: sample i shows class i mod number of classes
     prompt: str | None = None  # text of all images, for a model that was trained on captions
+    given: str | None = None  # folder of code shards, for a model that goes by other codes: sample i by image i of it
+    given_split: Literal["train", "validation"] = "validation"  # which images of that folder
     size: tuple[int, int] | None = None  # (H, W) in pixels, larger than the training size; left out: that
     seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
     batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
@@ -95,13 +98,15 @@ def generate_files(config: GenerateConfig) -> str:
     label = class_number(pipeline, config.label)
     labels = pipeline.labels_of(range(num), label)
     pipeline.prompts_of(range(num), config.prompt)
+    others = None if config.given is None else given_codes(pipeline, config.given, config.given_split)
     judge = None
     if config.judge is not None:
         judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
     model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
     chosen = {"candidates": config.candidates, "judge": config.judge}
     size = None if config.size is None else list(config.size)  # as it reads in a file
-    settings = {**model, "label": label, "prompt": config.prompt, "size": size, **asdict(sampling), **chosen}
+    asked_for = {"label": label, "prompt": config.prompt, "given": others and others.fingerprint}
+    settings = {**model, **asked_for, "size": size, **asdict(sampling), **chosen}
     check_settings(out, settings)
 
     batches = [range(start, start + batch_size) for start in range(0, num, batch_size)]
@@ -115,7 +120,8 @@ def generate_files(config: GenerateConfig) -> str:
         asked = pipeline.labels_of(batch, label)
         if judge is None:
             texts = pipeline.prompts_of(batch, config.prompt)
-            codes = pipeline.sample(batch, asked, config.seed, sampling, texts, config.size)
+            given = others and others.of(batch)
+            codes = pipeline.sample(batch, asked, config.seed, sampling, prompts=texts, given=given, size=config.size)
         else:
             codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
         write_images(pipeline, codes, [out / name for name in names(batch, num)])
@@ -129,6 +135,32 @@ def generate_files(config: GenerateConfig) -> str:
         f"{num} images in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
         f"settings in {out / SAMPLES_NAME}"
     )
+
+
+class GivenCodes:
+    """Codes of other pictures, by the number of the sample; after the last picture the first comes again."""
+
+    def __init__(self, dataset: CodeDataset) -> None:
+        self.dataset = dataset
+        shards = "".join(shard.sha256 for shard in dataset.shards)
+        self.fingerprint = hashlib.sha256(shards.encode()).hexdigest()
+
+    def of(self, samples: Sequence[int]) -> Codes:
+        chosen = [sample % len(self.dataset) for sample in samples]
+        return self.dataset.fetch(chosen, chosen)["codes"]
+
+
+def given_codes(pipeline: TwoStagePipeline, folder: str, split: Split) -> GivenCodes:
+    """Raises UserError for codes that are not those the prior goes by."""
+    dataset = CodeDataset(folder, split)
+    if not pipeline.prior.given:
+        raise UserError(f"given={folder}, but this model goes by no other codes; leave given out")
+    if dataset.code_spec.grids != pipeline.prior.given:
+        wanted = " + ".join(f"{g.height}x{g.width} codes of {g.vocabulary}" for g in pipeline.prior.given)
+        raise UserError(f"{folder} holds {dataset.code_spec.describe()}, expected {wanted}, which this model goes by")
+    if not len(dataset):
+        raise UserError(f"{folder} holds no {split} images; give the other given_split, or other codes")
+    return GivenCodes(dataset)
 
 
 def names(batch: range, num: int) -> list[str]:

@@ -89,6 +89,7 @@ class TwoStagePipeline:
         *,
         labels: int | Sequence[int] | None = None,
         prompts: str | Sequence[str] | None = None,
+        given: Codes | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         first_index: int = 0,
@@ -100,9 +101,10 @@ class TwoStagePipeline:
         Sample i of seed s has the same codes whatever the batch size; its pixels agree to rounding. `labels`
         is one class for all `num` images, or one for each (then `num` may be left out); without it the
         classes of a class-conditional prior take turns: sample i shows class i mod num_classes. `prompts` is one text
-        for all images or one for each; without it a prior of captions draws anything. `size`, (H, W): larger
-        than the training size, by a sliding window (stage2_prior/sliding_window.py). `sampling` replaces the
-        pipeline's own settings. Raises UserError for labels or prompts that the prior does not know.
+        for all images or one for each; without it a prior of captions draws anything. `given`: the codes that a prior
+        of given codes goes by, one num h w for each of their grids. `size`, (H, W): larger than the training size, by
+        a sliding window (stage2_prior/sliding_window.py). `sampling` replaces the pipeline's own settings. Raises
+        UserError for labels, prompts or given codes that are not the prior's.
         """
         if num is None:
             lists = [asked for asked in (labels, prompts) if not isinstance(asked, int | np.integer | str | None)]
@@ -115,7 +117,15 @@ class TwoStagePipeline:
         chosen, texts = self.labels_of(indices, labels), self.prompts_of(indices, prompts)
         batches = [slice(start, start + batch_size) for start in range(0, num, batch_size)]
         parts = [
-            self.sample(indices[some], chosen and chosen[some], seed, sampling, texts and texts[some], size)
+            self.sample(
+                indices[some],
+                chosen and chosen[some],
+                seed,
+                sampling,
+                prompts=texts and texts[some],
+                given=given and tuple(grid[some] for grid in given),
+                size=size,
+            )
             for some in batches
         ]
         return Generated(
@@ -130,20 +140,29 @@ class TwoStagePipeline:
         labels: Sequence[int] | None,
         seed: int,
         sampling: SamplingConfig | None = None,
+        *,
         prompts: Sequence[str] | None = None,
+        given: Codes | None = None,
         size: tuple[int, int] | None = None,
     ) -> Codes:
         """Codes of samples `indices` of `seed`, as one batch: one b h w per grid; labels: b, None without classes;
-        prompts: b, None for a prior without text; size: as for `generate`."""
-        condition, sampling = self.condition(labels, prompts), sampling or self.sampling
+        prompts: b, None for a prior without text; given, size: as for `generate`."""
+        condition, sampling = self.condition(labels, prompts, given), sampling or self.sampling
         if size is None:
             return sample_codes(self.prior, indices, condition, seed, sampling)
         spec = self.autoencoder.code_spec(*size)
         return sample_larger_codes(self.prior, spec, indices, condition, seed, sampling)
 
-    def condition(self, labels: Sequence[int] | None, prompts: Sequence[str] | None) -> Condition:
+    def condition(
+        self, labels: Sequence[int] | None, prompts: Sequence[str] | None = None, given: Codes | None = None
+    ) -> Condition:
+        """Raises UserError where a prior of given codes is given none."""
+        if self.prior.given and given is None:
+            grids = " + ".join(f"{grid.height}x{grid.width} codes of {grid.vocabulary}" for grid in self.prior.given)
+            raise UserError(f"this model goes by codes of other pictures, {grids}, and got none; give it their codes")
         return Condition(
             None if labels is None else torch.tensor(labels, device=self.device),
+            given,
             text=None if prompts is None else self.prior.tokenize(prompts).to(self.device),
         )
 
@@ -261,13 +280,14 @@ class TwoStagePipeline:
         *,
         labels: int | Sequence[int] | None = None,
         prompts: str | Sequence[str] | None = None,
+        given: Codes | None = None,
         seed: int = 0,
         first_index: int = 0,
         sampling: SamplingConfig | None = None,
     ) -> Generated:
         """Images of codes that are partly known, one b h w per grid, -1 where the prior draws: samples first_index,
-        first_index + 1, ... of `seed`. labels, prompts: as for `generate`, but without labels a class-conditional
-        prior draws for any class, without guidance. Raises UserError for a prior that never saw the null label."""
+        first_index + 1, ... of `seed`. labels, prompts, given: as for `generate`, but without labels a prior of classes
+        draws for any class, without guidance. Raises UserError for a prior that never saw the null label."""
         sampling = sampling or self.sampling
         indices = range(first_index, first_index + len(known[0]))
         chosen: list[int] | None
@@ -280,7 +300,7 @@ class TwoStagePipeline:
             chosen, sampling = [self.num_classes] * len(indices), replace(sampling, guidance=1.0)
         else:
             chosen = self.labels_of(indices, labels)
-        condition = self.condition(chosen, self.prompts_of(indices, prompts))
+        condition = self.condition(chosen, self.prompts_of(indices, prompts), given)
         codes = sample_codes(self.prior, indices, condition, seed, sampling, known)
         return Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
 

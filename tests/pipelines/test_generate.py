@@ -39,7 +39,7 @@ def test_images_sheet_and_record(model: Path, tmp_path: Path):
     assert [sample["label"] for sample in samples] == [0, 1, 2, 0, 1, 2, 0]
     fingerprint = make_pipeline().fingerprint()
     assert samples[5] == {
-        "file": "000005.png", "index": 5, "label": 2, "class_name": "class 2", "model": fingerprint,
+        "file": "000005.png", "index": 5, "label": 2, "given": None, "class_name": "class 2", "model": fingerprint,
         "prompt": None, "size": None,
         "seed": 3, "batch_size": 4, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0,
         "guidance_schedule": "constant", "guidance_start": 0.0, "guidance_end": 1.0,

@@ -1,0 +1,93 @@
+"""Image to image: a model that goes by the codes of other pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import TwoStagePipeline
+from pipelines.generate import GenerateConfig, generate_files
+from stage1_vq.codes import CodeShardWriter, CodeSpec, Grid
+from stage2_prior.priors import Transformer, TransformerConfig
+from tests.pipelines.conftest import make_autoencoder
+from training.errors import UserError
+
+MAP = Grid("map", 2, 2, 8)
+
+
+def make_pipeline() -> TwoStagePipeline:
+    autoencoder = make_autoencoder()
+    torch.manual_seed(1)
+    config = TransformerConfig(layers=1, width=16, heads=2)
+    prior = Transformer(config, autoencoder.code_spec(), 0, given=(MAP,)).eval()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return TwoStagePipeline(autoencoder, prior)
+
+
+def maps(count: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randint(8, (count, 2, 2), generator=torch.Generator().manual_seed(0)),)
+
+
+def write_maps(folder: Path, grid: Grid = MAP) -> Path:
+    writer = CodeShardWriter(folder, CodeSpec((grid,), 16, 16, 3), ["train", "validation"])
+    codes = (torch.randint(8, (3, grid.height, grid.width), generator=torch.Generator().manual_seed(0)),)
+    for number, names in enumerate(([], ["a", "b", "c"])):  # no training images, three held-out ones
+        writer.write(number, (codes[0][: len(names)],), torch.full((len(names),), -1), names)
+    writer.finish()
+    return folder
+
+
+def test_samples_go_by_the_codes_they_are_given():
+    pipeline, given = make_pipeline(), maps(4)
+    codes = pipeline.generate(4, given=given, batch_size=3).codes[0]
+    assert torch.equal(pipeline.generate(1, given=(given[0][2:3],), first_index=2).codes[0], codes[2:3])
+    other = (given[0].flip(0),)
+    assert not torch.equal(pipeline.generate(4, given=other).codes[0], codes)
+
+
+def test_inpainting_goes_by_them_too():
+    pipeline, given = make_pipeline(), maps(2)
+    known = torch.full((2, 4, 4), -1)
+    drawn = pipeline.redraw((known,), given=given, seed=3)
+    assert torch.equal(drawn.codes[0], pipeline.generate(2, given=given, seed=3).codes[0])
+
+
+def test_the_command_takes_them_from_code_shards(tmp_path: Path):
+    pipeline = make_pipeline()
+    model = pipeline.save_pretrained(tmp_path / "model")
+    folder = write_maps(tmp_path / "maps")
+    config = GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=4, batch_size=2, given=str(folder))
+    generate_files(config)
+    sample = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
+    assert len(sample["given"]) == 64  # a fingerprint of the shards
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 4  # three pictures: the fourth sample goes by the first
+
+
+@pytest.mark.parametrize(
+    ("grid", "split", "message"),
+    [
+        (
+            Grid("map", 2, 4, 8),
+            "validation",
+            r"holds 2x4 codes of 8 .*, expected 2x2 codes of 8, which this model goes",
+        ),
+        (MAP, "train", "holds no train images; give the other given_split"),
+    ],
+)
+def test_codes_that_do_not_fit_are_refused(tmp_path: Path, grid, split, message):
+    model = make_pipeline().save_pretrained(tmp_path / "model")
+    folder = write_maps(tmp_path / "maps", grid)
+    with pytest.raises(UserError, match=message):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path), given=str(folder), given_split=split))
+
+
+def test_a_model_that_needs_them_says_so_and_one_that_does_not_refuses_them(model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="this model goes by codes of other pictures, 2x2 codes of 8, and got none"):
+        make_pipeline().generate(1)
+    with pytest.raises(UserError, match="this model goes by no other codes; leave given out"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path), given=str(write_maps(tmp_path / "maps"))))
