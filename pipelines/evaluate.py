@@ -171,4 +171,6 @@ def ssim(decoded: Tensor, images: Tensor) -> Tensor | None:
         return None
     if min(images.shape[-2:]) < 11:
         return None
-    return structural_similarity_index_measure(decoded, images, data_range=2.0, reduction="none")
+    similarity = structural_similarity_index_measure(decoded, images, data_range=2.0, reduction="none")
+    assert isinstance(similarity, Tensor)
+    return similarity

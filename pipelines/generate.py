@@ -105,7 +105,7 @@ def generate_files(config: GenerateConfig) -> str:
     model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
     chosen = {"candidates": config.candidates, "judge": config.judge}
     size = None if config.size is None else list(config.size)  # as it reads in a file
-    asked_for = {"label": label, "prompt": config.prompt, "given": others and others.fingerprint}
+    asked_for = {"label": label, "prompt": config.prompt, "given": None if others is None else others.fingerprint}
     settings = {**model, **asked_for, "size": size, **asdict(sampling), **chosen}
     check_settings(out, settings)
 
@@ -120,7 +120,7 @@ def generate_files(config: GenerateConfig) -> str:
         asked = pipeline.labels_of(batch, label)
         if judge is None:
             texts = pipeline.prompts_of(batch, config.prompt)
-            given = others and others.of(batch)
+            given = None if others is None else others.of(batch)
             codes = pipeline.sample(batch, asked, config.seed, sampling, prompts=texts, given=given, size=config.size)
         else:
             codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
