@@ -46,7 +46,9 @@ class NearestQuantizerConfig:
     lookup_dim: int | None = None  # width of the code vectors behind a projection; None: dim, and no projection
     l2_normalise: bool = False  # compare directions only: vectors and code vectors get length 1
     gradient: Literal["straight-through", "rotation"] = "straight-through"  # how gradients pass from z_q to z
-    commitment: Literal["squared-error", "cross-entropy"] = "squared-error"  # or -ln softmax(-distance) of its code
+    # Or -ln softmax(-distance) of its own code, which tells codes apart but does not keep latents near them: alone it
+    # learns far worse (eight pictures: 36% of their variance is left where the squared error leaves 3%).
+    commitment: Literal["squared-error", "cross-entropy"] = "squared-error"  # how latents are tied to their codes
     orthogonal_weight: float = 0.0  # of `orthogonality`: pushes code vectors apart (codebook_update=gradient only)
     diversity_weight: float = 0.0  # of minus the entropy, in nats, of the codes' mean soft use in a batch
     diversity_temperature: float = 0.01  # of that soft use: a softmax of minus distance over this

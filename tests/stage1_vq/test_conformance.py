@@ -55,9 +55,8 @@ QUANTIZER_ROWS: dict[str, Any] = {
         codebook_size=16,
         dim=DIM,
         codebook_update="gradient",
-        commitment="cross-entropy",
-        orthogonal_weight=1.0,
-        diversity_weight=0.1,
+        orthogonal_weight=0.5,
+        diversity_weight=0.02,
         diversity_temperature=1.0,
     ),
     "nearest, rare codes revived": NearestQuantizerConfig(
