@@ -67,8 +67,10 @@ class GenerateConfig:
             raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
-        if self.judge is not None and (self.prompt is not None or self.size is not None):
-            raise UserError("got a judge with a prompt or a size, expected either: a judge knows classes of one size")
+        if self.judge is not None and not (self.prompt is None and self.given is None and self.size is None):
+            raise UserError(
+                "got a judge with a prompt, given codes or a size, expected either: a judge knows classes of one size"
+            )
         if self.candidates < 1:
             raise UserError(f"candidates={self.candidates}, expected at least 1 for each image")
         if (self.candidates > 1) != (self.judge is not None):

@@ -86,6 +86,11 @@ def test_codes_that_do_not_fit_are_refused(tmp_path: Path, grid, split, message)
         generate_files(GenerateConfig(model=str(model), out=str(tmp_path), given=str(folder), given_split=split))
 
 
+def test_a_judge_is_no_judge_of_what_was_given():
+    with pytest.raises(UserError, match="got a judge with a prompt, given codes or a size, expected either"):
+        GenerateConfig(model="m", out="o", given="codes", judge="timm:resnet50", candidates=2)
+
+
 def test_a_model_that_needs_them_says_so_and_one_that_does_not_refuses_them(model: Path, tmp_path: Path):
     with pytest.raises(UserError, match="this model goes by codes of other pictures, 2x2 codes of 8, and got none"):
         make_pipeline().generate(1)

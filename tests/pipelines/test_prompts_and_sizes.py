@@ -112,5 +112,5 @@ def test_the_command_writes_prompt_and_size_to_what_it_records(text_model, tmp_p
     other = GenerateConfig(model=str(text_model), out=str(tmp_path), num=2, prompt="a red fox", device="cpu")
     with pytest.raises(UserError, match=r"prompt was 'a grey owl' and is now 'a red fox'; size was \[16, 20\] and is"):
         generate_files(other)
-    with pytest.raises(UserError, match="got a judge with a prompt or a size, expected either"):
+    with pytest.raises(UserError, match="got a judge with a prompt, given codes or a size, expected either"):
         GenerateConfig(model="m", out="o", candidates=2, judge="timm:x", size=(16, 20))
