@@ -118,10 +118,10 @@ def print_sizes(codec: Codec, images: Tensor, modes: list[Any]) -> None:
     print("\n| | bits per code | head and checks of one image, bytes |\n|---|---:|---:|")
     for mode in modes:
         compressed = codec.compress(images, mode, lanes=min(64, len(images)))
-        payloads = sum(len(entry.payload) for entry in read_archive(compressed.data).entries)
+        payloads = sum(entry.bits for entry in read_archive(compressed.data).entries)
         one = codec.compress(images[:1], mode).data
-        head = len(one) - len(read_archive(one).entries[0].payload)
-        print(f"| {mode} | {8 * payloads / codes:.4f} | {head} |", flush=True)
+        head = len(one) - -(-read_archive(one).entries[0].bits // 8)
+        print(f"| {mode} | {payloads / codes:.4f} | {head} |", flush=True)
         for note in compressed.notes:
             print(f"{mode}: {note}")
     if "prior" in modes:

@@ -362,12 +362,12 @@ def describe_file(config: InfoConfig) -> str:
     data = read_bytes(path)
     archive = read_archive(data, str(path))
     pixels = sum(entry.shape.height * entry.shape.width for entry in archive.entries)
-    payloads = sum(len(entry.payload) for entry in archive.entries)
+    payloads = sum(entry.bits for entry in archive.entries)
     modes = Counter(entry.mode.name for entry in archive.entries)
     shapes = Counter(entry.shape for entry in archive.entries)
     lines = [
         f"{path}: {len(archive.entries)} image{'s' if len(archive.entries) > 1 else ''}, {len(data)} bytes "
-        f"({payloads} of codes), {8 * len(data) / pixels:.4f} bits per pixel",
+        f"({-(-payloads // 8)} of codes), {8 * len(data) / pixels:.4f} bits per pixel",
         "mode: " + ", ".join(f"{mode} ({count})" if len(modes) > 1 else mode for mode, count in modes.items()),
     ]
     for shape, count in shapes.most_common(SHOWN_SHAPES):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from pipelines.codec.entropy_coding import packed_length
+from pipelines.codec.entropy_coding import bit_length, packed_length
 from stage1_vq.codes import Codes
 from training.errors import UserError
 
@@ -42,8 +42,8 @@ class Shape(NamedTuple):
     grids: tuple[tuple[int, int, int], ...]  # h, w, k of each
 
     @property
-    def packed_bytes(self) -> int:
-        return -(-sum(packed_length(h * w, k) for h, w, k in self.grids) // 8)
+    def packed_bits(self) -> int:
+        return sum(packed_length(h * w, k) for h, w, k in self.grids)
 
 
 class Environment(NamedTuple):
@@ -66,6 +66,11 @@ class Entry(NamedTuple):
     label: int | None = None  # class that the prior was told; None: none, or the null label
     lane: int = 0  # row of the batch of the prior's steps in which it was coded
     name: str = ""  # of the image in an archive
+
+    @property
+    def bits(self) -> int:
+        """What the payload takes of a file: zeros at its end are known, of packed codes by their number."""
+        return self.shape.packed_bits if self.mode == Mode.packed else bit_length(self.payload)
 
 
 class Archive(NamedTuple):
@@ -98,7 +103,8 @@ def write_archive(archive: Archive) -> bytes:
     modes = {entry.mode for entry in archive.entries}
     prior = archive.prior if Mode.prior in modes else None
     tables = archive.tables if Mode.table in modes else None
-    names = "\0".join(entry.name for entry in archive.entries).encode(errors="surrogateescape")
+    named = any(entry.name for entry in archive.entries)
+    names = "\0".join(entry.name for entry in archive.entries).encode(errors="surrogateescape") if named else b""
     flags = HAS_PRIOR * (prior is not None) + HAS_TABLES * (tables is not None) + HAS_NAMES * bool(names)
     shapes = {shape: number for number, shape in enumerate(dict.fromkeys(entry.shape for entry in archive.entries))}
     head = [MAGIC, bytes([VERSION, flags]), archive.stage1, prior or b"", tables or b""]
@@ -108,14 +114,25 @@ def write_archive(archive: Archive) -> bytes:
         head += [bytes([DEVICES.index(device), *torch]), varint(archive.lanes)]
     head += [varint(len(shapes)), *map(shape_bytes, shapes), varint(len(archive.entries))]
     for entry in archive.entries:
-        head += [varint(4 * shapes[entry.shape] + entry.mode), varint(len(entry.payload))]
+        head += [varint(4 * shapes[entry.shape] + entry.mode), varint(entry.bits)]
         head.append(struct.pack("<I", entry.crc))
         if entry.mode == Mode.prior:
             head += [varint(0 if entry.label is None else entry.label + 1), varint(entry.lane)]
     if names:
         head += [varint(len(names)), names]
-    data = b"".join([*head, *(entry.payload for entry in archive.entries)])
+    data = b"".join([*head, *joined(archive.entries)])
     return data + struct.pack("<I", zlib.crc32(data))
+
+
+def joined(entries: Sequence[Entry]) -> Iterator[bytes]:
+    """All payloads, bit behind bit; zeros fill the last byte."""
+    begun = np.empty(0, np.uint8)  # bits of a byte that is not full
+    for entry in entries:
+        bits = np.concatenate([begun, np.unpackbits(np.frombuffer(entry.payload, np.uint8))[: entry.bits]])
+        full = len(bits) // 8 * 8
+        begun = bits[full:]
+        yield np.packbits(bits[:full]).tobytes()
+    yield np.packbits(begun).tobytes()
 
 
 def shape_bytes(shape: Shape) -> bytes:
@@ -190,12 +207,11 @@ class Reader:
             names = self.bytes(length).decode(errors="surrogateescape").split("\0")
             if len(names) != count:
                 raise ValueError(f"it holds {len(names)} names for {count} images")
+        payloads = self.payloads([bits for _, bits in heads])
         entries = tuple(
-            entry._replace(payload=self.bytes(length), name=name)
-            for (entry, length), name in zip(heads, names, strict=True)
+            entry._replace(payload=payload, name=name)
+            for (entry, _), payload, name in zip(heads, payloads, names, strict=True)
         )
-        if self.position != len(self.data):
-            raise ValueError(f"{len(self.data) - self.position} bytes stand behind its last image")
         return Archive(entries, stage1, prior, tables, environment, lanes)
 
     def shape(self) -> Shape:
@@ -211,21 +227,36 @@ class Reader:
         return Shape(height, width, tuple(grids))
 
     def head(self, shapes: Sequence[Shape], has_prior: bool, has_tables: bool, lanes: int) -> tuple[Entry, int]:
-        """An entry without its payload, and the length of that."""
+        """An entry without its payload, and how many bits that has."""
         kind = self.number("shape and mode", 0, 4 * len(shapes) - 1)
         if kind & 3 not in set(Mode):
             raise ValueError("it has an image in mode 3")
         mode, shape = Mode(kind & 3), shapes[kind >> 2]
-        length = self.number("bytes of an image", 0, len(self.data))
+        bits = self.number("bits of an image", 0, 8 * len(self.data))
         crc = int.from_bytes(self.bytes(4), "little")
-        if mode == Mode.packed and length != shape.packed_bytes:
-            raise ValueError(f"an image has {length} bytes, expected {shape.packed_bytes} for its packed codes")
+        if mode == Mode.packed and bits != shape.packed_bits:
+            raise ValueError(f"an image has {bits} bits, expected {shape.packed_bits} for its packed codes")
         if (mode == Mode.table and not has_tables) or (mode == Mode.prior and not has_prior):
             raise ValueError(f"it does not name the {mode.name} of an image")
         if mode != Mode.prior:
-            return Entry(mode, shape, crc, b""), length
+            return Entry(mode, shape, crc, b""), bits
         label, lane = self.number("label", 0, 1 << 31), self.number("lane", 0, lanes - 1)
-        return Entry(mode, shape, crc, b"", label - 1 if label else None, lane), length
+        return Entry(mode, shape, crc, b"", label - 1 if label else None, lane), bits
+
+    def payloads(self, bits: Sequence[int]) -> list[bytes]:
+        """All that is left, cut into so many bits for each image."""
+        left = self.data[self.position :]
+        if len(left) != -(-sum(bits) // 8):
+            raise ValueError(f"its payloads have {len(left)} bytes, expected {-(-sum(bits) // 8)}")
+        parts, done = [], 0
+        for count in bits:
+            first, end = done // 8, -(-(done + count) // 8)
+            own = np.unpackbits(np.frombuffer(left[first:end], np.uint8))[done % 8 :][:count]
+            parts.append(np.packbits(own).tobytes())
+            done += count
+        if done % 8 and left[-1] & ((1 << (8 - done % 8)) - 1):
+            raise ValueError("what fills its last byte is not zero")
+        return parts
 
     def bytes(self, count: int) -> bytes:
         end = self.position + count

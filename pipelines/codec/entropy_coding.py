@@ -49,25 +49,36 @@ class Encoder:
             self.coder.encode(codes, BY_ROW, weights)
 
     def finish(self) -> bytes:
-        """The shortest bytes from which a `Decoder` reads the codes again.
+        """The bytes with the fewest bits from which a `Decoder` reads the codes again: see `bit_length`.
 
         What was encoded is a number in [lower, lower + width) of 64 bits behind the words that are settled.
-        constriction chooses one that ends on a word; one that ends on a byte saves up to three of them. Zero bytes at
-        the end need not be kept, for the decoder reads zeros there.
+        constriction chooses one that ends on a word; one that ends on a bit saves up to 31 of them. Zeros at the end
+        need not be kept, for the decoder reads zeros there.
         """
         words = self.coder.get_compressed()
         settled, (lower, width) = self.coder.pos()
         data = words.astype(">u4").tobytes()
-        tail = data[4 * settled :].ljust(8, b"\0")
-        if len(words) > settled and len(tail) == 8:
-            number = int.from_bytes(tail, "big")
-            for length in range(8):
-                unit = 1 << (64 - 8 * length)
-                rounded = -(-number // unit) * unit
-                if rounded < 1 << 64 and (rounded - lower) % (1 << 64) < width:
-                    data = data[: 4 * settled] + rounded.to_bytes(8, "big")[:length]
-                    break
+        head, tail = data[: 4 * settled], data[4 * settled :].ljust(8, b"\0")
+        if len(words) == settled or len(tail) != 8:
+            return data.rstrip(b"\0")
+        if lower + width > 1 << 64:  # the next number of the settled words is inside, followed by zeros
+            if int.from_bytes(tail, "big") >= lower:  # constriction did not choose it
+                head = (int.from_bytes(head, "big") + 1).to_bytes(len(head), "big")
+            return head.rstrip(b"\0")
+        for length in range(64):
+            unit = 1 << (64 - length)
+            rounded = -(-lower // unit) * unit
+            if rounded - lower < width and rounded < 1 << 64:
+                return (head + rounded.to_bytes(8, "big")).rstrip(b"\0")
         return data.rstrip(b"\0")
+
+
+def bit_length(payload: bytes) -> int:
+    """Bits up to the last one that is not zero."""
+    if not payload:
+        return 0
+    last = payload[-1]
+    return 8 * len(payload) - (last & -last).bit_length() + 1 if last else bit_length(payload.rstrip(b"\0"))
 
 
 class Decoder:

@@ -69,7 +69,7 @@ def test_the_bytes_of_one_image_in_mode_prior():
         + "16 03"  # 5 x 3, vocabulary as before
         + "11 07"  # 4 x 4, square, of 7
         + "01"  # one image:
-        + "02 03 04030201 07 02"  # shape 0 in mode 2, three bytes, CRC, label 6, lane 2
+        + "02 18 04030201 07 02"  # shape 0 in mode 2, 24 bits, CRC, label 6, lane 2
         + "616263"
     )
     expected += struct.pack("<I", zlib.crc32(expected))
@@ -84,10 +84,11 @@ def test_the_bytes_of_an_archive_of_two_with_names():
     expected = bytes.fromhex(
         "895a4c47 01 06" + STAGE1.hex() + TABLES.hex()  # flags: tables and names
         + "01 10 10 01 11 8004"  # one shape: 16 x 16, one grid, 4 x 4, square, of 512
-        + "02 01 02 01000000 00 12 02000000"  # two images
+        + "02 01 0f 01000000 00 9001 02000000"  # two images, of 15 and 144 bits
         + "04 c3a9 00 62"  # four bytes of names
-        + "6162 000102030405060708090a0b0c0d0e0f1011"
     )  # fmt: skip
+    both = (0x6162 >> 1) << 144 | int.from_bytes(bytes(range(18)), "big")
+    expected += (both << 1).to_bytes(20, "big")  # 159 bits
     expected += struct.pack("<I", zlib.crc32(expected))
     assert write_archive(Archive(entries, STAGE1, PRIOR, TABLES, ENVIRONMENT, 8)) == expected
 
@@ -168,11 +169,12 @@ HUGE = b"\xff" * 8 + b"\x7f"
         (with_bytes(52, HUGE), "it claims images: 9223372036854775807, expected 1 to"),
         (with_bytes(53, b"\x08"), "it claims shape and mode: 8, expected 0 to 7"),
         (with_bytes(53, b"\x03"), "it has an image in mode 3"),
-        (with_bytes(54, HUGE), "it claims bytes of an image: 9223372036854775807"),
-        (with_bytes(53, b"\x00"), "an image has 3 bytes, expected 30 for its packed codes"),
+        (with_bytes(54, HUGE), "it claims bits of an image: 9223372036854775807"),
+        (with_bytes(53, b"\x00"), "an image has 24 bits, expected 238 for its packed codes"),
         (with_bytes(60, b"\x08"), "it claims lane: 8, expected 0 to 7"),
-        (with_bytes(54, b"\x02"), "1 bytes stand behind its last image"),
-        (with_bytes(54, b"\x04"), "it ends too early"),
+        (with_bytes(54, b"\x02"), "its payloads have 221 bytes, expected 218"),
+        (with_bytes(54, b"\x40"), "its payloads have 221 bytes, expected 226"),
+        (with_bytes(-5, b"\xff"), "what fills its last byte is not zero"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(data, message):
@@ -195,3 +197,11 @@ def test_names_are_as_many_as_images():
     data = write_archive(Archive((entries[1]._replace(name="a\0b"),), STAGE1))
     with pytest.raises(UserError, match="it holds 2 names for 1 images"):
         read_archive(data)
+
+
+def test_payloads_take_bits_and_not_bytes():
+    entry = Entry(Mode.table, OTHER, 1, b"\x80")  # one bit
+    one, nine = (len(write_archive(Archive((entry,) * count, STAGE1, None, TABLES))) for count in (1, 9))
+    in_index = 1 + 1 + 4  # shape and mode, length, CRC
+    assert nine - one == 8 * in_index + 1
+    assert read_archive(write_archive(Archive((entry,) * 9, STAGE1, None, TABLES))).entries == (entry,) * 9

@@ -14,6 +14,7 @@ from pipelines.codec.entropy_coding import (
     DamagedPayloadError,
     Decoder,
     Encoder,
+    bit_length,
     frequencies,
     pack,
     unpack,
@@ -55,8 +56,8 @@ def test_the_coder_gives_each_code_exactly_its_frequency(k):
 
 
 @given(seed=st.integers(0, 2**32), n=st.integers(0, 40), k=st.sampled_from([2, 3, 11, 300]), sharp=st.floats(0.01, 3))
-@settings(max_examples=300, deadline=None)
-def test_what_was_encoded_is_decoded_from_bytes_within_one_of_its_information(seed, n, k, sharp):
+@settings(max_examples=600, deadline=None)
+def test_what_was_encoded_is_decoded_from_hardly_more_bits_than_its_information(seed, n, k, sharp):
     generator = np.random.default_rng(seed)
     counts = frequencies(generator.dirichlet(np.full(k, sharp), n)) if n else np.zeros((0, k), np.int64)
     codes = np.array([generator.choice(k, p=row / TOTAL) for row in counts], dtype=np.int64)
@@ -65,7 +66,8 @@ def test_what_was_encoded_is_decoded_from_bytes_within_one_of_its_information(se
         encoder.encode(np.array([code]), weights_of(row[None]))
     payload = encoder.finish()
     information = sum(math.log2(TOTAL / row[code]) for code, row in zip(codes, counts, strict=True))
-    assert 8 * len(payload) < information + 9  # at most a bit to hit the interval, and a byte begun
+    # A bit that is begun; and the coder divides a width of at least 2**32 by TOTAL, which can lose a 256th each time.
+    assert bit_length(payload) <= math.ceil(information + n * math.log2(1 + 1 / 256))
     decoder = Decoder(payload)
     assert [int(decoder.decode(weights_of(row[None]))[0]) for row in counts] == codes.tolist()
     assert payload[-1:] != b"\0"
@@ -107,3 +109,8 @@ def test_bits_stand_highest_first():
 def test_a_packed_number_that_is_no_code_is_told():
     with pytest.raises(DamagedPayloadError, match="code 7 of a vocabulary of 5"):
         unpack(bytes([0b11100000]), [(1, 5)])
+
+
+@pytest.mark.parametrize(("payload", "bits"), [(b"", 0), (b"\x80", 1), (b"\x01", 8), (b"a\x40", 10), (b"\x80\0\0", 1)])
+def test_bits_of_a_payload_end_with_the_last_one_that_is_set(payload, bits):
+    assert bit_length(payload) == bits

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.codec.entropy_coding import bit_length
 from pipelines.codec.prior_coding import (
     Told,
     check_can_code,
@@ -46,7 +47,7 @@ def test_codes_come_back_whatever_lies_in_the_other_lanes(kind, num_classes):
 
 @EVERY_ORDERED_PRIOR
 def test_a_payload_costs_the_nll(kind):
-    """Within 0.5% and the byte that an image ends on; so few codes weigh little against that, hence a sum of many."""
+    """Within 0.5% and the bit that an image ends on."""
     prior = tiny_prior(kind)
     images = 24
     condition = labelled(images, prior)
@@ -54,9 +55,9 @@ def test_a_payload_costs_the_nll(kind):
     with torch.no_grad():
         bits = prior.nll(codes, condition).double().sum(dim=1).numpy() / np.log(2)
     told = [Told(i, i % CLASSES) for i in range(images)]
-    sizes = np.array([8 * len(payload) for payload in encode_with_prior(prior, codes, told, images)])
-    assert (sizes < 1.005 * bits + 9).all()
-    assert sizes.mean() < 1.005 * bits.mean() + 5  # a byte that is begun is half used on average
+    sizes = np.array([bit_length(payload) for payload in encode_with_prior(prior, codes, told, images)])
+    assert (sizes < 1.005 * bits + 1).all()
+    assert sizes.mean() < 1.005 * bits.mean()
 
 
 @EVERY_ORDERED_PRIOR

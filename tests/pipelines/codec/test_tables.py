@@ -60,7 +60,6 @@ def test_neighbours_are_contexts_where_they_pay_and_codes_come_back(kind):
 
 @pytest.mark.parametrize("kind", CODES)
 def test_a_payload_is_within_half_a_percent_of_the_entropy(kind):
-    """Of one large grid, so that what is lost by ending on a byte does not count."""
     codes = CODES[kind](2000)
     tables = fit_tables(SPEC, [(codes,)])
     tall = codes.reshape(1, -1, 9)
