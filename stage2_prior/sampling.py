@@ -162,15 +162,16 @@ def draw_in_order(
         doubled = prior.stepper(2 * batch, prior.doubled_for_guidance(condition))
         stepper = GuidedStepper(doubled, [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)])
     uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
-    finite = torch.ones((), dtype=torch.bool, device=device)
+    total = torch.zeros((), device=device)  # of all logits: one that is not finite makes it so
 
     def choose(position: int, logits: Tensor) -> Tensor:
-        finite.logical_and_(logits.sum().isfinite())  # one that is not makes the sum so
+        total.add_(logits.sum())
         here = slice(position, position + logits.shape[1])
         codes = draw(logits, uniforms[:, here], sampling)
         return codes if known is None else torch.where(known[:, here] < 0, codes, known[:, here])
 
-    return walk(stepper, prior.code_spec.codes_per_image, choose), finite
+    codes = walk(stepper, prior.code_spec.codes_per_image, choose)
+    return codes, total.isfinite()
 
 
 def fill_in(

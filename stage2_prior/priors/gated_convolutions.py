@@ -1,5 +1,5 @@
-"""The parts of PixelSNAIL: convolutions with weight norm (Salimans & Kingma 2016, arXiv:1602.07868), also of codes, and
-the gated residual block made of them."""
+"""The parts of PixelSNAIL: convolutions with weight norm (Salimans & Kingma 2016, arXiv:1602.07868), also of codes, the
+gated residual block made of them, and the features of places."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from stage1_vq.codes import Grid
 
 
 class Convolution(nn.Module):
@@ -109,3 +111,9 @@ class GatedResidual(nn.Module):
             hidden = hidden + self.side(F.elu(side))
         gates = self.second(self.dropout(F.elu(hidden)))
         return x + F.glu(gates if gate_bias is None else gates + gate_bias, dim=1)
+
+
+def place_features(grid: Grid, like: Tensor) -> Tensor:
+    """Row and column of each place, from -1/2 to below 1/2: 2 h w, of the type and device of `like`."""
+    rows, columns = (torch.arange(n, device=like.device) / n - 0.5 for n in (grid.height, grid.width))
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij")).to(like.dtype)
