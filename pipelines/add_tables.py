@@ -37,12 +37,19 @@ def add_tables(config: TablesConfig) -> str:
 def tables_of_shards(folder: str, autoencoder: Autoencoder) -> CodeTables:
     """Tables of the training images of code shards. Raises UserError unless this autoencoder made them."""
     codes = CodeDataset(folder)
-    recorded, actual = codes.stage1_fingerprint, autoencoder.fingerprint()
-    if codes.code_spec != autoencoder.code_spec() or recorded not in ("", actual):
-        raise UserError(
-            f"{folder} holds codes of autoencoder {recorded[:12]}, {codes.code_spec.describe()}, expected those of "
-            f"{actual[:12]}, {autoencoder.code_spec().describe()}; encode images with this model"
-        )
+    check_made_by(codes, autoencoder)
     if len(codes) == 0:
         raise UserError(f"{folder} holds no training images to count; encode some")
     return fit_tables_to_shards(codes)
+
+
+def check_made_by(codes: CodeDataset, autoencoder: Autoencoder) -> None:
+    """Raises UserError unless this autoencoder made the codes; of codes that do not say who did, only their shape is
+    compared."""
+    recorded, actual = codes.stage1_fingerprint, autoencoder.fingerprint()
+    spec = autoencoder.code_spec(codes.code_spec.image_height, codes.code_spec.image_width)
+    if codes.code_spec != spec or recorded not in ("", actual):
+        raise UserError(
+            f"{codes.folder} holds codes of autoencoder {recorded[:12]}, {codes.code_spec.describe()}, expected those "
+            f"of {actual[:12]}, {spec.describe()}; encode images with this model"
+        )

@@ -6,7 +6,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
@@ -75,6 +75,32 @@ class Command(NamedTuple):
     prepare: Callable[[Sequence[str]], Job]  # reads and checks the arguments
 
 
+CODES_COMMANDS = {
+    "info": Command(
+        "show what the shards hold, and how evenly their codes are used",
+        from_options("codes info", "pipelines.code_shards", "CodesInfoConfig", "info"),
+    ),
+    "verify": Command(
+        "read every byte and compare it with the index",
+        from_options("codes verify", "pipelines.code_shards", "CodesVerifyConfig", "verify"),
+    ),
+    "export": Command(
+        "write them as .npz files or as tar files for webdataset",
+        from_options("codes export", "pipelines.code_shards", "CodesExportConfig", "export"),
+    ),
+}
+
+
+def codes(arguments: Sequence[str]) -> Job:
+    """`zellige codes ACTION`: the action's own job."""
+    if not arguments:
+        raise UserError(f"codes needs an action, got none; the actions are {', '.join(CODES_COMMANDS)}")
+    if arguments[0] in ("-h", "--help"):
+        print(usage_of("codes ACTION", CODES_COMMANDS))
+        sys.exit(0)
+    return named(arguments[0], CODES_COMMANDS, "action of codes").prepare(arguments[1:])
+
+
 COMMANDS = {
     "quickstart": Command(
         "train both stages on bundled MNIST digits and draw samples: minutes on a CPU",
@@ -82,6 +108,7 @@ COMMANDS = {
     ),
     "train-stage1": Command("train an autoencoder: images to codes and back", train_stage1),
     "encode": Command("turn images into code shards, with a trained autoencoder", encode),
+    "codes": Command("look into code shards, check them, export them", codes),
     "train-stage2": Command("train a prior on code shards", train_stage2),
     "import": Command(
         "make a model folder of a model that another project published",
@@ -134,16 +161,18 @@ COMMANDS = {
     ),
 }
 
-USAGE = "\n".join(
-    [
-        "usage: zellige COMMAND [options]      zellige COMMAND --help shows its options",
-        "",
-        *(f"  {name:<14}{command.help}" for name, command in COMMANDS.items()),
-        "",
-        "  --debug       show the traceback of an error",
-        "  --version     show the version",
-    ]
-)
+
+def usage_of(command: str, commands: Mapping[str, Command]) -> str:
+    return "\n".join(
+        [
+            f"usage: zellige {command} [options]      zellige {command} --help shows its options",
+            "",
+            *(f"  {name:<14}{choice.help}" for name, choice in commands.items()),
+            "",
+            "  --debug       show the traceback of an error",
+            "  --version     show the version",
+        ]
+    )
 
 
 def training_summary(result: FitResult, next_command: str) -> str:
@@ -167,12 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepared = False
     try:
         if not given or given[0] in ("-h", "--help"):
-            print(USAGE)
+            print(usage_of("COMMAND", COMMANDS))
             return 0 if given else 2
         if given[0] == "--version":
             print(f"zellige {version('zellige')}")
             return 0
-        job = command_named(given[0]).prepare(given[1:])
+        job = named(given[0], COMMANDS, "command").prepare(given[1:])
         prepared = True
         summary = job()
     except (UserError, OSError, KeyboardInterrupt) as error:
@@ -189,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command_named(name: str) -> Command:
-    if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
-        raise UserError(f"there is no command {name!r}; {hint}")
-    return COMMANDS[name]
+def named(name: str, commands: Mapping[str, Command], what: str) -> Command:
+    if name not in commands:
+        close = difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the {what.partition(' ')[0]}s are {', '.join(commands)}"
+        raise UserError(f"there is no {what} {name!r}; {hint}")
+    return commands[name]
 
 
 def explain(error: BaseException) -> str | None:
