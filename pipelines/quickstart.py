@@ -22,7 +22,7 @@ from training.processes import process_state
 
 RECIPE = "mnist_quickstart"
 AUGMENT_COPIES = 4  # codes per training digit, shifted by a pixel or so: 4,500 digits are few for a prior
-GUIDANCE = 1.5  # towards the class that is asked for
+GUIDANCE = 2.0  # towards the class that is asked for
 COLUMNS = 10
 STOPPED = "stopped; the same command continues"
 
