@@ -74,7 +74,7 @@ def main() -> None:
     for mode, count in counts.items():
         used_modes = ", ".join(f"{name} {count[name]}" for name in Mode.__members__ if count[name])
         print(f"| {mode} | {count['images']} | {count['equal']} | {used_modes} | {count['bytes']} |")
-    sys.exit(any(count["equal"] != count["images"] for count in counts.values()))
+    sys.exit(not sizes or any(count["equal"] != count["images"] for count in counts.values()))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "PixelSNAIL": ("vqvae", "cifar10_pixelsnail_short"),
     "MaskGIT": ("vqvae", "cifar10_maskgit_short"),
     "absorbing diffusion": ("vqvae", "cifar10_diffusion_short"),
-    "hierarchical, PixelSNAIL and PixelCNN": ("vqvae2", "cifar10_vqvae2_short"),
+    "hierarchical, two PixelSNAILs": ("vqvae2", "mnist_vqvae2_short"),
     "VAR": ("multiscale", "cifar10_var_short"),
 }
 

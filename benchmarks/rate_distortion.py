@@ -6,7 +6,8 @@
 Every codec gets the same 8-bit images, cut to the size of the first model, and counts every byte of its files: one file
 for each image, and for our models also one archive of all. PSNR and SSIM are means over the images of what the files
 decode to; LPIPS stands beside them where `--vgg` names VGG16's weights (see `perceptual.weights` of a stage-one
-recipe). CompressAI's mean-scale hyperprior takes part where that package and its weights are installed. Prints a
+recipe). CompressAI's scale hyperprior takes part where that package and its weights are installed;
+of it the coded strings count, without a head. Prints a
 Markdown table and draws the picture.
 """
 
@@ -69,7 +70,10 @@ def our_points(name: str, codec: Codec, images: Tensor, measure: Measure) -> lis
     pixels, points, decoded = images[:, 0].numel(), [], None
     for mode in modes_of(codec):
         alone = sum(len(codec.compress(image[None], mode, lanes=1).data) for image in images)
-        archive = codec.compress(images, mode, lanes=min(64, len(images))).data
+        coded = codec.compress(images, mode, lanes=min(64, len(images)))
+        if coded.notes:
+            raise SystemExit(f"{name}: {'; '.join(coded.notes)}")
+        archive = coded.data
         own = torch.stack(codec.decompress(archive))
         own = to_float(torch.stack([to_uint8(image) for image in own]))
         if decoded is not None and not torch.equal(own, decoded):
@@ -143,9 +147,9 @@ def draw(points: list[Point], title: str, path: Path) -> None:
             if codec in (*QUALITIES, "hyperprior"):
                 panel.plot([p.bits_per_pixel for p in own], [p.figures[name] for p in own], "o-", ms=3, label=codec)
             else:
-                for point, mark in zip(own, "sS^vDd", strict=False):
+                for point, mark in zip(own, "sp^vDd", strict=False):
                     where = ([point.bits_per_pixel], [point.figures[name]])
-                    panel.plot(*where, mark.lower(), ms=7, label=f"{codec}: {point.setting}")
+                    panel.plot(*where, mark, ms=7, label=f"{codec}: {point.setting}")
         panel.set(xscale="log", xlabel="bits per pixel", ylabel={"psnr": "PSNR, dB"}.get(name, name.upper()))
         panel.grid(alpha=0.3, which="both")
     figure.axes[-1].legend(fontsize=7)

@@ -16,10 +16,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from pipelines.add_tables import check_made_by
+from pipelines.codec.entropy_coding import packed_length
+from pipelines.settings import SETTINGS_NAME
+from pipelines.two_stage import stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage1_vq.codes import CodeDataset, Grid, Split, smallest_type
+from stage1_vq.codes import INDEX_NAME, CodeDataset, Grid, Split, smallest_type
 from training.errors import UserError
-from training.files import atomic_file
+from training.files import atomic_file, read_json, remove_leftovers, sha256_of_file, write_json
 from training.model_io import load_pretrained
 
 CHUNK = 8192  # images that are looked at at a time
@@ -38,7 +41,9 @@ class CodesVerifyConfig:
     """Reads every byte of a folder of code shards and compares it with what its index promises."""
 
     codes: str  # folder that `zellige encode` wrote
-    model: str | None = None  # also checks that this autoencoder made them: run, model folder or hub id
+    model: str | None = (
+        None  # also checks that this autoencoder made them: run, model folder, hub id or assembled model
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +61,14 @@ class CodesExportConfig:
 
 
 def chunks(codes: CodeDataset) -> Iterator[tuple[dict[str, np.ndarray], list[str]]]:
-    """Tensors of up to `CHUNK` images of one shard, as they are stored, and the images' names."""
+    """Tensors of up to `CHUNK` images of one shard, as they are stored, and the images' names. Raises UserError for a
+    shard that does not name its images."""
     for tensors in codes.maps:
         count = len(tensors["labels"])
-        names = tensors["names"].tobytes().decode(errors="surrogateescape").split("\0") if count else []
+        stored = tensors.get("names", np.empty(0, np.uint8))
+        names = stored.tobytes().decode(errors="surrogateescape").split("\0") if count else []
+        if len(names) != count:
+            raise UserError(f"{codes.folder} names {len(names)} images of {count} in one shard; encode the images anew")
         for start in range(0, count, CHUNK):
             rows = slice(start, start + CHUNK)
             yield {name: array[rows] for name, array in tensors.items() if name != "names"}, names[rows]
@@ -76,7 +85,7 @@ def info(config: CodesInfoConfig) -> str:
     classes = "none" if index.class_names is None else f"{len(index.class_names)}: {', '.join(index.class_names[:10])}"
     lines = [
         f"{len(train)} training and {len(held_out)} held-out images as {spec.describe()}, "
-        f"{spec.bits_per_image:.0f} bits per image packed",
+        f"{sum(packed_length(grid.size, grid.vocabulary) for grid in spec.grids)} bits per image packed",
         f"files:       {len(paths)}, {size / 1e6:.2f} MB, {size / max(1, images):.0f} bytes per image",
         f"classes:     {classes}{', ...' if train.num_classes > 10 else ''}",
         f"autoencoder: fingerprint {index.stage1_fingerprint[:12] or 'not recorded'}",
@@ -104,12 +113,12 @@ def describe_counts(counts: np.ndarray) -> str:
 
 
 def verify(config: CodesVerifyConfig) -> str:
-    """Checksums of all files, the range of every code and label, and that no image is missing from a shard or stands
-    there too often. Returns one line. Raises UserError for the first thing that is wrong."""
+    """Checksums of all files, the range of every code and label, and that no image stands there too often. Returns one
+    line. Raises UserError for the first thing that is wrong."""
     datasets = [CodeDataset(config.codes, split) for split in SPLITS]
     index = datasets[0].index
     if config.model is not None:
-        check_made_by(datasets[0], load_pretrained(config.model, AUTOENCODERS))
+        check_made_by(datasets[0], load_pretrained(stage_folder(config.model, "stage1"), AUTOENCODERS))
     for codes, split in zip(datasets, SPLITS, strict=True):
         codes.verify()
         copies = int(index.source.get("augment_copies", 1)) if split == "train" else 1
@@ -118,14 +127,11 @@ def verify(config: CodesVerifyConfig) -> str:
             for grid in codes.code_spec.grids:
                 check_range(tensors[f"codes.{grid.name}"], grid, config.codes)
             labels = tensors["labels"]
-            if not -1 <= labels.min() <= labels.max() < max(1, codes.num_classes):
+            if not -1 <= labels.min() <= labels.max() < codes.num_classes:
+                expected = f"-1 to {codes.num_classes - 1}" if codes.num_classes else "-1, as there are no classes"
                 raise UserError(
-                    f"{config.codes} holds labels from {labels.min()} to {labels.max()}, expected -1 to "
-                    f"{codes.num_classes - 1}; encode the images anew"
-                )
-            if len(names) != len(labels):
-                raise UserError(
-                    f"{config.codes} names {len(names)} images of {len(labels)} in one shard; encode the images anew"
+                    f"{config.codes} holds labels from {labels.min()} to {labels.max()}, expected {expected}; encode "
+                    "the images anew"
                 )
             seen.update(names)
         if seen and max(seen.values()) > copies:
@@ -136,7 +142,7 @@ def verify(config: CodesVerifyConfig) -> str:
             )
     return (
         f"{config.codes} is sound: {len(index.shards)} shards, {len(datasets[0])} training and {len(datasets[1])} "
-        "held-out images, all checksums right, no image twice"
+        "held-out images, all checksums right, no image more often than asked for"
     )
 
 
@@ -150,14 +156,25 @@ def check_range(stored: np.ndarray, grid: Grid, folder: str) -> None:
 
 
 def export(config: CodesExportConfig) -> str:
-    """Writes the files, each whole or not at all; returns one line. Raises UserError."""
+    """Writes the files, each whole or not at all; returns one line. Raises UserError for damaged codes, and for a
+    folder with an export of other codes or in other files, which a reader would take for these."""
     out = Path(config.out)
+    settings = {
+        "codes": sha256_of_file(Path(config.codes) / INDEX_NAME),
+        "format": config.format,
+        "images_per_file": config.images_per_file if config.format == "webdataset" else None,
+    }
+    if (out / SETTINGS_NAME).exists() and read_json(out / SETTINGS_NAME) != settings:
+        raise UserError(f"{out} holds an export of other codes or in other files; name another --out folder")
     files: list[Path] = []
     for split in SPLITS:
         codes = CodeDataset(config.codes, split)
         codes.verify()
         if len(codes) == 0:
             continue
+        if not files:
+            remove_leftovers(out)
+            write_json(out / SETTINGS_NAME, settings)
         if config.format == "npz":
             files.append(write_npz(codes, out / f"{split}.npz"))
         else:
@@ -175,7 +192,7 @@ def write_npz(codes: CodeDataset, path: Path) -> Path:
         "class_names": codes.class_names,
         "stage1_fingerprint": codes.stage1_fingerprint,
     }
-    longest = max(1, *(len(name) for _, names in chunks(codes) for name in names))
+    longest = max(1, max((len(name) for _, names in chunks(codes) for name in names), default=1))
     text = np.dtype(f"<U{longest}")
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for grid in spec.grids:

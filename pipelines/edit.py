@@ -14,7 +14,7 @@ from pipelines.devices import open_device
 from pipelines.generate import class_number
 from pipelines.known_codes import rectangle
 from pipelines.pictures import contact_sheet, save_png, to_pil
-from pipelines.reconstruct import image_names, to_images
+from pipelines.reconstruct import image_names, target_names, to_images
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.codes import CodeSpec
 from stage1_vq.image_files import BadImageError, open_upright, scale_to_cover
@@ -141,6 +141,7 @@ def write_variants(
     source, out, variants = Path(config.images), Path(config.out), config.variants
     names = image_names(source)
     root = source if source.is_dir() else source.parent
+    targets = target_names(names)
     rows: list[Sequence[Image.Image]] = []
     unread = 0
     for number, name in enumerate(names):
@@ -152,7 +153,7 @@ def write_variants(
         images = draw(image.expand(variants, -1, -1, -1), number * variants)
         pictures = [to_pil(variant) for variant in images]
         for variant, picture in enumerate(pictures):
-            save_png(picture, out / f"{Path(name).with_suffix('')}_{variant}.png")
+            save_png(picture, out / f"{targets[name].removesuffix('.png')}_{variant}.png")
         if len(rows) < SHEET_ROWS:
             rows.append([to_pil(image), *([to_pil(shown(image))] if shown else []), *pictures])
     if not rows:

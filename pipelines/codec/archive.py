@@ -158,7 +158,8 @@ def varint(number: int) -> bytes:
 
 
 def read_archive(data: bytes, title: str = "the file") -> Archive:
-    """What a file says, its checksum verified. It costs no more memory than the file is long, whatever it claims.
+    """What a file says, its checksum verified. It costs memory in proportion to the length of the file, whatever
+    the file claims.
 
     title: how messages name it. Raises UserError for anything but a whole, sound file.
     """

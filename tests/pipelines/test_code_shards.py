@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,25 @@ def test_the_same_codes_give_the_same_bytes(folder, tmp_path, kind):
     files = sorted((tmp_path / "one").iterdir())
     assert files
     assert all(path.read_bytes() == (tmp_path / "two" / path.name).read_bytes() for path in files)
+
+
+def test_an_export_in_other_files_does_not_mix_with_one_that_is_there(folder, tmp_path):
+    config = CodesExportConfig(codes=str(folder), out=str(tmp_path / "out"), format="webdataset", images_per_file=3)
+    assert export(config) == export(config)
+    with pytest.raises(UserError, match="holds an export of other codes or in other files"):
+        export(replace(config, images_per_file=5))
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 8192])
+def test_a_shard_with_a_name_too_many_is_refused(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(code_shards, "CHUNK", chunk)
+    folder = write_folder(tmp_path / "codes", [*NAMES, "one too many"])
+    for work in (
+        lambda: verify(CodesVerifyConfig(codes=str(folder))),
+        lambda: export(CodesExportConfig(codes=str(folder), out=str(tmp_path / "out"))),
+    ):
+        with pytest.raises(UserError, match="names 4 images of 3 in one shard"):
+            work()
 
 
 def test_nothing_is_exported_from_damaged_codes(folder, tmp_path):
