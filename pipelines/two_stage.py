@@ -392,7 +392,10 @@ def encode_any_size(autoencoder: Autoencoder, images: Tensor) -> Codes:
     height, width = images.shape[-2:]
     device = next(autoencoder.parameters()).device
     padding = (0, -width % autoencoder.stride, 0, -height % autoencoder.stride)
-    return autoencoder.encode(F.pad(images.to(device), padding, mode="replicate"))
+    padded = F.pad(images.to(device), padding, mode="replicate")
+    # Always in the same layout: a convolution rounds otherwise when channels lie innermost, and one vector in 100,000 or
+    # so, between two codes, would fall to the other.
+    return autoencoder.encode(padded.clone(memory_format=torch.contiguous_format))
 
 
 def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:

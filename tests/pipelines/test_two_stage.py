@@ -121,6 +121,20 @@ def test_padding_repeats_the_border(monkeypatch):
     assert torch.equal(padded[..., :15, 15], images[..., :, 13])
 
 
+def test_images_meet_the_encoder_in_one_layout_whatever_theirs(monkeypatch):
+    pipeline = make_pipeline()
+    met = []
+    encode = pipeline.autoencoder.encode
+    monkeypatch.setattr(pipeline.autoencoder, "encode", lambda images: met.append(images.stride()) or encode(images))
+    images = torch.rand(3, pipeline.autoencoder.channels, 16, 16) * 2 - 1
+    channels_last = images.permute(0, 2, 3, 1)
+    inner = channels_last.reshape(-1).view(channels_last.shape).permute(0, 3, 1, 2)
+    assert inner.stride() != images.stride()
+    codes, others = pipeline.encode(images), pipeline.encode(inner)
+    assert met == [images.stride()] * 2
+    assert torch.equal(codes[0], others[0])
+
+
 def test_stages_with_different_vocabularies_are_refused():
     with pytest.raises(UserError) as refused:
         TwoStagePipeline(make_autoencoder(codebook_size=16), make_prior(make_autoencoder(codebook_size=12)))
