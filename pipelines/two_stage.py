@@ -393,8 +393,8 @@ def encode_any_size(autoencoder: Autoencoder, images: Tensor) -> Codes:
     device = next(autoencoder.parameters()).device
     padding = (0, -width % autoencoder.stride, 0, -height % autoencoder.stride)
     padded = F.pad(images.to(device), padding, mode="replicate")
-    # Always in the same layout: a convolution rounds otherwise when channels lie innermost, and one vector in 100,000 or
-    # so, between two codes, would fall to the other.
+    # Always in the same layout: a convolution rounds otherwise when channels lie innermost, and one vector in 100,000
+    # or so, between two codes, would fall to the other.
     return autoencoder.encode(padded.clone(memory_format=torch.contiguous_format))
 
 
