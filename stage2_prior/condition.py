@@ -76,6 +76,10 @@ class Condition:
                 tensor[len(tensor) // 2 :] = value
         return both
 
+    def halves(self) -> tuple[Self, Self]:
+        """Of the first half of the samples, and of the second."""
+        return self.map(lambda tensor: tensor.chunk(2)[0]), self.map(lambda tensor: tensor.chunk(2)[1])
+
     def check(
         self,
         batch: int,

@@ -206,18 +206,20 @@ def fill_in(
     else:
         uniforms, chances = (uniforms_of(seed, indices, positions, device, stream) for stream in (0, CHOICE_STREAM))
         fill = InRandomOrder(counts, uniforms, chances, start >= 0, choose)
-    doubled = None if sampling.guidance == 1 else prior.doubled_for_guidance(condition)
+    # With guidance two passes, of the labels and of the null label: one of twice the batch costs more on a CPU, whose
+    # caches it overflows.
+    conditions: tuple[Condition, ...] = (condition,)
+    if sampling.guidance != 1:
+        conditions = prior.doubled_for_guidance(condition).halves()
     guidance = padded([[sampling.guidance_at(step, len(row)) for step in range(len(row))] for row in counts]).to(device)
     no_codes = prior.no_codes()
 
     def logits_of(step: int, sequence: Tensor) -> Tensor:
         # Logits that are not finite draw numbers which are no codes: they are refused in the end, not looked up.
         sequence = torch.minimum(sequence, prior.masks - 1)
-        if doubled is None:
-            logits = prior.masked_logits(sequence, condition).float()
-        else:
-            logits = prior.masked_logits(sequence.repeat(2, 1), doubled).float()
-            logits = guided(logits, guidance[:, step, None, None])
+        logits, *unguided = (prior.masked_logits(sequence, one).float() for one in conditions)
+        if unguided:
+            logits = guided(torch.cat([logits, *unguided]), guidance[:, step, None, None])
         finite.logical_and_(logits.sum().isfinite())
         return logits if no_codes is None else logits.masked_fill(no_codes, -math.inf)
 

@@ -363,7 +363,7 @@ def test_known_codes_survive_and_the_others_do_not_depend_on_the_batch(kind, gui
 
 
 @EVERY_MASKED_PRIOR
-def test_a_sample_takes_as_many_passes_as_steps_and_guidance_doubles_the_batch_only_where_it_is(kind, monkeypatch):
+def test_a_sample_takes_as_many_passes_as_steps_and_twice_as_many_with_guidance(kind, monkeypatch):
     prior, passes = tiny_prior(kind), []
     compute = prior.masked_logits
 
@@ -373,7 +373,7 @@ def test_a_sample_takes_as_many_passes_as_steps_and_guidance_doubles_the_batch_o
 
     monkeypatch.setattr(prior, "masked_logits", counted)
     condition, positions = labelled(3, prior), prior.code_spec.codes_per_image
-    for guidance, batch in ((1.0, 3), (2.0, 6)):
+    for guidance, times in ((1.0, 1), (2.0, 2)):
         for steps, expected in (
             (1, 1),
             (5, 5),
@@ -382,7 +382,7 @@ def test_a_sample_takes_as_many_passes_as_steps_and_guidance_doubles_the_batch_o
         ):
             passes.clear()
             sample_codes(prior, range(3), condition, 0, SamplingConfig(guidance=guidance, steps=steps))
-            assert passes == [batch] * expected
+            assert passes == [3] * times * expected
     passes.clear()
     codes = sample_codes(prior, range(3), condition, 0, SamplingConfig(), random_codes(3, prior))
     assert passes == []  # nothing is left to draw
