@@ -84,7 +84,7 @@ def compress_files(config: CompressConfig) -> str:
     archived: dict[int, Entry] = {}
     made: Counter[str] = Counter()  # bytes, pixels, images
     notes: Counter[str] = Counter()
-    if config.archive and is_sound(out / ARCHIVE_NAME):
+    if config.archive and set(names) <= archived_names(out / ARCHIVE_NAME):
         return f"{out / ARCHIVE_NAME} is there already"
     mine = list(enumerate(names))[state.process_index :: state.num_processes]
     todo = [(i, name) for i, name in mine if config.archive or not is_sound(out / targets[name])]
@@ -159,11 +159,15 @@ def zlg_names(names: Sequence[str]) -> dict[str, str]:
 
 def is_sound(path: Path) -> bool:
     """Whether a whole .zlg file is there."""
+    return bool(archived_names(path))
+
+
+def archived_names(path: Path) -> set[str]:
+    """The names of the images in a whole .zlg file; none where there is no such file."""
     try:
-        read_archive(path.read_bytes())
+        return {entry.name for entry in read_archive(path.read_bytes()).entries}
     except (OSError, UserError):
-        return False
-    return True
+        return set()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -119,7 +119,10 @@ def interpolate_files(config: InterpolateConfig) -> str:
     """Writes a PNG file for each step and all of them in one row. Returns one line. Raises UserError."""
     pipeline, label = open_pipeline(config.model, config.label, config.device)
     spec, out = pipeline.prior.code_spec, Path(config.out)
-    first, second = (read_fitting(Path(name), spec) for name in (config.first, config.second))
+    try:
+        first, second = (read_fitting(Path(name), spec) for name in (config.first, config.second))
+    except BadImageError as error:
+        raise UserError(f"{config.first} or {config.second} cannot be read: {error}; name other images") from error
     images = pipeline.interpolate(
         first, second, config.steps, redrawn=config.redrawn, labels=label, seed=config.seed
     ).images

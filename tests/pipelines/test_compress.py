@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,16 @@ def test_an_archive_that_is_there_is_kept(model, images, tmp_path):
     config = CompressConfig(model=str(model), images=str(images), out=str(tmp_path), archive=True)
     compress_files(config)
     assert compress_files(config) == f"{tmp_path / 'images.zlg'} is there already"
+
+
+def test_an_archive_is_made_anew_when_images_were_added(model, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    config = CompressConfig(model=str(model), images=str(folder), out=str(tmp_path / "out"), archive=True)
+    compress_files(config)
+    shutil.copy(folder / "00.png", folder / "new.png")
+    assert compress_files(config).startswith("13 images compressed")
+    assert "new.png" in {entry.name for entry in read_archive((tmp_path / "out" / "images.zlg").read_bytes()).entries}
 
 
 def test_other_settings_do_not_mix(model, images, tmp_path):

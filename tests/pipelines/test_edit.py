@@ -171,3 +171,11 @@ def test_a_missing_image_is_named(model: Path, pictures: Path, tmp_path: Path):
     )
     with pytest.raises(UserError, match=r"there is no image file .*none\.png; check the path"):
         interpolate_files(config)
+
+
+def test_an_image_of_a_walk_that_cannot_be_read_is_told(model: Path, pictures: Path, tmp_path: Path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    first = str(sorted(pictures.glob("*.png"))[0])
+    with pytest.raises(UserError, match=r"broken.png cannot be read: .*; name other images"):
+        interpolate_files(InterpolateConfig(model=str(model), first=first, second=str(broken), out=str(tmp_path / "o")))
