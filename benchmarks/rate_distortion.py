@@ -151,6 +151,7 @@ def draw(points: list[Point], title: str, path: Path) -> None:
                     where = ([point.bits_per_pixel], [point.figures[name]])
                     panel.plot(*where, mark, ms=7, label=f"{codec}: {point.setting}")
         panel.set(xscale="log", xlabel="bits per pixel", ylabel={"psnr": "PSNR, dB"}.get(name, name.upper()))
+        panel.xaxis.set_minor_formatter("")  # only powers of ten have room
         panel.grid(alpha=0.3, which="both")
     figure.axes[-1].legend(fontsize=7)
     figure.suptitle(title)
