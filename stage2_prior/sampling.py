@@ -17,17 +17,17 @@ from stage2_prior.condition import Condition
 from stage2_prior.masked_sampling import (
     Fill,
     InRandomOrder,
+    MaskedPasses,
     SurestFirst,
     codes_per_step,
     cosine_share,
     linear_share,
-    padded,
     unmask,
 )
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT
-from stage2_prior.stepping import GuidedStepper, Stepper, guided, walk
+from stage2_prior.stepping import GuidedStepper, Stepper, walk
 from training.errors import UserError
 
 CHOICE_TEMPERATURE = 4.5  # of MaskGIT, as published
@@ -206,20 +206,13 @@ def fill_in(
     else:
         uniforms, chances = (uniforms_of(seed, indices, positions, device, stream) for stream in (0, CHOICE_STREAM))
         fill = InRandomOrder(counts, uniforms, chances, start >= 0, choose)
-    # With guidance two passes, of the labels and of the null label: one of twice the batch costs more on a CPU, whose
-    # caches it overflows.
-    conditions: tuple[Condition, ...] = (condition,)
-    if sampling.guidance != 1:
-        conditions = prior.doubled_for_guidance(condition).halves()
-    guidance = padded([[sampling.guidance_at(step, len(row)) for step in range(len(row))] for row in counts]).to(device)
+    guidance = [[sampling.guidance_at(step, len(row)) for step in range(len(row))] for row in counts]
+    passes = MaskedPasses(prior, condition, None if sampling.guidance == 1 else guidance, known is not None)
     no_codes = prior.no_codes()
 
     def logits_of(step: int, sequence: Tensor) -> Tensor:
         # Logits that are not finite draw numbers which are no codes: they are refused in the end, not looked up.
-        sequence = torch.minimum(sequence, prior.masks - 1)
-        logits, *unguided = (prior.masked_logits(sequence, one).float() for one in conditions)
-        if unguided:
-            logits = guided(torch.cat([logits, *unguided]), guidance[:, step, None, None])
+        logits = passes(step, torch.minimum(sequence, prior.masks - 1))
         finite.logical_and_(logits.sum().isfinite())
         return logits if no_codes is None else logits.masked_fill(no_codes, -math.inf)
 

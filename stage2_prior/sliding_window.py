@@ -106,7 +106,8 @@ def sample_larger_codes(
             else:
                 steps = [place.row * grid.width + place.column for place in at]
                 guidance = torch.tensor([sampling.guidance_at(step, grid.size) for step in steps], device=device)
-                logits = guided(window_logits(prior, codes.repeat(2, 1, 1), at, doubled), guidance[:, None])
+                label, null = window_logits(prior, codes.repeat(2, 1, 1), at, doubled).chunk(2)
+                logits = guided(label, null, guidance[:, None])
             finite.logical_and_(logits.sum().isfinite())
             rows, columns = ([getattr(place, name) for place in at] for name in ("row", "column"))
             codes[:, rows, columns] = draw(logits, uniforms[:, rows, columns], sampling)

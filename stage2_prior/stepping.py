@@ -49,12 +49,13 @@ class GuidedStepper:
 
     def next(self, previous: Tensor | None) -> Tensor:
         logits = self.doubled.next(None if previous is None else previous.repeat(2, 1))
-        return guided(logits, next(self.guidance))
+        label, null = logits.chunk(2)
+        return guided(label, null, next(self.guidance))
 
 
-def guided(doubled: Tensor, guidance: float | Tensor) -> Tensor:
-    """Logits `2b ...`, of the label and of the null label -> `b ...`. guidance: of all samples, or `b 1 1` of each."""
-    conditional, unconditional = doubled.chunk(2)
+def guided(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor) -> Tensor:
+    """Logits `b ...` of the label, moved on from those of the null label. guidance: of all samples, or `b 1 1` of
+    each."""
     return unconditional + guidance * (conditional - unconditional)
 
 
