@@ -59,6 +59,7 @@ class GenerateConfig:
     judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+    cuda_graph: bool = False  # all steps of a batch as one graph: the same codes, sooner; not for maskgit, diffusion
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -78,6 +79,10 @@ class GenerateConfig:
                 f"candidates={self.candidates} and judge={self.judge}, expected both or neither: a judge chooses among "
                 "two candidates or more"
             )
+        if self.cuda_graph and self.size is not None:
+            raise UserError(
+                f"got cuda_graph with size={self.size}, expected either: larger images are drawn without one"
+            )
 
     def sampling(self, default: SamplingConfig) -> SamplingConfig:
         """The model's own settings, with those that were given in their place."""
@@ -94,6 +99,8 @@ def generate_files(config: GenerateConfig) -> str:
     """
     state, device = open_device(config.device)
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
+    if config.cuda_graph:
+        pipeline.use_cuda_graph()
     out, num = Path(config.out), config.num
     batch_size = config.batch_size or recorded_settings(out).get("batch_size") or min(BATCH_SIZE, num)
     sampling = config.sampling(pipeline.sampling)

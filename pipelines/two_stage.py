@@ -21,8 +21,9 @@ from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kep
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
-from stage2_prior.priors import PRIORS, Prior
-from stage2_prior.sampling import SamplingConfig, noise, sample_codes
+from stage2_prior.cuda_graph import RecordedDraw
+from stage2_prior.priors import PRIORS, AutoregressivePrior, Prior
+from stage2_prior.sampling import SamplingConfig, draw_in_order, noise, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
 from training.errors import UserError
 from training.files import atomic_folder, check_replaceable, read_json
@@ -64,6 +65,7 @@ class TwoStagePipeline:
         self.prior = prior.eval()
         self.sampling = sampling or SamplingConfig()
         self.tables = tables
+        self.recorded: RecordedDraw | None = None
 
     @property
     def num_classes(self) -> int:
@@ -81,6 +83,20 @@ class TwoStagePipeline:
     def to(self, device: torch.device | str) -> Self:
         self.autoencoder.to(device)
         self.prior.to(device)
+        return self
+
+    def use_cuda_graph(self) -> Self:
+        """From now on `generate` and `sample` take all steps of a batch as one CUDA graph, recorded at the first batch
+        of its kind: the same codes, without Python between the steps. Raises UserError on another device, and for a
+        prior that fills in its codes in a few large steps."""
+        if self.device.type != "cuda":
+            raise UserError(f"got cuda_graph on the device {self.device}, expected a CUDA device; leave it out")
+        if not isinstance(self.prior, AutoregressivePrior):
+            raise UserError(
+                f"got cuda_graph for a {self.prior.kind} prior, expected one that draws its codes in an order: its few "
+                "steps are large ones, which do not wait for Python; leave it out"
+            )
+        self.recorded = RecordedDraw(draw_in_order)
         return self
 
     def generate(
@@ -149,7 +165,7 @@ class TwoStagePipeline:
         prompts: b, None for a prior without text; given, size: as for `generate`."""
         condition, sampling = self.condition(labels, prompts, given), sampling or self.sampling
         if size is None:
-            return sample_codes(self.prior, indices, condition, seed, sampling)
+            return sample_codes(self.prior, indices, condition, seed, sampling, recorded=self.recorded)
         spec = self.autoencoder.code_spec(*size)
         return sample_larger_codes(self.prior, spec, indices, condition, seed, sampling)
 

@@ -59,6 +59,11 @@ class Condition:
         }
         return type(self)(codes=None if self.codes is None else tuple(map(change, self.codes)), **optional)
 
+    def tensors(self) -> list[Tensor]:
+        """All that are there."""
+        optional = (self.labels, self.text, self.embeddings, self.embedding_mask)
+        return [*(self.codes or ()), *(tensor for tensor in optional if tensor is not None)]
+
     def to(self, device: torch.device) -> Self:
         return self.map(lambda tensor: tensor.to(device))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
+from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.masked_sampling import (
     Fill,
     InRandomOrder,
@@ -101,9 +102,11 @@ def sample_codes(
     seed: int,
     sampling: SamplingConfig,
     known: Codes | None = None,
+    recorded: RecordedDraw | None = None,
 ) -> Codes:
     """Codes of samples `indices` of `seed`, each grid `b h w` on the prior's device; `condition` holds their labels.
-    known: codes that are kept, one `b h w` for each grid, -1 where a code is to be drawn (inpainting).
+    known: codes that are kept, one `b h w` for each grid, -1 where a code is to be drawn (inpainting). recorded: draws
+    the codes of a prior that goes by an order as one CUDA graph, the same for all batches that are alike.
 
     A sample depends on its index, its label, the seed and the settings, not on the batch that it is drawn in.
     Raises UserError for labels that the prior does not have, for guidance it cannot give, and for a prior whose
@@ -117,7 +120,8 @@ def sample_codes(
         codes, finite = fill_in(prior, indices, condition, seed, sampling, kept)
     else:
         assert isinstance(prior, AutoregressivePrior)
-        codes, finite = draw_in_order(prior, indices, condition, seed, sampling, kept)
+        uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
+        codes, finite = (recorded or draw_in_order)(prior, condition, uniforms, sampling, kept)
     check_finite(finite, sampling)
     return prior.grids_of(codes)
 
@@ -145,23 +149,18 @@ def check_finite(finite: Tensor, sampling: SamplingConfig) -> None:
 
 
 def draw_in_order(
-    prior: AutoregressivePrior,
-    indices: Sequence[int],
-    condition: Condition,
-    seed: int,
-    sampling: SamplingConfig,
-    known: Tensor | None,
+    prior: AutoregressivePrior, condition: Condition, uniforms: Tensor, sampling: SamplingConfig, known: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Codes `b n`, each drawn given those before it, and whether all logits were finite: a scalar on the device, looked
-    at once in the end, so that a GPU need not wait. known: `b n`, -1 where a code is to be drawn."""
-    batch, device = len(indices), next(prior.parameters()).device
+    """Codes `b n`, each drawn given those before it by its uniform number of `uniforms` (b n), and whether all logits
+    were finite: a scalar, to be looked at in the end. Nothing in here waits for the device or copies to it. known:
+    `b n`, -1 where a code is to be drawn."""
+    batch, device = len(uniforms), uniforms.device
     stepper: Stepper
     if sampling.guidance == 1:
         stepper = prior.stepper(batch, condition)
     else:
         doubled = prior.stepper(2 * batch, prior.doubled_for_guidance(condition))
         stepper = GuidedStepper(doubled, [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)])
-    uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
     total = torch.zeros((), device=device)  # of all logits: one that is not finite makes it so
 
     def choose(position: int, logits: Tensor) -> Tensor:
@@ -182,8 +181,8 @@ def fill_in(
     sampling: SamplingConfig,
     known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `draw_in_order`, for a prior that fills in hidden codes, many at a step. The steps are spread over the codes
-    that are to be drawn, which may be more for one sample than for another."""
+    """Codes `b n` and whether all logits were finite, of a prior that fills in hidden codes, many at a step. The steps
+    are spread over the codes that are to be drawn, which may be more for one sample than for another."""
     batch, device, positions = len(indices), next(prior.parameters()).device, prior.code_spec.codes_per_image
     finite = torch.ones((), dtype=torch.bool, device=device)
     start = torch.full((batch, positions), -1, device=device) if known is None else known

@@ -104,6 +104,14 @@ def test_a_larger_number_adds_to_the_same_files(model: Path, tmp_path: Path):
     assert "9 images" in line
 
 
+def test_a_cuda_graph_is_refused_before_anything_is_written(model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="got cuda_graph on the device cpu"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), cuda_graph=True, device="cpu"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"got cuda_graph with size=\(32, 16\), expected either"):
+        GenerateConfig(model=str(model), out=str(tmp_path), cuda_graph=True, size=(32, 16))
+
+
 def test_other_settings_are_refused_and_named(model: Path, tmp_path: Path):
     generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=2))
     before = contents(tmp_path)

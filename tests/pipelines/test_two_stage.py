@@ -12,10 +12,11 @@ import torch
 from pipelines import TwoStagePipeline
 from pipelines.two_stage import reconstruct
 from stage2_prior.priors import Transformer
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.sampling import SamplingConfig, draw_in_order
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for
 from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
+from tests.stage2_prior.tiny import tiny_prior
 from training.errors import UserError
 
 
@@ -76,6 +77,33 @@ def test_impossible_requests_are_refused(arguments, message):
     with pytest.raises(UserError) as refused:
         pipeline.generate(**arguments)
     assert str(refused.value) == message
+
+
+def test_a_cuda_graph_is_refused_where_there_can_be_none(monkeypatch):
+    pipeline = make_pipeline()
+    with pytest.raises(UserError, match="got cuda_graph on the device cpu, expected a CUDA device; leave it out"):
+        pipeline.use_cuda_graph()
+    monkeypatch.setattr(TwoStagePipeline, "device", torch.device("cuda"))
+    pipeline.prior = tiny_prior("maskgit")
+    with pytest.raises(UserError, match="got cuda_graph for a maskgit prior, expected one that draws its codes in an"):
+        pipeline.use_cuda_graph()
+
+
+def test_with_a_cuda_graph_samples_are_drawn_by_its_recording(monkeypatch):
+    pipeline, seen = make_pipeline(), []
+
+    def draw(*request):
+        seen.append(request)
+        return draw_in_order(*request)
+
+    expected = pipeline.generate(5, batch_size=2).codes
+    monkeypatch.setattr(TwoStagePipeline, "device", torch.device("cuda"))
+    pipeline.use_cuda_graph()
+    monkeypatch.undo()
+    assert pipeline.recorded is not None
+    pipeline.recorded = draw
+    assert torch.equal(pipeline.generate(5, batch_size=2).codes[0], expected[0])
+    assert len(seen) == 3
 
 
 def test_a_label_for_a_model_without_classes_is_refused():
