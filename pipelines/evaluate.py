@@ -17,7 +17,6 @@ from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.codes import Codes
 from stage1_vq.images import DataConfig, ImageDataset, open_images, to_float
 from stage1_vq.train import psnr
-from stage2_prior.condition import Condition
 from stage2_prior.priors import Prior
 from training.errors import UserError
 from training.files import write_json
@@ -95,9 +94,7 @@ def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> 
 
 def bits_of_codes(prior: Prior, codes: Codes, labels: Tensor) -> tuple[Tensor, ...]:
     """Bits of each code under the prior, one `b h w` for each grid. labels: `b`, below 0 where there is none."""
-    known = labels.masked_fill(labels < 0, prior.num_classes)
-    condition = Condition(known if prior.num_classes else None)
-    return prior.grids_of(prior.nll(codes, condition).double() / math.log(2))
+    return prior.grids_of(prior.nll(codes, prior.condition_of(labels)).double() / math.log(2))
 
 
 class Figures:

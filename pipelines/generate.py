@@ -40,6 +40,7 @@ class GenerateConfig:
     num: int = 64  # images; a later run with a larger number adds those that are missing
     label: int | str | None = None  # class, by number or name; left out: sample i shows class i mod number of classes
     prompt: str | None = None  # text of all images, for a model that was trained on captions
+    text_encoder: str | None = None  # folder or hub id of the text encoder; left out: as the model records
     given: str | None = None  # folder of code shards, for a model that goes by other codes: sample i by image i of it
     given_split: Literal["train", "validation"] = "validation"  # which images of that folder
     size: tuple[int, int] | None = None  # (H, W) in pixels, larger than the training size; left out: that
@@ -99,6 +100,8 @@ def generate_files(config: GenerateConfig) -> str:
     """
     state, device = open_device(config.device)
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
+    if config.text_encoder is not None:
+        pipeline.load_text_encoder(config.text_encoder)
     if config.cuda_graph:
         pipeline.use_cuda_graph()
     out, num = Path(config.out), config.num

@@ -25,6 +25,8 @@ from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import PRIORS, AutoregressivePrior, Prior
 from stage2_prior.sampling import SamplingConfig, draw_in_order, noise, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
+from stage2_prior.text import tokenize
+from stage2_prior.text_encoder import TextEncoder
 from training.errors import UserError
 from training.files import atomic_folder, check_replaceable, read_json
 from training.model_io import load_pretrained, model_folder
@@ -66,6 +68,7 @@ class TwoStagePipeline:
         self.sampling = sampling or SamplingConfig()
         self.tables = tables
         self.recorded: RecordedDraw | None = None
+        self.text_encoder: TextEncoder | None = None  # loaded with the first prompt that needs one
 
     @property
     def num_classes(self) -> int:
@@ -176,15 +179,42 @@ class TwoStagePipeline:
         if self.prior.given and given is None:
             grids = " + ".join(f"{grid.height}x{grid.width} codes of {grid.vocabulary}" for grid in self.prior.given)
             raise UserError(f"this model goes by codes of other pictures, {grids}, and got none; give it their codes")
-        return Condition(
-            None if labels is None else torch.tensor(labels, device=self.device),
-            given,
-            text=None if prompts is None else self.prior.tokenize(prompts).to(self.device),
-        )
+        condition = Condition(None if labels is None else torch.tensor(labels, device=self.device), given)
+        if prompts is None:
+            return condition
+        if self.prior.text is not None:
+            return replace(condition, text=self.prior.tokenize(prompts).to(self.device))
+        assert self.prior.embeddings is not None
+        encoder = self.load_text_encoder()
+        tokens = tokenize(encoder.tokenizer, prompts, self.prior.embeddings.length)
+        embeddings, mask = encoder.encode(tokens.to(self.device), self.prior.padded_left)
+        return replace(condition, embeddings=embeddings, embedding_mask=mask)
+
+    def load_text_encoder(self, source: str | None = None) -> TextEncoder:
+        """The encoder whose vectors the prior reads, loaded once. source: its folder or hub id; left out: as the prior
+        records. Raises UserError for a prior that reads none, and for one that it cannot read."""
+        spec = self.prior.embeddings
+        if spec is None:
+            raise UserError(f"text_encoder={source}, but this model reads no vectors of captions; leave it out")
+        if self.text_encoder is None or source is not None:
+            source = source or spec.encoder
+            if source is None:
+                raise UserError(
+                    "this model reads vectors of captions, but does not record whose; give text_encoder, a folder or a "
+                    "hub id, or sample with Condition(embeddings=...)"
+                )
+            encoder = TextEncoder.load(source)
+            if encoder.width != spec.width:
+                raise UserError(
+                    f"the text encoder {source} gives vectors of {encoder.width} numbers, expected {spec.width}: those "
+                    "that the prior was trained with"
+                )
+            self.text_encoder = encoder
+        return self.text_encoder
 
     def prompts_of(self, indices: Sequence[int], prompts: str | Sequence[str] | None = None) -> list[str] | None:
         """The text of each sample, as `generate` understands `prompts`; None for a prior without text."""
-        if self.prior.text is None:
+        if not self.prior.reads_prompts:
             if prompts is not None:
                 raise UserError("this model was not trained on captions and knows no prompt; leave the prompt out")
             return None

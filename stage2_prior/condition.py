@@ -4,7 +4,7 @@ particular."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -33,6 +33,7 @@ class EmbeddingSpec:
 
     length: int  # t
     width: int  # d of the encoder
+    encoder: str | None = None  # folder or hub id of the encoder; None: known to whoever gives the vectors
 
     def __post_init__(self) -> None:
         for name in ("length", "width"):
@@ -60,30 +61,33 @@ class Condition:
         return type(self)(codes=None if self.codes is None else tuple(map(change, self.codes)), **optional)
 
     def tensors(self) -> list[Tensor]:
-        """All that are there."""
-        optional = (self.labels, self.text, self.embeddings, self.embedding_mask)
-        return [*(self.codes or ()), *(tensor for tensor in optional if tensor is not None)]
+        """All that are there, in the order of `map`."""
+        found: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(keep)
+        return found
 
     def to(self, device: torch.device) -> Self:
         return self.map(lambda tensor: tensor.to(device))
 
-    def doubled_for_guidance(self, num_classes: int) -> Self:
-        """The condition of 2b samples: this one, then the null label and no text for each of its samples. Given codes
-        stay as they are, guidance follows label and text. Raises UserError when there is neither to guide to."""
-        if self.labels is None and self.text is None and self.embeddings is None:
-            raise UserError(
-                "got guidance for a prior without classes, expected guidance=1: it has no label and no text to follow"
-            )
-        both = self.map(lambda tensor: torch.cat([tensor, tensor]))
+    def forget(self, which: Tensor, num_classes: int) -> Self:
+        """With the null label and any text for the samples `which` (b, bool). Given codes stay as they are."""
         nothing = {"labels": num_classes, "text": -1, "embedding_mask": False}
-        for name, value in nothing.items():
-            if (tensor := getattr(both, name)) is not None:
-                tensor[len(tensor) // 2 :] = value
-        return both
+        changed = {
+            name: tensor.masked_fill(which.view(-1, *[1] * (tensor.dim() - 1)), value)
+            for name, value in nothing.items()
+            if (tensor := getattr(self, name)) is not None
+        }
+        return replace(self, **changed)
 
-    def halves(self) -> tuple[Self, Self]:
-        """Of the first half of the samples, and of the second."""
-        return self.map(lambda tensor: tensor.chunk(2)[0]), self.map(lambda tensor: tensor.chunk(2)[1])
+    def joined(self, other: Self) -> Self:
+        """Of the samples of both, which have the same parts."""
+        others = iter(other.tensors())
+        return self.map(lambda tensor: torch.cat([tensor, next(others)]))
 
     def check(
         self,

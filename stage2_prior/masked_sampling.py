@@ -58,7 +58,7 @@ class MaskedPasses:
         in the sequence of the first step."""
         self.prior = prior
         self.condition = condition
-        self.null = None if guidance is None else prior.doubled_for_guidance(condition).halves()[1]
+        self.null = None if guidance is None else prior.unconditional(condition)
         self.weights = padded([[weight - 1 for weight in row] for row in guidance or []]).to(prior.masks.device) + 1
         self.guided = (self.weights != 1).any(dim=0).tolist()  # of each step
         self.alike_at_first = not anything_known and condition.codes is None

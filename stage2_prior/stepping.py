@@ -40,7 +40,7 @@ def walk(stepper: Stepper, positions: int, choose: Choose) -> Tensor:
 
 class GuidedStepper:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) around a stepper of 2b samples, made with
-    `Condition.doubled_for_guidance`: the first b follow their labels, the last b the null label."""
+    `Prior.doubled_for_guidance`: the first b follow their labels, the last b the null label."""
 
     def __init__(self, doubled: Stepper, guidance: Sequence[float]):
         """guidance: of each step; 0 = no label, 1 = the label as trained, above 1 = exaggerated."""

@@ -146,9 +146,12 @@ def vocabulary_of(content: str) -> int:
 
 
 def tokenize(content: str, captions: Sequence[str], length: int) -> Tensor:
-    """Tokens `b length`, int64, of captions by the tokenizer of a `tokenizer.json`: the first `length`, then -1."""
+    """Tokens `b length`, int64, then -1, of captions by the tokenizer of a `tokenizer.json`: of a longer one the first,
+    with the tokenizer's own end; of an empty one none, whatever a tokenizer puts around nothing."""
+    tokenizer = open_tokenizer(content)
+    tokenizer.enable_truncation(length)
     tokens = torch.full((len(captions), length), -1)
-    for row, encoded in zip(tokens, open_tokenizer(content).encode_batch(list(captions)), strict=True):
-        ids = encoded.ids[:length]
-        row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    for row, caption, encoded in zip(tokens, captions, tokenizer.encode_batch(list(captions)), strict=True):
+        if caption.strip():
+            row[: len(encoded.ids)] = torch.tensor(encoded.ids, dtype=torch.int64)
     return tokens

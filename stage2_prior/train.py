@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from stage1_vq.codes import CodeDataset, Codes, Split
 from stage2_prior.companions import CodesInCompany, Texts
-from stage2_prior.condition import Condition, TextSpec
+from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, HierarchicalConfig, Prior, PriorConfig
 from stage2_prior.priors.hierarchical import prior_of_level
 from stage2_prior.text import captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
+from stage2_prior.text_encoder import TextEncoder
 from training.errors import UserError
 from training.loop import FitResult, TrainConfig, fit
 from training.model_io import PretrainedModel
@@ -35,6 +36,7 @@ class Stage2Config:
     given: str | None = None  # folder of other code shards of the same images, which the prior is to go by
     captions: str | None = None  # .csv or .jsonl file (file, caption), or `file-names`: the words in the images' names
     tokenizer: str | None = None  # tokenizer.json or hub id; left out: one trained on the captions
+    text_encoder: str | None = None  # folder or hub id of a text encoder whose vectors are read in place of tokens
     text_vocabulary: int = 1024  # tokens of a tokenizer that is trained here
     text_length: int = 64  # tokens of a caption; longer ones are cut
     label_dropout: float = 0.1  # share of samples that train without label and text, as guidance needs it; 0 = none
@@ -48,8 +50,16 @@ class Stage2Config:
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise UserError(f"label_dropout={self.label_dropout}, expected a share from 0 to below 1; 0.1 is usual")
-        if self.tokenizer is not None and self.captions is None:
-            raise UserError(f"tokenizer={self.tokenizer} without captions, expected both or none; give --captions")
+        for name in ("tokenizer", "text_encoder"):
+            if getattr(self, name) is not None and self.captions is None:
+                raise UserError(
+                    f"{name}={getattr(self, name)} without captions, expected both or none; give --captions"
+                )
+        if self.tokenizer is not None and self.text_encoder is not None:
+            raise UserError(
+                f"tokenizer={self.tokenizer} and text_encoder={self.text_encoder}, expected one of them: an encoder "
+                "has a tokenizer of its own"
+            )
         if self.level is not None and not isinstance(self.model, HierarchicalConfig):
             raise UserError(
                 f"level={self.level} for a {self.model.kind} prior, expected none: only a hierarchical prior has levels"
@@ -91,22 +101,22 @@ class Stage2Task:
 
     best_metric = "bits_per_code"
 
-    def __init__(self, model: Prior, label_dropout: float) -> None:
+    def __init__(self, model: Prior, label_dropout: float, text_encoder: TextEncoder | None = None) -> None:
+        """text_encoder: "text" holds its tokens, and the prior reads its vectors."""
         self.model: PretrainedModel = model
         self.companions: dict[str, Companion] = {}
         self.guard: Guard | None = None
         self.prior = model
         self.label_dropout = label_dropout
+        self.text_encoder = text_encoder
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         pass
 
     def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        labels = self.known(batch["labels"])
-        dropped = torch.rand(labels.shape, device=labels.device) < self.label_dropout
-        labels = labels.masked_fill(dropped, self.prior.num_classes)
-        text = batch["text"].masked_fill(dropped[:, None], -1) if "text" in batch else None
-        loss, nll = model(*self.split(batch, labels, text))  # each b
+        codes, condition = self.split(batch)
+        dropped = torch.rand(batch["labels"].shape, device=batch["labels"].device) < self.label_dropout
+        loss, nll = model(codes, self.prior.forget(condition, dropped))  # each b
         return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 
     def after_step(self) -> dict[str, Tensor]:
@@ -117,7 +127,7 @@ class Stage2Task:
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, Prior)
-        codes, condition = self.split(batch, self.known(batch["labels"]), batch.get("text"))
+        codes, condition = self.split(batch)
         return self.metrics(model.nll(codes, condition).mean(dim=1))
 
     def preview(self, model: nn.Module) -> Tensor | None:
@@ -126,16 +136,18 @@ class Stage2Task:
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         return []
 
-    def known(self, labels: Tensor) -> Tensor:
-        """Labels with the null label for images that have none."""
-        return labels.masked_fill(labels < 0, self.prior.num_classes)
-
-    def split(self, batch: Batch, labels: Tensor, text: Tensor | None) -> tuple[Codes, Condition]:
-        """The codes that the prior models and its condition: one level of a hierarchy is given those before it."""
+    def split(self, batch: Batch) -> tuple[Codes, Condition]:
+        """The codes that the prior models and its condition: one level of a hierarchy is given those before it, and
+        images without a label have the null label."""
         codes: Codes = (*batch.get("given", ()), *batch["codes"])
         first = len(self.prior.given)
-        own = codes[first : first + len(self.prior.code_spec.grids)]
-        return own, Condition(labels if self.prior.num_classes else None, codes[:first] or None, text)
+        own, labels = codes[first : first + len(self.prior.code_spec.grids)], None
+        if self.prior.num_classes:
+            labels = batch["labels"].masked_fill(batch["labels"] < 0, self.prior.num_classes)
+        if self.text_encoder is None:
+            return own, Condition(labels, codes[:first] or None, batch.get("text"))
+        embeddings, mask = self.text_encoder.encode(batch["text"], self.prior.padded_left)
+        return own, Condition(labels, codes[:first] or None, embeddings=embeddings, embedding_mask=mask)
 
     def metrics(self, nll: Tensor) -> dict[str, Tensor]:
         spec = self.prior.code_spec
@@ -155,7 +167,8 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
         raise UserError(f"{codes} holds no codes of training images; encode the images that stage one was trained on")
     given = None if config.given is None else CodeDataset(config.given, "train")
     captions = None if config.captions is None else captions_of(config.captions, train_codes.names())
-    tokenizer = None if captions is None else tokenizer_of(config, captions)
+    encoder = None if config.text_encoder is None else TextEncoder.load(config.text_encoder)
+    tokenizer = None if captions is None else encoder.tokenizer if encoder else tokenizer_of(config, captions)
     config = config.resolved(train_codes, given, tokenizer)
     num_classes = config.num_classes or 0
     torch.manual_seed(config.train.seed)
@@ -164,15 +177,19 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
         "stage1_fingerprint": config.stage1_fingerprint,
         "knows_null_label": config.label_dropout > 0,
         "given": () if given is None else given.code_spec.grids,
-        "text": None if tokenizer is None else TextSpec(config.text_length, vocabulary_of(tokenizer)),
     }
+    if encoder is not None:
+        facts["embeddings"] = EmbeddingSpec(config.text_length, encoder.width, config.text_encoder)
+    elif tokenizer is not None:
+        facts["text"] = TextSpec(config.text_length, vocabulary_of(tokenizer))
     if isinstance(config.model, HierarchicalConfig) and config.level is not None:
         prior: Prior = prior_of_level(config.model, train_codes.code_spec, config.level, num_classes, **facts)
     else:
         prior = PRIORS[config.model.kind].for_codes(config.model, train_codes, num_classes, **facts)
-    prior.tokenizer = tokenizer
+    prior.tokenizer = None if encoder else tokenizer  # an encoder brings its own
     training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
-    return fit(Stage2Task(prior, config.label_dropout), training, validation, config.train, run, asdict(config))
+    task = Stage2Task(prior, config.label_dropout, encoder)
+    return fit(task, training, validation, config.train, run, asdict(config))
 
 
 def tokenizer_of(config: Stage2Config, captions: list[list[str]]) -> str:

@@ -76,16 +76,10 @@ def check_label(prior: AutoregressivePrior, label: int | None) -> None:
 
 def condition_of(prior: AutoregressivePrior, told: Sequence[Told], lanes: int) -> Condition:
     """Of all lanes: each image's label, the null label where there is none, and no text."""
-    labels = torch.full((lanes,), prior.num_classes)
+    labels = torch.full((lanes,), -1)
     for lane, label in told:
-        labels[lane] = prior.num_classes if label is None else label
-    condition = Condition(
-        labels=labels if prior.num_classes else None,
-        text=torch.full((lanes, prior.text.length), -1) if prior.text else None,
-        embeddings=torch.zeros(lanes, prior.embeddings.length, prior.embeddings.width) if prior.embeddings else None,
-        embedding_mask=torch.zeros(lanes, prior.embeddings.length, dtype=torch.bool) if prior.embeddings else None,
-    )
-    return condition.to(next(prior.parameters()).device)
+        labels[lane] = -1 if label is None else label
+    return prior.condition_of(labels.to(next(prior.parameters()).device))
 
 
 def weights_for(logits: Tensor) -> np.ndarray:

@@ -29,6 +29,7 @@ HEADS = {
 BLOCK_SIZE = 256  # codes: 16x16
 CLASSES = "cls_embedding.embedding_table.weight"
 CAPTION = "cls_embedding.uncond_embedding"
+TEXT_ENCODER = "google/flan-t5-xl"  # of the published text-conditional models
 
 IGNORED = r"freqs_cis$"
 NAMES = {
@@ -74,11 +75,15 @@ def build_llamagen(weights: Weights, config: Arguments | None = None, stage1: Fi
         **given(arguments, {"dropout": "token_dropout_p", "residual_dropout": "resid_dropout_p"}),
     )
     num_classes, knows_null_label, weights = classes_of(weights, arguments)
+    embeddings = None
+    if CAPTION in weights:
+        length, width = weights[CAPTION].shape
+        embeddings = EmbeddingSpec(length, width, TEXT_ENCODER)
     prior = LlamaGen(
         prior_config,
         stage1.code_spec,
         num_classes,
-        embeddings=EmbeddingSpec(*weights[CAPTION].shape) if CAPTION in weights else None,
+        embeddings=embeddings,
         stage1_fingerprint=stage1.fingerprint,
         knows_null_label=knows_null_label,
     )

@@ -33,6 +33,7 @@ class Prior(PretrainedModel):
 
     config_class: ClassVar[type]
     reads_text: ClassVar[bool] = False  # may be made with `text` and `embeddings`
+    padded_left: ClassVar[bool] = False  # embeddings of a short caption stand at the end of their places
     reads_given: ClassVar[bool] = True  # may be made with `given`
 
     def __init__(
@@ -110,9 +111,7 @@ class Prior(PretrainedModel):
             raise UserError("this model was not trained on captions and knows no prompt; leave the prompt out")
         if self.tokenizer is None:
             raise UserError(f"this prior reads text, but its folder has no {TOKENIZER_NAME}; copy that from its run")
-        tokens = tokenize(self.tokenizer, prompts, self.text.length)
-        tokens[[not prompt.strip() for prompt in prompts]] = -1  # whatever a tokenizer puts around nothing
-        return tokens
+        return tokenize(self.tokenizer, prompts, self.text.length)
 
     @classmethod
     def for_codes(cls, config: Any, codes: CodeDataset, num_classes: int, **facts: Any) -> Self:
@@ -142,9 +141,38 @@ class Prior(PretrainedModel):
         """Raises UserError unless the condition is one of `batch` samples of this prior."""
         condition.check(batch, self.num_classes, self.given, self.text, self.embeddings)
 
+    def condition_of(self, labels: Tensor) -> Condition:
+        """Of labels `b`, below 0 for any class, and of any text, where the prior knows classes and texts."""
+        text, embeddings = self.text, self.embeddings
+        shape = () if embeddings is None else (len(labels), embeddings.length)
+        return Condition(
+            labels=labels.masked_fill(labels < 0, self.num_classes) if self.num_classes else None,
+            text=labels.new_full((len(labels), text.length), -1) if text else None,
+            embeddings=torch.zeros(*shape, embeddings.width, device=labels.device) if embeddings else None,
+            embedding_mask=torch.zeros(shape, dtype=torch.bool, device=labels.device) if embeddings else None,
+        )
+
+    @property
+    def reads_prompts(self) -> bool:
+        return self.text is not None or self.embeddings is not None
+
+    def forget(self, condition: Condition, which: Tensor) -> Condition:
+        """Without what guidance follows, label and text, for the samples `which` (b, bool): as a part of the samples is
+        trained, and half of a guided batch is drawn."""
+        return condition.forget(which, self.num_classes)
+
+    def unconditional(self, condition: Condition) -> Condition:
+        """Without what guidance follows, for all samples. Raises UserError when there is nothing to follow."""
+        if condition.labels is None and condition.text is None and condition.embeddings is None:
+            raise UserError(
+                "got guidance for a prior without classes, expected guidance=1: it has no label and no text to follow"
+            )
+        first = condition.tensors()[0]
+        return self.forget(condition, torch.ones(len(first), dtype=torch.bool, device=first.device))
+
     def doubled_for_guidance(self, condition: Condition) -> Condition:
-        """The condition of 2b samples, as given and without what guidance follows; see `Condition`."""
-        return condition.doubled_for_guidance(self.num_classes)
+        """The condition of 2b samples: as given, then `unconditional`."""
+        return condition.joined(self.unconditional(condition))
 
     def grids_of(self, sequence: Tensor) -> tuple[Tensor, ...]:
         """What `sequence` laid in a row, one `b h w` for each grid again: codes, or a number of each code, `b n`."""

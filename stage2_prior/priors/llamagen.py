@@ -156,6 +156,7 @@ class LlamaGen(AutoregressivePrior):
     config_class = LlamaGenConfig
     config: LlamaGenConfig
     reads_text = True  # by its embeddings
+    padded_left = True  # as in the published models
     reads_given = False
 
     def __init__(self, config: LlamaGenConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
@@ -184,13 +185,11 @@ class LlamaGen(AutoregressivePrior):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.output.weight)
 
-    def doubled_for_guidance(self, condition: Condition) -> Condition:
+    def forget(self, condition: Condition, which: Tensor) -> Condition:
         """See `Prior`. A caption that is left out keeps its length, as in the published models' training."""
         if condition.embeddings is None:
-            return super().doubled_for_guidance(condition)
-        both = condition.map(lambda tensor: torch.cat([tensor, tensor]))
-        known = torch.cat([condition.embeddings, torch.zeros_like(condition.embeddings)])
-        return replace(both, embeddings=known)
+            return super().forget(condition, which)
+        return replace(condition, embeddings=condition.embeddings.masked_fill(which[:, None, None], 0))
 
     def prefix(self, batch: int, condition: Condition) -> Tensor:
         """What comes before the codes, `b p d`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from PIL import Image
 
 from pipelines.generate import GenerateConfig, generate_files
 from pipelines.two_stage import TwoStagePipeline
-from stage2_prior.condition import Condition, TextSpec
+from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import Transformer, TransformerConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
-from stage2_prior.text import train_tokenizer, vocabulary_of
+from stage2_prior.text import tokenize, train_tokenizer, vocabulary_of
+from stage2_prior.text_encoder import TextEncoder
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
+from tests.stage2_prior.tiny import tiny_prior
+from tests.stage2_prior.tiny_text_encoder import WIDTH, save_text_encoder
 from training.errors import UserError
 
 
@@ -114,3 +118,46 @@ def test_the_command_writes_prompt_and_size_to_what_it_records(text_model, tmp_p
         generate_files(other)
     with pytest.raises(UserError, match="got a judge with a prompt, given codes or a size, expected either"):
         GenerateConfig(model="m", out="o", candidates=2, judge="timm:x", size=(16, 20))
+
+
+# ---- vectors of a text encoder --------------------------------------------------------------------------------------
+
+
+def embedding_pipeline(kind: str, encoder: str | None) -> TwoStagePipeline:
+    autoencoder = make_autoencoder()
+    facts = {"embeddings": EmbeddingSpec(6, WIDTH, encoder)}
+    return TwoStagePipeline(autoencoder, tiny_prior(kind, 0, autoencoder.code_spec(), **facts))
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.mark.parametrize("kind", ["transformer", "llamagen"])
+def test_prompts_become_the_vectors_of_the_encoder_that_the_prior_records(kind, encoder_folder, tmp_path):
+    saved = embedding_pipeline(kind, str(encoder_folder)).save_pretrained(tmp_path / "model")
+    pipeline, prompts = TwoStagePipeline.from_pretrained(saved), ["red", "a grey owl", ""]
+    encoder = TextEncoder.load(str(encoder_folder))
+    vectors, mask = encoder.encode(tokenize(encoder.tokenizer, prompts, 6), padded_left=kind == "llamagen")
+    condition = Condition(embeddings=vectors, embedding_mask=mask)
+    for sampling in (SamplingConfig(), SamplingConfig(guidance=2.0)):
+        expected = sample_codes(pipeline.prior, range(3), condition, 5, sampling)
+        assert torch.equal(pipeline.generate(prompts=prompts, seed=5, sampling=sampling).codes[0], expected[0])
+    greedy = pipeline.generate(prompts=prompts, sampling=SamplingConfig(temperature=0)).codes[0]
+    assert not torch.equal(greedy[0], greedy[1])
+    config = GenerateConfig(model=str(saved), out=str(tmp_path / "out"), num=2, prompt="red")
+    assert "2 images" in generate_files(config)
+
+
+def test_another_place_of_the_encoder_is_named_when_generating(encoder_folder, tmp_path):
+    model = embedding_pipeline("llamagen", None).save_pretrained(tmp_path / "model")
+    config = GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=1, prompt="red")
+    with pytest.raises(UserError, match="reads vectors of captions, but does not record whose; give text_encoder"):
+        generate_files(config)
+    assert "1 images" in generate_files(replace(config, text_encoder=str(encoder_folder)))
+    other = save_text_encoder(tmp_path, width=WIDTH + 4)
+    with pytest.raises(UserError, match=f"gives vectors of {WIDTH + 4} numbers, expected {WIDTH}: those that"):
+        generate_files(replace(config, text_encoder=str(other)))
+    with pytest.raises(UserError, match=r"text_encoder=.*, but this model reads no vectors of captions; leave it out"):
+        make_pipeline().load_text_encoder(str(encoder_folder))

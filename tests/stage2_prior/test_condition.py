@@ -7,14 +7,33 @@ import torch
 
 from stage1_vq.codes import Grid
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
+from tests.stage2_prior.tiny import CLASSES, tiny_prior
 from training.errors import UserError
 
 
-def test_doubled_for_guidance_appends_the_null_label():
-    doubled = Condition(torch.tensor([2, 0, 1])).doubled_for_guidance(num_classes=5)
-    assert doubled.labels is not None
-    assert doubled.labels.tolist() == [2, 0, 1, 5, 5, 5]
-    assert doubled.labels.dtype == torch.int64
+def test_forgetting_leaves_the_null_label_and_no_text_for_some_samples():
+    which = torch.tensor([False, True])
+    text, mask = torch.tensor([[3, 1, -1], [2, -1, -1]]), torch.tensor([[True, False], [True, True]])
+    codes, embeddings = (torch.arange(12).view(2, 2, 3),), torch.randn(2, 2, 5)
+    forgotten = Condition(torch.tensor([2, 0]), codes, text, embeddings, mask).forget(which, num_classes=5)
+    assert forgotten.labels.tolist() == [2, 5]
+    assert forgotten.labels.dtype == torch.int64
+    assert forgotten.text.tolist() == [[3, 1, -1], [-1, -1, -1]]
+    assert forgotten.embedding_mask.tolist() == [[True, False], [False, False]]
+    assert torch.equal(forgotten.embeddings, embeddings)
+    assert torch.equal(forgotten.codes[0], codes[0])
+
+
+def test_a_guided_batch_is_the_condition_and_then_what_is_left_without_label_and_text():
+    prior = tiny_prior("transformer", text=TextSpec(3, 9), given=(Grid("map", 2, 3, 12),))
+    condition = Condition(torch.tensor([2, 0]), (torch.arange(12).view(2, 2, 3),), torch.tensor([[3, 1, -1]] * 2))
+    doubled = prior.doubled_for_guidance(condition)
+    assert doubled.labels.tolist() == [2, 0, CLASSES, CLASSES]
+    assert doubled.text.tolist() == [[3, 1, -1]] * 2 + [[-1, -1, -1]] * 2
+    assert torch.equal(doubled.codes[0], torch.cat([*condition.codes, *condition.codes]))
+    nobody = tiny_prior("transformer", num_classes=0, given=(Grid("map", 1, 2, 2),))
+    with pytest.raises(UserError, match="got guidance for a prior without classes, expected guidance=1"):
+        nobody.doubled_for_guidance(Condition(codes=(torch.zeros(1, 1, 2, dtype=torch.int64),)))
 
 
 def test_the_null_label_and_every_class_are_in_range():
@@ -26,13 +45,6 @@ def test_the_null_label_and_every_class_are_in_range():
 def test_a_label_beyond_the_null_label_is_not():
     with pytest.raises(UserError, match="got label 4, expected 0 to 2, or 3 for any class"):
         Condition(torch.tensor([0, 4])).check_range(3)
-
-
-def test_given_codes_are_those_of_both_halves_of_a_guided_batch():
-    codes = torch.arange(12).view(2, 2, 3)
-    doubled = Condition(torch.tensor([0, 1]), (codes,)).doubled_for_guidance(num_classes=3)
-    assert doubled.codes is not None
-    assert torch.equal(doubled.codes[0], torch.cat([codes, codes]))
 
 
 def test_given_codes_are_those_of_the_grids_that_the_prior_goes_by():
@@ -49,17 +61,6 @@ def test_given_codes_are_those_of_the_grids_that_the_prior_goes_by():
 def test_labels_of_a_prior_without_classes_are_refused():
     with pytest.raises(UserError, match="got labels for a prior without classes, expected none; leave the labels out"):
         Condition(torch.tensor([0])).check(1, num_classes=0)
-
-
-def test_guidance_leaves_text_for_no_text():
-    text, mask = torch.tensor([[3, 1, -1], [2, -1, -1]]), torch.tensor([[True, False], [True, True]])
-    embeddings = torch.randn(2, 2, 5)
-    doubled = Condition(text=text, embeddings=embeddings, embedding_mask=mask).doubled_for_guidance(0)
-    assert torch.equal(doubled.text, torch.cat([text, -torch.ones_like(text)]))
-    assert torch.equal(doubled.embeddings, torch.cat([embeddings, embeddings]))
-    assert torch.equal(doubled.embedding_mask, torch.cat([mask, torch.zeros_like(mask)]))
-    with pytest.raises(UserError, match="got guidance for a prior without classes, expected guidance=1"):
-        Condition(codes=(torch.zeros(1, 2, 2),)).doubled_for_guidance(0)
 
 
 def test_every_tensor_moves():

@@ -68,7 +68,7 @@ def test_greedy_codes_their_logits_and_their_image_are_the_originals(name):
     codes = sample_codes(prior, range(2), condition, 0, sampling)
     assert torch.equal(prior.sequence(codes, condition), reference.outputs["ar/idx"])
     guidance = [sampling.guidance_at(step, 4) for step in range(4)]
-    stepper = GuidedStepper(prior.stepper(4, condition.doubled_for_guidance(prior.num_classes)), guidance)
+    stepper = GuidedStepper(prior.stepper(4, prior.doubled_for_guidance(condition)), guidance)
     logits = [stepper.next(codes[step - 1].flatten(1) if step else None) for step in range(4)]
     close(torch.cat(logits, dim=1), reference.outputs["ar/logits"], TOLERANCES[name])
     image = tokenizer().decode(tuple(grid[:1] for grid in codes))
