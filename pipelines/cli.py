@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from training.errors import UserError
+from training.errors import NO_SPACE, UserError
 
 if TYPE_CHECKING:
     from training.loop import FitResult
@@ -153,11 +153,11 @@ COMMANDS = {
     ),
     "decompress": Command(
         "turn .zlg files into images",
-        from_options("decompress", "pipelines.compress", "DecompressConfig", "decompress_files"),
+        from_options("decompress", "pipelines.decompress", "DecompressConfig", "decompress_files"),
     ),
     "info": Command(
         "show what a .zlg file holds, and how good it is",
-        from_options("info", "pipelines.compress", "InfoConfig", "describe_file"),
+        from_options("info", "pipelines.decompress", "InfoConfig", "describe_file"),
     ),
 }
 
@@ -231,7 +231,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues where it stopped"
     if isinstance(error, OSError):
-        if error.errno == errno.ENOSPC:
+        if error.errno in NO_SPACE:
             where = error.filename or "while writing"
             return f"the disk is full ({where}); free some space and repeat the command"
         if error.filename and error.errno in (errno.EACCES, errno.EPERM):

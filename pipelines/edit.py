@@ -15,10 +15,12 @@ from pipelines.generate import class_number
 from pipelines.known_codes import rectangle
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.reconstruct import image_names, target_names, to_images
+from pipelines.settings import check_apart
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.codes import CodeSpec
 from stage1_vq.image_files import BadImageError, open_upright, scale_to_cover
 from training.errors import UserError
+from training.files import remove_leftovers_below
 
 SHEET_NAME = "sheet.png"
 SHEET_ROWS = 16
@@ -119,6 +121,8 @@ def interpolate_files(config: InterpolateConfig) -> str:
     """Writes a PNG file for each step and all of them in one row. Returns one line. Raises UserError."""
     pipeline, label = open_pipeline(config.model, config.label, config.device)
     spec, out = pipeline.prior.code_spec, Path(config.out)
+    for name in (config.first, config.second):
+        check_apart(out, Path(name))
     try:
         first, second = (read_fitting(Path(name), spec) for name in (config.first, config.second))
     except BadImageError as error:
@@ -139,10 +143,12 @@ def write_variants(
     draw: Callable[[Tensor, int], Tensor],
     shown: Callable[[Tensor], Tensor] | None = None,
 ) -> str:
-    """draw: (images b c H W, number of the first sample) -> images. Image i has samples i * variants and so on, so a
-    variant does not depend on the other images. shown: what the sheet shows of an original beside it."""
+    """draw: (images b c H W, number of the first sample) -> images. Image i of the folder has the samples from
+    i * variants on. shown: what the sheet shows of an original beside it."""
     source, out, variants = Path(config.images), Path(config.out), config.variants
+    check_apart(out, source)
     names = image_names(source)
+    remove_leftovers_below(out)
     root = source if source.is_dir() else source.parent
     targets = target_names(names)
     rows: list[Sequence[Image.Image]] = []

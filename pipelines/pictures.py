@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,20 +27,24 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG file so that no reader sees half of it. Raises UserError when the disk is full.
-
-    Unlike `atomic_file` it does not wait for the disk, which would cost more than the image: after a power
-    failure the last files may be damaged, which `is_complete_png` tells.
-    """
+@contextmanager
+def quick_file(path: Path) -> Iterator[Path]:
+    """As `atomic_file`, without waiting for the disk, which would cost more than an image: no reader sees half a file,
+    but a power failure may damage the last ones. Raises UserError when the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(temporary, format="PNG")
+            yield temporary
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG file as a `quick_file`; `is_complete_png` tells a damaged one."""
+    with quick_file(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def is_complete_png(path: Path) -> bool:

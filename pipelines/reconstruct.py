@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipelines.devices import open_device
 from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
-from pipelines.settings import SETTINGS_NAME, check_settings
+from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
 from pipelines.two_stage import reconstruct, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.image_files import BadImageError, BadImages, list_images, open_upright
@@ -63,12 +63,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     autoencoder = load_autoencoder(config.model).to(device)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
-    inside = source.is_dir() and root.resolve() in out.resolve().parents
-    if inside or out.resolve() == root.resolve():
-        raise UserError(
-            f"{out} lies in the folder of the images, {root}, where what is written would be read as an image; "
-            "name another --out folder"
-        )
+    check_apart(out, source)
     targets = target_names(image_names(source))
     settings = {
         "model": autoencoder.fingerprint(),

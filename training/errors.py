@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Windows knows no quota.
+NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
 
 class UserError(ValueError):
     """One sentence: what was given, what was expected, how to fix it. The command line exits with 2 on it."""
@@ -14,11 +17,11 @@ class UserError(ValueError):
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission while writing `path` into a UserError."""
+    """Turns a full disk, a used up quota or a missing permission while writing `path` into a UserError."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in NO_SPACE:
             raise UserError(
                 f"the disk is full: {path} was not written, and what stood there before is untouched; "
                 "free some space and run the same command again, it continues where it stopped"

@@ -41,9 +41,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """As `atomic_file`, for a folder: readers see the old folder or the new one, never a mixture.
 
     A folder cannot take the place of another in one move, so a process that dies between the two moves leaves
-    the old one under a temporary name: `remove_leftovers` puts it back.
+    the old one under a temporary name: `remove_leftovers` puts it back. Where `path` is a link, what it points to is
+    replaced.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
     with explain_disk_errors(path):
@@ -56,16 +57,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     flush(file)
             if path.exists():
                 os.replace(path, replaced)
-            try:
-                os.replace(temporary, path)
-            except OSError:
-                if replaced.exists():
-                    os.replace(replaced, path)
-                raise
+            os.replace(temporary, path)
             flush_names(path.parent)
         finally:
+            if replaced.exists() and not path.exists():  # an error, or Ctrl-C, came between the two moves
+                with suppress(OSError):  # must not hide what went wrong before
+                    os.replace(replaced, path)
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -78,10 +78,16 @@ def remove_leftovers(folder: Path) -> None:
         original = leftover.with_name(match[1])
         if match[2] == "old" and not original.exists():
             os.replace(leftover, original)
-        elif leftover.is_dir():
+        elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def remove_leftovers_below(folder: Path) -> None:
+    """As `remove_leftovers`, in `folder` and all folders in it."""
+    for place in {leftover.parent for leftover in Path(folder).rglob(".*.tmp")}:
+        remove_leftovers(place)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,12 +102,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_replaceable(folder: Path, marker: str) -> None:
-    """Raises UserError unless `folder` is absent, empty, or what the caller writes: a folder that holds `marker`."""
-    if folder.is_dir():
-        if (folder / marker).is_file() or not any(folder.iterdir()):
-            return
-    elif not folder.exists():
+    """Raises UserError unless `folder` is absent, empty, or one that Zellige wrote, as its JSON file `marker` says:
+    other libraries have files of that name too."""
+    if not folder.exists():
         return
+    if folder.is_dir():
+        if not any(folder.iterdir()):
+            return
+        with suppress(UserError):
+            if {"kind", "zellige_version"} <= read_json(folder / marker).keys():
+                return
     raise UserError(f"{folder} exists and is something else than a model folder, so it is left alone; name another one")
 
 

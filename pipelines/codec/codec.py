@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from training.model_io import load_pretrained, model_folder
 
 ModeName = Literal["prior", "table", "packed"]
 BATCH = 64  # images at a time
+PIXELS = 1 << 23  # of the images that are encoded at once: 128 of 256x256; a single one may have more
 LANES = 8  # of a prior's steps
 MAX_PIXELS = 1 << 26  # of all images that are decoded at once
 
@@ -116,7 +118,10 @@ class Codec:
         i mod lanes; its payload depends on its lane, not on the other images. Raises UserError for a mode that
         the model does not have.
         """
-        chosen = [labels] * len(images) if labels is None or isinstance(labels, int) else list(labels)
+        if labels is None or isinstance(labels, int | np.integer):
+            chosen: list[int | None] = [None if labels is None else int(labels)] * len(images)
+        else:
+            chosen = [int(label) for label in labels]
         if len(chosen) != len(images) or not chosen:
             raise UserError(f"got {len(chosen)} labels for {len(images)} images, expected one label for each image")
         entries: list[Entry] = []
@@ -164,11 +169,11 @@ class Codec:
         labels: Sequence[int | None],
         lanes: int = LANES,
     ) -> tuple[list[Entry], list[str]]:
-        """Images, c H W each, coded as those of these numbers; and notes. Those of one size are encoded as a batch."""
+        """Images, c H W each, coded as those of these numbers; and notes. Those of one size are encoded together."""
         wanted = self.check_mode(mode, labels, lanes)
         coded: dict[int, Entry] = {}
         notes: list[str] = []
-        for places in grouped(range(len(images)), lambda i: tuple(images[i].shape)).values():
+        for places in alike(images):
             codes = encode_any_size(self.autoencoder, torch.stack([images[i] for i in places]))
             told = [Told(numbers[i] % lanes, labels[i]) for i in places]
             height, width = images[places[0]].shape[-2:]
@@ -364,6 +369,14 @@ def grouped(items: Iterable[Item], key: Callable[[Item], object]) -> dict:
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
+
+
+def alike(images: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Numbers of images, c H W each, of one size, together up to PIXELS of them or one image."""
+    for numbers in grouped(range(len(images)), lambda i: tuple(images[i].shape)).values():
+        height, width = images[numbers[0]].shape[-2:]
+        count = max(1, PIXELS // (height * width))
+        yield from (numbers[start : start + count] for start in range(0, len(numbers), count))
 
 
 def in_lanes(items: Iterable[int], lane_of: Callable[[int], int]) -> list[list[int]]:

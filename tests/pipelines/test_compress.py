@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+import pipelines.codec.codec as codec_module
+import pipelines.compress as compress_module
 from pipelines import TwoStagePipeline
 from pipelines.add_tables import TablesConfig, add_tables
 from pipelines.assemble import AssembleConfig, assemble
@@ -19,15 +22,8 @@ from pipelines.cli import main
 from pipelines.codec.archive import read_archive, write_archive
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import fit_tables
-from pipelines.compress import (
-    CompressConfig,
-    DecompressConfig,
-    InfoConfig,
-    compress_files,
-    decompress_files,
-    describe_file,
-    zlg_names,
-)
+from pipelines.compress import CompressConfig, compress_files, zlg_names
+from pipelines.decompress import DecompressConfig, InfoConfig, decompress_files, describe_file
 from pipelines.pictures import to_pil
 from pipelines.reconstruct import decibels, to_images
 from stage1_vq.codes import CodeShardWriter
@@ -111,6 +107,71 @@ def test_a_rerun_keeps_what_is_sound_and_makes_the_rest(model, images, tmp_path)
     (tmp_path / "png" / "05.png").unlink()
     assert decompress_files(back) == f"1 images in {tmp_path / 'png'}; 11 were there already"
     assert sorted(pictures) == sorted((tmp_path / "png").rglob("*.png"))
+
+
+def test_images_of_files_that_were_made_anew_are_made_anew(model, images, tmp_path):
+    out, png = tmp_path / "zlg", tmp_path / "png"
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(out)))
+    back = DecompressConfig(model=str(model), files=str(out), out=str(png))
+    decompress_files(back)
+    before = (png / "00.png").read_bytes()
+    other = Codec.from_pretrained(model).compress(to_images(Image.open(images / "01.png"))).data
+    (out / "00.zlg").write_bytes(other)
+    later = (png / "00.png").stat().st_mtime_ns + 10**9
+    os.utime(out / "00.zlg", ns=(later, later))
+    assert decompress_files(back) == f"1 images in {png}"
+    assert (png / "00.png").read_bytes() != before
+
+
+def test_images_are_not_decompressed_among_others(model, images, tmp_path):
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path / "a")))
+    compress_files(CompressConfig(model=str(model), images=str(images / "01.png"), out=str(tmp_path / "b")))
+    before = {path: path.read_bytes() for path in images.rglob("*.png")}
+    among_originals = DecompressConfig(model=str(model), files=str(tmp_path / "a"), out=str(images))
+    with pytest.raises(UserError, match=r"holds images that are not of .*a; name another --out folder"):
+        decompress_files(among_originals)
+    assert {path: path.read_bytes() for path in images.rglob("*.png")} == before
+    config = replace(among_originals, out=str(tmp_path / "png"))
+    decompress_files(config)
+    with pytest.raises(UserError, match=r"was begun with other settings: files was '.*a' and is now '.*b'"):
+        decompress_files(replace(config, files=str(tmp_path / "b")))
+
+
+def test_an_archive_and_files_of_the_same_names_are_not_mixed(model, images, tmp_path):
+    out = tmp_path / "zlg"
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(out), archive=True))
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(out / "images")))
+    config = DecompressConfig(model=str(model), files=str(out), out=str(tmp_path / "png"))
+    with pytest.raises(
+        UserError, match=r"the images of .*images.zlg and those of the files in .* would go to one folder"
+    ):
+        decompress_files(config)
+
+
+def test_large_images_are_encoded_a_few_at_a_time(model, images, tmp_path, monkeypatch):
+    together = []
+    encode = codec_module.encode_any_size
+
+    def counted(autoencoder, batch):
+        together.append(tuple(batch.shape))
+        return encode(autoencoder, batch)
+
+    monkeypatch.setattr(codec_module, "encode_any_size", counted)
+    for module in (codec_module, compress_module):
+        monkeypatch.setattr(module, "PIXELS", 3 * 256 + 10)
+    config = CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "few"), mode="packed")
+    compress_files(config)
+    assert together == [(3, 1, 16, 16)] * 3 + [(2, 1, 16, 16), (1, 1, 18, 21)]
+    together.clear()
+    many = torch.cat([to_images(Image.open(images / f"{i:02d}.png")) for i in range(8)])
+    codec = Codec.from_pretrained(model)
+    data = codec.compress(many, "packed", np.int64(1)).data
+    assert together == [(3, 1, 16, 16), (3, 1, 16, 16), (2, 1, 16, 16)]
+    assert len(codec.decompress(data)) == 8
+    monkeypatch.undo()
+    compress_files(replace(config, out=str(tmp_path / "all")))
+    for path in (tmp_path / "all").rglob("*.zlg"):
+        assert path.read_bytes() == (tmp_path / "few" / path.relative_to(tmp_path / "all")).read_bytes()
 
 
 def test_an_archive_that_is_there_is_kept(model, images, tmp_path):

@@ -134,6 +134,22 @@ def test_vary_and_interpolate_write_their_files(model: Path, pictures: Path, tmp
     assert sorted(path.name for path in out.iterdir()) == ["sheet.png", *(f"step_{i:02d}.png" for i in range(4))]
 
 
+def test_originals_are_not_written_over(model: Path, pictures: Path):
+    before = {path: path.read_bytes() for path in pictures.iterdir()}
+    several = {"model": str(model), "images": str(pictures), "variants": 1}
+    two = {"model": str(model), "first": str(pictures / "0.png"), "second": str(pictures / "1.png")}
+    for out in (pictures, pictures / "below"):
+        for write, config in [
+            (inpaint_files, InpaintConfig(out=str(out), **several)),
+            (vary_files, VaryConfig(out=str(out), **several)),
+        ]:
+            with pytest.raises(UserError, match=r"lies in the folder of the images, .*name another --out folder"):
+                write(config)
+    with pytest.raises(UserError, match="lies in the folder of the images"):
+        interpolate_files(InterpolateConfig(out=str(pictures), **two))
+    assert {path: path.read_bytes() for path in pictures.iterdir()} == before
+
+
 def test_an_unreadable_image_is_left_out_and_counted(model: Path, pictures: Path, tmp_path: Path):
     (pictures / "3.png").write_bytes(b"no image")
     config = VaryConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=1)

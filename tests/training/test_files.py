@@ -10,6 +10,7 @@ from training.errors import UserError
 from training.files import (
     atomic_file,
     atomic_folder,
+    check_replaceable,
     read_json,
     remove_leftovers,
     sha256_of_file,
@@ -85,6 +86,70 @@ def test_a_folder_whose_last_move_fails_is_put_back(tmp_path: Path, monkeypatch:
     assert names(tmp_path) == ["model"]
 
 
+def test_ctrl_c_between_the_two_moves_of_a_folder_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "model"
+    write_folder(path, "old")
+    replace = os.replace
+
+    def interrupted(source, target):
+        if Path(source).suffix == ".tmp":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(path, "new")
+    assert (path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_that_can_be_neither_replaced_nor_put_back_is_kept_under_its_temporary_name(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    write_folder(path, "old")
+    replace = os.replace
+
+    def failing(source, target):
+        if Path(target) == path:
+            raise OSError(errno.EIO, "input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="input/output"):
+        write_folder(path, "new")
+    monkeypatch.undo()
+    assert not path.exists()
+    remove_leftovers(tmp_path)
+    assert (path / "a.txt").read_text() == "old"
+
+
+def test_a_folder_behind_a_link_is_replaced_where_it_is(tmp_path: Path):
+    (tmp_path / "large_disk").mkdir()
+    write_folder(tmp_path / "large_disk" / "model", "old")
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "large_disk" / "model")
+    write_folder(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "large_disk" / "model" / "a.txt").read_text() == "new"
+    (tmp_path / ".model.12.old").symlink_to(tmp_path / "large_disk")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["large_disk", "model"]
+    assert names(tmp_path / "large_disk") == ["model"]
+
+
+def test_only_what_zellige_wrote_is_replaced(tmp_path: Path):
+    """Models of other libraries have a config.json too."""
+    write_json(tmp_path / "llama" / "config.json", {"model_type": "llama"})
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text("no json")
+    write_json(tmp_path / "ours" / "config.json", {"kind": "vqvae", "zellige_version": "0.1.0"})
+    (tmp_path / "empty").mkdir()
+    for name in ("ours", "empty", "absent"):
+        check_replaceable(tmp_path / name, "config.json")
+    for name in ("llama", "text"):
+        with pytest.raises(UserError, match="is something else than a model folder, so it is left alone"):
+            check_replaceable(tmp_path / name, "config.json")
+
+
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
@@ -92,6 +157,7 @@ def test_a_folder_whose_last_move_fails_is_put_back(tmp_path: Path, monkeypatch:
             errno.ENOSPC,
             "the disk is full: .*a.json was not written, and what stood there before is untouched",
         ),
+        (errno.EDQUOT, "the disk is full: .*a.json was not written"),
         (errno.EACCES, "no permission to write .*a.json; choose another folder"),
     ],
 )
