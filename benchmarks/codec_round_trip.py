@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from benchmarks.codec import modes_of, read_images
 from benchmarks.rate_distortion import to_tensor
+from pipelines.any_size import reconstruct
 from pipelines.codec.archive import Mode, read_archive
 from pipelines.codec.codec import Codec, grouped
-from pipelines.two_stage import reconstruct
 from stage1_vq.image_files import list_images, open_upright
 
 BATCH = 64

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.codec.tables import TABLES_NAME, CodeTables, fit_tables_to_shards
-from pipelines.two_stage import INDEX_NAME
+from pipelines.model_folders import INDEX_NAME
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.codes import CodeDataset
 from training.errors import UserError

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from pipelines.add_tables import tables_of_shards
-from pipelines.two_stage import TwoStagePipeline, stage_folder
+from pipelines.model_folders import stage_folder
+from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.codes import CodeSpec
 from stage2_prior.priors import PRIORS, Hierarchical, Prior
@@ -50,6 +51,7 @@ def assemble(config: AssembleConfig) -> str:
     priors = [load_pretrained(stage_folder(name, "stage2"), PRIORS) for name in names]
     check_complete(autoencoder.code_spec(), priors)
     prior = priors[0] if len(priors) == 1 else Hierarchical.from_levels(priors)
+    config.sampling.check_fits(prior)
     tables = None if config.codes is None else tables_of_shards(config.codes, autoencoder)
     pipeline = TwoStagePipeline(autoencoder, prior, config.sampling, tables)
     folder = pipeline.save_pretrained(config.out)

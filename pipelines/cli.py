@@ -48,8 +48,8 @@ def train_stage2(arguments: Sequence[str]) -> Job:
 
 
 def encode(arguments: Sequence[str]) -> Job:
+    from pipelines.model_folders import stage_folder
     from pipelines.options import read_options
-    from pipelines.two_stage import stage_folder
     from stage1_vq.encode import EncodeConfig, encode
 
     config = read_options("encode", EncodeConfig, arguments)

@@ -17,8 +17,8 @@ import numpy as np
 
 from pipelines.add_tables import check_made_by
 from pipelines.codec.entropy_coding import packed_length
+from pipelines.model_folders import stage_folder
 from pipelines.settings import SETTINGS_NAME
-from pipelines.two_stage import stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.codes import INDEX_NAME, CodeDataset, Grid, Split, smallest_type
 from training.errors import UserError

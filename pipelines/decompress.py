@@ -19,10 +19,10 @@ from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
 from pipelines.compress import SUFFIX
 from pipelines.devices import open_device
 from pipelines.evaluate import ssim
+from pipelines.model_folders import INDEX_NAME
 from pipelines.pictures import is_complete_png, save_png, to_pil
 from pipelines.reconstruct import decibels, target_names, to_images
 from pipelines.settings import SETTINGS_NAME, check_settings
-from pipelines.two_stage import INDEX_NAME
 from stage1_vq.image_files import BadImageError, open_upright
 from training.errors import UserError
 from training.files import remove_leftovers_below, write_json

@@ -115,17 +115,22 @@ def real_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline)
 
 def sample_like(pipeline: TwoStagePipeline, labels: Tensor, config: DiagnoseConfig) -> tuple[Codes, Tensor]:
     """As many samples as there are real images, of the same classes, with the model's own settings."""
-    asked = None
-    if pipeline.num_classes:
-        turns = torch.arange(len(labels), device=labels.device) % pipeline.num_classes
-        asked = torch.where(labels < 0, turns, labels)
+    asked = asked_like(pipeline, labels)
     parts = []
     for start in range(0, len(labels), config.batch_size):
         indices = range(start, min(start + config.batch_size, len(labels)))
         classes = None if asked is None else asked[start : indices.stop].tolist()
-        parts.append(pipeline.sample(indices, classes, config.seed))
+        parts.append(pipeline.sample(indices, classes, config.seed, prompts=pipeline.prompts_of(indices)))
     sampled = tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
     return sampled, torch.full_like(labels, -1) if asked is None else asked
+
+
+def asked_like(pipeline: TwoStagePipeline, labels: Tensor) -> Tensor | None:
+    """The classes of images, `b`; those without one take turns. None for a prior without classes."""
+    if not pipeline.num_classes:
+        return None
+    turns = torch.arange(len(labels), device=labels.device) % pipeline.num_classes
+    return torch.where(labels < 0, turns, labels)
 
 
 @torch.no_grad()
@@ -221,10 +226,8 @@ def partly_real(
 ) -> dict[str, Image.Image]:
     """Samples with the coarsest grids real, one more at a time; with the first half real where there is one grid."""
     some = tuple(grid[:SHOWN] for grid in codes)
-    chosen = None
-    if pipeline.num_classes:
-        turns = torch.arange(len(labels), device=labels.device) % pipeline.num_classes
-        chosen = torch.where(labels < 0, turns, labels)[:SHOWN].tolist()
+    asked = asked_like(pipeline, labels)
+    chosen = None if asked is None else asked[:SHOWN].tolist()
     shown = {}
     if len(codes) == 1:
         half = some[0].clone()

@@ -18,6 +18,7 @@ from stage1_vq.codes import Codes
 from stage1_vq.images import DataConfig, ImageDataset, open_images, to_float
 from stage1_vq.train import psnr
 from stage2_prior.priors import Prior
+from stage2_prior.sampling import precise
 from training.errors import UserError
 from training.files import write_json
 
@@ -94,7 +95,8 @@ def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> 
 
 def bits_of_codes(prior: Prior, codes: Codes, labels: Tensor) -> tuple[Tensor, ...]:
     """Bits of each code under the prior, one `b h w` for each grid. labels: `b`, below 0 where there is none."""
-    return prior.grids_of(prior.nll(codes, prior.condition_of(labels)).double() / math.log(2))
+    nll = prior.nll(codes, prior.condition_of(labels))
+    return prior.grids_of(nll.to(precise(nll.device)) / math.log(2))
 
 
 class Figures:
@@ -127,7 +129,7 @@ class Figures:
             count += part.flatten().cpu().bincount(minlength=len(count))
 
     def _sum(self, name: str, per_image: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(per_image.double().sum())
+        self.sums[name] = self.sums.get(name, 0.0) + float(per_image.cpu().double().sum())
 
     def means(self) -> dict[str, Any]:
         """Means over the images: PSNR in dB; SSIM (with the extra `eval`); bits per code, of each grid too, per pixel

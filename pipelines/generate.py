@@ -23,6 +23,7 @@ from stage1_vq.codes import CodeDataset, Codes, Split
 from stage2_prior.sampling import SamplingConfig
 from training.errors import UserError
 from training.files import atomic_file, remove_leftovers, write_json
+from training.task import Batch
 
 SAMPLES_NAME = "samples.jsonl"
 SHEET_NAME = "sheet.png"
@@ -38,7 +39,7 @@ class GenerateConfig:
     model: str  # pipeline folder that `zellige assemble` or `zellige quickstart` wrote, or a hub id
     out: str  # folder for the images, sheet.png and samples.jsonl
     num: int = 64  # images; a later run with a larger number adds those that are missing
-    label: int | str | None = None  # class, by number or name; left out: sample i shows class i mod number of classes
+    label: int | str | None = None  # class, by number or name; left out: that of the given codes, or all in turn
     prompt: str | None = None  # text of all images, for a model that was trained on captions
     text_encoder: str | None = None  # folder or hub id of the text encoder; left out: as the model records
     given: str | None = None  # folder of code shards, for a model that goes by other codes: sample i by image i of it
@@ -108,16 +109,25 @@ def generate_files(config: GenerateConfig) -> str:
     batch_size = config.batch_size or recorded_settings(out).get("batch_size") or min(BATCH_SIZE, num)
     sampling = config.sampling(pipeline.sampling)
     label = class_number(pipeline, config.label)
-    labels = pipeline.labels_of(range(num), label)
     pipeline.prompts_of(range(num), config.prompt)
     others = None if config.given is None else given_codes(pipeline, config.given, config.given_split)
+    as_given = others is not None and label is None and others.has_classes_of(pipeline)
+
+    def labels_of(samples: range) -> list[int] | None:
+        return others.labels_of(samples) if others is not None and as_given else pipeline.labels_of(samples, label)
+
+    labels = labels_of(range(num))
     judge = None
     if config.judge is not None:
         judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
     model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
     chosen = {"candidates": config.candidates, "judge": config.judge}
     size = None if config.size is None else list(config.size)  # as it reads in a file
-    asked_for = {"label": label, "prompt": config.prompt, "given": None if others is None else others.fingerprint}
+    asked_for = {
+        "label": "as given" if as_given else label,
+        "prompt": config.prompt,
+        "given": None if others is None else others.fingerprint,
+    }
     settings = {**model, **asked_for, "size": size, **asdict(sampling), **chosen}
     check_settings(out, settings)
 
@@ -129,7 +139,7 @@ def generate_files(config: GenerateConfig) -> str:
     state.wait_for_everyone()  # all have looked before one writes
     mine = missing[state.process_index :: state.num_processes]
     for batch in tqdm(mine, unit="batch", disable=not state.is_main_process):
-        asked = pipeline.labels_of(batch, label)
+        asked = labels_of(batch)
         if judge is None:
             texts = pipeline.prompts_of(batch, config.prompt)
             given = None if others is None else others.of(batch)
@@ -140,7 +150,7 @@ def generate_files(config: GenerateConfig) -> str:
     state.wait_for_everyone()
     if state.is_main_process:
         write_samples(out, settings, labels, num, pipeline.class_names)
-        turns = None if label is not None else labels
+        turns = None if label is not None or as_given else labels
         save_png(sheet(out, num, turns, pipeline.class_names), out / SHEET_NAME)
     made = sum(len(names(batch, num)) for batch in missing)
     return (
@@ -158,8 +168,20 @@ class GivenCodes:
         self.fingerprint = hashlib.sha256(shards.encode()).hexdigest()
 
     def of(self, samples: Sequence[int]) -> Codes:
+        return self._fetch(samples)["codes"]
+
+    def labels_of(self, samples: Sequence[int]) -> list[int]:
+        """The class of each picture; that of one without any is the null label."""
+        labels = self._fetch(samples)["labels"]
+        return labels.masked_fill(labels < 0, self.dataset.num_classes).tolist()
+
+    def has_classes_of(self, pipeline: TwoStagePipeline) -> bool:
+        """Whether the pictures are of the classes that the model knows."""
+        return bool(pipeline.num_classes) and self.dataset.class_names == pipeline.class_names
+
+    def _fetch(self, samples: Sequence[int]) -> Batch:
         chosen = [sample % len(self.dataset) for sample in samples]
-        return self.dataset.fetch(chosen, chosen)["codes"]
+        return self.dataset.fetch(chosen, chosen)
 
 
 def given_codes(pipeline: TwoStagePipeline, folder: str, split: Split) -> GivenCodes:
@@ -223,7 +245,7 @@ def write_samples(
     with atomic_file(out / SAMPLES_NAME) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for i in range(num):
             label = None if labels is None else labels[i]
-            name = class_names[label] if class_names and label is not None else None
+            name = class_names[label] if class_names and label in range(len(class_names)) else None
             sample = {
                 **settings,
                 "file": f"{i:06d}.png",

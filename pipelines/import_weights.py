@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.two_stage import stage_folder
+from pipelines.model_folders import stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.imports import KINDS
 from stage1_vq.imports.dalle import import_dalle, read_dalle_pickle

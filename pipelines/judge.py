@@ -34,7 +34,7 @@ def scores(judge: Judge, images: Tensor, labels: Tensor | None) -> Tensor:
     """How probable each image is, `b`: the probability of its label `b`, or, without labels, that of the class that the
     judge finds most probable. Raises UserError when the judge knows too few classes."""
     with torch.no_grad():
-        probabilities = judge(images).float().softmax(dim=-1)  # b classes
+        probabilities = judge(images).float().softmax(dim=-1).nan_to_num(-1.0)  # b classes; never prefers what is none
     if labels is None:
         return probabilities.amax(dim=-1)
     if int(labels.max()) >= probabilities.shape[-1]:
@@ -134,6 +134,8 @@ class TimmJudge(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: b c H W in [-1, 1] -> logits `b classes`."""
-        pixels = (images.expand(-1, self.channels, -1, -1) + 1) / 2
+        if images.shape[1] != self.channels:
+            images = images.mean(dim=1, keepdim=True).expand(-1, self.channels, -1, -1)
+        pixels = (images + 1) / 2
         pixels = F.interpolate(pixels, tuple(self.size), mode="bicubic", antialias=True, align_corners=False)
         return self.network((pixels - self.mean) / self.std)

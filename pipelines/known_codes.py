@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stage1_vq.codes import Codes
+from stage2_prior.priors.masked import rank
 
 DRAWN = -1
 
@@ -29,9 +30,7 @@ def codes_but_a_share(codes: Codes, share: float, uniforms: Tensor) -> Codes:
     grids, decide which: a larger share draws all that a smaller one does, and more."""
     parts = uniforms.to(codes[0].device).split([grid[0].numel() for grid in codes], dim=1)
     return tuple(
-        grid.masked_fill(
-            rearrange(rank_of(part) < round(share * part.shape[1]), "b (h w) -> b h w", h=grid.shape[1]), -1
-        )
+        grid.masked_fill(rearrange(rank(part) < round(share * part.shape[1]), "b (h w) -> b h w", h=grid.shape[1]), -1)
         for grid, part in zip(codes, parts, strict=True)
     )
 
@@ -41,11 +40,6 @@ def codes_between(first: Codes, second: Codes, share: float, uniforms: Tensor) -
     to the other, on which every place changes once. Arguments as for `codes_but_a_share`."""
     taken = codes_but_a_share(first, share, uniforms)
     return tuple(torch.where(part == DRAWN, new, part) for part, new in zip(taken, second, strict=True))
-
-
-def rank_of(numbers: Tensor) -> Tensor:
-    """How many numbers of the same row are smaller, `b n`."""
-    return numbers.argsort(dim=1).argsort(dim=1)
 
 
 def rectangle(height: int, width: int, part: str) -> Tensor:

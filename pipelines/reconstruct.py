@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
+from pipelines.model_folders import stage_folder
 from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
 from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
-from pipelines.two_stage import reconstruct, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.image_files import BadImageError, BadImages, list_images, open_upright
 from stage1_vq.images import to_float

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.any_size import encode_any_size, reconstruct
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
+from pipelines.model_folders import INDEX_NAME, pipeline_folder
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
@@ -29,12 +30,11 @@ from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
 from training.errors import UserError
 from training.files import atomic_folder, check_replaceable, read_json
-from training.model_io import load_pretrained, model_folder
+from training.model_io import load_pretrained
 
 if TYPE_CHECKING:
     from pipelines.codec.codec import Codec
 
-INDEX_NAME = "model_index.json"
 KIND = "two_stage"
 
 
@@ -86,6 +86,8 @@ class TwoStagePipeline:
     def to(self, device: torch.device | str) -> Self:
         self.autoencoder.to(device)
         self.prior.to(device)
+        if self.device.type != "cuda":
+            self.recorded = None
         return self
 
     def use_cuda_graph(self) -> Self:
@@ -425,47 +427,10 @@ def check_fit(autoencoder: Autoencoder, prior: Prior) -> None:
         )
 
 
-@torch.no_grad()
-def reconstruct(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32."""
-    height, width = images.shape[-2:]
-    return autoencoder.decode(encode_any_size(autoencoder, images)).float()[..., :height, :width]
-
-
-@torch.no_grad()
-def encode_any_size(autoencoder: Autoencoder, images: Tensor) -> Codes:
-    """Codes of b c H W in [-1, 1], its last column and row repeated up to a multiple of the stride."""
-    height, width = images.shape[-2:]
-    device = next(autoencoder.parameters()).device
-    padding = (0, -width % autoencoder.stride, 0, -height % autoencoder.stride)
-    padded = F.pad(images.to(device), padding, mode="replicate")
-    # Always in the same layout: a convolution rounds otherwise when channels lie innermost, and one vector in 100,000
-    # or so, between two codes, would fall to the other.
-    return autoencoder.encode(padded.clone(memory_format=torch.contiguous_format))
-
-
 def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:
     try:
         return SamplingConfig(**index.get("sampling", {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / INDEX_NAME} has sampling settings that this version does not know: {error}"
+            f"{folder / INDEX_NAME} has sampling settings that this version does not take: {error}"
         ) from error
-
-
-def pipeline_folder(folder_or_hub_id: str | Path) -> Path:
-    """Local folder for a path (a quickstart run stands for its `model/`) or a hub id. Raises UserError."""
-    return model_folder(
-        folder_or_hub_id,
-        INDEX_NAME,
-        "put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that",
-    )
-
-
-def stage_folder(folder_or_hub_id: str | Path, stage: str) -> str | Path:
-    """The part "stage1" or "stage2" of an assembled model or a quickstart run; anything else as it was given."""
-    folder = Path(folder_or_hub_id)
-    for pipeline in (folder, folder / "model"):
-        if (pipeline / INDEX_NAME).is_file():
-            return pipeline / stage
-    return folder_or_hub_id

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.stepping import step_dtype
 
 if TYPE_CHECKING:
     from stage2_prior.sampling import SamplingConfig
@@ -49,7 +50,8 @@ class RecordedDraw:
     ) -> tuple[Tensor, Tensor]:
         given = tensors_of(condition, uniforms, known)
         weights = [weight.data_ptr() for weight in prior.parameters()]
-        kind = (weights, sampling, known is None, [(tensor.shape, tensor.dtype) for tensor in given])
+        shapes = [(tensor.shape, tensor.dtype) for tensor in given]
+        kind = (weights, step_dtype(next(prior.parameters())), sampling, known is None, shapes)
         if self.recording is None or kind != self.kind:
             self.recording = None  # frees its memory first
             condition, uniforms = condition.map(torch.clone), uniforms.clone()

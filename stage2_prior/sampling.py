@@ -84,6 +84,12 @@ class SamplingConfig:
                 f"choice_temperature={self.choice_temperature} for a {prior.kind} prior, which does not choose among "
                 "codes that it has drawn; leave choice_temperature out, or take a maskgit prior"
             )
+        follows = prior.num_classes or prior.reads_prompts
+        if self.guidance != 1 and follows and not prior.knows_null_label:
+            raise UserError(
+                f"guidance={self.guidance}, expected 1: this prior was trained with label_dropout=0 and never saw "
+                "the null label; train it with label_dropout=0.1"
+            )
 
     def guidance_at(self, step: int, steps: int) -> float:
         """The weight of step `step` of `steps`, counted from 0. A schedule rises from 1 at the first step to `guidance`
@@ -123,7 +129,7 @@ def sample_codes(
         uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
         codes, finite = (recorded or draw_in_order)(prior, condition, uniforms, sampling, kept)
     check_finite(finite, sampling)
-    return prior.grids_of(codes)
+    return prior.grids_of(codes.clone())  # a tensor that may be changed, where that of inference mode may not
 
 
 def check_request(prior: Prior, batch: int, condition: Condition, sampling: SamplingConfig) -> None:
@@ -131,12 +137,6 @@ def check_request(prior: Prior, batch: int, condition: Condition, sampling: Samp
     prior.check(batch, condition)
     condition.check_range(prior.num_classes)
     sampling.check_fits(prior)
-    follows = prior.num_classes or prior.text or prior.embeddings
-    if sampling.guidance != 1 and follows and not prior.knows_null_label:
-        raise UserError(
-            f"guidance={sampling.guidance}, expected 1: this prior was trained with label_dropout=0 and never saw "
-            "the null label; train it with label_dropout=0.1"
-        )
 
 
 def check_finite(finite: Tensor, sampling: SamplingConfig) -> None:

@@ -48,18 +48,22 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
     if path.suffix not in (".csv", ".jsonl"):
         raise UserError(f"captions={path}, expected a .csv or .jsonl file, or the word {FILE_NAMES}")
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
             if path.suffix == ".csv":
                 rows = list(csv.DictReader(file))
             else:
                 rows = [json.loads(line) for line in file if line.strip()]
-        return [(str(row["file"]), str(row["caption"])) for row in rows]
+        pairs = [(row["file"], row["caption"]) for row in rows]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a file of captions") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no file of captions ({error!r}): expected columns or fields named file and caption"
         ) from error
+    for number, pair in enumerate(pairs, start=1):
+        if None in pair:
+            raise UserError(f"{path}: entry {number} has no file or no caption; complete it, or leave it out")
+    return [(str(file), str(caption)) for file, caption in pairs]
 
 
 def caption_in_name(file: str) -> str:

@@ -135,25 +135,31 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
 
 def model_folder(
     folder_or_hub_id: str | Path,
-    marker: str = CONFIG_NAME,
+    *markers: str,
     advice: str = "name the folder that `zellige train-stage1` or `zellige train-stage2` wrote",
 ) -> Path:
-    """Local folder that holds the file `marker`, for a path (a run folder stands for its `model/`) or a hub id.
+    """Local folder that holds one of the files `markers` (config.json), for a path (a run folder stands for its
+    `model/`) or a hub id.
 
     A path below a folder that exists is taken for a local one, so that a typing error asks nothing of the
     hub. Raises UserError, which ends in `advice`.
     """
-    path, name = Path(folder_or_hub_id), str(folder_or_hub_id)
+    path, name, markers = Path(folder_or_hub_id), str(folder_or_hub_id), markers or (CONFIG_NAME,)
+    wanted = " or ".join(markers)
+
+    def holds(folder: Path) -> bool:
+        return any((folder / marker).is_file() for marker in markers)
+
     for folder in (path, path / "model"):
-        if (folder / marker).is_file():
+        if holds(folder):
             return folder
     if path.exists():
-        raise UserError(f"{path} is not a model folder: it holds no {marker}, nor does {path / 'model'}; {advice}")
+        raise UserError(f"{path} is not a model folder: it holds no {wanted}, nor does {path / 'model'}; {advice}")
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir():
         raise UserError(f"there is no folder {path}; {advice}, or a hub id such as owner/name")
     folder = download_from_hub(name)
-    if not (folder / marker).is_file():
-        raise UserError(f"{name!r} on the hub is not a model of this kind: it holds no {marker}; {advice}")
+    if not holds(folder):
+        raise UserError(f"{name!r} on the hub is not a model of this kind: it holds no {wanted}; {advice}")
     return folder
 
 

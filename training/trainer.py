@@ -394,11 +394,15 @@ def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) 
 
 
 def make_optimizer(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which is Adam where weight_decay is 0. Norms and
-    biases do not decay."""
+    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which is Adam where weight_decay is 0. What has one
+    number for each channel does not decay: biases, norms and gains of weight normalisation."""
+
+    def is_matrix(weight: nn.Parameter) -> bool:
+        return sum(side > 1 for side in weight.shape) >= 2
+
     groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        {"params": [weight for weight in weights if is_matrix(weight)], "weight_decay": config.weight_decay},
+        {"params": [weight for weight in weights if not is_matrix(weight)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

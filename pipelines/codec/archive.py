@@ -273,6 +273,8 @@ class Reader:
             number |= (byte & 127) << place
             if byte < 128:
                 break
+        else:
+            raise ValueError(f"it claims {what} in more than ten bytes")
         if not smallest <= number <= largest:
             raise ValueError(f"it claims {what}: {number}, expected {smallest} to {largest}")
         return number

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.any_size import encode_any_size
 from pipelines.codec.archive import (
     DEVICES,
     FINGERPRINT_BYTES,
@@ -28,12 +29,13 @@ from pipelines.codec.archive import (
 from pipelines.codec.entropy_coding import DamagedPayloadError, pack, unpack
 from pipelines.codec.prior_coding import Told, check_can_code, check_label, decode_with_prior, encode_with_prior
 from pipelines.codec.tables import CodeTables, load_tables
-from pipelines.two_stage import INDEX_NAME, TwoStagePipeline, encode_any_size
+from pipelines.model_folders import INDEX_NAME, any_model_folder
+from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.codes import Codes, CodeSpec
 from stage2_prior.priors import AutoregressivePrior, Prior
 from training.errors import UserError
-from training.model_io import load_pretrained, model_folder
+from training.model_io import load_pretrained
 
 ModeName = Literal["prior", "table", "packed"]
 BATCH = 64  # images at a time
@@ -68,11 +70,10 @@ class Codec:
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
         """Of an assembled model, or of an autoencoder alone, with the tables of its folder. Raises UserError."""
-        path = Path(folder_or_hub_id)
-        if any((folder / INDEX_NAME).is_file() for folder in (path, path / "model")):
-            pipeline = TwoStagePipeline.from_pretrained(path)
+        folder = any_model_folder(folder_or_hub_id)
+        if (folder / INDEX_NAME).is_file():
+            pipeline = TwoStagePipeline.from_pretrained(folder)
             return cls(pipeline.autoencoder, pipeline.prior, pipeline.tables)
-        folder = model_folder(folder_or_hub_id)
         return cls(load_pretrained(folder, AUTOENCODERS), None, load_tables(folder))
 
     def to(self, device: torch.device | str) -> Self:

@@ -192,7 +192,8 @@ def fit_tables(spec: CodeSpec, batches: Iterable[Codes]) -> CodeTables:
     seen = 0
     for codes in batches:
         arrays = [as_array(grid) for grid in codes]
-        judging = (np.arange(seen, seen + len(arrays[0])) % HELD_OUT == HELD_OUT - 1) & (len(judges) < JUDGES)
+        numbers = np.arange(seen, seen + len(arrays[0]))
+        judging = (numbers % HELD_OUT == HELD_OUT - 1) & (numbers < HELD_OUT * JUDGES)
         seen += len(arrays[0])
         if judging.any():
             judges.append([array[judging] for array in arrays])

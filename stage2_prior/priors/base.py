@@ -142,8 +142,16 @@ class Prior(PretrainedModel):
         condition.check(batch, self.num_classes, self.given, self.text, self.embeddings)
 
     def condition_of(self, labels: Tensor) -> Condition:
-        """Of labels `b`, below 0 for any class, and of any text, where the prior knows classes and texts."""
+        """Of labels `b`, below 0 for any class, and of any text, where the prior knows classes and texts. Raises
+        UserError for a prior that must be told more."""
         text, embeddings = self.text, self.embeddings
+        if self.given:
+            raise UserError("this prior goes by codes of other pictures, which are not at hand here: take another")
+        if not self.knows_null_label and (self.reads_prompts or (self.num_classes and bool((labels < 0).any()))):
+            raise UserError(
+                "this prior was trained with label_dropout=0 and must be told the class or the text of every image; "
+                "take images with labels of its classes, or a prior trained with label_dropout=0.1"
+            )
         shape = () if embeddings is None else (len(labels), embeddings.length)
         return Condition(
             labels=labels.masked_fill(labels < 0, self.num_classes) if self.num_classes else None,

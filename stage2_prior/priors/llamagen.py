@@ -234,7 +234,8 @@ class StepBlock:
 
     def __init__(self, block: Block, heads: int, cache: Tensor, dtype: torch.dtype):
         """cache: two (heads b) n d, empty."""
-        qkv, gate_up = block.attention.qkv.weight, block.feed_forward.gate_up.weight
+        # Folded in float32, so that weights in bfloat16 are rounded once.
+        qkv, gate_up = block.attention.qkv.weight.float(), block.feed_forward.gate_up.weight.float()
         width, hidden = qkv.shape[1], len(gate_up) // 2
         self.heads = heads
         scale = torch.ones(len(qkv), 1, device=qkv.device)
@@ -294,7 +295,7 @@ class LlamaGenStepper:
         self.mask: Tensor | None = None  # b n n, 0 where the row's place sees the column's, else -inf
         if (seen := prior.mask(condition, len(self.turns))) is not None:
             self.mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
-        output = prior.output.weight * prior.norm.weight
+        output = prior.output.weight.float() * prior.norm.weight
         self.output = ColumnBlocks(output, math.gcd(8, len(output)), dtype)
         self.position = 0
 

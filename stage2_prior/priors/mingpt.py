@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -168,12 +168,18 @@ class MinGPT(AutoregressivePrior):
 
 
 class Product:
-    """A linear layer and the norm before it, whose gain and bias are folded into it, over a few rows."""
+    """A linear layer over a few rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor, blocks: int, dtype: torch.dtype):
         """weight: out in; bias: out; blocks: of columns, see ColumnBlocks."""
         self.blocks = ColumnBlocks(weight, blocks, dtype).blocks
         self.bias = rearrange(bias.to(dtype), "(blocks out) -> blocks 1 out", blocks=blocks).contiguous()
+
+    @classmethod
+    def after_norm(cls, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, blocks: int, dtype: torch.dtype) -> Self:
+        """With the gain and the bias of the norm before it folded in, in float32: weights in bfloat16 round once."""
+        weight, bias = weight.float(), bias.float()
+        return cls(weight * norm.weight, bias + weight @ norm.bias.float(), blocks, dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """`b in` -> `blocks b out/blocks`."""
@@ -192,14 +198,13 @@ class StepBlock:
         attention, width = block.attention, block.attention.out.in_features
         self.heads = attention.heads
         # The scale of the attention scores is folded into the queries.
-        scale = torch.ones_like(attention.qkv.bias)
+        scale = torch.ones_like(attention.qkv.bias, dtype=torch.float32)
         scale[:width] /= math.sqrt(width // self.heads)
         qkv, bias = attention.qkv.weight * scale[:, None], attention.qkv.bias * scale
-        norm, blocks = block.attention_norm, math.gcd(8, width)
-        self.qkv = Product(qkv * norm.weight, bias + qkv @ norm.bias, 3 * self.heads, dtype)
+        blocks = math.gcd(8, width)
+        self.qkv = Product.after_norm(block.attention_norm, qkv, bias, 3 * self.heads, dtype)
         self.out = Product(attention.out.weight, attention.out.bias, blocks, dtype)
-        norm, up = block.feed_forward_norm, block.up
-        self.up = Product(up.weight * norm.weight, up.bias + up.weight @ norm.bias, 4 * blocks, dtype)
+        self.up = Product.after_norm(block.feed_forward_norm, block.up.weight, block.up.bias, 4 * blocks, dtype)
         self.down = Product(block.down.weight, block.down.bias, blocks, dtype)
         self.cache = cache
 
@@ -240,7 +245,8 @@ class MinGPTStepper:
             seen = torch.ones(prior.prefix_length, prior.prefix_length, dtype=torch.bool, device=device).tril_()
         self.mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
         output = prior.output.weight[: prior.grid.vocabulary]
-        self.output = Product(output * prior.norm.weight, output @ prior.norm.bias, math.gcd(8, len(output)), dtype)
+        no_bias = output.new_zeros(len(output))
+        self.output = Product.after_norm(prior.norm, output, no_bias, math.gcd(8, len(output)), dtype)
         self.position = 0
 
     @torch.inference_mode()

@@ -205,7 +205,7 @@ class RQTransformerStepper:
 
     @torch.inference_mode()
     def __init__(self, prior: RQTransformer, batch: int, condition: Condition):
-        condition.check(batch, prior.num_classes, prior.given)
+        prior.check(batch, condition)
         weight = prior.embedding.weight
         dtype = step_dtype(weight)
         over_places, over_depths = prior.angles()
@@ -216,7 +216,7 @@ class RQTransformerStepper:
         self.spatial = StackStepper(prior.spatial, over_places, batch, dtype)
         self.over_depth = StackStepper(prior.over_depth, over_depths, batch, dtype)
         self.spatial_gain = (prior.spatial.norm.gain * root).to(dtype)
-        output = prior.output.weight * prior.over_depth.norm.gain * root
+        output = prior.output.weight.float() * prior.over_depth.norm.gain * root
         self.outputs = [ColumnBlocks(part, math.gcd(8, len(part)), dtype) for part in output.split(prior.vocabularies)]
         self.sum = prior.class_token(batch, condition.to(weight.device)).to(dtype)  # b d, of this place's codes so far
         self.position = 0

@@ -303,9 +303,10 @@ class StepWeights:
 
     def __init__(self, block: Block, config: TransformerConfig, dtype: torch.dtype):
         root = math.sqrt(config.width)
-        qkv = block.attention.qkv.weight * block.attention_norm.gain * root
+        # Folded in float32, so that weights in bfloat16 are rounded once.
+        qkv = block.attention.qkv.weight.float() * block.attention_norm.gain * root
         qkv[: config.width] /= math.sqrt(config.head_width)
-        gate_up = block.feed_forward.gate_up.weight * block.feed_forward_norm.gain * root
+        gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.gain * root
         self.qkv = ColumnBlocks(qkv, config.heads + 2 * config.shared_heads, dtype)
         self.out = ColumnBlocks(block.attention.out.weight, math.gcd(8, config.width), dtype)
         self.gate_up = ColumnBlocks(gate_up, config.hidden_width // 16, dtype)  # of 32 columns
@@ -330,7 +331,7 @@ class TransformerStepper:
         grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]
         self.grid_at = [0] * self.position + grid_at  # that the code after each position belongs to
         self.blocks = [StepWeights(block, config, dtype) for block in cast("list[Block]", prior.blocks)]
-        output = prior.output.weight * prior.norm.gain * math.sqrt(config.width)
+        output = prior.output.weight.float() * prior.norm.gain * math.sqrt(config.width)
         self.outputs = [ColumnBlocks(part, math.gcd(8, len(part)), dtype) for part in output.split(prior.vocabularies)]
         self.epsilon = RMSNorm.epsilon * math.sqrt(config.width)
         angles = prior.angles()

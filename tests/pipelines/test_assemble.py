@@ -61,6 +61,14 @@ def test_levels_become_one_model_that_generates(runs, tmp_path, capsys, monkeypa
     assert assembled(runs, tmp_path / "again", "level1", "level0", guidance=1.5).fingerprint() == pipeline.fingerprint()
 
 
+def test_settings_that_the_prior_cannot_follow_are_refused(runs, tmp_path):
+    with pytest.raises(
+        UserError, match="steps=8 for a transformer prior, which draws its codes in an order of its own"
+    ):
+        assembled(runs, tmp_path / "model", "whole", steps=8)
+    assert not (tmp_path / "model").exists()
+
+
 def test_one_run_is_named_by_itself_or_in_brackets(runs, tmp_path):
     arguments = ["--stage1", "a", "--out", "b", "--stage2"]
     assert read_options("assemble", AssembleConfig, [*arguments, "runs/prior"]).stage2 == "runs/prior"

@@ -11,12 +11,22 @@ import pytest
 import torch
 
 from pipelines import TwoStagePipeline
-from pipelines.evaluate import EvaluateConfig, EvaluateDataConfig, Figures, entropy, evaluate, images_to_evaluate
+from pipelines.evaluate import (
+    EvaluateConfig,
+    EvaluateDataConfig,
+    Figures,
+    bits_of_codes,
+    entropy,
+    evaluate,
+    images_to_evaluate,
+)
 from stage1_vq.autoencoders import DVAE, DVAEConfig
+from stage1_vq.codes import Grid
 from stage1_vq.images import to_float
 from stage1_vq.quantizers import GumbelQuantizerConfig
-from stage2_prior.condition import Condition
-from tests.pipelines.conftest import make_pipeline, make_prior
+from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
+from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
+from tests.stage2_prior.tiny import tiny_prior
 from training.errors import UserError
 
 
@@ -45,6 +55,32 @@ def test_figures_are_means_over_images_whatever_the_batches():
     assert found["psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()))
     assert found["codes used"] == len(codes[0].unique()) / 16
     assert "two-stage bits_per_dimension" not in found  # a VQ-VAE's decoder is no likelihood
+
+
+def test_bits_of_a_prior_that_must_be_told_more_are_refused():
+    """Its null label was never trained: the figure would mean nothing."""
+    autoencoder = make_autoencoder()
+    codes = tuple(torch.zeros(2, 4, 4, dtype=torch.int64) for _ in range(1))
+    prior = tiny_prior("transformer", 3, autoencoder.code_spec(), knows_null_label=False)
+    assert bits_of_codes(prior, codes, torch.tensor([0, 2]))[0].shape == (2, 4, 4)
+    with pytest.raises(
+        UserError, match=r"trained with label_dropout=0 and must be told the class or the text of every"
+    ):
+        bits_of_codes(prior, codes, torch.tensor([0, -1]))
+    prior = tiny_prior("transformer", 0, autoencoder.code_spec(), given=(Grid("map", 2, 2, 4),))
+    with pytest.raises(UserError, match=r"goes by codes of other pictures, which are not at hand here"):
+        bits_of_codes(prior, codes, torch.tensor([-1, -1]))
+
+
+def test_bits_of_a_prior_of_captions_are_those_without_any():
+    autoencoder = make_autoencoder()
+    prior = tiny_prior("transformer", 0, autoencoder.code_spec(), text=TextSpec(3, 9), embeddings=EmbeddingSpec(2, 5))
+    codes = (torch.zeros(2, 4, 4, dtype=torch.int64),)
+    nothing = {"embeddings": torch.zeros(2, 2, 5), "embedding_mask": torch.zeros(2, 2, dtype=torch.bool)}
+    with torch.no_grad():
+        expected = prior.nll(codes, Condition(text=torch.full((2, 3), -1), **nothing)) / math.log(2)
+        found = bits_of_codes(prior, codes, torch.tensor([-1, -1]))[0].flatten(1)
+    torch.testing.assert_close(found, expected.double())
 
 
 def test_entropy_is_that_of_the_frequencies():

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pipelines import TwoStagePipeline
 from pipelines.generate import GenerateConfig, generate_files
+from pipelines.pictures import to_pil
 from stage1_vq.codes import CodeShardWriter, CodeSpec, Grid
 from stage2_prior.priors import Transformer, TransformerConfig
 from tests.pipelines.conftest import make_autoencoder
+from tests.stage2_prior.tiny import tiny_prior
 from training.errors import UserError
 
 MAP = Grid("map", 2, 2, 8)
@@ -66,6 +70,30 @@ def test_the_command_takes_them_from_code_shards(tmp_path: Path):
     sample = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
     assert len(sample["given"]) == 64  # a fingerprint of the shards
     assert len(list((tmp_path / "out").glob("0*.png"))) == 4  # three pictures: the fourth sample goes by the first
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_without_a_label_the_class_is_that_of_the_picture_whose_codes_are_given(known: bool, tmp_path: Path):
+    """The two conditions would contradict each other, if the classes took turns."""
+    names, autoencoder = ("cat", "dog"), make_autoencoder()
+    prior = tiny_prior("transformer", 2, autoencoder.code_spec(), given=(MAP,), class_names=names)
+    model = TwoStagePipeline(autoencoder, prior).save_pretrained(tmp_path / "model")
+    classes = names if known else ("boat", "car")
+    writer = CodeShardWriter(tmp_path / "maps", CodeSpec((MAP,), 16, 16, 3), ["validation"], class_names=classes)
+    writer.write(0, maps(3), torch.tensor([1, 1, 0]), ["a", "b", "c"])
+    writer.finish()
+    out = tmp_path / "out"
+    config = GenerateConfig(model=str(model), out=str(out), num=4, given=str(tmp_path / "maps"))
+    generate_files(config)
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [sample["label"] for sample in samples] == ([1, 1, 0, 1] if known else [0, 1, 0, 1])
+    expected = TwoStagePipeline.from_pretrained(model).generate(
+        labels=[sample["label"] for sample in samples], given=(maps(3)[0][[0, 1, 2, 0]],)
+    )
+    with Image.open(out / "000001.png") as written:
+        assert written.tobytes() == to_pil(expected.images[1]).tobytes()
+    with pytest.raises(UserError, match=r"label was .* and is now 0"):
+        generate_files(replace(config, label=0))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_one_candidate_is_the_sample_itself():
 def test_without_labels_the_judge_prefers_what_it_is_sure_of():
     images = torch.stack([torch.full((1, 4, 4), value) for value in (0.02, 0.0, -0.01)])
     assert scores(Brightness(), images, None).argsort().tolist() == [1, 2, 0]
+
+
+def test_an_image_of_which_the_judge_knows_nothing_is_never_preferred():
+    logits = torch.tensor([[math.nan, math.nan], [-5.0, 5.0]])
+    for labels in (None, torch.tensor([0, 0])):
+        found = scores(lambda images: logits, torch.zeros(2, 1, 4, 4), labels)
+        assert found.argmax() == 1
 
 
 def test_a_judge_of_too_few_classes_is_refused():

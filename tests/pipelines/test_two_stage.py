@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from pipelines import TwoStagePipeline
-from pipelines.two_stage import reconstruct
+from pipelines.any_size import reconstruct
+from pipelines.codec.codec import Codec
+from pipelines.model_folders import stage_folder
+from pipelines.reconstruct import load_autoencoder
+from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import Transformer
 from stage2_prior.sampling import SamplingConfig, draw_in_order
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for
 from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import tiny_prior
+from training import model_io
 from training.errors import UserError
 
 
@@ -204,6 +209,21 @@ def test_a_missing_folder_below_one_that_exists_is_not_looked_for_on_the_hub(tmp
         TwoStagePipeline.from_pretrained("runs/typo")
 
 
+def test_an_assembled_model_of_the_hub_serves_wherever_a_model_is_named(tmp_path: Path, monkeypatch):
+    folder = make_pipeline().save_pretrained(tmp_path / "downloaded")
+    monkeypatch.setattr(model_io, "download_from_hub", lambda hub_id: folder)
+    monkeypatch.chdir(tmp_path)
+    expected = make_pipeline()
+    assert TwoStagePipeline.from_pretrained("owner/name").fingerprint() == expected.fingerprint()
+    assert stage_folder("owner/name", "stage2") == folder / "stage2"
+    assert load_autoencoder("owner/name").fingerprint() == expected.autoencoder.fingerprint()
+    assert Codec.from_pretrained("owner/name").prior_fingerprint == expected.codec().prior_fingerprint
+    make_autoencoder().save_pretrained(folder.with_name("single"))
+    monkeypatch.setattr(model_io, "download_from_hub", lambda hub_id: folder.with_name("single"))
+    assert load_autoencoder("owner/single").fingerprint() == expected.autoencoder.fingerprint()
+    assert Codec.from_pretrained("owner/single").prior is None
+
+
 def test_damaged_weights_are_named(tmp_path: Path):
     folder = make_pipeline().save_pretrained(tmp_path / "model")
     weights = folder / "stage2" / "model.safetensors"
@@ -217,8 +237,31 @@ def test_sampling_settings_of_a_later_version_are_refused(tmp_path: Path):
     index = json.loads((folder / "model_index.json").read_text())
     index["sampling"]["magic"] = 1
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="sampling settings that this version does not know"):
+    with pytest.raises(UserError, match="sampling settings that this version does not take"):
         TwoStagePipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", "all"), ("temperature", -1.0)])
+def test_impossible_sampling_settings_are_refused_with_the_file(name, value, tmp_path: Path):
+    folder = make_pipeline().save_pretrained(tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["sampling"][name] = value
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model_index.json has sampling settings that this version does not take: "):
+        TwoStagePipeline.from_pretrained(folder)
+
+
+def test_codes_that_were_drawn_may_be_changed():
+    pipeline = make_pipeline()
+    for codes in (pipeline.sample(range(2), [0, 1], 0), pipeline.vary(torch.zeros(2, 1, 16, 16), 0.5).codes):
+        codes[0][:, 0] = -1
+        assert (pipeline.redraw(codes).codes[0] >= 0).all()
+
+
+def test_away_from_the_gpu_there_is_no_graph(monkeypatch):
+    pipeline = make_pipeline()
+    pipeline.recorded = RecordedDraw(draw_in_order)
+    assert pipeline.to("cpu").recorded is None
 
 
 def test_saving_replaces_a_model_and_nothing_else(tmp_path):

@@ -132,6 +132,10 @@ def test_another_kind_of_batch_is_recorded_anew(recordings):
         codes = sample_codes(prior, range(batch), labelled(batch, prior), 0, sampling, kept, recorded)[0]
         assert len(recordings) - before == one_more, number
         assert torch.equal(codes, sample_codes(prior, range(batch), labelled(batch, prior), 0, sampling, kept)[0])
+    before = len(recordings)
+    with torch.autocast("cpu", torch.bfloat16):
+        sample_codes(prior, range(3), labelled(3, prior), 0, warm, known, recorded)
+    assert len(recordings) == before + 1
     other = tiny_prior("transformer", noise=0.4)
     codes = sample_codes(other, range(3), labelled(3, other), 0, warm, known, recorded)[0]
     assert torch.equal(codes, sample_codes(other, range(3), labelled(3, other), 0, warm, known)[0])

@@ -48,12 +48,24 @@ def test_captions_of_both_kinds_of_files_follow_the_images_whatever_their_order(
         assert captions_of(str(source), ["a.png", "b.png"]) == [['an "ape", red'], ["a bee", "ein Käfer"]]
 
 
+def test_a_table_of_a_spreadsheet_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.csv").write_text("file,caption\na.png,ape\n", encoding="utf-8-sig")
+    assert captions_of(str(tmp_path / "a.csv"), ["a.png"]) == [["ape"]]
+
+
 def test_what_is_no_file_of_captions_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("name,caption\na.png,ape\n")
     (tmp_path / "a.jsonl").write_text('{"file": "a.png", "caption": "ape"}\n{"file"\n')
     (tmp_path / "b.jsonl").write_text('{"file": "a.png", "caption": "ape"}\n')
     for name in ("a.csv", "a.jsonl"):
         with pytest.raises(UserError, match=f"{name} is no file of captions .*: expected columns or fields named file"):
+            captions_of(str(tmp_path / name), ["a.png"])
+    for name, content in (
+        ("half.csv", "file,caption\na.png,ape\nb.png\n"),
+        ("half.jsonl", '{"file": "a.png", "caption": "a"}\n{"file": "b", "caption": null}'),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name}: entry 2 has no file or no caption; complete it, or leave it out"):
             captions_of(str(tmp_path / name), ["a.png"])
     with pytest.raises(UserError, match=r"gone.csv cannot be read \(No such file or directory\): name a file"):
         captions_of(str(tmp_path / "gone.csv"), ["a.png"])

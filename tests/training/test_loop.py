@@ -24,7 +24,7 @@ from training.errors import UserError
 from training.loop import FitResult, fit
 from training.model_io import load_pretrained
 from training.task import Batch
-from training.trainer import Trainer
+from training.trainer import Trainer, make_optimizer
 
 
 def metrics(run: Path, split: str) -> list[dict[str, Any]]:
@@ -455,6 +455,14 @@ def test_weight_decay_spares_biases_and_norms(tmp_path: Path):
     assert torch.equal(task.model.layers[1].weight, before["layers.1.weight"]) is False  # has a gradient
     moved = (task.model.layers[1].weight - before["layers.1.weight"]).abs().max()
     assert moved <= 0.1 + 1e-6  # Adam's first step is the learning rate: no decay on top
+
+
+def test_what_has_one_number_for_each_channel_does_not_decay():
+    shapes = [(3,), (8, 1, 1, 1), (1, 8, 1, 1), (8, 4), (8, 4, 3, 3), (1,), ()]
+    weights = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer = make_optimizer(weights, toy_config(weight_decay=0.1))
+    decays = {tuple(w.shape): group["weight_decay"] > 0 for group in optimizer.param_groups for w in group["params"]}
+    assert decays == {shape: shape in [(8, 4), (8, 4, 3, 3)] for shape in shapes}
 
 
 @pytest.mark.slow

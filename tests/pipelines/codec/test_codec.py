@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import pipelines.codec.codec
 from benchmarks.codec_fuzz import hostile, outcome, tiny_codec, valid_files
 from pipelines import TwoStagePipeline
+from pipelines.any_size import encode_any_size
 from pipelines.codec.archive import Mode, Shape, read_archive, write_archive
 from pipelines.codec.codec import Codec, in_lanes
 from pipelines.codec.tables import fit_tables
-from pipelines.two_stage import encode_any_size
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.priors import AutoregressivePrior, MaskGIT, MaskGITConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior

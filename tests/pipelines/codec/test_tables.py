@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import pipelines.codec.tables as tables_module
 from pipelines.codec.tables import CodeTables, GridTables, fit_tables, load_tables
 from stage1_vq.codes import CodeSpec, Grid
 from training.errors import UserError
@@ -86,6 +87,20 @@ def test_few_images_give_tables_without_contexts_that_code_what_they_never_saw()
     assert list(tables.grids["codes"].tables) == ["alone"]
     unseen = torch.full((1, 6, 9), 5)
     assert torch.equal(tables.decode(tables.encode((unseen,), SPEC), SPEC)[0], unseen)
+
+
+def test_no_more_images_judge_than_are_kept_for_it(monkeypatch):
+    judged = []
+    bits = GridTables.bits
+
+    def counted(self, codes):
+        judged.append(len(codes))
+        return bits(self, codes)
+
+    monkeypatch.setattr(GridTables, "bits", counted)
+    monkeypatch.setattr(tables_module, "JUDGES", 7)
+    fit_tables(SPEC, [(part,) for part in independent(200).split(30)])
+    assert set(judged) == {7}
 
 
 def test_a_large_vocabulary_has_no_contexts():

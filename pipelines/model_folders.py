@@ -1,0 +1,32 @@
+"""Where a model lies: an assembled one has a folder for each stage, a run has its model in a folder of its own, and the
+Hugging Face hub has either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.model_io import CONFIG_NAME, model_folder
+
+INDEX_NAME = "model_index.json"
+
+
+def pipeline_folder(folder_or_hub_id: str | Path) -> Path:
+    """Local folder of an assembled model, for a path (a quickstart run stands for its `model/`) or a hub id. Raises
+    UserError."""
+    return model_folder(
+        folder_or_hub_id,
+        INDEX_NAME,
+        advice="put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that",
+    )
+
+
+def any_model_folder(folder_or_hub_id: str | Path) -> Path:
+    """Local folder of a model, assembled or single, for a path or a hub id. Raises UserError."""
+    return model_folder(folder_or_hub_id, INDEX_NAME, CONFIG_NAME)
+
+
+def stage_folder(folder_or_hub_id: str | Path, stage: str) -> Path:
+    """The part "stage1" or "stage2" of an assembled model or a quickstart run; a single model as it is. Raises
+    UserError."""
+    folder = any_model_folder(folder_or_hub_id)
+    return folder / stage if (folder / INDEX_NAME).is_file() else folder
