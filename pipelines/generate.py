@@ -245,7 +245,7 @@ def write_samples(
     with atomic_file(out / SAMPLES_NAME) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for i in range(num):
             label = None if labels is None else labels[i]
-            name = class_names[label] if class_names and label in range(len(class_names)) else None
+            name = class_names[label] if class_names and label is not None and label < len(class_names) else None
             sample = {
                 **settings,
                 "file": f"{i:06d}.png",

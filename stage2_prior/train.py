@@ -104,7 +104,7 @@ class Stage2Task:
     def __init__(self, model: Prior, label_dropout: float, text_encoder: TextEncoder | None = None) -> None:
         """text_encoder: "text" holds its tokens, and the prior reads its vectors."""
         self.model: PretrainedModel = model
-        self.companions: dict[str, Companion] = {}
+        self.companions = {} if text_encoder is None else {"text_encoder": Companion(text_encoder.model)}
         self.guard: Guard | None = None
         self.prior = model
         self.label_dropout = label_dropout

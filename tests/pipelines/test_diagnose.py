@@ -12,6 +12,7 @@ from pipelines.diagnose import DiagnoseConfig, GridFigures, diagnose, findings
 from stage1_vq.codes import CodeShardWriter, CodeSpec, Grid
 from stage2_prior.sampling import SamplingConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
+from tests.pipelines.test_prompts_and_sizes import text_pipeline
 from training.errors import UserError
 
 
@@ -96,6 +97,14 @@ def test_of_several_grids_the_coarse_ones_are_shown_real(tmp_path: Path):
     diagnose(DiagnoseConfig(model=str(folder), codes=str(codes), out=str(tmp_path / "page.html"), num=12))
     top = pipeline.prior.code_spec.grids[0].name
     assert f"Codes of {top} real, the rest sampled" in (tmp_path / "page.html").read_text()
+
+
+def test_a_model_of_captions_is_diagnosed_without_any(tmp_path: Path):
+    pipeline = text_pipeline()
+    folder, spec = pipeline.save_pretrained(tmp_path / "model"), pipeline.prior.code_spec
+    codes = write_codes(tmp_path / "codes", spec)
+    line = diagnose(DiagnoseConfig(model=str(folder), codes=str(codes), out=str(tmp_path / "page.html"), num=6))
+    assert "findings from 6 held-out images and as many samples" in line
 
 
 def test_codes_of_another_model_are_refused(model: Path, tmp_path: Path):
