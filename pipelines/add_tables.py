@@ -29,9 +29,8 @@ def add_tables(config: TablesConfig) -> str:
     tables = tables_of_shards(config.codes, load_pretrained(folder / "stage1" if assembled else folder, AUTOENCODERS))
     tables.save(folder)
     contexts = "; ".join(f"{name}: {' and '.join(own.tables)}" for name, own in tables.grids.items())
-    return (
-        f"tables are in {folder / TABLES_NAME} ({contexts}); next: zellige compress --model {config.model} --mode table"
-    )
+    following = f"zellige compress --model {config.model} --mode table --images DIR --out DIR"
+    return f"tables are in {folder / TABLES_NAME} ({contexts}); next: {following}"
 
 
 def tables_of_shards(folder: str, autoencoder: Autoencoder) -> CodeTables:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from pipelines.add_tables import tables_of_shards
-from pipelines.model_folders import stage_folder
+from pipelines.codec.tables import CodeTables, load_tables
+from pipelines.model_folders import INDEX_NAME, stage_folder
 from pipelines.two_stage import TwoStagePipeline
-from stage1_vq.autoencoders import AUTOENCODERS
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.codes import CodeSpec
 from stage2_prior.priors import PRIORS, Hierarchical, Prior
 from stage2_prior.sampling import SamplingConfig
 from training.errors import UserError
+from training.files import read_json
 from training.model_io import load_pretrained
 
 
@@ -52,10 +56,23 @@ def assemble(config: AssembleConfig) -> str:
     check_complete(autoencoder.code_spec(), priors)
     prior = priors[0] if len(priors) == 1 else Hierarchical.from_levels(priors)
     config.sampling.check_fits(prior)
-    tables = None if config.codes is None else tables_of_shards(config.codes, autoencoder)
+    out = Path(config.out)
+    former = read_json(out / INDEX_NAME).get("fingerprint") if (out / INDEX_NAME).is_file() else None
+    tables = kept_tables(out, autoencoder) if config.codes is None else tables_of_shards(config.codes, autoencoder)
     pipeline = TwoStagePipeline(autoencoder, prior, config.sampling, tables)
-    folder = pipeline.save_pretrained(config.out)
-    return f"the model is in {folder}; next: zellige generate --model {folder} --num 64 --out DIR"
+    folder = pipeline.save_pretrained(out)
+    replaced = "" if former in (None, pipeline.fingerprint()) else ", in place of another one"
+    return f"the model is in {folder}{replaced}; next: zellige generate --model {folder} --num 64 --out DIR"
+
+
+def kept_tables(out: Path, autoencoder: Autoencoder) -> CodeTables | None:
+    """The tables of the model that is replaced, if its autoencoder is the same."""
+    with suppress(UserError):  # a damaged model is replaced all the same
+        tables = load_tables(out) if (out / INDEX_NAME).is_file() else None
+        if tables is not None:
+            former = load_pretrained(out / "stage1", AUTOENCODERS)
+            return tables if former.fingerprint() == autoencoder.fingerprint() else None
+    return None
 
 
 def check_complete(code_spec: CodeSpec, priors: Sequence[Prior]) -> None:

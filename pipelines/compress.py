@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipelines.codec.archive import Entry, read_archive
 from pipelines.codec.codec import BATCH, LANES, PIXELS, Codec
 from pipelines.devices import open_device
+from pipelines.generate import class_number
 from pipelines.pictures import quick_file
 from pipelines.reconstruct import BAD_FILES_NAME, image_names, to_images
 from pipelines.settings import SETTINGS_NAME, check_settings
@@ -35,7 +36,7 @@ class CompressConfig:
     out: str  # folder for the .zlg files
     mode: Literal["prior", "table", "packed"] | None = None  # left out: the first of these that the model has
     archive: bool = False  # all images in one file, images.zlg, from which each can be read by itself
-    label: int | None = None  # class of all images, which the prior is told; left out: any class
+    label: int | str | None = None  # class of all images, by number or name, which the prior is told; left out: any
     lanes: int = LANES  # images that the prior codes at once; a single one costs as much as all of them
     batch_size: int = BATCH  # images that are read and encoded at a time, fewer where they are large
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
@@ -53,7 +54,8 @@ def compress_files(config: CompressConfig) -> str:
     source, out = Path(config.images), Path(config.out)
     names = image_names(source)
     codec = Codec.from_pretrained(config.model).to(device)
-    mode = codec.check_mode(config.mode, [config.label], config.lanes)
+    label = class_number(codec.prior.class_names if codec.prior is not None else None, config.label)
+    mode = codec.check_mode(config.mode, [label], config.lanes)
     settings = {
         "model": codec.stage1.hex(),
         "prior": codec.prior_fingerprint and codec.prior_fingerprint.hex(),
@@ -61,7 +63,7 @@ def compress_files(config: CompressConfig) -> str:
         "images": str(source.resolve()),
         "mode": mode.name,
         "archive": config.archive,
-        "label": config.label,
+        "label": label,
         "lanes": config.lanes,
     }
     check_settings(out, settings, f"*{SUFFIX}")
@@ -83,7 +85,7 @@ def compress_files(config: CompressConfig) -> str:
     todo = [(i, name) for i, name in mine if config.archive or not is_sound(out / targets[name])]
     with tqdm(total=len(todo), unit="image", disable=not state.is_main_process) as progress:
         for numbers, images, read in read_parts(todo, root, codec.autoencoder.channels, config.batch_size, bad_images):
-            entries, said = codec.entries(images, numbers, config.mode, [config.label] * len(images), config.lanes)
+            entries, said = codec.entries(images, numbers, config.mode, [label] * len(images), config.lanes)
             notes.update(said)
             for number, entry in zip(numbers, entries, strict=True):
                 if config.archive:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.codec.archive import Archive, Entry, read_archive
@@ -52,16 +53,14 @@ class DecompressConfig:
 
 def decompress_files(config: DecompressConfig) -> str:
     """Writes a PNG file for each image; returns one line. What an earlier run wrote is kept, unless its .zlg file is
-    newer. Raises UserError for the first file that is damaged or of another model, and for an `out` that holds images
-    of other files."""
+    newer. Raises UserError for files that are damaged or of another model, when the others are written, and for an
+    `out` that holds images of other files."""
     state, device = open_device(config.device)
     source, out = Path(config.files), Path(config.out)
     root, files = (source, zlg_files(source)) if source.is_dir() else (source.parent, [source.name])
     models = Models(config.model, config.models, device)
     settings = {"files": str(source.resolve())}
     check_settings(out, settings)
-    if not (out / SETTINGS_NAME).exists() and out.is_dir() and any(out.rglob("*.png")):
-        raise UserError(f"{out} holds images that are not of {source}; name another --out folder")
     state.wait_for_everyone()  # all have looked before one writes
     if state.is_main_process:
         remove_leftovers_below(out)
@@ -69,40 +68,62 @@ def decompress_files(config: DecompressConfig) -> str:
     mine = files[state.process_index :: state.num_processes]
     folders = {folder for name in files for folder in Path(name).parents}
     written = kept = 0
+    failures: list[str] = []
     with tqdm(total=len(mine), unit="file", disable=not state.is_main_process) as progress:
         for start in range(0, len(mine), BATCH):
             part = mine[start : start + BATCH]
             todo: list[Wanted] = []
             for name in part:
-                title = str(root / name)
-                archive = read_archive(read_bytes(root / name), title)
-                codec = models.for_archive(archive, title)
-                targets = png_names(name, archive, title)
-                folder = Path(name).with_suffix("")
-                if folder in folders and targets != [f"{folder}.png"]:
-                    raise UserError(
-                        f"the images of {title} and those of the files in {root / folder} would go to one folder; "
-                        "decompress them one after the other, each to its own --out"
-                    )
-                wanted = [
-                    Wanted(codec, archive, entry, out / target, title)
-                    for entry, target in zip(archive.entries, targets, strict=True)
-                ]
+                try:
+                    wanted = wanted_of(name, root, out, models, folders)
+                except UserError as error:
+                    failures.append(str(error))
+                    continue
                 missing = [one for one in wanted if not is_newer_png(one.target, root / name)]
                 kept += len(wanted) - len(missing)
                 todo += missing
             for batch in decoded_together(todo, config.max_pixels):
-                codec, archive, *_ = batch[0]
-                entries, titles = [one.entry for one in batch], [one.title for one in batch]
-                images = codec.decode(entries, archive, config.max_pixels, titles)
-                if not written:
-                    write_json(out / SETTINGS_NAME, settings)
-                for image, one in zip(images, batch, strict=True):
+                for image, one in decoded(batch, config.max_pixels, failures):
+                    if not written:
+                        write_json(out / SETTINGS_NAME, settings)
                     save_png(to_pil(image), one.target)
-                written += len(batch)
+                    written += 1
             progress.update(len(part))
     written, kept = (sum(gather_object([number])) for number in (written, kept))
+    failures = gather_object(failures)
+    if failures:
+        more = f" ({len(failures) - 1} more such failures)" if len(failures) > 1 else ""
+        raise UserError(f"{failures[0]}{more}; {written} other images are in {out}" if written else failures[0] + more)
     return f"{written} images in {out}" + (f"; {kept} were there already" if kept else "")
+
+
+def wanted_of(name: str, root: Path, out: Path, models: Models, folders: set[Path]) -> list[Wanted]:
+    """The images of a file; folders: in which there are others. Raises UserError."""
+    title = str(root / name)
+    archive = read_archive(read_bytes(root / name), title)
+    codec = models.for_archive(archive, title)
+    targets = png_names(name, archive, title)
+    folder = Path(name).with_suffix("")
+    if folder in folders and targets != [f"{folder}.png"]:
+        raise UserError(
+            f"the images of {title} and those of the files in {root / folder} would go to one folder; decompress them "
+            "one after the other, each to its own --out"
+        )
+    entries = zip(archive.entries, targets, strict=True)
+    return [Wanted(codec, archive, entry, out / target, title) for entry, target in entries]
+
+
+def decoded(batch: Sequence[Wanted], max_pixels: int, failures: list[str]) -> list[tuple[Tensor, Wanted]]:
+    """Images of a batch; where one of them fails, those of the others, and a sentence in `failures`."""
+    codec, archive, *_ = batch[0]
+    try:
+        images = codec.decode([one.entry for one in batch], archive, max_pixels, [one.title for one in batch])
+        return list(zip(images, batch, strict=True))
+    except UserError as error:
+        if len(batch) == 1:
+            failures.append(str(error))
+            return []
+    return [pair for one in batch for pair in decoded([one], max_pixels, failures)]
 
 
 def is_newer_png(path: Path, file: Path) -> bool:
@@ -148,7 +169,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"there is no file {path}; name a {SUFFIX} file, or a folder of them") from error
+        raise UserError(f"{path} is no file; name a {SUFFIX} file") from error
 
 
 def png_names(file: str, archive: Archive, title: str) -> list[str]:

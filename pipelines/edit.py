@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,12 +16,12 @@ from pipelines.generate import class_number
 from pipelines.known_codes import rectangle
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.reconstruct import image_names, target_names, to_images
-from pipelines.settings import check_apart
+from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.codes import CodeSpec
 from stage1_vq.image_files import BadImageError, open_upright, scale_to_cover
 from training.errors import UserError
-from training.files import remove_leftovers_below
+from training.files import remove_leftovers_below, write_json
 
 SHEET_NAME = "sheet.png"
 SHEET_ROWS = 16
@@ -103,7 +104,8 @@ def inpaint_files(config: InpaintConfig) -> str:
         return pipeline.inpaint(images, keep, labels=label, seed=config.seed, first_index=first_index).images
 
     grey = torch.zeros(())  # what is not kept, on the sheet
-    return write_variants(config, spec, draw, shown=lambda image: torch.where(keep, image, grey))
+    settings = {"model": pipeline.fingerprint(), "keep": config.keep, "label": label}
+    return write_variants(config, spec, settings, draw, shown=lambda image: torch.where(keep, image, grey))
 
 
 def vary_files(config: VaryConfig) -> str:
@@ -114,7 +116,8 @@ def vary_files(config: VaryConfig) -> str:
         varied = pipeline.vary(images, config.share, labels=label, seed=config.seed, first_index=first_index)
         return varied.images
 
-    return write_variants(config, pipeline.prior.code_spec, draw)
+    settings = {"model": pipeline.fingerprint(), "share": config.share, "label": label}
+    return write_variants(config, pipeline.prior.code_spec, settings, draw)
 
 
 def interpolate_files(config: InterpolateConfig) -> str:
@@ -140,15 +143,20 @@ def interpolate_files(config: InterpolateConfig) -> str:
 def write_variants(
     config: InpaintConfig | VaryConfig,
     spec: CodeSpec,
+    settings: dict[str, Any],
     draw: Callable[[Tensor, int], Tensor],
     shown: Callable[[Tensor], Tensor] | None = None,
 ) -> str:
-    """draw: (images b c H W, number of the first sample) -> images. Image i of the folder has the samples from
+    """settings: what else the images depend on, for the record. draw: (images b c H W, number of the first sample) ->
+    images. Image i of the folder has the samples from
     i * variants on. shown: what the sheet shows of an original beside it."""
     source, out, variants = Path(config.images), Path(config.out), config.variants
     check_apart(out, source)
     names = image_names(source)
+    settings = {**settings, "images": str(source.resolve()), "variants": variants, "seed": config.seed}
+    check_settings(out, settings)
     remove_leftovers_below(out)
+    write_json(out / SETTINGS_NAME, settings)
     root = source if source.is_dir() else source.parent
     targets = target_names(names)
     rows: list[Sequence[Image.Image]] = []
@@ -177,7 +185,7 @@ def open_pipeline(model: str, label: int | str | None, device: str | None) -> tu
     """The model on its device, and the number of the class."""
     _, place = open_device(device)
     pipeline = TwoStagePipeline.from_pretrained(model).to(place)
-    return pipeline, class_number(pipeline, label)
+    return pipeline, class_number(pipeline.class_names, label)
 
 
 def read_fitting(path: Path, spec: CodeSpec) -> Tensor:

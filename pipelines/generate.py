@@ -105,10 +105,13 @@ def generate_files(config: GenerateConfig) -> str:
         pipeline.load_text_encoder(config.text_encoder)
     if config.cuda_graph:
         pipeline.use_cuda_graph()
+    if config.size is not None:
+        check_larger(pipeline, config.size)
     out, num = Path(config.out), config.num
     batch_size = config.batch_size or recorded_settings(out).get("batch_size") or min(BATCH_SIZE, num)
     sampling = config.sampling(pipeline.sampling)
-    label = class_number(pipeline, config.label)
+    sampling.check_fits(pipeline.prior)
+    label = class_number(pipeline.class_names, config.label)
     pipeline.prompts_of(range(num), config.prompt)
     others = None if config.given is None else given_codes(pipeline, config.given, config.given_split)
     as_given = others is not None and label is None and others.has_classes_of(pipeline)
@@ -116,7 +119,7 @@ def generate_files(config: GenerateConfig) -> str:
     def labels_of(samples: range) -> list[int] | None:
         return others.labels_of(samples) if others is not None and as_given else pipeline.labels_of(samples, label)
 
-    labels = labels_of(range(num))
+    labels_of(range(num))  # refuses a label that the model does not have
     judge = None
     if config.judge is not None:
         judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
@@ -149,14 +152,23 @@ def generate_files(config: GenerateConfig) -> str:
         write_images(pipeline, codes, [out / name for name in names(batch, num)])
     state.wait_for_everyone()
     if state.is_main_process:
-        write_samples(out, settings, labels, num, pipeline.class_names)
+        there = max(num, recorded_samples(out))  # an earlier run may have made more
+        labels = labels_of(range(there))
+        write_samples(out, settings, labels, there, pipeline.class_names)
         turns = None if label is not None or as_given else labels
-        save_png(sheet(out, num, turns, pipeline.class_names), out / SHEET_NAME)
+        save_png(sheet(out, there, turns, pipeline.class_names), out / SHEET_NAME)
     made = sum(len(names(batch, num)) for batch in missing)
     return (
         f"{num} images in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
         f"settings in {out / SAMPLES_NAME}"
     )
+
+
+def check_larger(pipeline: TwoStagePipeline, size: tuple[int, int]) -> None:
+    """Raises UserError for a size that the autoencoder cannot decode."""
+    stride = pipeline.autoencoder.stride
+    if any(side < 1 or side % stride for side in size):
+        raise UserError(f"size={size}, expected two multiples of {stride}, the pixels to a code of this model, (H, W)")
 
 
 class GivenCodes:
@@ -227,15 +239,24 @@ def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]
         torch.set_num_threads(threads)
 
 
-def class_number(pipeline: TwoStagePipeline, label: int | str | None) -> int | None:
+def class_number(class_names: Sequence[str] | None, label: int | str | None) -> int | None:
     """The class that `label` names or numbers; names go first, as some are numbers. Raises UserError for neither."""
-    names = pipeline.class_names or ()
+    names = class_names or ()
     if str(label) in names:
         return names.index(str(label))
     if isinstance(label, str):
         known = f"its classes are {', '.join(names)}" if names else "its classes have numbers only"
         raise UserError(f"this model has no class named {label!r}: {known}; choose one of them")
     return label
+
+
+def recorded_samples(out: Path) -> int:
+    """How many images the record of an earlier run names, as far as they are all there."""
+    try:
+        files = [json.loads(line)["file"] for line in (out / SAMPLES_NAME).read_text(encoding="utf-8").splitlines()]
+    except (FileNotFoundError, ValueError, KeyError):
+        return 0
+    return len(files) if all(is_complete_png(out / file) for file in files) else 0
 
 
 def write_samples(

@@ -275,7 +275,7 @@ def parse(parser: ArgumentParser, options: Mapping[str, Option], arguments: Sequ
     """The parsed values, nested configs built. Raises UserError."""
     document(parser, options)
     try:
-        values = parser.parse_args(list(arguments))
+        values = parser.parse_args(with_bare_flags(arguments, options))
         for path, value in vars(values.as_flat()).items():
             for number in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
@@ -283,6 +283,17 @@ def parse(parser: ArgumentParser, options: Mapping[str, Option], arguments: Sequ
         return vars(parser.instantiate(values))
     except ArgumentError as error:
         raise UserError(explain(str(error), options)) from error
+
+
+def with_bare_flags(arguments: Sequence[str], options: Mapping[str, Option]) -> list[str]:
+    """`--archive` by itself means `--archive true`."""
+    completed = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        completed.append(argument)
+        option = options.get(argument.removeprefix("--")) if argument.startswith("--") else None
+        if option is not None and option.type == "true or false" and following.startswith("--"):
+            completed.append("true")
+    return completed
 
 
 def document(parser: ArgumentParser, options: Mapping[str, Option]) -> None:

@@ -18,7 +18,12 @@ def recorded_settings(out: Path, results: str = "*.png") -> dict[str, Any]:
 
 
 def check_settings(out: Path, settings: dict[str, Any], results: str = "*.png") -> None:
-    """Raises UserError if `out` was begun with other settings, and names those that differ."""
+    """Raises UserError if `out` was begun with other settings, and names those that differ, or if it holds results that
+    nobody recorded."""
+    if not (out / SETTINGS_NAME).exists() and (foreign := next(out.rglob(results), None)) is not None:
+        raise UserError(
+            f"{out} holds {foreign.relative_to(out)}, which this command did not write; name another --out folder"
+        )
     recorded = recorded_settings(out, results)
     changed = [
         f"{name} was {recorded.get(name)!r} and is now {value!r}"

@@ -180,7 +180,9 @@ class TwoStagePipeline:
         """Raises UserError where a prior of given codes is given none."""
         if self.prior.given and given is None:
             grids = " + ".join(f"{grid.height}x{grid.width} codes of {grid.vocabulary}" for grid in self.prior.given)
-            raise UserError(f"this model goes by codes of other pictures, {grids}, and got none; give it their codes")
+            raise UserError(
+                f"this model goes by codes of other pictures, {grids}, and got none; give their codes as `given`"
+            )
         condition = Condition(None if labels is None else torch.tensor(labels, device=self.device), given)
         if prompts is None:
             return condition

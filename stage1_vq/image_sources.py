@@ -221,7 +221,11 @@ def open_npz(path: Path, split: Split) -> ArraySource:
     if prefix is None:
         raise UserError(
             f"{path} holds the arrays {', '.join(arrays)}, expected {prefixes[0]}images"
-            + (" or images" if split == "train" else f", as data.split={split}")
+            + (
+                " or images"
+                if split == "train"
+                else f", as data.split={split}; for the part that is there give --data.split train"
+            )
         )
     names = arrays.get("class_names")
     return ArraySource(

@@ -84,8 +84,11 @@ class SamplingConfig:
                 f"choice_temperature={self.choice_temperature} for a {prior.kind} prior, which does not choose among "
                 "codes that it has drawn; leave choice_temperature out, or take a maskgit prior"
             )
-        follows = prior.num_classes or prior.reads_prompts
-        if self.guidance != 1 and follows and not prior.knows_null_label:
+        if self.guidance != 1 and not (prior.num_classes or prior.reads_prompts):
+            raise UserError(
+                "got guidance for a prior without classes, expected guidance=1: it has no label and no text to follow"
+            )
+        if self.guidance != 1 and not prior.knows_null_label:
             raise UserError(
                 f"guidance={self.guidance}, expected 1: this prior was trained with label_dropout=0 and never saw "
                 "the null label; train it with label_dropout=0.1"

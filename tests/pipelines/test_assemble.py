@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from pipelines.assemble import AssembleConfig, assemble
 from pipelines.cli import main
+from pipelines.codec.tables import fit_tables
 from pipelines.options import read_options
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import VQVAE2, VQVAE2Config
@@ -47,6 +49,11 @@ def assembled(runs: Path, out: Path, *names: str, **settings: Any) -> TwoStagePi
     return TwoStagePipeline.from_pretrained(out)
 
 
+def assembled_folder(runs: Path, out: Path) -> Path:
+    assemble(AssembleConfig(stage1=str(runs / "stage1"), stage2=str(runs / "whole"), out=str(out)))
+    return out
+
+
 def test_levels_become_one_model_that_generates(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(runs)
     out = tmp_path / "model"
@@ -67,6 +74,28 @@ def test_settings_that_the_prior_cannot_follow_are_refused(runs, tmp_path):
     ):
         assembled(runs, tmp_path / "model", "whole", steps=8)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_in_whose_place_another_comes_keeps_its_tables_and_is_told(runs, tmp_path):
+    out = tmp_path / "model"
+    config = AssembleConfig(stage1=str(runs / "stage1"), stage2=str(runs / "whole"), out=str(out))
+    assert "in place of" not in assemble(config)
+    spec = TwoStagePipeline.from_pretrained(out).prior.code_spec
+    fit_tables(spec, [tuple(torch.randint(16, (20, g.height, g.width)) for g in spec.grids)]).save(out)
+    assert "in place of" not in assemble(config)
+    levels = (str(runs / "level0"), str(runs / "level1"))
+    assert ", in place of another one; next:" in assemble(replace(config, stage2=levels))
+    assert TwoStagePipeline.from_pretrained(out).tables is not None
+
+
+def test_guidance_to_nothing_is_refused(runs, tmp_path):
+    autoencoder = TwoStagePipeline.from_pretrained(assembled_folder(runs, tmp_path / "whole")).autoencoder
+    make_prior(autoencoder, 0).save_pretrained(tmp_path / "prior")
+    config = AssembleConfig(
+        stage1=str(runs / "stage1"), stage2=str(tmp_path / "prior"), out=str(tmp_path / "model"), guidance=3.0
+    )
+    with pytest.raises(UserError, match="got guidance for a prior without classes, expected guidance=1"):
+        assemble(config)
 
 
 def test_one_run_is_named_by_itself_or_in_brackets(runs, tmp_path):

@@ -128,7 +128,7 @@ def test_images_are_not_decompressed_among_others(model, images, tmp_path):
     compress_files(CompressConfig(model=str(model), images=str(images / "01.png"), out=str(tmp_path / "b")))
     before = {path: path.read_bytes() for path in images.rglob("*.png")}
     among_originals = DecompressConfig(model=str(model), files=str(tmp_path / "a"), out=str(images))
-    with pytest.raises(UserError, match=r"holds images that are not of .*a; name another --out folder"):
+    with pytest.raises(UserError, match=r"holds [\w/]+.png, which this command did not write; name another"):
         decompress_files(among_originals)
     assert {path: path.read_bytes() for path in images.rglob("*.png")} == before
     config = replace(among_originals, out=str(tmp_path / "png"))
@@ -296,6 +296,27 @@ def test_a_damaged_file_is_named(model, images, tmp_path):
         decompress_files(config)
 
 
+def test_damaged_files_do_not_keep_the_others_from_being_decoded(model, images, tmp_path):
+    out, png = tmp_path / "zlg", tmp_path / "png"
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(out)))
+    archive = read_archive((out / "04.zlg").read_bytes())
+    (out / "04.zlg").write_bytes(write_archive(archive._replace(entries=(archive.entries[0]._replace(crc=1),))))
+    (out / "06.zlg").write_bytes((out / "06.zlg").read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"\(1 more such failures\); 10 other images are in") as refused:
+        decompress_files(DecompressConfig(model=str(model), files=str(out), out=str(png)))
+    assert "06.zlg is damaged or cut short" in str(refused.value)
+    assert len(list(png.rglob("*.png"))) == 10
+
+
+def test_a_class_is_named_by_its_name_too(model, images, tmp_path):
+    config = CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path / "a"), label="class 2")
+    compress_files(config)
+    compress_files(replace(config, label=2, out=str(tmp_path / "b")))
+    assert (tmp_path / "a" / "00.zlg").read_bytes() == (tmp_path / "b" / "00.zlg").read_bytes()
+    with pytest.raises(UserError, match="this model has no class named 'class 9'"):
+        compress_files(replace(config, label="class 9", out=str(tmp_path / "c")))
+
+
 def test_batches_keep_within_the_limit_of_pixels(model, images, tmp_path):
     compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True))
     config = DecompressConfig(
@@ -384,7 +405,7 @@ def test_nothing_to_decompress_is_told(model, tmp_path):
     config = DecompressConfig(model=str(model), files=str(tmp_path / "empty"), out=str(tmp_path / "png"))
     with pytest.raises(UserError, match=r"empty holds no .zlg files; name a folder that `zellige compress` wrote"):
         decompress_files(config)
-    with pytest.raises(UserError, match=r"there is no file .*absent.zlg; name a .zlg file, or a folder of them"):
+    with pytest.raises(UserError, match=r"absent.zlg is no file; name a .zlg file"):
         decompress_files(replace(config, files=str(tmp_path / "absent.zlg")))
     with pytest.raises(UserError, match=r"there is no folder .*nowhere; name one that holds models"):
         decompress_files(replace(config, model=None, models=str(tmp_path / "nowhere"), files=str(tmp_path / "a.zlg")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_inpaint_writes_variants_and_a_sheet(model: Path, pictures: Path, tmp_pa
     line = inpaint_files(InpaintConfig(model=str(model), images=str(pictures), out=str(out), variants=2, seed=3))
     assert line == f"2 variants of each of 3 images in {out}, the first on {out}/sheet.png"
     names = sorted(path.name for path in out.iterdir())
-    assert names == [*(f"{i}_{variant}.png" for i in range(3) for variant in range(2)), "sheet.png"]
+    assert names == [*(f"{i}_{variant}.png" for i in range(3) for variant in range(2)), "settings.json", "sheet.png"]
     image = to_tensor(pictures / "1.png")
     keep = torch.zeros(16, 16, dtype=torch.bool)
     keep[:, :8] = True
@@ -128,10 +129,27 @@ def to_tensor(path: Path) -> torch.Tensor:
 def test_vary_and_interpolate_write_their_files(model: Path, pictures: Path, tmp_path: Path):
     line = vary_files(VaryConfig(model=str(model), images=str(pictures / "0.png"), out=str(tmp_path / "v"), variants=3))
     assert line.startswith("3 variants of each of 1 images in ")
-    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["0_0.png", "0_1.png", "0_2.png", "sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == [
+        *(f"0_{variant}.png" for variant in range(3)),
+        "settings.json",
+        "sheet.png",
+    ]
     out, (first, second) = tmp_path / "walk", (str(pictures / name) for name in ("0.png", "2.png"))
     interpolate_files(InterpolateConfig(model=str(model), first=first, second=second, out=str(out), steps=4))
     assert sorted(path.name for path in out.iterdir()) == ["sheet.png", *(f"step_{i:02d}.png" for i in range(4))]
+
+
+def test_variants_of_other_settings_are_not_mixed(model: Path, pictures: Path, tmp_path: Path):
+    config = InpaintConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=2)
+    inpaint_files(config)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    inpaint_files(config)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    with pytest.raises(UserError, match="keep was 'left' and is now 'top'"):
+        inpaint_files(replace(config, keep="top"))
+    vary = VaryConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=2)
+    with pytest.raises(UserError, match=r"was begun with other settings: share was None and is now 0.3"):
+        vary_files(vary)
 
 
 def test_originals_are_not_written_over(model: Path, pictures: Path):

@@ -112,6 +112,34 @@ def test_a_cuda_graph_is_refused_before_anything_is_written(model: Path, tmp_pat
         GenerateConfig(model=str(model), out=str(tmp_path), cuda_graph=True, size=(32, 16))
 
 
+def test_a_smaller_number_leaves_the_record_of_what_is_there(model: Path, tmp_path: Path):
+    config = GenerateConfig(model=str(model), out=str(tmp_path), num=9, batch_size=4)
+    generate_files(config)
+    before = contents(tmp_path)
+    generate_files(replace(config, num=2))
+    assert contents(tmp_path) == before
+
+
+def test_images_of_others_are_not_written_over(model: Path, tmp_path: Path):
+    Image.new("L", (4, 4)).save(tmp_path / "000001.png")
+    with pytest.raises(UserError, match=r"holds 000001.png, which this command did not write; name another --out"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (30, 28)}, r"size=\(30, 28\), expected two multiples of 4, the pixels to a code of this model"),
+        ({"steps": 5}, "steps=5 for a transformer prior"),
+    ],
+)
+def test_what_cannot_be_drawn_leaves_no_folder(options, message, model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=3, **options))
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_settings_are_refused_and_named(model: Path, tmp_path: Path):
     generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=2))
     before = contents(tmp_path)
@@ -140,7 +168,7 @@ def test_a_seed_out_of_range_is_refused_at_once():
 def test_a_class_whose_name_is_a_number_goes_by_its_name(model: Path):
     pipeline = TwoStagePipeline.from_pretrained(model)
     pipeline.prior.class_names = ("1950", "2", "1")
-    assert [class_number(pipeline, label) for label in (1950, 2, 1, "1", 0)] == [0, 1, 2, 2, 0]
+    assert [class_number(pipeline.class_names, label) for label in (1950, 2, 1, "1", 0)] == [0, 1, 2, 2, 0]
 
 
 def test_a_file_where_the_folder_should_be_is_left_alone(model: Path, tmp_path: Path):

@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from pipelines import options
+from pipelines.options import Option, with_bare_flags
 from training.errors import UserError
 
 
@@ -120,7 +121,6 @@ def test_another_kind_on_the_command_line_keeps_what_both_kinds_have(tmp_path: P
         ("size: 1", ["stray"], "unexpected argument 'stray'; options are given as --NAME VALUE, see --help"),
         ("size: 1", ["--size", "2", "3"], "unexpected argument '3'; options are given as --NAME VALUE, see --help"),
         ("quick: 3", [], "quick: expected true or false, got '3'"),
-        ("size: 1", ["--quick"], "quick: expected true or false, got nothing"),
         ("tint: green", [], "tint: expected none, red or blue, got 'green'"),
         ("size: 1", ["--tint", "5"], "tint: expected none, red or blue, got '5'"),
         ("size: 1", ["--inner.ratio", "nan"], "inner.ratio: expected a finite number, got nan"),
@@ -208,3 +208,14 @@ def test_an_empty_path_is_not_the_working_folder():
 def test_what_is_missing_is_listed():
     with pytest.raises(UserError, match="missing: --model, --out; see --help"):
         options.read_options("work", Demanding, [])
+
+
+def test_a_flag_by_itself_is_true():
+    options = {"archive": Option("true or false", ""), "out": Option("str", "")}
+    for given, completed in (
+        (["--archive", "--out", "x"], ["--archive", "true", "--out", "x"]),
+        (["--out", "x", "--archive"], ["--out", "x", "--archive", "true"]),
+        (["--archive", "false", "--out", "x"], ["--archive", "false", "--out", "x"]),
+        (["--archive=false", "--out"], ["--archive=false", "--out"]),
+    ):
+        assert with_bare_flags(given, options) == completed
