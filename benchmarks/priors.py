@@ -7,9 +7,9 @@ Time is that of one core, counted by the processor and not by the clock: other w
 each row two short runs measure how many steps fit into it; then the recipe trains with that many, its warm-up
 shrunk alike, as `zellige train-stage2` would, and is assembled with its first stage into `--out/ROW/pipeline`. Bits are
 those of the held-out images; those of masked priors are a bound from above. Seconds are for 64 images without guidance,
-decoding included, the median of three; guidance costs so many times that of sampling without. A row that is already in
-`--out` is not trained again: run with `--only` in each of two processes that train, then once more, alone, for the
-times. Prints a Markdown table and writes `samples.png`: real images, coded and decoded, on top, then a row of samples
+decoding included, the median of `--repeats`; guidance costs so many times that of sampling without. A row that is
+already in `--out` is not trained again: run with `--only` in each of two processes that train, then once more, alone,
+for the times. Prints a Markdown table and writes `samples.png`: real images, coded and decoded, on top, then a row of samples
 for each prior in the order of the table.
 """
 
@@ -76,7 +76,7 @@ def train(config: Stage2Config, codes: Path, minutes: float, run: Path) -> None:
     train_stage2(replace(config, train=settings), codes, run)
 
 
-def seconds_for_64(pipeline: TwoStagePipeline) -> dict[str, float]:
+def seconds_for_64(pipeline: TwoStagePipeline, repeats: int) -> dict[str, float]:
     """Of images, decoding included, of codes, and of codes with guidance."""
     labels = pipeline.labels_of(range(64))
     plain, guided = SamplingConfig(), SamplingConfig(guidance=1.5)
@@ -86,7 +86,7 @@ def seconds_for_64(pipeline: TwoStagePipeline) -> dict[str, float]:
             "codes": lambda: pipeline.sample(range(64), labels, 0, plain),
             "guided": lambda: pipeline.sample(range(64), labels, 0, guided),
         },
-        repeats=3,
+        repeats,
     )
 
 
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--stage1", nargs="+", required=True, help="NAME=RUN of each first stage")
     parser.add_argument("--codes", nargs="+", required=True, help="NAME=FOLDER of its code shards")
     parser.add_argument("--minutes", type=float, default=4.0, help="of one core, to train each prior")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each that count for the times")
     parser.add_argument("--guidance", type=float, default=1.5, help="of the samples in the picture")
     parser.add_argument("--out", type=Path, default=Path("runs/priors"))
     parser.add_argument("--only", nargs="*", help="rows whose name contains one of these")
@@ -123,7 +124,7 @@ def main() -> None:
         pipeline = TwoStagePipeline.from_pretrained(folder)
         parameters = sum(weight.numel() for weight in pipeline.prior.parameters())
         spec = pipeline.prior.code_spec
-        grids, took = spec.describe().partition(" (")[0], seconds_for_64(pipeline)
+        grids, took = spec.describe().partition(" (")[0], seconds_for_64(pipeline, args.repeats)
         table.append(
             f"| {title} | `{recipe}` | {grids} | {parameters / 1e6:.2f} | {row['steps']:,} | "
             f"{row['bits']:.3f} | {row['bits'] * spec.codes_per_image:,.0f} | {took['images']:.2f} | "

@@ -6,10 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+from training.memory import keep_freed_memory
+
 
 def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Seconds of each work, taken in turns after one run that does not count. What else the machine does meets all of
-    them alike."""
+    them alike, and so does how freed memory is kept: as commands keep it."""
+    keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         for name, work in works.items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from training.errors import NO_SPACE, UserError
+from training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from training.loop import FitResult
@@ -188,6 +189,7 @@ def training_summary(result: FitResult, next_command: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     # torchrun takes `--num` and `--run` for abbreviations of its own options unless a bare -- stands before ours.
