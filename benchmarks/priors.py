@@ -9,8 +9,8 @@ shrunk alike, as `zellige train-stage2` would, and is assembled with its first s
 those of the held-out images; those of masked priors are a bound from above. Seconds are for 64 images without guidance,
 decoding included, the median of `--repeats`; guidance costs so many times that of sampling without. A row that is
 already in `--out` is not trained again: run with `--only` in each of two processes that train, then once more, alone,
-for the times. Prints a Markdown table and writes `samples.png`: real images, coded and decoded, on top, then a row of samples
-for each prior in the order of the table.
+for the times. Prints a Markdown table and writes `samples.png`: real images, coded and decoded, on top, then a row of
+samples for each prior in the order of the table.
 """
 
 from __future__ import annotations
