@@ -11,8 +11,8 @@ KEPT = 1 << 30  # bytes of free memory that are kept, and the largest block that
 
 def keep_freed_memory() -> None:
     """On Linux, glibc gives the memory of every large tensor back to the kernel when it is freed, and the next one has
-    to be mapped page by page: on two CPU cores a quarter of the time of sampling and of training small models. A whole
-    process decides this, so commands call it and the library does not. Elsewhere it does nothing."""
+    to be mapped page by page: up to a quarter of the time on a CPU (docs/benchmarks.md). A whole process decides this,
+    so commands call it and the library does not. Elsewhere it does nothing."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
