@@ -53,8 +53,8 @@ class DecompressConfig:
 
 def decompress_files(config: DecompressConfig) -> str:
     """Writes a PNG file for each image; returns one line. What an earlier run wrote is kept, unless its .zlg file is
-    newer. Raises UserError for files that are damaged or of another model, when the others are written, and for an
-    `out` that holds images of other files."""
+    newer. Raises UserError for damaged files, when the others are written, for the first file of another model, and for
+    an `out` that holds images of other files."""
     state, device = open_device(config.device)
     source, out = Path(config.files), Path(config.out)
     root, files = (source, zlg_files(source)) if source.is_dir() else (source.parent, [source.name])
@@ -75,10 +75,11 @@ def decompress_files(config: DecompressConfig) -> str:
             todo: list[Wanted] = []
             for name in part:
                 try:
-                    wanted = wanted_of(name, root, out, models, folders)
+                    archive = read_archive(read_bytes(root / name), str(root / name))
                 except UserError as error:
                     failures.append(str(error))
                     continue
+                wanted = wanted_of(name, archive, root, out, models, folders)
                 missing = [one for one in wanted if not is_newer_png(one.target, root / name)]
                 kept += len(wanted) - len(missing)
                 todo += missing
@@ -97,10 +98,9 @@ def decompress_files(config: DecompressConfig) -> str:
     return f"{written} images in {out}" + (f"; {kept} were there already" if kept else "")
 
 
-def wanted_of(name: str, root: Path, out: Path, models: Models, folders: set[Path]) -> list[Wanted]:
+def wanted_of(name: str, archive: Archive, root: Path, out: Path, models: Models, folders: set[Path]) -> list[Wanted]:
     """The images of a file; folders: in which there are others. Raises UserError."""
     title = str(root / name)
-    archive = read_archive(read_bytes(root / name), title)
     codec = models.for_archive(archive, title)
     targets = png_names(name, archive, title)
     folder = Path(name).with_suffix("")

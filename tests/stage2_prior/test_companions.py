@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from stage1_vq.codes import CodeDataset, CodeShardWriter, CodeSpec, Grid
+from stage1_vq.codes import CodeDataset, CodeShardWriter
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, TextSpec
 from stage2_prior.priors import PRIORS
 from stage2_prior.train import Stage2Task, train_stage2
+from tests.stage2_prior.pair import COLOURS, MAP, write_pair
 from tests.stage2_prior.test_train import make_config
 from tests.stage2_prior.tiny import random_codes, tiny_prior, tiny_spec
 from training.errors import UserError
 from training.model_io import load_pretrained
-
-COLOURS = ("red", "green", "blue", "grey")
-MAP = CodeSpec((Grid("map", 2, 2, 4),), 12, 20, 3)
-
-
-def write_pair(folder: Path, names: list[str] | None = None) -> tuple[Path, Path]:
-    """Codes of 48 and 16 images, all of one number each: their colour. A map tells it in its first place; the name
-    tells it in a word. names: of the validation images of the map."""
-    for part, spec in (("codes", tiny_spec()), ("map", MAP)):
-        writer = CodeShardWriter(folder / part, spec, ["train", "validation"], stage1_fingerprint=part)
-        for number, count in enumerate((48, 16)):
-            colour = torch.randint(4, (count,), generator=torch.Generator().manual_seed(number))
-            files = [f"{i:03d}_{COLOURS[c]}.png" for i, c in enumerate(colour.tolist())]
-            if part == "map":
-                codes = torch.randint(4, (count, 2, 2))
-                codes[:, 0, 0] = colour
-                files = names if names is not None and number else files
-            else:
-                codes = colour.view(-1, 1, 1).expand(count, 3, 5)
-            writer.write(number, (codes,), torch.full((count,), -1), files)
-        writer.finish()
-    return folder / "codes", folder / "map"
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 def test_batches_carry_the_codes_of_the_same_images_and_captions_in_turn(pair):

@@ -15,7 +15,6 @@ from stage2_prior.priors import PRIORS
 from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
 from stage2_prior.train import train_stage2
-from tests.stage2_prior.test_companions import pair  # noqa: F401, the fixture
 from tests.stage2_prior.test_train import make_config
 from tests.stage2_prior.tiny import TINY
 from tests.stage2_prior.tiny_text_encoder import CAPTIONS, WIDTH, save_text_encoder
@@ -87,7 +86,7 @@ def test_what_is_no_text_encoder_is_refused(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["transformer", "llamagen"])
-def test_a_run_learns_from_the_vectors_of_captions(kind, pair, folder, tmp_path):  # noqa: F811
+def test_a_run_learns_from_the_vectors_of_captions(kind, pair, folder, tmp_path):
     settings = {"captions": "file-names", "text_encoder": str(folder), "text_length": LENGTH, "num_classes": 0}
     result = train_stage2(make_config(kind, **settings), pair[0], tmp_path / "run")
     assert result.metrics["bits_per_code"] < 0.05  # the name tells the one number of all codes
@@ -98,7 +97,7 @@ def test_a_run_learns_from_the_vectors_of_captions(kind, pair, folder, tmp_path)
     assert not any("shared" in name or "relative_attention" in name for name in prior.state_dict())
 
 
-def test_some_samples_train_without_their_caption(pair, folder, tmp_path):  # noqa: F811
+def test_some_samples_train_without_their_caption(pair, folder, tmp_path):
     """A prior that never sees one learns nothing of it."""
     config = make_config(captions="file-names", text_encoder=str(folder), text_length=LENGTH)
     assert train_stage2(replace(config, label_dropout=0.999), pair[0], tmp_path).metrics["bits_per_code"] > 0.1
@@ -119,7 +118,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         make_config(**settings)
 
 
-def test_a_prior_that_reads_no_vectors_is_refused(pair, folder, tmp_path):  # noqa: F811
+def test_a_prior_that_reads_no_vectors_is_refused(pair, folder, tmp_path):
     config = replace(make_config(captions="file-names", text_encoder=str(folder)), model=TINY["pixelcnn"])
     with pytest.raises(UserError, match="a pixelcnn prior reads no text, expected a transformer prior for captions"):
         train_stage2(config, pair[0], tmp_path / "run")
