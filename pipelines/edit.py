@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def inpaint_files(config: InpaintConfig) -> str:
         return pipeline.inpaint(images, keep, labels=label, seed=config.seed, first_index=first_index).images
 
     grey = torch.zeros(())  # what is not kept, on the sheet
-    settings = {"model": pipeline.fingerprint(), "keep": config.keep, "label": label}
+    settings = {"model": pipeline.fingerprint(), **asdict(pipeline.sampling), "keep": config.keep, "label": label}
     return write_variants(config, spec, settings, draw, shown=lambda image: torch.where(keep, image, grey))
 
 
@@ -116,7 +116,7 @@ def vary_files(config: VaryConfig) -> str:
         varied = pipeline.vary(images, config.share, labels=label, seed=config.seed, first_index=first_index)
         return varied.images
 
-    settings = {"model": pipeline.fingerprint(), "share": config.share, "label": label}
+    settings = {"model": pipeline.fingerprint(), **asdict(pipeline.sampling), "share": config.share, "label": label}
     return write_variants(config, pipeline.prior.code_spec, settings, draw)
 
 
@@ -148,8 +148,8 @@ def write_variants(
     shown: Callable[[Tensor], Tensor] | None = None,
 ) -> str:
     """settings: what else the images depend on, for the record. draw: (images b c H W, number of the first sample) ->
-    images. Image i of the folder has the samples from
-    i * variants on. shown: what the sheet shows of an original beside it."""
+    images. Image i of the folder has the samples from i * variants on. shown: what the sheet shows of an original
+    beside it."""
     source, out, variants = Path(config.images), Path(config.out), config.variants
     check_apart(out, source)
     names = image_names(source)
