@@ -24,16 +24,16 @@ from torch import Tensor
 
 import pipelines.codec.codec as codec_module
 import pipelines.codec.prior_coding as prior_coding
+from common.errors import UserError
+from images.datasets import to_float
+from images.sources import open_source
 from pipelines.any_size import encode_any_size
 from pipelines.codec.archive import read_archive
 from pipelines.codec.codec import Codec
 from pipelines.codec.entropy_coding import Decoder, Encoder
 from pipelines.codec.prior_coding import condition_of
 from pipelines.codec.tables import CodeTables
-from stage1_vq.image_sources import open_source
-from stage1_vq.images import to_float
 from stage2_prior.priors import AutoregressivePrior
-from training.errors import UserError
 
 BATCHES = (1, 64)
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import fit_tables
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage2_prior.priors import Transformer, TransformerConfig
-from training.errors import UserError
 
 LONGEST = 5.0  # seconds for one file
 

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from benchmarks.codec import modes_of, read_images
 from benchmarks.rate_distortion import to_tensor
+from images.files import list_images, open_upright
 from pipelines.any_size import reconstruct
 from pipelines.codec.archive import Mode, read_archive
 from pipelines.codec.codec import Codec, grouped
-from stage1_vq.image_files import list_images, open_upright
 
 BATCH = 64
 

@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import torch
 
+from codes.shards import CodeDataset
+from common.model_io import load_pretrained
+from images.files import list_images
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage1_vq.codes import CodeDataset
-from stage1_vq.image_files import list_images
-from training.model_io import load_pretrained
 
 ZELLIGE = [sys.executable, "-m", "pipelines"]
 BATCH = 64

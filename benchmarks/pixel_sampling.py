@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import medians
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig
 from stage2_prior.sampling import SamplingConfig, inverse_cdf, noise, probabilities, sample_codes

@@ -26,15 +26,15 @@ from PIL import Image
 
 from benchmarks.systems import slug
 from benchmarks.timing import medians
+from codes.shards import CodeDataset
+from common.model_io import load_pretrained
 from pipelines.options import read_recipe
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage1_vq.codes import CodeDataset
 from stage2_prior.priors import PRIORS
 from stage2_prior.sampling import SamplingConfig
 from stage2_prior.train import Stage2Config, train_stage2
-from training.model_io import load_pretrained
 
 PROBE_STEPS = (4, 16)  # of two runs: their difference is free of what is done once
 COLUMNS = 10

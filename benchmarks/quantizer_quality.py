@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from common.model_io import load_pretrained
+from images.datasets import DataConfig, image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage1_vq.images import DataConfig, image_datasets, to_float
 from stage1_vq.quantizers import (
     BSQConfig,
     FSQConfig,
@@ -36,7 +37,6 @@ from stage1_vq.quantizers import (
     SimVQConfig,
     build_quantizer,
 )
-from training.model_io import load_pretrained
 
 LEARNING_RATE = 1e-3
 BATCH = 64  # images

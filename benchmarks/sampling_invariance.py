@@ -15,11 +15,11 @@ import sys
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
+from common.model_io import load_pretrained
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, PixelCNN, PixelCNNConfig, Prior, Transformer, TransformerConfig
 from stage2_prior.sampling import SamplingConfig, noise, probabilities, sample_codes
-from training.model_io import load_pretrained
 
 
 def fresh_priors() -> dict[str, Prior]:

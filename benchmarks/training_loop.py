@@ -33,9 +33,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codes.spec import CodeSpec, Grid
 from pipelines.options import read_recipe
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage1_vq.codes import CodeSpec, Grid
 from stage1_vq.train import Stage1Config, Stage1Task, train_stage1
 from stage2_prior.priors import PRIORS
 from stage2_prior.train import Stage2Config, Stage2Task

@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.timing import medians
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import Transformer, TransformerConfig

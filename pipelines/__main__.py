@@ -7,6 +7,6 @@ from pipelines.cli import main
 if __name__ == "__main__":
     code = main()
 
-    from training.processes import leave  # imports torch, which `--help` does without
+    from common.processes import leave  # imports torch, which `--help` does without
 
     leave(code)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codes.spec import Codes
 from stage1_vq.autoencoders import Autoencoder
-from stage1_vq.codes import Codes
 
 
 @torch.no_grad()

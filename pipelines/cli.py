@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from training.errors import NO_SPACE, UserError
-from training.memory import keep_freed_memory
+from common.errors import NO_SPACE, UserError
+from common.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from training.loop import FitResult
@@ -79,15 +79,15 @@ class Command(NamedTuple):
 CODES_COMMANDS = {
     "info": Command(
         "show what the shards hold, and how evenly their codes are used",
-        from_options("codes info", "pipelines.code_shards", "CodesInfoConfig", "info"),
+        from_options("codes info", "pipelines.commands.codes", "CodesInfoConfig", "info"),
     ),
     "verify": Command(
         "read every byte and compare it with the index",
-        from_options("codes verify", "pipelines.code_shards", "CodesVerifyConfig", "verify"),
+        from_options("codes verify", "pipelines.commands.codes", "CodesVerifyConfig", "verify"),
     ),
     "export": Command(
         "write them as .npz files or as tar files for webdataset",
-        from_options("codes export", "pipelines.code_shards", "CodesExportConfig", "export"),
+        from_options("codes export", "pipelines.commands.codes", "CodesExportConfig", "export"),
     ),
 }
 
@@ -105,7 +105,7 @@ def codes(arguments: Sequence[str]) -> Job:
 COMMANDS = {
     "quickstart": Command(
         "train both stages on bundled MNIST digits and draw samples: minutes on a CPU",
-        from_options("quickstart", "pipelines.quickstart", "QuickstartConfig", "quickstart"),
+        from_options("quickstart", "pipelines.commands.quickstart", "QuickstartConfig", "quickstart"),
     ),
     "train-stage1": Command("train an autoencoder: images to codes and back", train_stage1),
     "encode": Command("turn images into code shards, with a trained autoencoder", encode),
@@ -113,14 +113,14 @@ COMMANDS = {
     "train-stage2": Command("train a prior on code shards", train_stage2),
     "import": Command(
         "make a model folder of a model that another project published",
-        from_options("import", "pipelines.import_weights", "ImportConfig", "import_weights"),
+        from_options("import", "pipelines.commands.import_weights", "ImportConfig", "import_weights"),
     ),
     "assemble": Command(
         "put an autoencoder and its prior together into one model folder",
-        from_options("assemble", "pipelines.assemble", "AssembleConfig", "assemble"),
+        from_options("assemble", "pipelines.commands.assemble", "AssembleConfig", "assemble"),
     ),
     "generate": Command(
-        "write new images", from_options("generate", "pipelines.generate", "GenerateConfig", "generate_files")
+        "write new images", from_options("generate", "pipelines.commands.generate", "GenerateConfig", "generate_files")
     ),
     "inpaint": Command(
         "draw what is not kept of images", from_options("inpaint", "pipelines.edit", "InpaintConfig", "inpaint_files")
@@ -134,31 +134,31 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "measure reconstruction and likelihood on test images",
-        from_options("evaluate", "pipelines.evaluate", "EvaluateConfig", "evaluate"),
+        from_options("evaluate", "pipelines.commands.evaluate", "EvaluateConfig", "evaluate"),
     ),
     "diagnose": Command(
         "tell why samples look bad although reconstructions are good: one page",
-        from_options("diagnose", "pipelines.diagnose", "DiagnoseConfig", "diagnose"),
+        from_options("diagnose", "pipelines.commands.diagnose", "DiagnoseConfig", "diagnose"),
     ),
     "reconstruct": Command(
         "show how images look after encoding and decoding, with their PSNR",
-        from_options("reconstruct", "pipelines.reconstruct", "ReconstructConfig", "reconstruct_files"),
+        from_options("reconstruct", "pipelines.commands.reconstruct", "ReconstructConfig", "reconstruct_files"),
     ),
     "tables": Command(
         "count codes, so that a model compresses without its prior too",
-        from_options("tables", "pipelines.add_tables", "TablesConfig", "add_tables"),
+        from_options("tables", "pipelines.commands.tables", "TablesConfig", "add_tables"),
     ),
     "compress": Command(
         "turn images into small .zlg files",
-        from_options("compress", "pipelines.compress", "CompressConfig", "compress_files"),
+        from_options("compress", "pipelines.commands.compress", "CompressConfig", "compress_files"),
     ),
     "decompress": Command(
         "turn .zlg files into images",
-        from_options("decompress", "pipelines.decompress", "DecompressConfig", "decompress_files"),
+        from_options("decompress", "pipelines.commands.decompress", "DecompressConfig", "decompress_files"),
     ),
     "info": Command(
         "show what a .zlg file holds, and how good it is",
-        from_options("info", "pipelines.decompress", "InfoConfig", "describe_file"),
+        from_options("info", "pipelines.commands.decompress", "InfoConfig", "describe_file"),
     ),
 }
 

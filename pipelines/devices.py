@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from accelerate import PartialState
 
-from training.errors import UserError
-from training.processes import process_state
+from common.errors import UserError
+from common.processes import process_state
 
 
 def open_device(name: str | None) -> tuple[PartialState, torch.device]:

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from codes.spec import CodeSpec
+from common.errors import UserError
+from common.files import remove_leftovers_below, write_json
+from images.files import BadImageError, open_upright, scale_to_cover
+from pipelines.commands.generate import class_number
+from pipelines.commands.reconstruct import image_names, target_names, to_images
 from pipelines.devices import open_device
-from pipelines.generate import class_number
 from pipelines.known_codes import rectangle
 from pipelines.pictures import contact_sheet, save_png, to_pil
-from pipelines.reconstruct import image_names, target_names, to_images
 from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
 from pipelines.two_stage import TwoStagePipeline
-from stage1_vq.codes import CodeSpec
-from stage1_vq.image_files import BadImageError, open_upright, scale_to_cover
-from training.errors import UserError
-from training.files import remove_leftovers_below, write_json
 
 SHEET_NAME = "sheet.png"
 SHEET_ROWS = 16

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codes.spec import Codes
+from common.errors import UserError
 from pipelines.two_stage import TwoStagePipeline
-from stage1_vq.codes import Codes
 from stage2_prior.sampling import SamplingConfig
-from training.errors import UserError
 
 
 class Judge(Protocol):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
 from stage2_prior.priors.masked import rank
 
 DRAWN = -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.model_io import CONFIG_NAME, model_folder
+from common.model_io import CONFIG_NAME, model_folder
 
 INDEX_NAME = "model_index.json"
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from training.errors import UserError
+from common.errors import UserError
 
 Config = TypeVar("Config")
 

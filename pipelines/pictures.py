@@ -13,9 +13,9 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from stage1_vq.images import to_uint8
-from training.errors import explain_disk_errors
-from training.files import atomic_file
+from common.errors import explain_disk_errors
+from common.files import atomic_file
+from images.datasets import to_uint8
 
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the empty last chunk with its checksum
 LEGIBLE = 56  # pixels: images with a shorter side are magnified on sheets

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.errors import UserError
-from training.files import read_json
+from common.errors import UserError
+from common.files import read_json
 
 SETTINGS_NAME = "settings.json"
 

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codes.spec import Codes
+from common.errors import UserError
+from common.files import atomic_folder, check_replaceable, read_json
+from common.model_io import load_pretrained
 from pipelines.any_size import encode_any_size, reconstruct
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
-from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import PRIORS, AutoregressivePrior, Prior
@@ -28,9 +31,6 @@ from stage2_prior.sampling import SamplingConfig, draw_in_order, noise, sample_c
 from stage2_prior.sliding_window import sample_larger_codes
 from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
-from training.errors import UserError
-from training.files import atomic_folder, check_replaceable, read_json
-from training.model_io import load_pretrained
 
 if TYPE_CHECKING:
     from pipelines.codec.codec import Codec

@@ -13,15 +13,16 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from codes.shards import INDEX_NAME, CodeIndex, CodeShardWriter, Split
+from codes.spec import Codes
+from common.errors import UserError
+from common.files import remove_leftovers
+from common.model_io import load_pretrained, model_folder
+from common.processes import process_state
+from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
-from stage1_vq.codes import INDEX_NAME, CodeIndex, Codes, CodeShardWriter, Split
-from stage1_vq.images import DataConfig, ImageDataset, image_datasets, to_float
 from training.data import Loader, explain_dead_workers
-from training.errors import UserError
-from training.files import remove_leftovers
-from training.model_io import load_pretrained, model_folder
-from training.processes import process_state
 from training.run_folder import CONFIG_NAME
 from training.task import Batch
 

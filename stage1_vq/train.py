@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from common.errors import UserError
+from common.model_io import PretrainedModel
+from common.processes import process_state
+from images.datasets import DataConfig, image_datasets, to_float
+from images.sources import NAMES
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
-from stage1_vq.image_sources import NAMES
-from stage1_vq.images import DataConfig, image_datasets, to_float
 from stage1_vq.losses.adversarial import AdversarialConfig, Adversary
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
 from training.data import batches_of
-from training.errors import UserError
 from training.loop import FitResult, TrainConfig, fit
-from training.model_io import PretrainedModel
-from training.processes import process_state
 from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 BAD_FILES_NAME = "bad_files.txt"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import CodeDataset
-from training.errors import UserError
+from codes.shards import CodeDataset
+from common.errors import UserError
 from training.task import Batch
 
 

@@ -10,8 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import Codes, Grid
-from training.errors import UserError
+from codes.spec import Codes, Grid
+from common.errors import UserError
 
 
 @dataclass(frozen=True)

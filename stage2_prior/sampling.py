@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.masked_sampling import (
@@ -29,7 +30,6 @@ from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT
 from stage2_prior.stepping import GuidedStepper, Stepper, walk
-from training.errors import UserError
 
 CHOICE_TEMPERATURE = 4.5  # of MaskGIT, as published
 CHOICE_STREAM = 2  # of the noise that decides which codes of a masked prior come first

@@ -21,12 +21,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.sampling import SamplingConfig, check_finite, check_request, draw, uniforms_of
 from stage2_prior.stepping import guided
-from training.errors import UserError
 
 WINDOWS_AT_ONCE = 64  # in one pass, over all samples
 

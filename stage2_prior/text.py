@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training.errors import UserError
+from common.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

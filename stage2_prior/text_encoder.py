@@ -8,8 +8,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage2_prior.text import read_tokenizer
-from training.errors import UserError
 
 
 class EncodedText(NamedTuple):

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stage1_vq.codes import CodeDataset, Codes, Split
+from codes.shards import CodeDataset, Split
+from codes.spec import Codes
+from common.errors import UserError
+from common.model_io import PretrainedModel
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, HierarchicalConfig, Prior, PriorConfig
 from stage2_prior.priors.hierarchical import prior_of_level
 from stage2_prior.text import captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
 from stage2_prior.text_encoder import TextEncoder
-from training.errors import UserError
 from training.loop import FitResult, TrainConfig, fit
-from training.model_io import PretrainedModel
 from training.task import Batch, Companion, Guard, StepOutput
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.errors import UserError
-from training.files import atomic_folder, read_json, sha256_of_file
-from training.tensor_files import load_tensors, save_tensors
+from common.errors import UserError
+from common.files import atomic_folder, read_json, sha256_of_file
+from common.tensor_files import load_tensors, save_tensors
 
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"

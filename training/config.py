@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from training.errors import UserError
+from common.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from training.errors import UserError
+from common.errors import UserError
 from training.signals import outlive_stop_signals
 from training.task import Batch, Dataset
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from training.model_io import PretrainedModel
+from common.model_io import PretrainedModel
 
 
 class EMA:

@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from training.errors import explain_disk_errors
-from training.files import atomic_file, flush, write_text
+from common.errors import explain_disk_errors
+from common.files import atomic_file, flush, write_text
 
 METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from training.errors import UserError, explain_disk_errors
-from training.files import remove_leftovers, write_text
+from common.errors import UserError, explain_disk_errors
+from common.files import remove_leftovers, write_text
 
 CONFIG_NAME = "config.yaml"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.model_io import PretrainedModel
+from common.model_io import PretrainedModel
 
 Batch = dict[str, Any]
 """Named tensors (or tuples of tensors) whose first axis is the batch; the loop moves them to the device."""

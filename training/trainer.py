@@ -20,14 +20,14 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, g
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import UserError
+from common.model_io import PretrainedModel
+from common.processes import on_main_process, process_state
 from training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
 from training.config import TrainConfig
 from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
-from training.errors import UserError
 from training.metrics_log import StepReport
-from training.model_io import PretrainedModel
-from training.processes import on_main_process, process_state
 from training.run_folder import open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest

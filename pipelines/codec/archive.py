@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from codes.spec import Codes
+from common.errors import UserError
 from pipelines.codec.entropy_coding import bit_length, packed_length
-from stage1_vq.codes import Codes
-from training.errors import UserError
 
 MAGIC = b"\x89ZLG"
 VERSION = 1

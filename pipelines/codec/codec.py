@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
+from common.model_io import load_pretrained
 from pipelines.any_size import encode_any_size
 from pipelines.codec.archive import (
     DEVICES,
@@ -32,10 +35,7 @@ from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME, any_model_folder
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
-from stage1_vq.codes import Codes, CodeSpec
 from stage2_prior.priors import AutoregressivePrior, Prior
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 ModeName = Literal["prior", "table", "packed"]
 BATCH = 64  # images at a time

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codes.spec import Codes
+from common.errors import UserError
 from pipelines.codec.entropy_coding import (
     LARGEST_VOCABULARY,
     DamagedPayloadError,
@@ -23,11 +25,9 @@ from pipelines.codec.entropy_coding import (
     frequencies,
     weights_of,
 )
-from stage1_vq.codes import Codes
 from stage2_prior.condition import Condition
 from stage2_prior.priors import AutoregressivePrior, Prior
 from stage2_prior.stepping import walk
-from training.errors import UserError
 
 
 class Told(NamedTuple):

@@ -16,6 +16,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from codes.shards import CodeDataset
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
+from common.files import atomic_file
+from common.tensor_files import load_tensors, save_tensors
 from pipelines.codec.archive import as_array
 from pipelines.codec.entropy_coding import (
     LARGEST_VOCABULARY,
@@ -25,10 +30,6 @@ from pipelines.codec.entropy_coding import (
     frequencies,
     weights_of,
 )
-from stage1_vq.codes import CodeDataset, Codes, CodeSpec
-from training.errors import UserError
-from training.files import atomic_file
-from training.tensor_files import load_tensors, save_tensors
 
 TABLES_NAME = "tables.safetensors"
 CHOICES: tuple[tuple[str, ...], ...] = (("alone",), ("left",), ("upper",), ("left", "upper"))

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
+from common.model_io import PretrainedModel
 from stage1_vq.quantizers import Quantizer, quantizer_config
-from training.errors import UserError
-from training.model_io import PretrainedModel
 
 
 class Stage1Output(NamedTuple):
@@ -123,7 +123,7 @@ class Autoencoder(PretrainedModel):
             )
         if not images.is_floating_point():
             raise UserError(
-                f"got images of type {images.dtype}, expected floats in [-1, 1]: stage1_vq.images.to_float makes them"
+                f"got images of type {images.dtype}, expected floats in [-1, 1]: images.datasets.to_float makes them"
             )
         self.check_image_size(images.shape[2], images.shape[3])
 

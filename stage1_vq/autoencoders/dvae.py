@@ -7,12 +7,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from codes.spec import Codes
+from common.errors import UserError
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
-from stage1_vq.codes import Codes
 from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
 from stage1_vq.networks.dalle import DalleDecoder, DalleEncoder
 from stage1_vq.quantizers import GumbelQuantizerConfig, QuantizerConfig, build_quantizer
-from training.errors import UserError
 
 
 def published_quantizer() -> GumbelQuantizerConfig:

@@ -8,12 +8,12 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from codes.spec import Codes
+from common.errors import UserError
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
-from stage1_vq.codes import Codes
 from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
 from stage1_vq.networks.vit import ViTDecoder, ViTEncoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
-from training.errors import UserError
 
 
 def published_quantizer() -> NearestQuantizerConfig:

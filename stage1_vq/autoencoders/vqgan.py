@@ -12,11 +12,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
 from stage1_vq.networks.backbone import TimmBackbone
 from stage1_vq.networks.resnet import ResnetDecoder, ResnetEncoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
-from training.errors import UserError
 
 
 def default_quantizer() -> NearestQuantizerConfig:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.vqvae import ResidualBlock
-from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage1_vq.quantizers import NearestQuantizerConfig, Quantizer, QuantizerConfig, build_quantizer
 from stage1_vq.quantizers.parts import figures_of, health_over, named
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

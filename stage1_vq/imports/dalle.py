@@ -21,10 +21,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
+from common.renaming import Weights, load_renamed, renamed
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig
-from training.errors import UserError
-from training.renaming import Weights, load_renamed, renamed
 
 IMAGE_SIZE = (256, 256)  # of the published training
 

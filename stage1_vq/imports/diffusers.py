@@ -6,6 +6,9 @@ import re
 from functools import partial
 from typing import Any
 
+from common.errors import UserError
+from common.foreign_weights import Arguments, given, refuse
+from common.renaming import Weights, renamed
 from stage1_vq.autoencoders.vqgan import VQGAN
 from stage1_vq.imports.vqgan import (
     NORM_GROUPS,
@@ -16,9 +19,6 @@ from stage1_vq.imports.vqgan import (
     taming_name,
 )
 from stage1_vq.quantizers import NearestQuantizerConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments, given, refuse
-from training.renaming import Weights, renamed
 
 CODEBOOK = "quantize.embedding.weight"
 # Names inside an attention layer, ours and theirs; and those that files from before diffusers 0.17 have.

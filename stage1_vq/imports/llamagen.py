@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from functools import partial
 
+from common.foreign_weights import Arguments, given, refuse
+from common.renaming import Weights, renamed
 from stage1_vq.autoencoders.vqgan import VQGAN
 from stage1_vq.imports.vqgan import (
     NORM_GROUPS,
@@ -15,8 +17,6 @@ from stage1_vq.imports.vqgan import (
     taming_name,
 )
 from stage1_vq.quantizers import NearestQuantizerConfig
-from training.foreign_weights import Arguments, given, refuse
-from training.renaming import Weights, renamed
 
 CODEBOOK = "quantize.embedding.weight"
 IGNORED = r"quantize\.codebook_used$"  # statistics of the training

@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from common.foreign_weights import Arguments, given, look_up, refuse
+from common.renaming import Weights
 from stage1_vq.autoencoders.vqgan import VQGAN
 from stage1_vq.imports.vqgan import (
     IMAGE_SIZE,
@@ -19,8 +21,6 @@ from stage1_vq.imports.vqgan import (
     taming_name,
 )
 from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig, QuantizerConfig
-from training.foreign_weights import Arguments, given, look_up, refuse
-from training.renaming import Weights
 
 # Before the names of a first stage that lies in the file of a Net2NetTransformer, beside the prior.
 IN_NET2NET = "first_stage_model."

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from itertools import count, takewhile
 
+from common.errors import UserError
+from common.foreign_weights import Arguments, given, refuse
+from common.renaming import Weights
 from stage1_vq.autoencoders.vqgan import VQGAN
 from stage1_vq.imports.vqgan import (
     NORM_GROUPS,
@@ -15,9 +18,6 @@ from stage1_vq.imports.vqgan import (
     taming_name,
 )
 from stage1_vq.quantizers import MultiscaleQuantizerConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments, given, refuse
-from training.renaming import Weights
 
 CODEBOOK = "quantize.embedding.weight"
 PHI = "quantize.quant_resi.qresi_ls.{}.weight"

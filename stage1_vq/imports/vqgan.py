@@ -6,11 +6,11 @@ from __future__ import annotations
 from itertools import count, takewhile
 from typing import Any
 
+from common.errors import UserError
+from common.foreign_weights import Arguments
+from common.renaming import OriginalName, Weights, load_renamed
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.quantizers import QuantizerConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments
-from training.renaming import OriginalName, Weights, load_renamed
 
 NORM_GROUPS = 32  # fixed in the code of taming-transformers, LlamaGen and VAR
 IMAGE_SIZE = 256  # pixels, of all published models

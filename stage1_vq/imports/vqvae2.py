@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from itertools import count, takewhile
 
+from common.errors import UserError
+from common.foreign_weights import Arguments
+from common.renaming import Weights, load_renamed, renamed
 from stage1_vq.autoencoders.vqvae2 import VQVAE2, VQVAE2Config
 from stage1_vq.imports.vqgan import image_size
 from stage1_vq.quantizers import NearestQuantizerConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments
-from training.renaming import Weights, load_renamed, renamed
 
 TRANSPOSED = r"quantize_[tb]\.embed(_avg)?$"  # codebooks lie there as d k
 

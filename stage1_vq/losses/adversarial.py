@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.distributed import mean_over_processes
+from common.errors import UserError
 from stage1_vq.losses.discriminators import (
     DiscriminatorConfig,
     FeatureDiscriminatorConfig,
@@ -30,8 +32,6 @@ from stage1_vq.losses.discriminators import (
     build_discriminator,
 )
 from stage1_vq.losses.monitor import QualityMonitor
-from stage1_vq.quantizers.distributed import mean_over_processes
-from training.errors import UserError
 from training.task import Verdict
 
 AdversarialLoss = Literal["hinge", "vanilla", "non-saturating"]

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from common.distributed import several_processes, sum_over_processes
+from common.errors import UserError
 from stage1_vq.losses.features import TimmFeatures, check_channels
-from stage1_vq.quantizers.distributed import several_processes, sum_over_processes
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
+from common.processes import process_state
 from stage1_vq.networks.backbone import channels_first
-from training.errors import UserError
-from training.processes import process_state
 
 
 class FrozenNetwork(nn.Module):

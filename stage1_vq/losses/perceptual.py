@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
+from common.processes import process_state
 from stage1_vq.losses.features import FrozenNetwork, TimmFeatures, as_colour, check_channels, one_line
-from training.errors import UserError
-from training.processes import process_state
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SIZE = "528 MB"

@@ -13,8 +13,8 @@ from timm.layers import Format
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from training.errors import UserError
-from training.processes import process_state
+from common.errors import UserError
+from common.processes import process_state
 
 DOWNLOAD = "download"
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, Grid
-from training.errors import UserError
+from codes.spec import Codes, Grid
+from common.errors import UserError
 
 
 class Quantized(NamedTuple):

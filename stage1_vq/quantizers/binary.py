@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bits import bits_to_codes, codes_to_bits
 from stage1_vq.quantizers.nearest import StraightThrough
 from stage1_vq.quantizers.parts import figures_of, health_over
 from stage1_vq.quantizers.usage import CodeUsage
-from training.errors import UserError
 
 MOST_BITS_PER_CODE = 16
 

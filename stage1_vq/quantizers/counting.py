@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from stage1_vq.codes import Grid
+from codes.spec import Grid
 from stage1_vq.quantizers.base import Quantizer
 from stage1_vq.quantizers.usage import CodeUsage
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.counting import CountingQuantizer
 from stage1_vq.quantizers.nearest import StraightThrough
-from training.errors import UserError
 
 WIDENING = 1e-3  # of the range of tanh, so that the outermost levels are reached by finite latents
 MOST_CODES = 2**24

@@ -15,7 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
 from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
@@ -23,7 +24,6 @@ from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.parts import figures_of, health_over, mean_over
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
-from training.errors import UserError
 
 LAYERS: dict[str, Any] = {
     "nearest": NearestQuantizer,

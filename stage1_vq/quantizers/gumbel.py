@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
+from common.distributed import global_mean, mean_over_processes
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.distributed import global_mean, mean_over_processes
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
-from training.errors import UserError
 
 SURENESS = 2.0  # after k-means: what the mean squared distance of a latent to its own centre takes off its logit
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
+from common.distributed import global_mean
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.distributed import global_mean
 from stage1_vq.quantizers.search import codes_of_largest_product
 from stage1_vq.quantizers.soft_codes import index_backpropagation, soft_statistics
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_vq.quantizers.distributed import draw_rows, from_first_process, sum_over_processes
+from common.distributed import draw_rows, from_first_process, sum_over_processes
 from stage1_vq.quantizers.search import nearest_codes
 
 

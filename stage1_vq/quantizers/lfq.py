@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
+from common.distributed import global_mean, mean_over_processes
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import (
     bit_entropy,
@@ -28,9 +30,7 @@ from stage1_vq.quantizers.bits import (
     mean_joint_probabilities,
 )
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.distributed import global_mean, mean_over_processes
 from stage1_vq.quantizers.nearest import StraightThrough
-from training.errors import UserError
 
 MOST_BITS = 24
 

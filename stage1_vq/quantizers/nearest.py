@@ -18,15 +18,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
+from common.distributed import draw_rows, global_mean, sum_over_processes
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.codebook_losses import cross_entropy_of_codes, mean_soft_assignment, orthogonality
-from stage1_vq.quantizers.distributed import draw_rows, global_mean, sum_over_processes
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
 from stage1_vq.quantizers.usage import CodeUsage, usage_remedies
-from training.errors import UserError
 
 REMEMBERED_BATCHES = 64  # micro-batches of one step that dead codes are revived from
 

@@ -15,12 +15,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, Rotation, StraightThrough
 from stage1_vq.quantizers.parts import figures_of, health_over, join_recent, mean_over
 from stage1_vq.quantizers.usage import usage_remedies
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

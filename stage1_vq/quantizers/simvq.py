@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
+from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.counting import CountingQuantizer
 from stage1_vq.quantizers.nearest import Rotation, StraightThrough
 from stage1_vq.quantizers.search import nearest_codes
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

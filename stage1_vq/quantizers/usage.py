@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stage1_vq.quantizers.distributed import sum_over_processes
+from common.distributed import sum_over_processes
 
 
 class CodeUsage(nn.Module):

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from common.errors import UserError
+from common.foreign_weights import Arguments
+from common.renaming import Weights
 from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.llamagen import build_llamagen
 from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.imports.taming import build_gpt, build_net2net
 from stage2_prior.imports.var import build_var
 from stage2_prior.priors.base import Prior
-from training.errors import UserError
-from training.foreign_weights import Arguments
-from training.renaming import Weights
 
 
 class Kind(NamedTuple):

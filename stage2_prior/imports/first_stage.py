@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from stage1_vq.codes import CodeSpec, Grid
-from training.errors import UserError
-from training.foreign_weights import Arguments
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from common.foreign_weights import Arguments
 
 STRIDE = 16  # pixels to a code, of most published first stages
 

@@ -8,6 +8,9 @@ from itertools import count, takewhile
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+from common.foreign_weights import Arguments, given, refuse
+from common.renaming import Weights, load_renamed, renamed
 from stage2_prior.condition import EmbeddingSpec
 from stage2_prior.imports.first_stage import (
     STRIDE,
@@ -18,9 +21,6 @@ from stage2_prior.imports.first_stage import (
     side_of_square,
 )
 from stage2_prior.priors.llamagen import EPSILON, ROPE_BASE, LlamaGen, LlamaGenConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments, given, refuse
-from training.renaming import Weights, load_renamed, renamed
 
 # Heads of the published models, by layers and width: B, L, XL, XXL, 3B, 1B, 7B.
 HEADS = {

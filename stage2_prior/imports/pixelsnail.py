@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import count, takewhile
 from typing import Any
 
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from common.foreign_weights import Arguments
+from common.renaming import Weights, load_renamed, renamed
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments
-from training.renaming import Weights, load_renamed, renamed
 
 HEADS = 8  # the original has no other number
 STRIDES = {True: 4, False: 8}  # pixels to a code of its VQ-VAE-2: of the bottom, which is given the top, and of the top

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import Grid
+from codes.spec import Grid
+from common.errors import UserError
+from common.foreign_weights import Arguments, given, look_up, refuse
+from common.renaming import Weights, load_renamed, renamed
 from stage2_prior.imports.first_stage import (
     STRIDE,
     FirstStage,
@@ -23,9 +26,6 @@ from stage2_prior.imports.first_stage import (
     side_of_square,
 )
 from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments, given, look_up, refuse
-from training.renaming import Weights, load_renamed, renamed
 
 # Heads of the published models by layers and width: D-RIN and S-FLCKR, FFHQ and CelebA-HQ, COCO, class-conditional
 # ImageNet.

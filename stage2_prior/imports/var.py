@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from itertools import count, takewhile
 
+from common.errors import UserError
+from common.foreign_weights import Arguments, first_few, refuse
+from common.renaming import Weights, load_renamed, renamed
 from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.priors.var import VAR, VARConfig
-from training.errors import UserError
-from training.foreign_weights import Arguments, first_few, refuse
-from training.renaming import Weights, load_renamed, renamed
 
 # What follows from the sizes: the mask, the scale of each position, and the bias that keys do not have.
 IGNORED = r"(attn_bias_for_masking|lvl_1L|blocks\.\d+\.attn\.zero_k_bias)$"

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from stage1_vq.codes import CodeDataset, Codes, CodeSpec, Grid
+from codes.shards import CodeDataset
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
+from common.model_io import PretrainedModel
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.stepping import Stepper
 from stage2_prior.text import TOKENIZER_NAME, tokenize
-from training.errors import UserError
-from training.model_io import PretrainedModel
 
 NO_CODE = -1e4  # a logit of probability 0, yet finite in every type
 

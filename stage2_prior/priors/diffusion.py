@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import TrainingLoss
 from stage2_prior.priors.masked import MaskedPrior, hide, network_of, spread

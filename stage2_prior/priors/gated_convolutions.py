@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Grid
+from codes.spec import Grid
 
 
 class Convolution(nn.Module):

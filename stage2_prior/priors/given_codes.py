@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
+from common.errors import UserError
 from stage2_prior.priors.gated_convolutions import CodeConvolution, Convolution, GatedResidual
-from training.errors import UserError
 
 
 class GivenCodes(nn.Module):

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, Prior
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.transformer import Transformer, TransformerConfig
 from stage2_prior.stepping import Stepper
-from training.errors import UserError
 
 LEVEL_PRIORS: dict[str, type[AutoregressivePrior]] = {
     "pixelsnail": PixelSNAIL,

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, Prior
 from stage2_prior.priors.transformer import FeedForward, RMSNorm, TransformerConfig, place_angles, turn
-from training.errors import UserError
 
 
 class MaskedConfig(Protocol):

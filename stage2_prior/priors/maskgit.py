@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 
-from stage1_vq.codes import Codes
+from codes.spec import Codes
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import TrainingLoss
 from stage2_prior.priors.masked import MaskedPrior, hide, network_of, spread
 from stage2_prior.priors.transformer import TransformerConfig
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.column_blocks import ColumnBlocks, in_blocks, join
 from stage2_prior.priors.given_codes import GivenCodes
 from stage2_prior.stepping import step_dtype
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

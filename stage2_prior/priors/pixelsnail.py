@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.gated_convolutions import (
@@ -36,7 +37,6 @@ from stage2_prior.priors.gated_convolutions import (
 )
 from stage2_prior.priors.given_codes import GivenCodes
 from stage2_prior.priors.pixelsnail_stepper import PixelSNAILStepper
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

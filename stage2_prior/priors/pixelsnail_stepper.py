@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors.column_blocks import ColumnBlocks, join
 from stage2_prior.priors.gated_convolutions import CausalConvolution, Convolution, GatedResidual, place_features

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stage1_vq.codes import Grid
+from codes.spec import Grid
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 
 

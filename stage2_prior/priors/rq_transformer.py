@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
 from stage2_prior.priors.column_blocks import ColumnBlocks, join
 from stage2_prior.priors.transformer import Block, RMSNorm, StepWeights, TransformerConfig, place_angles
 from stage2_prior.stepping import step_dtype
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec
-from training.errors import UserError
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
 
 LEARNED_WIDTH = 32  # d of code vectors that the prior learns: as many numbers as those of VAR's tokenizer have
 

@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, TrainingLoss
 from stage2_prior.priors.column_blocks import ColumnBlocks, in_blocks, join
 from stage2_prior.priors.prefix import Prefix
 from stage2_prior.stepping import step_dtype
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

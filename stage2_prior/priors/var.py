@@ -24,12 +24,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from stage1_vq.codes import CodeDataset, Codes, CodeSpec
+from codes.shards import CodeDataset
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.scale_latents import ScaleLatents
 from stage2_prior.stepping import step_dtype
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import pipelines.cli
+from common.errors import UserError
 from pipelines.cli import COMMANDS, main
-from training.errors import UserError
 
 STAGE1_RECIPES = Path(__file__).parents[2] / "configs" / "stage1"
 STAGE1 = """

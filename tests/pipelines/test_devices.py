@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.errors import UserError
 from pipelines.devices import open_device
-from training.errors import UserError
 
 
 def test_the_cpu_can_be_asked_for():

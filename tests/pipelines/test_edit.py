@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import UserError
 from pipelines import TwoStagePipeline
 from pipelines.edit import (
     InpaintConfig,
@@ -23,7 +24,6 @@ from pipelines.edit import (
 from pipelines.pictures import to_pil
 from stage2_prior.sampling import SamplingConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
-from training.errors import UserError
 
 
 def some_images(count: int = 3) -> torch.Tensor:

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from codes.shards import CodeShardWriter
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
 from pipelines import TwoStagePipeline
-from pipelines.generate import GenerateConfig, generate_files
+from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.pictures import to_pil
-from stage1_vq.codes import CodeShardWriter, CodeSpec, Grid
 from stage2_prior.priors import Transformer, TransformerConfig
 from tests.pipelines.conftest import make_autoencoder
 from tests.stage2_prior.tiny import tiny_prior
-from training.errors import UserError
 
 MAP = Grid("map", 2, 2, 8)
 

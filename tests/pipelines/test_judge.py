@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.generate import GenerateConfig, generate_files
+from common.errors import UserError
+from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.judge import load_judge, sample_best, scores
 from stage2_prior.sampling import SamplingConfig
 from tests.pipelines.conftest import make_pipeline
-from training.errors import UserError
 
 
 class Brightness(nn.Module):

@@ -8,9 +8,9 @@ from typing import Literal
 
 import pytest
 
+from common.errors import UserError
 from pipelines import options
 from pipelines.options import Option, with_bare_flags
-from training.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

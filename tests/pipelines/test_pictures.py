@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import UserError
 from pipelines import pictures
-from training.errors import UserError
 
 
 def test_to_pil_covers_the_range_and_keeps_the_channels():

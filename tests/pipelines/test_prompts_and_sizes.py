@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.generate import GenerateConfig, generate_files
+from common.errors import UserError
+from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import Transformer, TransformerConfig
@@ -22,7 +23,6 @@ from stage2_prior.text_encoder import TextEncoder
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
 from tests.stage2_prior.tiny import tiny_prior
 from tests.stage2_prior.tiny_text_encoder import WIDTH, save_text_encoder
-from training.errors import UserError
 
 
 def text_pipeline(knows_null_label: bool = True) -> TwoStagePipeline:

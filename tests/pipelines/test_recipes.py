@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from codes.spec import CodeSpec
 from pipelines.options import read_recipe
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage1_vq.codes import CodeSpec
 from stage1_vq.train import Stage1Config
 from stage2_prior.condition import TextSpec
 from stage2_prior.priors import PRIORS

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from common import model_io
+from common.errors import UserError
 from pipelines import TwoStagePipeline
 from pipelines.any_size import reconstruct
 from pipelines.codec.codec import Codec
+from pipelines.commands.reconstruct import load_autoencoder
 from pipelines.model_folders import stage_folder
-from pipelines.reconstruct import load_autoencoder
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import Transformer
 from stage2_prior.sampling import SamplingConfig, draw_in_order
@@ -21,8 +23,6 @@ from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for
 from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import tiny_prior
-from training import model_io
-from training.errors import UserError
 
 
 def test_a_sample_has_the_same_codes_at_any_batch_size_and_start():

@@ -16,8 +16,10 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from common.errors import UserError
+from common.model_io import load_pretrained
+from images.datasets import DataConfig
 from stage1_vq.autoencoders import AUTOENCODERS, VQGANConfig
-from stage1_vq.images import DataConfig
 from stage1_vq.losses.adversarial import AdversarialConfig, Adversary
 from stage1_vq.losses.discriminators import PatchGANConfig
 from stage1_vq.losses.perceptual import TimmPerceptualConfig
@@ -26,9 +28,7 @@ from stage1_vq.train import Stage1Config, Stage1Task, companions, train_stage1
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for, make_autoencoder
 from tests.stage1_vq.test_train import free_port, lines, process
 from tests.training.test_loop import assert_same_run
-from training.errors import UserError
 from training.loop import TrainConfig
-from training.model_io import load_pretrained
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
 MODEL = VQGANConfig(

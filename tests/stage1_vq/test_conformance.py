@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+from common.model_io import load_pretrained
 from pipelines.options import kinds_of
 from stage1_vq.autoencoders import (
     AUTOENCODERS,
@@ -40,8 +42,6 @@ from stage1_vq.quantizers import (
     ResidualQuantizerConfig,
     SimVQConfig,
 )
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 DIM = 6
 TINY_NEAREST = NearestQuantizerConfig(codebook_size=16, dim=DIM, revive_after=2)

@@ -16,12 +16,13 @@ import torch
 import yaml
 from PIL import Image
 
+from codes.shards import CodeDataset, CodeIndex, CodeShardWriter
+from codes.spec import Codes
+from common.errors import UserError
+from images.datasets import DataConfig, image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
-from stage1_vq.codes import CodeDataset, CodeIndex, Codes, CodeShardWriter
 from stage1_vq.encode import EncodeConfig, EncodeDataConfig, encode, encode_images
-from stage1_vq.images import DataConfig, image_datasets, to_float
 from stage1_vq.quantizers import MultiscaleQuantizerConfig, NearestQuantizerConfig, ResidualQuantizerConfig
-from training.errors import UserError
 
 
 def tiny_vqvae() -> VQVAE:
@@ -349,9 +350,9 @@ def test_several_grids_of_different_sizes_are_written_and_read(tmp_path: Path, m
 
 PROGRAM = """
 import os, sys
-from stage1_vq.codes import CodeShardWriter
+from codes.shards import CodeShardWriter
 from stage1_vq.encode import EncodeConfig, encode
-from training.processes import leave
+from common.processes import leave
 if __name__ == "__main__":
     write = CodeShardWriter.write
     def write_and_tell(self, number, *content):

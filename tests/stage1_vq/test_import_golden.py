@@ -9,10 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.renaming import renamed
 from stage1_vq.autoencoders import VQGAN
 from stage1_vq.imports import KINDS
 from tests.golden import Golden, golden, real_shapes
-from training.renaming import renamed
 
 # Of each file: its kind, the tolerance that its makers measured, and their names for latents, codes, z_q and images.
 FILES: dict[str, tuple[str, float, tuple[str, str, str, str]]] = {

@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from common.errors import UserError
+from common.model_io import load_pretrained
+from images.datasets import DataConfig, image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
-from stage1_vq.images import DataConfig, image_datasets, to_float
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, psnr, train_stage1
-from training.errors import UserError
 from training.loop import TrainConfig
-from training.model_io import load_pretrained
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
 MODEL = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=QUANTIZER)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from stage1_vq.codes import CodeShardWriter, CodeSpec, Grid
+from codes.shards import CodeShardWriter
+from codes.spec import CodeSpec, Grid
 from tests.stage2_prior.tiny import tiny_spec
 
 COLOURS = ("red", "green", "blue", "grey")

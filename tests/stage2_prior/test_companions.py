@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stage1_vq.codes import CodeDataset, CodeShardWriter
+from codes.shards import CodeDataset, CodeShardWriter
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, TextSpec
 from stage2_prior.priors import PRIORS
@@ -16,8 +18,6 @@ from stage2_prior.train import Stage2Task, train_stage2
 from tests.stage2_prior.pair import COLOURS, MAP, write_pair
 from tests.stage2_prior.test_train import make_config
 from tests.stage2_prior.tiny import random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 
 def test_batches_carry_the_codes_of_the_same_images_and_captions_in_turn(pair):

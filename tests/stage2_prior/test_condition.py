@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stage1_vq.codes import Grid
+from codes.spec import Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from tests.stage2_prior.tiny import CLASSES, tiny_prior
-from training.errors import UserError
 
 
 def test_forgetting_leaves_the_null_label_and_no_text_for_some_samples():

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
+from common.model_io import load_pretrained
 from pipelines.options import kinds_of
-from stage1_vq.codes import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, AutoregressivePrior, PriorConfig
 from stage2_prior.priors.base import NO_CODE
@@ -25,8 +27,6 @@ from tests.stage2_prior.tiny import (
     spec_of,
     tiny_prior,
 )
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 EVERY_PRIOR = pytest.mark.parametrize("kind", TINY)
 ORDERED = [kind for kind in TINY if issubclass(PRIORS[kind], AutoregressivePrior)]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
 from stage1_vq.imports import KINDS as AUTOENCODER_KINDS
 from stage2_prior.condition import Condition
 from stage2_prior.imports import KINDS, FirstStage
@@ -19,7 +20,6 @@ from stage2_prior.priors.mingpt import MinGPT
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import GuidedStepper, Stepper, walk
 from tests.golden import Golden, golden, real_shapes
-from training.errors import UserError
 
 TOLERANCE = 5e-5  # of all files below, as their makers measured it
 GREEDY = SamplingConfig(temperature=0)

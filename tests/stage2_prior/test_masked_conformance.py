@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS
 from stage2_prior.priors.base import NO_CODE
@@ -22,7 +23,6 @@ from tests.stage2_prior.tiny import (
     random_codes,
     tiny_prior,
 )
-from training.errors import UserError
 
 EVERY_MASKED_PRIOR = pytest.mark.parametrize("kind", [kind for kind in TINY if issubclass(PRIORS[kind], MaskedPrior)])
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.sampling import SamplingConfig, inverse_cdf, noise, probabilities, sample_codes
 from tests.stage2_prior.tiny import CLASSES, labelled, tiny_prior, tiny_spec
-from training.errors import UserError
 
 
 def some_logits(batch: int = 4, vocabulary: int = 20) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior import sliding_window
 from stage2_prior.condition import Condition, TextSpec
 from stage2_prior.sampling import SamplingConfig, draw, sample_codes, uniforms_of
 from stage2_prior.sliding_window import places, sample_larger_codes, window_logits
 from tests.stage2_prior.tiny import condition_for, labelled, random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
 
 KINDS = ("transformer", "pixelcnn")  # any prior of one grid will do
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from common.errors import UserError
 from stage2_prior.text import (
     caption_in_name,
     captions_of,
@@ -17,7 +18,6 @@ from stage2_prior.text import (
     train_tokenizer,
     vocabulary_of,
 )
-from training.errors import UserError
 
 CAPTIONS = ["a great white shark", "A great white heron", "tench", "goldfish", "a tiger shark"] * 4
 TOKENIZER = train_tokenizer(CAPTIONS, 300)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage2_prior.condition import EmbeddingSpec
 from stage2_prior.priors import PRIORS
 from stage2_prior.text import tokenize
@@ -18,8 +20,6 @@ from stage2_prior.train import train_stage2
 from tests.stage2_prior.test_train import make_config
 from tests.stage2_prior.tiny import TINY
 from tests.stage2_prior.tiny_text_encoder import CAPTIONS, WIDTH, save_text_encoder
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 LENGTH = 8
 

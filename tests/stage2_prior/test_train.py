@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from stage1_vq.codes import CodeDataset, CodeShardWriter, CodeSpec, Grid
+from codes.shards import CodeDataset, CodeShardWriter
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, MaskedPrior, Transformer
 from stage2_prior.train import Stage2Config, Stage2Task, train_stage2
 from tests.stage2_prior.tiny import CLASSES, TINY, condition_for, random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
 from training.loop import TrainConfig
-from training.model_io import load_pretrained
 
 NAMES = ("ash", "birch", "cedar", "dogwood")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from codes.spec import Codes, CodeSpec, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors import (
     PRIORS,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import UserError
 from tests.training.toy import ToyModel
 from training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
-from training.errors import UserError
 
 
 def saved(folder: Path, *steps: int, keep_newest: int = 10, best_step: int | None = None) -> Checkpoints:

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from common.errors import UserError
 from tests.training.test_loop import assert_same_run, metrics, newest_weights, weights
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
-from training.errors import UserError
 from training.task import Batch, Companion, StepOutput, Verdict
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from common.errors import UserError
 from training.config import TrainConfig
-from training.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from tests.training.toy import ToyData
 from training.data import GroupedOrder, Loader, SampleOrder, Share, batches_of, explain_dead_workers, sample_order
-from training.errors import UserError
 
 
 def share(batch_size: int, accumulate: int = 1, processes: int = 1, process: int = 0) -> Share:

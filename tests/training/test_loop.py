@@ -19,10 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from common.errors import UserError
+from common.model_io import load_pretrained
 from tests.training.toy import ToyData, ToyModel, toy_config, toy_fit, toy_task
-from training.errors import UserError
 from training.loop import FitResult, fit
-from training.model_io import load_pretrained
 from training.task import Batch
 from training.trainer import Trainer, make_optimizer
 

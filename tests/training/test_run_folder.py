@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.errors import UserError
+from common.errors import UserError
 from training.run_folder import open_run_folder, write_config
 
 CONFIG = {

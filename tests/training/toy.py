@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.model_io import PretrainedModel
+from common.processes import leave
 from training.loop import FitResult, TrainConfig, fit
-from training.model_io import PretrainedModel
-from training.processes import leave
 from training.task import Batch, Companion, Guard, StepOutput
 
 

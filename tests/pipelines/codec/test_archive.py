@@ -8,6 +8,8 @@ import zlib
 import pytest
 import torch
 
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
 from pipelines.codec.archive import (
     Archive,
     Entry,
@@ -19,9 +21,7 @@ from pipelines.codec.archive import (
     varint,
     write_archive,
 )
-from stage1_vq.codes import CodeSpec, Grid
 from tests.stage2_prior.tiny import SPECS
-from training.errors import UserError
 
 STAGE1, PRIOR, TABLES = b"stage-1!", b"a prior!", b"a table!"
 ENVIRONMENT = Environment("cuda", (2, 9))

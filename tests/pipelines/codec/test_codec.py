@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import pipelines.codec.codec
 from benchmarks.codec_fuzz import hostile, outcome, tiny_codec, valid_files
+from common.errors import UserError
 from pipelines import TwoStagePipeline
 from pipelines.any_size import encode_any_size
 from pipelines.codec.archive import Mode, Shape, read_archive, write_archive
@@ -25,7 +26,6 @@ from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for
 from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import TINY, tiny_prior
-from training.errors import UserError
 
 MODES = ("prior", "table", "packed")
 EVERY_MODE = pytest.mark.parametrize("mode", MODES)

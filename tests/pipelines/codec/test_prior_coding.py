@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from codes.spec import Grid
+from common.errors import UserError
 from pipelines.codec.entropy_coding import bit_length
 from pipelines.codec.prior_coding import (
     Told,
@@ -17,12 +19,10 @@ from pipelines.codec.prior_coding import (
     encode_with_prior,
     weights_for,
 )
-from stage1_vq.codes import Grid
 from stage2_prior.condition import EmbeddingSpec, TextSpec
 from stage2_prior.priors import AutoregressivePrior
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import CLASSES, TINY, labelled, random_codes, tiny_prior
-from training.errors import UserError
 
 ORDERED = [kind for kind in TINY if isinstance(tiny_prior(kind), AutoregressivePrior)]
 EVERY_ORDERED_PRIOR = pytest.mark.parametrize("kind", ORDERED)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import pipelines.codec.tables as tables_module
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from common.tensor_files import load_tensors, save_tensors
 from pipelines.codec.tables import CodeTables, GridTables, fit_tables, load_tables
-from stage1_vq.codes import CodeSpec, Grid
-from training.errors import UserError
-from training.tensor_files import load_tensors, save_tensors
 
 VOCABULARY = 7
 SPEC = CodeSpec((Grid("codes", 6, 9, VOCABULARY),), 24, 36)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from common.errors import UserError
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.losses.reconstruction import logit_laplace_nll
 from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig
-from training.errors import UserError
 
 
 def test_the_default_network_is_the_published_one():

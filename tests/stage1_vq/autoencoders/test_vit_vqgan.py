@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common.errors import UserError
 from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from stage1_vq.losses.reconstruction import logit_laplace_nll
 from stage1_vq.quantizers import NearestQuantizerConfig
-from training.errors import UserError
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=16, lookup_dim=4, l2_normalise=True)
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import UserError
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from tests.stage1_vq.autoencoders.test_vqvae import pictures
-from training.errors import UserError
 
 
 def tiny(**settings: Any) -> VQGAN:

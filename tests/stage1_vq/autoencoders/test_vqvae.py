@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage1_vq.autoencoders.vqvae import VQVAE, ResidualBlock, VQVAEConfig
 from stage1_vq.quantizers.nearest import NearestQuantizerConfig
-from training.errors import UserError
 
 
 def tiny(**settings: Any) -> VQVAE:

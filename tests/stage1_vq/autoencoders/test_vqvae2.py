@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage1_vq.autoencoders.vqvae2 import VQVAE2, VQVAE2Config
 from stage1_vq.quantizers import MultiscaleQuantizerConfig, NearestQuantizerConfig, ResidualQuantizerConfig
 from tests.stage1_vq.autoencoders.test_vqvae import pictures
-from training.errors import UserError
 
 NEAREST = NearestQuantizerConfig(codebook_size=16, dim=6)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
+from common.errors import UserError
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.imports.dalle import CODE_VECTORS, import_dalle, published_name, read_dalle_pickle
 from stage1_vq.quantizers import GumbelQuantizerConfig
 from tests.golden import golden, real_shapes
-from training.errors import UserError
 
 # ---- the published outputs ------------------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.autoencoders.vqvae2 import VQVAE2
 from stage1_vq.imports.vqvae2 import import_vqvae2
 from tests.golden import Golden, golden, real_shapes
-from training.errors import UserError
 
 
 def imported(data: Golden) -> VQVAE2:

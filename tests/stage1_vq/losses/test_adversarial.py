@@ -12,6 +12,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage1_vq.losses.adversarial import (
     AdversarialConfig,
     Adversary,
@@ -29,7 +30,6 @@ from stage1_vq.losses.discriminators import (
 )
 from tests.golden import golden
 from training.checkpoint import load_optimizer_tensors, optimizer_tensors
-from training.errors import UserError
 
 SIDE, STEPS = 16, 100
 PATCHES = PatchGANConfig(width=4, layers=2, norm="group")  # no statistics of the batch

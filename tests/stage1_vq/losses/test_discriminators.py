@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage1_vq.losses.discriminators import (
     ActNorm,
     BatchNormOfAll,
@@ -20,7 +21,6 @@ from stage1_vq.losses.discriminators import (
     with_stddev,
 )
 from tests.golden import golden
-from training.errors import UserError
 
 SMALL_BACKBONES = {"test_vit": (1, 3), "test_resnet": (1, 2)}  # timm's own test models, and layers of them
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.vgg import cfgs, make_layers
 
+from common.errors import UserError
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualLoss, TimmPerceptualConfig, vgg_cache
-from training.errors import UserError
 
 SIZE = (16, 24)
 

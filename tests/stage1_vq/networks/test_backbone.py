@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage1_vq.autoencoders import AUTOENCODERS, VQGAN, VQGANConfig
 from stage1_vq.networks import backbone
 from stage1_vq.networks.backbone import TimmBackbone
 from stage1_vq.quantizers import NearestQuantizerConfig
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 
 def make(name: str = "test_convnext", channels: int = 3, stride: int = 8, width_out: int = 5) -> TimmBackbone:

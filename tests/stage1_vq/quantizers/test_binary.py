@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.errors import UserError
 from stage1_vq.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
-from training.errors import UserError
 
 
 def test_exact_small_answer():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
-from training.errors import UserError
 
 each_form = pytest.mark.parametrize("symmetric", [False, True])
 

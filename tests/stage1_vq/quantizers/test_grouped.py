@@ -11,12 +11,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
 from stage1_vq.quantizers.nearest import NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tests.golden import golden
 from tests.stage1_vq.quantizers.test_residual import as_map, as_vectors, assert_same, load_layer
-from training.errors import UserError
 
 NEAREST = NearestQuantizerConfig(codebook_size=10, dim=3)
 RESIDUAL = ResidualQuantizerConfig(depth=2, layer=NEAREST)

@@ -10,8 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers.gumbel import SURENESS, GumbelQuantizer, GumbelQuantizerConfig, divergence_from_uniform
-from training.errors import UserError
 
 K, D = 8, 4
 

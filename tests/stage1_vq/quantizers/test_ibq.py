@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers import ibq, soft_codes
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
-from training.errors import UserError
 
 K, D = 24, 5
 

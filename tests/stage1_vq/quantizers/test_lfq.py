@@ -9,9 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers import BSQConfig, LFQConfig, LFQuantizer, build_quantizer, lfq
 from stage1_vq.quantizers.bits import entropy
-from training.errors import UserError
 
 BITS = 6
 each_kind = pytest.mark.parametrize("kind", [LFQConfig, BSQConfig])

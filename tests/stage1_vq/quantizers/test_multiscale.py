@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig, phi_of_each_scale
 from tests.golden import golden
-from training.errors import UserError
 
 
 def make(**settings: Any) -> MultiscaleQuantizer:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers import soft_codes
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
-from training.errors import UserError
 
 
 def make(**settings: Any) -> NearestQuantizer:

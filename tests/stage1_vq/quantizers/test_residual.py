@@ -9,11 +9,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage1_vq.quantizers import build_quantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tests.golden import Golden, golden
-from training.errors import UserError
 
 LAYER = NearestQuantizerConfig(codebook_size=12, dim=5)
 

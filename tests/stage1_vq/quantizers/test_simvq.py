@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.errors import UserError
 from stage1_vq.quantizers.simvq import SimVQConfig, SimVQuantizer
-from training.errors import UserError
 
 
 def make(**settings) -> SimVQuantizer:

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.priors.pixelsnail import PixelSNAIL
 from tests.golden import Golden, golden
-from training.errors import UserError
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
 from stage1_vq.autoencoders import VQGAN
-from stage1_vq.codes import CodeSpec, Grid
 from stage1_vq.imports.var import import_var
 from stage2_prior.condition import Condition
 from stage2_prior.imports.first_stage import FirstStage
@@ -18,7 +19,6 @@ from stage2_prior.priors.var import VAR, VARConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import GuidedStepper
 from tests.golden import Golden, golden, real_shapes
-from training.errors import UserError
 
 TOLERANCES = {"var_transformer": 5e-5, "var_transformer_shared_aln": 2e-4}  # that their makers measured
 each_file = pytest.mark.parametrize("name", TOLERANCES)

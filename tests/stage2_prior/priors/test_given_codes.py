@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stage1_vq.codes import Codes, Grid
+from codes.spec import Codes, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors import AutoregressivePrior
 from stage2_prior.priors.given_codes import GivenCodes
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import CLASSES, random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
 
 GRID = Grid("own", 6, 4, 11)
 GIVEN = (Grid("top", 2, 4, 5), Grid("middle", 3, 2, 7), Grid("other", 6, 4, 3))  # ratios of 1, 2 and 3

@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import CodeDataset, CodeSpec, Grid
+from codes.shards import CodeDataset
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, Hierarchical, HierarchicalConfig, Transformer, TransformerConfig
 from stage2_prior.priors.hierarchical import prior_of_level
@@ -19,9 +22,7 @@ from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.train import Stage2Config, Stage2Task, train_stage2
 from tests.stage2_prior.test_train import NAMES, write_codes
 from tests.stage2_prior.tiny import CLASSES, SPECS, TINY, condition_for, labelled, random_codes, tiny_prior
-from training.errors import UserError
 from training.loop import TrainConfig
-from training.model_io import load_pretrained
 
 SPEC = SPECS["hierarchical"]  # three levels
 CONFIG = TINY["hierarchical"]

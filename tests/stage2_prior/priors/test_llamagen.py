@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig, place_turns, turn
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import random_codes, tiny_spec
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 CONFIG = LlamaGenConfig(layers=2, width=24, heads=3, hidden_width=32)
 CAPTION = EmbeddingSpec(6, 5)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors import DiffusionConfig, MaskedPrior, MaskGIT, MaskGITConfig
 from stage2_prior.priors.masked import hidden_for_nll, hide, spread
 from tests.stage2_prior.test_masked_sampling import mixture_of_orders
 from tests.stage2_prior.tiny import condition_for, random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
 
 THREE = tiny_spec(1, 3, 3)  # three codes of three: all orders and all sets of hidden codes can be looked at
 

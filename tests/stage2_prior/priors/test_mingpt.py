@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.mingpt import Block, MinGPT, MinGPTConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import tiny_spec
-from training.errors import UserError
 
 CONFIG = MinGPTConfig(layers=2, width=24, heads=3)
 GIVEN = (Grid("depth", 2, 3, 13), Grid("edges", 1, 2, 5))

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.pixelcnn import Layer, PixelCNN, PixelCNNConfig, gate
 from stage2_prior.sampling import inverse_cdf, noise
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import condition_for, labelled, random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
 
 
 def test_gate_is_tanh_times_sigmoid():

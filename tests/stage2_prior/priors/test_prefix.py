@@ -10,15 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stage1_vq.codes import Grid
+from codes.spec import Grid
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, Transformer
 from stage2_prior.priors.transformer import TransformerConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.test_conformance import joined, step_through
 from tests.stage2_prior.tiny import CLASSES, TINY, random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
-from training.model_io import load_pretrained
 
 GIVEN = (Grid("map", 2, 3, 6), Grid("depth", 4, 5, 9))
 TEXT, EMBEDDINGS = TextSpec(4, 13), EmbeddingSpec(2, 7)

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stage1_vq.codes import CodeSpec, Grid
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, RQTransformer, RQTransformerConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import TINY, condition_for, labelled, random_codes, spec_of, tiny_prior, tiny_spec
-from training.errors import UserError
 
 DEPTH, PLACES = 3, 6  # of the tiny prior: 2x3 places
 

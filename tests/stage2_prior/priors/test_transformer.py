@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stage1_vq.codes import Codes, CodeSpec, Grid
+from codes.spec import Codes, CodeSpec, Grid
+from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.transformer import (
     Attention,
@@ -22,7 +23,6 @@ from stage2_prior.priors.transformer import (
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import condition_for, random_codes, tiny_prior, tiny_spec
-from training.errors import UserError
 
 
 def test_turned_queries_and_keys_know_how_far_apart_they_are_and_nothing_else():

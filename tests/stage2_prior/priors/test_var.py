@@ -12,7 +12,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stage1_vq.codes import CodeShardWriter, CodeSpec, Grid
+from codes.shards import CodeShardWriter
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from common.model_io import load_pretrained
 from stage1_vq.quantizers import MultiscaleQuantizer, MultiscaleQuantizerConfig
 from stage2_prior.condition import Condition
 from stage2_prior.priors.scale_latents import ScaleLatents
@@ -21,9 +24,7 @@ from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import walk
 from stage2_prior.train import Stage2Config, train_stage2
 from tests.stage2_prior.tiny import CLASSES, condition_for, labelled, random_codes, tiny_prior
-from training.errors import UserError
 from training.loop import TrainConfig
-from training.model_io import load_pretrained
 
 TINY = VARConfig(layers=2, width=32, heads=2)
 

@@ -1,0 +1,150 @@
+"""Files that are either complete or absent: atomic writes, checksums, JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError, explain_disk_errors
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the block ends well it takes the place of `path`, else it
+    is removed.
+
+    The data is flushed to disk before the rename, so after a crash `path` is the old file or the new one, whole.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explain_disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            flush(temporary)
+            os.replace(temporary, path)
+            flush_names(path.parent)
+        finally:
+            with suppress(OSError):  # must not hide what went wrong before
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As `atomic_file`, for a folder: readers see the old folder or the new one, never a mixture.
+
+    A folder cannot take the place of another in one move, so a process that dies between the two moves leaves
+    the old one under a temporary name: `remove_leftovers` puts it back. Where `path` is a link, what it points to is
+    replaced.
+    """
+    path = Path(path).resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    with explain_disk_errors(path):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    flush(file)
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(temporary, path)
+            flush_names(path.parent)
+        finally:
+            if replaced.exists() and not path.exists():  # an error, or Ctrl-C, came between the two moves
+                with suppress(OSError):  # must not hide what went wrong before
+                    os.replace(replaced, path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clears `folder` of what atomic writes left there when their process was killed. No other process may be
+    writing into it."""
+    for leftover in sorted(Path(folder).glob(".*")):
+        match = re.fullmatch(r"\.(.+)\.\d+\.(tmp|old)", leftover.name)
+        if match is None:
+            continue
+        original = leftover.with_name(match[1])
+        if match[2] == "old" and not original.exists():
+            os.replace(leftover, original)
+        elif leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def remove_leftovers_below(folder: Path) -> None:
+    """As `remove_leftovers`, in `folder` and all folders in it."""
+    for place in {leftover.parent for leftover in Path(folder).rglob(".*.tmp")}:
+        remove_leftovers(place)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_replaceable(folder: Path, marker: str) -> None:
+    """Raises UserError unless `folder` is absent, empty, or one that Zellige wrote, as its JSON file `marker` says:
+    other libraries have files of that name too."""
+    if not folder.exists():
+        return
+    if folder.is_dir():
+        if not any(folder.iterdir()):
+            return
+        with suppress(UserError):
+            if {"kind", "zellige_version"} <= read_json(folder / marker).keys():
+                return
+    raise UserError(f"{folder} exists and is something else than a model folder, so it is left alone; name another one")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object. Raises UserError when it is missing, damaged or something else."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it is damaged or was edited: make it anew") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; it is damaged or was edited: make it anew")
+    return value
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(file: Path) -> None:
+    """Waits until a file's data is on the disk."""
+    with open(file, "rb+") as handle:  # Windows flushes only what is open for writing
+        os.fsync(handle.fileno())
+
+
+def flush_names(folder: Path) -> None:
+    """Waits until a folder's entries, the renames in it among them, are on the disk."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,145 @@
+"""Reading what other projects published: weights without running code from the file, and their configs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from common.errors import UserError
+from common.tensor_files import load_tensors
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number, as JSON has it and YAML 1.2; to PyYAML it is text."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+class StandIn:
+    """What stands in a loaded file for the class of a training tool, which is only named there and never used."""
+
+
+# PyTorch Lightning keys the state of its callbacks by their classes; training scripts store their command line.
+STAND_INS: list[Any] = [
+    (StandIn, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (StandIn, "argparse.Namespace"),
+]
+Arguments = Mapping[str, Any]  # of the original's constructor, by their names there
+WRAPPERS = ("module.", "_orig_mod.")  # which data parallelism and torch.compile put before every name
+
+
+def read_weights(path: Path, places: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The named tensors of a file, on the CPU.
+
+    places: where in the file they may lie, such as `state_dict` or `trainer.vae_local`, the best first; when none is
+    there the file itself must be a state dict. Raises UserError.
+    """
+    content = read_tensors(path)
+    for place in places:
+        if isinstance(found := look_up(content, place), Mapping):
+            content = found
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path} holds a {type(content).__name__}, expected named tensors; give the project's own file")
+    others = [f"{name!r} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise UserError(
+            f"{path} holds {first_few(others)} where only tensors are expected"
+            f"{f', and nothing under {quoted(places)}' if places else ''}; is it of another --kind?"
+        )
+    return unwrapped(content)
+
+
+def read_tensors(path: Path) -> Any:
+    """What a .safetensors file, or a .pt, .pth, .ckpt or .bin file without foreign classes, holds. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give the file with the weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_tensors(path)
+        with torch.serialization.safe_globals(STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        if found is None:
+            raise UserError(f"{path} is no file of weights, or damaged: download it again") from error
+        raise UserError(
+            f"{path} contains {found[1]}: to load it would run code from the file, so it is refused; open it once "
+            "where it was made, and save the state dict alone, best as .safetensors"
+        ) from error
+    except OSError:
+        raise  # of the disk, not of what the file holds
+    except Exception as error:  # on bytes that are no pickle the unpickler trips over anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} is no file of weights, or damaged ({reason}): download it again") from error
+
+
+def look_up(content: Any, place: str) -> Any:
+    """content["a"]["b"] for the place `a.b`, or None."""
+    for name in place.split("."):
+        if not isinstance(content, Mapping) or name not in content:
+            return None
+        content = content[name]
+    return content
+
+
+def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that a wrapper has put before every name."""
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in weights):
+            return unwrapped({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
+    return dict(weights)
+
+
+def read_original_config(path: Path) -> dict[str, Any]:
+    """Constructor arguments from a YAML or JSON file: at its top, or under `model.params` or `params`, where the
+    projects that build classes by name have them. Raises UserError."""
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a safe one
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"there is no file {path}; give the original's config, YAML or JSON") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    for place in ("model.params", "params"):
+        if isinstance(found := look_up(config, place), Mapping):
+            config = found
+            break
+    if not isinstance(config, Mapping):
+        raise UserError(f"{path} holds a {type(config).__name__}, expected the constructor arguments by name")
+    return dict(config)
+
+
+def given(arguments: Arguments, names: Mapping[str, str]) -> dict[str, Any]:
+    """Those of our fields that the original's arguments tell: `names` maps a field to the argument's name. Lists become
+    tuples, and an argument that is None counts as not given."""
+    values = {field: arguments.get(name) for field, name in names.items()}
+    return {
+        field: tuple(value) if isinstance(value, list) else value
+        for field, value in values.items()
+        if value is not None
+    }
+
+
+def refuse(arguments: Arguments, supported: Mapping[str, Any]) -> None:
+    """Raises UserError for an argument with which the original is another network than ours."""
+    for name, value in supported.items():
+        if name in arguments and arguments[name] not in (value, None):
+            raise UserError(f"the original's {name}={arguments[name]!r} is not supported: expected {value!r}")
+
+
+def first_few(items: Sequence[str], count: int = 3) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more
+
+
+def quoted(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)

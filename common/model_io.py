@@ -1,0 +1,177 @@
+"""Model folders: `config.json` with kind and constructor arguments, and `model.safetensors`. Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from common.errors import UserError
+from common.files import atomic_folder, check_replaceable, read_json
+from common.tensor_files import load_tensors, save_tensors
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class PretrainedModel(nn.Module):
+    """An nn.Module that a folder can hold: `kind` names its class, `arguments()` rebuilds it."""
+
+    kind: ClassVar[str]
+
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments as plain JSON values: `from_arguments(**arguments())` builds the same architecture."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> Self:
+        """The model that `arguments()` describes, with fresh weights."""
+        raise NotImplementedError
+
+    def documents(self) -> dict[str, str]:
+        """Further text files of the model folder, content by name: what a model needs to be used, such as its
+        tokenizer."""
+        return {}
+
+    def read_documents(self, folder: Path) -> None:
+        """Takes back from a model folder what `documents` gave it."""
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the model folder atomically and returns its path. Raises UserError if `folder` is something else."""
+        folder = Path(folder)
+        check_replaceable(folder, CONFIG_NAME)
+        description = {
+            "kind": self.kind,
+            "zellige_version": version("zellige"),
+            "arguments": self.arguments(),
+        }
+        with atomic_folder(folder) as temporary:
+            (temporary / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            save_tensors(self.state_dict(), temporary / WEIGHTS_NAME)
+            for name, content in self.documents().items():
+                (temporary / name).write_text(content, encoding="utf-8")
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
+        """The model of a local folder or a Hugging Face hub id, on the CPU, in eval mode. Raises UserError."""
+        return load_pretrained(folder_or_hub_id, {cls.kind: cls})
+
+    def fingerprint(self) -> str:
+        """SHA-256 over kind, arguments, documents and weights: equal for equal models, whatever file or device holds
+        them. Of the arguments only those count that are not their defaults, so that a later version, which has more of
+        them, knows the models of an earlier one."""
+        said = {name: value for name, value in self.arguments().items() if value not in (None, [])}
+        config: Any = getattr(self, "config", None)
+        if is_dataclass(config):
+            said["config"] = said_by(config)
+        digest = hashlib.sha256(json.dumps([self.kind, said], sort_keys=True).encode())
+        for name, content in sorted(self.documents().items()):
+            digest.update(f"{name} {content}".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            array = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+            digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def said_by(config: Any) -> dict[str, Any]:
+    """The fields of a config that are not their defaults, those of configs inside it alike, and its `kind`."""
+    said = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if is_dataclass(value):
+            said[field.name] = said_by(value)
+        elif field.name == "kind" or value != default:
+            said[field.name] = value
+    return said
+
+
+Model = TypeVar("Model", bound=PretrainedModel)
+
+
+def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model]]) -> Model:
+    """The model of a folder, its class picked from `kinds` by the folder's "kind".
+
+    A run folder stands for the model inside it. Raises UserError for a missing folder, an unknown kind,
+    damaged weights, or weights that do not fit the config.
+    """
+    folder = model_folder(folder_or_hub_id)
+    description = read_json(folder / CONFIG_NAME)
+    kind = description.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"{folder} holds a model of kind {kind!r}, expected one of: {', '.join(sorted(kinds))}")
+    try:
+        weights = load_tensors(folder / WEIGHTS_NAME)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} has no {WEIGHTS_NAME}: its weights are missing; copy or train the model again"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{folder / WEIGHTS_NAME} is damaged ({error}); copy it again from where it came, or take the model "
+            "from an earlier checkpoint of its run"
+        ) from error
+    try:
+        model = kinds[kind].from_arguments(**description["arguments"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{folder} cannot be read as a {kind} model by this version: {' '.join(str(error).split())}; "
+            f"it was written by zellige {description.get('zellige_version', 'of unknown version')}"
+        ) from error
+    model.read_documents(folder)
+    return model.eval()
+
+
+def model_folder(
+    folder_or_hub_id: str | Path,
+    *markers: str,
+    advice: str = "name the folder that `zellige train-stage1` or `zellige train-stage2` wrote",
+) -> Path:
+    """Local folder that holds one of the files `markers` (config.json), for a path (a run folder stands for its
+    `model/`) or a hub id.
+
+    A path below a folder that exists is taken for a local one, so that a typing error asks nothing of the
+    hub. Raises UserError, which ends in `advice`.
+    """
+    path, name, markers = Path(folder_or_hub_id), str(folder_or_hub_id), markers or (CONFIG_NAME,)
+    wanted = " or ".join(markers)
+
+    def holds(folder: Path) -> bool:
+        return any((folder / marker).is_file() for marker in markers)
+
+    for folder in (path, path / "model"):
+        if holds(folder):
+            return folder
+    if path.exists():
+        raise UserError(f"{path} is not a model folder: it holds no {wanted}, nor does {path / 'model'}; {advice}")
+    if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir():
+        raise UserError(f"there is no folder {path}; {advice}, or a hub id such as owner/name")
+    folder = download_from_hub(name)
+    if not holds(folder):
+        raise UserError(f"{name!r} on the hub is not a model of this kind: it holds no {wanted}; {advice}")
+    return folder
+
+
+def download_from_hub(hub_id: str) -> Path:
+    """Fetches a model repository's config and weights from the Hugging Face hub into its cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"{hub_id!r} is neither a local folder nor a model that the hub would give ({type(error).__name__}); "
+            "check the path, or download the model folder and name it"
+        ) from error

@@ -1,0 +1,59 @@
+"""Work that one process does for all, and all processes do together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+from common.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def process_state(*, cpu: bool = False) -> PartialState:
+    """This process's number, how many there are, and its device; `cpu` passes over a GPU that is there.
+
+    Call it before the first Accelerator. Under torchrun on a machine without GPUs Accelerate has to be told to
+    use the CPU: otherwise it takes each process for the only one, and all of them write into one folder.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    only_cpu = accelerator is None or accelerator.type == "mps"  # no process group spans Apple GPUs
+    return PartialState(cpu=cpu or ("LOCAL_RANK" in os.environ and only_cpu))
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Does `work` on the main process while the others wait. All get its result, or raise its UserError: a
+    full disk ends every process with one sentence instead of leaving the others to wait for ever."""
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [work()]
+        except UserError as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the program with this exit code, when all its work is done.
+
+    Under torchrun without the interpreter's own shutdown: about one time in twenty a thread of the process group still
+    runs then, and aborts a process that has nothing left to do (torch 2.15, gloo), which fails the whole job.
+    """
+    if "LOCAL_RANK" in os.environ:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

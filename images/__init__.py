@@ -1,0 +1,1 @@
+"""Images from wherever they lie: files, sources, batches."""

@@ -1,0 +1,321 @@
+"""Images for training and encoding: split, resized, cropped and augmented to uint8 batches `b c H W`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
+from images.files import BadImageError, BadImages
+from images.sources import ImageSource, open_source
+from training.task import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how each becomes `channels` x H x W."""
+
+    path: str = ""  # a folder of images, an .npz file or a name: mnist (./mnist is a folder), cifar10 ...
+    split: Literal["train", "test"] = "train"  # part of a source that has both: .npz, torchvision's sets
+    download_folder: str = "~/.cache/zellige"  # where torchvision's sets are, or are downloaded to
+    image_size: int | tuple[int, int] = 256  # pixels: side of a square, or (H, W)
+    aspect_buckets: int = 0  # train at so many shapes of image_size's area, each image at the nearest; 0: at image_size
+    aspect_limit: float = 2.0  # proportions of the longest of these shapes, the tallest and the widest
+    channels: Literal[1, 3] = 3  # 1 is grey, 3 is RGB; images of the other kind are converted
+    crop: Literal["center", "random"] = "center"  # where H x W is cut from training images
+    flip: bool = False  # mirror training images left to right, each second one by chance
+    shift: int = 0  # move training images by up to so many pixels each way; their border is repeated
+    validation_path: str | None = None  # a source of held-out images; None: they are taken from `path`
+    validation_share: float = 0.02  # how many, of each class alike; at least one image, unless 0
+    validation_count: int | None = None  # how many, in place of the share
+    validation_seed: int = 0  # which ones; apart from train.seed, so that runs hold out the same
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_size, int):
+            if len(self.image_size) != 2:
+                raise UserError(f"data.image_size={self.image_size}, expected one number, or height and width")
+            object.__setattr__(self, "image_size", tuple(self.image_size))  # YAML and JSON know lists only
+        for name, valid, expected in (
+            ("image_size", min(self.height, self.width) >= 1, "at least 1 pixel"),
+            (
+                "aspect_buckets",
+                self.aspect_buckets == 0 or (self.aspect_buckets >= 3 and self.aspect_buckets % 2 == 1),
+                "0, which is off, or an odd number from 3 on: a square, and as many tall shapes as wide ones",
+            ),
+            ("aspect_limit", 1 < self.aspect_limit < np.inf, "above 1; 2 goes from 1:2 to 2:1"),
+            ("channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)"),
+            (
+                "shift",
+                0 <= self.shift < min(self.height, self.width),
+                "0 or more, less than the shorter side",
+            ),
+            ("validation_share", 0 <= self.validation_share < 1, "0 or more, less than 1"),
+            ("validation_count", (self.validation_count or 0) >= 0, "0 or more images"),
+        ):
+            if not valid:
+                raise UserError(f"data.{name}={getattr(self, name)}, expected {expected}")
+
+    @property
+    def height(self) -> int:
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[0]
+
+    @property
+    def width(self) -> int:
+        return self.image_size if isinstance(self.image_size, int) else self.image_size[1]
+
+    @property
+    def augments(self) -> bool:
+        """Whether two draws of one training image can differ."""
+        return self.crop == "random" or self.flip or self.shift > 0
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in [-1, 1], any shape."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1, 1] to uint8 in 0..255, rounded; what lies outside is clamped. Inverse of `to_float`."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def open_images(config: DataConfig) -> ImageSource:
+    """All images of `config.path`, not split and not resized yet. Raises UserError."""
+    return open_source(config.path, config.split, Path(config.download_folder).expanduser())
+
+
+def image_datasets(
+    config: DataConfig, seed: int, bad_files: Path | None = None, *, stride: int = 1, batch_size: int = 1
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training images, augmented as `config` says, and held-out images, which never are.
+
+    The held-out part is empty if none is asked for. seed: of the augmentation; bad_files: text file that gets
+    the names of unreadable images. With `config.aspect_buckets` the sides of every shape are multiples of `stride`, and
+    at least `batch_size` training images have it. Raises UserError.
+    """
+    source = open_images(config)
+    if config.validation_path is None:
+        count = held_out_count(config, len(source))
+        train, held_out = split_indices(len(source), source.labels, count, config.validation_seed)
+        validation_source = source
+    else:
+        validation_source = open_images(replace(config, path=config.validation_path, split="train"))
+        take_classes_of(source, validation_source)
+        train, held_out = np.arange(len(source)), np.arange(len(validation_source))
+    bad_images = BadImages(len(train) + len(held_out), bad_files)
+    augment_seed = seed if config.augments else None
+    buckets = validation_buckets = None
+    if config.aspect_buckets:
+        sizes = read_sizes(source)
+        area = config.height * config.width
+        shapes = bucket_shapes(area, stride, config.aspect_buckets, config.aspect_limit)
+        shapes = shared_shapes(sizes[train], shapes, batch_size)
+        buckets = validation_buckets = Buckets(tuple(shapes), nearest_shapes(sizes, shapes))
+        if validation_source is not source:
+            validation_buckets = Buckets(tuple(shapes), nearest_shapes(read_sizes(validation_source), shapes))
+    return (
+        ImageDataset(source, config, indices=train, augment_seed=augment_seed, buckets=buckets, bad_images=bad_images),
+        ImageDataset(validation_source, config, indices=held_out, buckets=validation_buckets, bad_images=bad_images),
+    )
+
+
+def held_out_count(config: DataConfig, images: int) -> int:
+    """How many of `images` are for validation. Raises UserError when none would be left to train on."""
+    if config.validation_count is not None:
+        count = config.validation_count
+    else:
+        count = max(1, round(config.validation_share * images)) if config.validation_share else 0
+    if count >= images:
+        raise UserError(
+            f"{config.path} holds {images} images and {count} are to be held out: none are left to train on; "
+            "add images, or lower data.validation_count or data.validation_share"
+        )
+    return count
+
+
+def split_indices(images: int, labels: np.ndarray | None, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices in [0, images): all but `held_out` random ones, and these, of each class its share."""
+    order = np.random.default_rng(seed).permutation(images)
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    chosen = order[np.arange(held_out) * images // max(held_out, 1)]  # evenly over the classes
+    mask = np.zeros(images, dtype=bool)
+    mask[chosen] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def take_classes_of(source: ImageSource, validation: ImageSource) -> None:
+    """Numbers the classes of `validation` as `source` does. Raises UserError when that cannot be."""
+    if source.class_names is None:
+        validation.labels, validation.class_names = None, None
+        return
+    if validation.class_names is None or validation.labels is None:
+        raise UserError(
+            f"{source.title} has classes and {validation.title} has none: sort the held-out images alike, "
+            f"into subfolders such as {source.class_names[0]}"
+        )
+    if unknown := set(validation.class_names) - set(source.class_names):
+        raise UserError(
+            f"{validation.title} has classes that {source.title} has not: {', '.join(sorted(unknown))}; "
+            "held-out images must be of the classes that are trained on"
+        )
+    numbers = np.array([source.class_names.index(name) for name in validation.class_names])
+    validation.labels, validation.class_names = numbers[validation.labels], source.class_names
+
+
+class ImageDataset:
+    """training.task.Dataset over images of a source. A batch is {"images": uint8 b c H W, "labels": int64 b}.
+
+    H x W is `config.image_size`; with `buckets` it is the shape of the images' bucket, which is their group. Labels
+    are -1 where the source has no classes. A file that cannot be read is recorded, and the next one of the dataset that
+    can be takes its place.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        config: DataConfig,
+        *,
+        indices: np.ndarray | None = None,
+        augment_seed: int | None = None,
+        buckets: Buckets | None = None,
+        bad_images: BadImages | None = None,
+    ):
+        """indices: which images of the source, default all; augment_seed: None switches augmentation off; buckets: of
+        all images of the source."""
+        self.source = source
+        self.config = config
+        self.indices = np.arange(len(source)) if indices is None else indices
+        labels = np.full(len(source), -1) if source.labels is None else source.labels
+        self.labels = labels[self.indices]  # n, int64
+        self.augment_seed = augment_seed
+        self.buckets = buckets
+        self.groups = None if buckets is None else buckets.numbers[self.indices]  # n, int64
+        self.bad_images = bad_images or BadImages(len(source))
+        self.unreadable: set[int] = set()  # known to this process, so that they are tried once only
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.source.class_names
+
+    def without_augmentation(self) -> ImageDataset:
+        return ImageDataset(
+            self.source, self.config, indices=self.indices, buckets=self.buckets, bad_images=self.bad_images
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256: equal for equal choices of equal images."""
+        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """File of each image, relative to the source's folder, or its number."""
+        return [self.source.name(int(self.indices[index])) for index in indices]
+
+    def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+        """Images `indices`; the seed and draws[j] decide how image j is augmented. Raises UserError."""
+        shape = self.shape_of(indices)
+        images, found = [], []
+        for index in indices:
+            for candidate in range(index, index + len(self)):
+                if (image := self.read(candidate % len(self), shape)) is not None:
+                    images.append(image)
+                    found.append(candidate % len(self))
+                    break
+            else:
+                raise UserError(f"none of the {len(self)} images in this part of {self.source.title} can be read")
+        return self.batch(images, found, draws, shape)
+
+    def fetch_readable(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
+        """As `fetch`, but what cannot be read is left out: the batch, and the indices of the images in it."""
+        shape = self.shape_of(indices)
+        images, found, kept_draws = [], [], []
+        for index, draw in zip(indices, draws, strict=True):
+            if (image := self.read(index, shape)) is not None:
+                images.append(image)
+                found.append(index)
+                kept_draws.append(draw)
+        return self.batch(images, found, kept_draws, shape), found
+
+    def shape_of(self, indices: Sequence[int]) -> Shape:
+        """Height and width of a batch of these images. Raises UserError if their buckets differ."""
+        if self.buckets is None or self.groups is None or not len(indices):
+            return self.config.height, self.config.width
+        numbers = np.unique(self.groups[list(indices)])
+        if len(numbers) > 1:
+            shapes = ", ".join(f"{height}x{width}" for height, width in (self.buckets.shapes[n] for n in numbers))
+            raise UserError(
+                f"the images of one batch have different shapes, {shapes}: with data.aspect_buckets ask for images of "
+                "one of the dataset's groups at a time, as training.data.batches_of does"
+            )
+        return self.buckets.shapes[numbers[0]]
+
+    def read(self, index: int, shape: Shape) -> np.ndarray | None:
+        """Image `index` scaled to cover H x W, uint8 h w c; None, and recorded, if it cannot be read."""
+        if index in self.unreadable:
+            return None
+        position = int(self.indices[index])
+        try:
+            return self.source.read(position, *shape, self.config.channels)
+        except BadImageError as error:
+            self.unreadable.add(index)
+            self.bad_images.add(self.source.location(position), str(error))
+            return None
+
+    def batch(self, images: Sequence[np.ndarray], indices: Sequence[int], draws: Sequence[int], shape: Shape) -> Batch:
+        """Crops, mirrors and shifts scaled images, and stacks them with their labels."""
+        (H, W), config = shape, self.config
+        stacked = np.empty((len(images), config.channels, H, W), dtype=np.uint8)
+        chance = None if self.augment_seed is None else uniforms(self.augment_seed, draws, 5)  # b 5
+        for row, image in enumerate(images):
+            slack_y, slack_x = image.shape[0] - H, image.shape[1] - W
+            top, left, mirrored = slack_y // 2, slack_x // 2, False
+            if chance is not None:
+                crop_y, crop_x, shift_y, shift_x, mirror = chance[row]
+                if config.crop == "random":
+                    top, left = int(crop_y * (slack_y + 1)), int(crop_x * (slack_x + 1))
+                top += int(shift_y * (2 * config.shift + 1)) - config.shift
+                left += int(shift_x * (2 * config.shift + 1)) - config.shift
+                mirrored = config.flip and mirror < 0.5
+            window = cut(image, top, left, H, W)
+            stacked[row] = (window[:, ::-1] if mirrored else window).transpose(2, 0, 1)
+        return {"images": torch.from_numpy(stacked), "labels": torch.from_numpy(self.labels[list(indices)])}
+
+
+def cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """Window of an image h w c; where it reaches beyond the image the border is repeated."""
+    h, w, _ = image.shape
+    if 0 <= top <= h - height and 0 <= left <= w - width:
+        return image[top : top + height, left : left + width]
+    rows = np.clip(np.arange(top, top + height), 0, h - 1)
+    columns = np.clip(np.arange(left, left + width), 0, w - 1)
+    return image.take(rows, axis=0).take(columns, axis=1)
+
+
+def uniforms(seed: int, draws: Sequence[int], count: int) -> np.ndarray:
+    """Random numbers in [0, 1), float64 b count, a function of the seed and each draw's number alone.
+
+    SplitMix64 (Steele, Lea and Flood 2014) used as a counter-based generator: one call serves a whole batch,
+    where a generator object for each draw would take longer than cutting out the image.
+    """
+
+    def mix(x: np.ndarray) -> np.ndarray:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    step = np.uint64(0x9E3779B97F4A7C15)
+    start = mix(np.array([seed % 2**64], dtype=np.uint64) * step)
+    first = np.asarray(draws, dtype=np.uint64)[:, None] * np.uint64(count)
+    places = first + np.arange(1, count + 1, dtype=np.uint64)  # b count
+    return (mix(start + places * step) >> np.uint64(11)) * 2.0**-53

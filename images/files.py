@@ -1,0 +1,180 @@
+"""Image files: which ones a folder holds, how they are decoded, and the record of those that cannot be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from common.errors import UserError
+
+FORMATS = "png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm tga jp2 avif"
+SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
+
+NAMED = 5  # bad images in a message: the record names all
+BAD_SHARE = 0.01  # of the images may be unreadable; more, and the set is broken rather than blemished
+
+
+class BadImageError(Exception):
+    """A file that cannot be read as an image; the text is the reason."""
+
+
+def list_images(root: Path) -> np.ndarray:
+    """Paths, relative to `root`, of all image files below it: sorted, as bytes in one array.
+
+    One array, because a list of a million strings is copied bit by bit into every loader process as its
+    reference counts are touched. Hidden files and folders are left out (thumbnails and resource forks that
+    systems scatter about); links are followed, each folder once.
+    """
+    paths: list[bytes] = []
+    seen: set[tuple[int, int]] = set()
+
+    def visit(folder: str, prefix: str) -> None:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    visit(entry.path, f"{prefix}{entry.name}/")
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    paths.append(os.fsencode(prefix + entry.name))
+
+    visit(str(root), "")
+    return np.sort(np.array(paths)) if paths else np.zeros(0, dtype="S1")
+
+
+def read_image(path: Path, height: int, width: int, channels: int) -> np.ndarray:
+    """The image of a file at the smallest size that covers `height` x `width`: uint8 h w c.
+
+    Raises BadImageError with the reason.
+    """
+    # Twice what is needed is left to the antialiased scaling, which the JPEG decoder's own reduction is not.
+    return to_array(scale_to_cover(open_upright(path, channels, 2 * max(height, width)), height, width))
+
+
+def open_upright(path: Path, channels: int, needed: int | None = None) -> Image.Image:
+    """The image of a file as a person sees it, EXIF rotation applied: "L" (channels=1) or "RGB" (channels=3).
+
+    Of an animation or a multi-page file the first frame counts. needed: a JPEG whose sides are larger by far is
+    decoded at 1/2, 1/4 or 1/8 of its size, which is quick, with sides of at least so many pixels. Raises
+    BadImageError with the reason.
+    """
+    try:
+        with Image.open(path) as image:
+            if needed is not None and image.format == "JPEG":
+                image.draft("", (needed, needed))
+            ImageOps.exif_transpose(image, in_place=True)
+            return flatten(image, channels)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def read_size(path: Path | str) -> tuple[int, int]:
+    """Height and width of the image of a file as a person sees it, from its header; 0, 0 if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            # The base class's method: that of PNG files decodes the whole image for a tag that may stand behind it.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+            return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        return 0, 0
+
+
+def flatten(image: Image.Image, channels: int) -> Image.Image:
+    """Any PIL mode as "L" (channels=1) or "RGB" (channels=3), transparency laid over white."""
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode.startswith("I"):  # 16 bits per pixel; PIL's own conversion would clip at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadImageError(
+                f"pixel values from {values.min()} to {values.max()}, expected 8 or 16 bits per channel"
+            )
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert(mode)
+    if image.mode == "F":
+        raise BadImageError("floating-point pixels, expected 8 or 16 bits per channel")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def scale_to_cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The image at the smallest size of its proportions that covers `height` x `width`, antialiased."""
+    scale = max(height / image.height, width / image.width)
+    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """An "L" or "RGB" image as uint8 h w c."""
+    array = np.asarray(image)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+class BadImages:
+    """Unreadable images, named in a text file that all processes share. Too many are a UserError.
+
+    Each is named once, unless two processes come upon it at the same instant; it counts once in any case.
+    """
+
+    def __init__(self, images: int, record: Path | None = None):
+        """images: how many there are in all; record: the file, lines of location, tab and reason."""
+        self.images = images
+        self.record = record
+        self.seen: dict[str, str] = {}  # location -> reason, by this process
+        self.repaired: set[str] = set()  # named in the record by an earlier run, and readable now
+
+    def add(self, location: str, reason: str) -> None:
+        """Records one image. Raises UserError when more than 1% of the images are bad."""
+        self.seen[location] = reason
+        recorded = self.recorded()
+        if self.record is not None and location not in recorded:
+            append_line(self.record, f"{location}\t{reason}")
+        if len(recorded | self.seen) <= BAD_SHARE * self.images:
+            return
+        for old in recorded.keys() - self.seen.keys() - self.repaired:
+            if is_readable(Path(old)):
+                self.repaired.add(old)
+        bad = {name: why for name, why in (recorded | self.seen).items() if name not in self.repaired}
+        if len(bad) <= BAD_SHARE * self.images:
+            return
+        listed = ", ".join(f"{name} ({why})" for name, why in sorted(bad.items())[:NAMED])
+        rest = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        where = f"; all are listed in {self.record}" if self.record is not None else ""
+        raise UserError(
+            f"{len(bad)} of {self.images} images cannot be read, more than {BAD_SHARE:.0%}: {listed}{rest}; "
+            f"repair or remove them and run the same command again{where}"
+        )
+
+    def recorded(self) -> dict[str, str]:
+        """What the record names: location -> reason."""
+        if self.record is None or not self.record.exists():
+            return {}
+        lines = os.fsdecode(self.record.read_bytes()).splitlines()
+        return dict(line.partition("\t")[::2] for line in lines)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends one line in one call, so that lines of several processes do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(file, os.fsencode(line + "\n"))
+    finally:
+        os.close(file)
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        read_image(path, 1, 1, 3)
+    except BadImageError:
+        return False
+    return True

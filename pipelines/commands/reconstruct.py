@@ -1,0 +1,156 @@
+"""`zellige reconstruct`: images as their codes tell them, beside the originals, with their PSNR."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.files import remove_leftovers, write_json
+from common.model_io import load_pretrained
+from images.datasets import to_float
+from images.files import BadImageError, BadImages, list_images, open_upright
+from pipelines.any_size import reconstruct
+from pipelines.devices import open_device
+from pipelines.model_folders import stage_folder
+from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
+from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+
+PSNR_NAME = "psnr.json"
+SHEET_NAME = "sheet.png"
+BAD_FILES_NAME = "bad_files.txt"
+SHEET_COLUMNS = 4
+SHEET_IMAGES = 16
+SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """Encodes and decodes images with the autoencoder of a model, each at its own size."""
+
+    model: str  # assembled model, or model or run folder of an autoencoder, or a hub id
+    images: str  # folder of images, or one image file
+    out: str  # folder for the PNG files, sheet.png and psnr.json
+    max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
+    alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
+    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 1:
+            raise UserError(f"max_side={self.max_side}, expected at least 1 pixel")
+
+
+def reconstruct_files(config: ReconstructConfig) -> str:
+    """Writes one PNG file an image, under the image's own name; returns one line: what was made and where.
+
+    PSNR, in decibels, is that of the 8-bit images, scaled down if so asked for. What an earlier run wrote is kept.
+    Raises UserError for a folder without images, for one begun with other settings, and when over 1% of the images
+    cannot be read.
+    """
+    state, device = open_device(config.device)
+    autoencoder = load_autoencoder(config.model).to(device)
+    source, out = Path(config.images), Path(config.out)
+    root = source if source.is_dir() else source.parent
+    check_apart(out, source)
+    targets = target_names(image_names(source))
+    settings = {
+        "model": autoencoder.fingerprint(),
+        "images": str(source.resolve()),
+        "max_side": config.max_side,
+        "alone": config.alone,
+    }
+    check_settings(out, settings)
+    if state.is_main_process:
+        for folder in {(out / target).parent for target in targets.values()}:
+            remove_leftovers(folder)
+        write_json(out / SETTINGS_NAME, settings)
+    state.wait_for_everyone()  # all have looked, and the leftovers are gone, before one writes
+    bad_images = BadImages(len(targets), out / BAD_FILES_NAME)
+    psnr: dict[str, float | None] = {}
+    mine = list(targets.items())[state.process_index :: state.num_processes]
+    for name, target in tqdm(mine, unit="image", disable=not state.is_main_process):
+        try:
+            original = scale_within(open_upright(root / name, autoencoder.channels), config.max_side)
+        except BadImageError as error:
+            bad_images.add(str(root / name), str(error))
+            continue
+        if not is_complete_png(out / target):
+            reconstruction = to_pil(reconstruct(autoencoder, to_images(original))[0])
+            save_png(reconstruction if config.alone else side_by_side(original, reconstruction), out / target)
+        with Image.open(out / target) as written:
+            reconstruction = written if config.alone else written.crop((original.width, 0, *written.size))
+            psnr[target] = decibels(np.asarray(original), np.asarray(reconstruction))
+    psnr = dict(sorted(item for part in gather_object([psnr]) for item in part.items()))
+    mean = mean_of([value for value in psnr.values() if value is not None])
+    if state.is_main_process:
+        write_json(out / PSNR_NAME, {**settings, "mean_psnr": mean, "psnr": psnr})
+        first = [scale_within(Image.open(out / name), SHEET_SIDE) for name in list(psnr)[:SHEET_IMAGES]]
+        save_png(contact_sheet(in_columns(first, SHEET_COLUMNS)), out / SHEET_NAME)
+    unread = len(targets) - len(psnr)
+    return (
+        f"{len(psnr)} images in {out}, mean PSNR {mean:.2f} dB; the first are on {out / SHEET_NAME}, "
+        f"each image's PSNR in {out / PSNR_NAME}"
+        + (f"; {unread} could not be read, see {out / BAD_FILES_NAME}" if unread else "")
+    )
+
+
+def load_autoencoder(folder_or_hub_id: str | Path) -> Autoencoder:
+    """The autoencoder of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
+    return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), AUTOENCODERS)
+
+
+def image_names(source: Path) -> list[str]:
+    """Image files below a folder, relative to it, or the one file that `source` is. Raises UserError."""
+    if source.is_file():
+        return [source.name]
+    if not source.is_dir():
+        raise UserError(f"there is no folder or file {source}; name a folder of images or an image file")
+    names = [os.fsdecode(name) for name in list_images(source)]
+    if not names:
+        raise UserError(f"{source} holds no images; name a folder with image files in it, or in its subfolders")
+    return names
+
+
+def target_names(names: Sequence[str]) -> dict[str, str]:
+    """The PNG file for each image: a.jpg becomes a.png, or a.jpg.png where a.png is taken, by another or our sheet."""
+    short = {name: str(Path(name).with_suffix(".png")) for name in names}
+    shared = Counter([*short.values(), SHEET_NAME, *(f"{name}.png" for name in names)])  # a.jpg.png may be an image too
+    return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
+
+
+def scale_within(picture: Image.Image, max_side: int | None) -> Image.Image:
+    """The picture scaled down, antialiased, to a longer side of `max_side`; as it is where that is None or enough."""
+    if max_side is None or max(picture.size) <= max_side:
+        return picture
+    scale = max_side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def to_images(picture: Image.Image) -> Tensor:
+    """An "L" or "RGB" picture as 1 c H W, float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture))
+    return to_float(rearrange(pixels, "h w -> 1 1 h w" if pixels.ndim == 2 else "h w c -> 1 c h w"))
+
+
+def decibels(original: np.ndarray, reconstruction: np.ndarray) -> float | None:
+    """Peak signal-to-noise ratio of 8-bit images; None where they are equal."""
+    error = np.mean((original.astype(np.float64) - reconstruction.astype(np.float64)) ** 2)
+    return None if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,287 @@
+"""Decoding: every mode and orientation gives the picture a person sees, and what is no picture says so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from common.errors import UserError
+from images import files as image_files
+from images.files import BadImageError, BadImages, flatten, list_images, read_image
+
+
+def four_colours() -> np.ndarray:
+    """A 6x8 picture whose quarters are red, green, blue and white: no two of its eight orientations are alike."""
+    picture = np.zeros((6, 8, 3), dtype=np.uint8)
+    picture[:3, :4], picture[:3, 4:] = (255, 0, 0), (0, 255, 0)
+    picture[3:, :4], picture[3:, 4:] = (0, 0, 255), (255, 255, 255)
+    return picture
+
+
+def read(path: Path, height: int = 6, width: int = 8, channels: int = 3) -> np.ndarray:
+    return read_image(path, height, width, channels)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "RGBX"])
+def test_colour_modes_keep_their_colours(mode: str) -> None:
+    image = Image.fromarray(four_colours())
+    image = image.convert("P", palette=Image.Palette.ADAPTIVE) if mode[0] == "P" else image.convert(mode)
+    if mode == "PA":
+        image = image.convert("PA")
+    assert image.mode == mode
+    flat = np.asarray(flatten(image, 3)).astype(int)
+    assert np.abs(flat - four_colours()).max() <= 2  # YCbCr rounds
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        *((".png", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+        *((".tif", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr")),
+        *((".gif", mode) for mode in ("L", "P", "RGB")),
+        *((".bmp", mode) for mode in ("1", "L", "P", "RGB")),
+        *((".webp", mode) for mode in ("RGB", "RGBA")),
+        *((".tga", mode) for mode in ("L", "LA", "RGB", "RGBA")),
+        *((".ppm", mode) for mode in ("RGB",)),
+        *((".pgm", mode) for mode in ("L", "I;16")),
+        *((".pbm", mode) for mode in ("1",)),
+        *((".jpg", mode) for mode in ("L", "RGB", "CMYK")),
+        *((".jp2", mode) for mode in ("L", "LA", "RGB", "RGBA")),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_format_and_mode_is_read(tmp_path: Path, suffix: str, mode: str, channels: int) -> None:
+    if suffix == ".jp2" and not features.check("jpg_2000"):
+        pytest.skip("this Pillow has no JPEG 2000")
+    halves = np.zeros((16, 16), dtype=np.uint8)
+    halves[:, 8:] = 255  # left black, right white, in every mode
+    sixteen_bits = Image.fromarray(halves.astype(np.uint16) * 257)
+    image = sixteen_bits if mode == "I;16" else Image.fromarray(halves).convert(mode)
+    path = tmp_path / f"image{suffix}"
+    image.save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    assert list_images(tmp_path).tolist() == [path.name.encode()]
+    pixels = read_image(path, 16, 16, channels)
+    assert pixels.shape == (16, 16, channels)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - halves[:, :, None]).max() <= 3  # JPEG
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_exif_orientation_is_undone(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = Image.fromarray(four_colours()).resize((80, 60), Image.Resampling.NEAREST)
+    turns = {  # what the camera did to the upright picture, by the EXIF standard's table
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned{suffix}"
+    turns[orientation].save(path, exif=exif, quality=100, subsampling=0)
+    pixels = read_image(path, 60, 80, 3).astype(int)
+    assert pixels.shape == (60, 80, 3)
+    corners = pixels[[10, 10, 50, 50], [10, 70, 10, 70]]
+    assert np.abs(corners - [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]).max() <= 8
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "ramp.tif")  # mode "I"
+    for name in ("ramp.png", "ramp.tif"):
+        assert np.array_equal(read_image(tmp_path / name, 16, 16, 1)[:, :, 0], np.arange(256).reshape(16, 16))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_over_white(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))  # transparent black: what is hidden must not show
+    image.paste((0, 0, 0, 128), (0, 0, 2, 4))
+    if mode == "P":
+        image = Image.new("P", (4, 4), 0)
+        image.putpalette([0, 0, 0, 200, 10, 10])
+        image.info["transparency"] = 0
+    elif mode == "LA":
+        image = image.convert("LA")
+    path = tmp_path / "clear.png"
+    image.save(path)
+    pixels = read(path, 4, 4)
+    assert (pixels[:, 2:] == 255).all()
+    assert (pixels[:, :2] == (255 if mode == "P" else 127)).all()
+
+
+def test_scaling_covers_the_target_and_keeps_proportions(tmp_path: Path) -> None:
+    Image.fromarray(four_colours()).resize((80, 60)).save(tmp_path / "image.png")
+    for target, expected in [
+        ((30, 30), (30, 40)),
+        ((15, 40), (30, 40)),
+        ((30, 10), (30, 40)),
+        ((120, 120), (120, 160)),
+        ((7, 9), (7, 9)),
+    ]:
+        height, width, _ = read(tmp_path / "image.png", *target).shape
+        assert (height, width) == expected
+    thin = Image.new("RGB", (1000, 1))
+    thin.save(tmp_path / "thin.png")
+    assert read(tmp_path / "thin.png", 2, 2).shape == (2, 2000, 3)
+
+
+def test_reducing_is_antialiased(tmp_path: Path) -> None:
+    board = np.indices((64, 64)).sum(0) % 2 * 255  # without antialiasing a grey of 127 becomes black or white
+    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "board.png")
+    pixels = read_image(tmp_path / "board.png", 8, 8, 1).astype(int)
+    assert np.abs(pixels - 127).max() < 16
+
+
+def test_large_jpegs_look_alike_with_and_without_the_decoder_s_own_reduction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, x = np.mgrid[0:512, 0:768]
+    waves = np.stack([np.sin(x / 40), np.cos(y / 30), np.sin((x + y) / 50)], axis=-1)
+    Image.fromarray(np.uint8(127.5 + 127.5 * waves)).save(tmp_path / "waves.jpg", quality=95)
+    reduced = read(tmp_path / "waves.jpg", 64, 64)
+    assert reduced.shape == (64, 96, 3)
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", lambda *arguments: None)
+    exact = read(tmp_path / "waves.jpg", 64, 64)
+    difference = np.abs(reduced.astype(int) - exact)
+    assert 0 < difference.max() <= 6  # 0 would mean that the reduction is not used at all
+
+
+def write_bad_files(folder: Path) -> list[Path]:
+    good = folder / "good.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(good)
+    Image.fromarray(noise).save(folder / "whole.jpg")
+    files = {
+        "empty.png": b"",
+        "text.jpg": b"this is not an image",
+        "truncated.png": good.read_bytes()[:5000],
+        "truncated.jpg": (folder / "whole.jpg").read_bytes()[:1500],
+        "header_only.gif": b"GIF89a",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(folder / "float.tif")
+    Image.fromarray(np.full((4, 4), 10**6, dtype=np.int32)).save(folder / "deep.tif")
+    (folder / "absent.png").symlink_to(folder / "nowhere.png")
+    return [folder / name for name in (*files, "float.tif", "deep.tif", "absent.png")]
+
+
+def test_files_that_are_no_images_say_why(tmp_path: Path) -> None:
+    reasons = {}
+    for path in write_bad_files(tmp_path):
+        with pytest.raises(BadImageError) as caught:
+            read(path)
+        reasons[path.name] = str(caught.value)
+    assert "UnidentifiedImageError" in reasons["empty.png"]
+    assert "truncated" in reasons["truncated.png"]
+    assert "truncated" in reasons["truncated.jpg"]
+    assert reasons["float.tif"] == "floating-point pixels, expected 8 or 16 bits per channel"
+    assert reasons["deep.tif"] == "pixel values from 1000000 to 1000000, expected 8 or 16 bits per channel"
+    assert "FileNotFoundError" in reasons["absent.png"]
+    assert not any("\n" in reason for reason in reasons.values())
+
+
+def test_a_decompression_bomb_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadImageError, match="decompression bomb"):
+        read(tmp_path / "bomb.png")
+
+
+def test_listing_is_sorted_recursive_and_follows_links_once(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    elsewhere = tmp_path / "elsewhere"
+    for path in (
+        root / "b/2.PNG",
+        root / "b/1.jpeg",
+        root / "a/deep/3.webp",
+        root / "0.tif",
+        elsewhere / "x.png",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for ignored in (root / "notes.txt", root / ".hidden.png", root / ".git/4.png", root / "b/._1.jpeg"):
+        ignored.parent.mkdir(exist_ok=True)
+        ignored.touch()
+    (root / "linked").symlink_to(elsewhere)
+    (root / "a/loop").symlink_to(root)
+    assert list_images(root).tolist() == [
+        b"0.tif",
+        b"a/deep/3.webp",
+        b"b/1.jpeg",
+        b"b/2.PNG",
+        b"linked/x.png",
+    ]
+
+
+def test_names_that_are_not_text_are_listed_and_read(tmp_path: Path) -> None:
+    name = b"caf\xe9.png"  # Latin-1, as old archives have it
+    Image.new("L", (4, 4)).save(tmp_path / "plain.png")
+    try:
+        os.rename(tmp_path / "plain.png", os.path.join(os.fsencode(tmp_path), name))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert list_images(tmp_path).tolist() == [name]
+    assert read(tmp_path / os.fsdecode(name), 4, 4).shape == (4, 4, 3)
+
+
+def test_bad_images_are_recorded_once_by_whoever_finds_them(tmp_path: Path) -> None:
+    record = tmp_path / "run" / "bad_files.txt"
+    one, other = BadImages(1000, record), BadImages(1000, record)
+    one.add("a.png", "empty")
+    other.add("a.png", "empty")
+    other.add("b.png", "torn")
+    one.add("b.png", "torn")
+    assert record.read_text() == "a.png\tempty\nb.png\ttorn\n"
+
+
+def test_more_than_one_percent_bad_images_is_an_error_that_lists_them(tmp_path: Path) -> None:
+    record = tmp_path / "bad_files.txt"
+    finders = [BadImages(300, record) for _ in range(4)]  # as four loader processes
+    for finder, name in zip(finders, ("a.png", "b.png", "c.png"), strict=False):
+        finder.add(name, "empty")
+    with pytest.raises(UserError) as caught:
+        finders[3].add("d.png", "torn")
+    message = str(caught.value)
+    assert message.startswith("4 of 300 images cannot be read, more than 1%: a.png (empty), ")
+    assert str(record) in message
+    assert "a.png (empty), b.png (empty), c.png (empty), d.png (torn); repair" in message
+    assert "\n" not in message
+
+
+def test_of_many_bad_images_a_few_are_named(tmp_path: Path) -> None:
+    bad_images = BadImages(700, tmp_path / "bad_files.txt")
+    for number in range(7):
+        bad_images.add(f"{number}.png", "empty")
+    with pytest.raises(UserError, match=r": 0.png \(empty\), .*4.png \(empty\) and 3 more; repair"):
+        bad_images.add("7.png", "empty")
+
+
+def test_images_repaired_since_the_last_start_no_longer_count(tmp_path: Path) -> None:
+    record = tmp_path / "bad_files.txt"
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    before = BadImages(300, record)
+    for path in paths[:3]:
+        before.add(str(path), "empty")
+    for path in paths[:3]:
+        Image.new("L", (2, 2)).save(path)
+    now = BadImages(300, record)
+    now.add(str(paths[3]), "torn")  # the fourth line of the record, but the only bad image
+    paths[1].write_bytes(b"")
+    with pytest.raises(UserError, match="2 of 100 images"):
+        BadImages(100, record).add(str(paths[3]), "torn")
+
+
+def test_suffixes_are_formats_that_pillow_knows() -> None:
+    known = {*Image.registered_extensions(), ".avif"}  # which not every Pillow is built with
+    assert image_files.SUFFIXES - known == set()

@@ -1,0 +1,421 @@
+"""compress, decompress, info and tables: files that come back, resume, and say what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pipelines.codec.codec as codec_module
+import pipelines.commands.compress as compress_module
+from codes.shards import CodeShardWriter
+from common.errors import UserError
+from pipelines import TwoStagePipeline
+from pipelines.cli import main
+from pipelines.codec.archive import read_archive, write_archive
+from pipelines.codec.codec import Codec
+from pipelines.codec.tables import fit_tables
+from pipelines.commands.assemble import AssembleConfig, assemble
+from pipelines.commands.compress import CompressConfig, compress_files, zlg_names
+from pipelines.commands.decompress import DecompressConfig, InfoConfig, decompress_files, describe_file
+from pipelines.commands.reconstruct import decibels, to_images
+from pipelines.commands.tables import TablesConfig, add_tables
+from pipelines.pictures import to_pil
+from tests.pipelines.conftest import make_autoencoder, make_pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model with three classes and tables."""
+    pipeline = make_pipeline()
+    pipeline.tables = fit_tables(pipeline.prior.code_spec, [pipeline.encode(torch.rand(40, 1, 16, 16) * 2 - 1)])
+    return pipeline.save_pretrained(tmp_path_factory.mktemp("tables") / "model")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven images of 16x16, one of another size in a subfolder, and a text file."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "sub").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(11):
+        Image.fromarray(generator.integers(0, 256, (16, 16), dtype=np.uint8)).save(folder / f"{number:02d}.png")
+    Image.fromarray(generator.integers(0, 256, (18, 21, 3), dtype=np.uint8)).save(folder / "sub" / "wide.bmp")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def expected(model: Path, path: Path) -> np.ndarray:
+    """As pixels of 8 bits: batches of other sizes may round the last bits of a float otherwise."""
+    autoencoder = Codec.from_pretrained(model).autoencoder
+    original = to_images(Image.open(path).convert("L"))
+    height, width = original.shape[2:]
+    padded = torch.nn.functional.pad(original, (0, -width % 4, 0, -height % 4), mode="replicate")
+    with torch.no_grad():
+        return np.asarray(to_pil(autoencoder.decode(autoencoder.encode(padded))[0, :, :height, :width]), dtype=int)
+
+
+@pytest.mark.parametrize("mode", ["prior", "table", "packed", None])
+@pytest.mark.parametrize("archive", [False, True])
+def test_there_and_back(model, images, tmp_path, mode, archive):
+    out = tmp_path / "zlg"
+    config = CompressConfig(
+        model=str(model), images=str(images), out=str(out), mode=mode, archive=archive, batch_size=5, lanes=4
+    )
+    line = compress_files(config)
+    files = sorted(out.rglob("*.zlg"))
+    assert len(files) == (1 if archive else 12)
+    size = sum(path.stat().st_size for path in files)
+    pixels = 11 * 256 + 18 * 21
+    where = out / "images.zlg" if archive else out
+    assert line.startswith(f"12 images compressed to {size} bytes in {where}, {8 * size / pixels:.4f} bits per pixel")
+    other = "images of 18x21 are in mode table: the prior knows only codes of 16x16 images"
+    assert (other in line) == (mode in ("prior", None))
+    line = decompress_files(DecompressConfig(model=str(model), files=str(out), out=str(tmp_path / "png")))
+    assert line == f"12 images in {tmp_path / 'png'}"
+    root = tmp_path / "png" / ("images" if archive else "")
+    for path in (*images.glob("*.png"), images / "sub" / "wide.bmp"):
+        written = np.asarray(Image.open(root / path.relative_to(images).with_suffix(".png")), dtype=int)
+        assert written.shape == expected(model, path).shape
+        assert np.abs(written - expected(model, path)).max() <= 1
+
+
+def test_a_rerun_keeps_what_is_sound_and_makes_the_rest(model, images, tmp_path):
+    out = tmp_path / "zlg"
+    config = CompressConfig(model=str(model), images=str(images), out=str(out))
+    compress_files(config)
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*.zlg"))}
+    (out / "03.zlg").unlink()
+    (out / "07.zlg").write_bytes(before[out / "07.zlg"][:-1])
+    (out / ".08.zlg.99.tmp").write_bytes(b"half")
+    line = compress_files(config)
+    assert line.startswith("2 images compressed")
+    assert "; 10 were there already" in line
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*.zlg"))} == before
+    assert not (out / ".08.zlg.99.tmp").exists()
+
+    back = DecompressConfig(model=str(model), files=str(out), out=str(tmp_path / "png"))
+    decompress_files(back)
+    pictures = {path: path.read_bytes() for path in sorted((tmp_path / "png").rglob("*.png"))}
+    (tmp_path / "png" / "05.png").unlink()
+    assert decompress_files(back) == f"1 images in {tmp_path / 'png'}; 11 were there already"
+    assert sorted(pictures) == sorted((tmp_path / "png").rglob("*.png"))
+
+
+def test_images_of_files_that_were_made_anew_are_made_anew(model, images, tmp_path):
+    out, png = tmp_path / "zlg", tmp_path / "png"
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(out)))
+    back = DecompressConfig(model=str(model), files=str(out), out=str(png))
+    decompress_files(back)
+    before = (png / "00.png").read_bytes()
+    other = Codec.from_pretrained(model).compress(to_images(Image.open(images / "01.png"))).data
+    (out / "00.zlg").write_bytes(other)
+    later = (png / "00.png").stat().st_mtime_ns + 10**9
+    os.utime(out / "00.zlg", ns=(later, later))
+    assert decompress_files(back) == f"1 images in {png}"
+    assert (png / "00.png").read_bytes() != before
+
+
+def test_images_are_not_decompressed_among_others(model, images, tmp_path):
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path / "a")))
+    compress_files(CompressConfig(model=str(model), images=str(images / "01.png"), out=str(tmp_path / "b")))
+    before = {path: path.read_bytes() for path in images.rglob("*.png")}
+    among_originals = DecompressConfig(model=str(model), files=str(tmp_path / "a"), out=str(images))
+    with pytest.raises(UserError, match=r"holds [\w/]+.png, which this command did not write; name another"):
+        decompress_files(among_originals)
+    assert {path: path.read_bytes() for path in images.rglob("*.png")} == before
+    config = replace(among_originals, out=str(tmp_path / "png"))
+    decompress_files(config)
+    with pytest.raises(UserError, match=r"was begun with other settings: files was '.*a' and is now '.*b'"):
+        decompress_files(replace(config, files=str(tmp_path / "b")))
+
+
+def test_an_archive_and_files_of_the_same_names_are_not_mixed(model, images, tmp_path):
+    out = tmp_path / "zlg"
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(out), archive=True))
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(out / "images")))
+    config = DecompressConfig(model=str(model), files=str(out), out=str(tmp_path / "png"))
+    with pytest.raises(
+        UserError, match=r"the images of .*images.zlg and those of the files in .* would go to one folder"
+    ):
+        decompress_files(config)
+
+
+def test_large_images_are_encoded_a_few_at_a_time(model, images, tmp_path, monkeypatch):
+    together = []
+    encode = codec_module.encode_any_size
+
+    def counted(autoencoder, batch):
+        together.append(tuple(batch.shape))
+        return encode(autoencoder, batch)
+
+    monkeypatch.setattr(codec_module, "encode_any_size", counted)
+    for module in (codec_module, compress_module):
+        monkeypatch.setattr(module, "PIXELS", 3 * 256 + 10)
+    config = CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "few"), mode="packed")
+    compress_files(config)
+    assert together == [(3, 1, 16, 16)] * 3 + [(2, 1, 16, 16), (1, 1, 18, 21)]
+    together.clear()
+    many = torch.cat([to_images(Image.open(images / f"{i:02d}.png")) for i in range(8)])
+    codec = Codec.from_pretrained(model)
+    data = codec.compress(many, "packed", np.int64(1)).data
+    assert together == [(3, 1, 16, 16), (3, 1, 16, 16), (2, 1, 16, 16)]
+    assert len(codec.decompress(data)) == 8
+    monkeypatch.undo()
+    compress_files(replace(config, out=str(tmp_path / "all")))
+    for path in (tmp_path / "all").rglob("*.zlg"):
+        assert path.read_bytes() == (tmp_path / "few" / path.relative_to(tmp_path / "all")).read_bytes()
+
+
+def test_an_archive_that_is_there_is_kept(model, images, tmp_path):
+    config = CompressConfig(model=str(model), images=str(images), out=str(tmp_path), archive=True)
+    compress_files(config)
+    assert compress_files(config) == f"{tmp_path / 'images.zlg'} is there already"
+
+
+def test_an_archive_is_made_anew_when_images_were_added(model, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    config = CompressConfig(model=str(model), images=str(folder), out=str(tmp_path / "out"), archive=True)
+    compress_files(config)
+    shutil.copy(folder / "00.png", folder / "new.png")
+    assert compress_files(config).startswith("13 images compressed")
+    assert "new.png" in {entry.name for entry in read_archive((tmp_path / "out" / "images.zlg").read_bytes()).entries}
+
+
+def test_other_settings_do_not_mix(model, images, tmp_path):
+    config = CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path), mode="packed")
+    compress_files(config)
+    with pytest.raises(
+        UserError, match=r"was begun with other settings: mode was 'packed' and is now 'table'; give the"
+    ):
+        compress_files(replace(config, mode="table"))
+
+
+def test_a_label_is_told_to_the_prior(model, images, tmp_path):
+    config = CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path), label=2)
+    compress_files(config)
+    assert read_archive((tmp_path / "00.zlg").read_bytes()).entries[0].label == 2
+    with pytest.raises(UserError, match="label 3 is out of range"):
+        compress_files(replace(config, label=3, out=str(tmp_path / "other")))
+
+
+def test_the_model_is_found_by_its_fingerprint(model, images, tmp_path):
+    models = tmp_path / "models"
+    make_pipeline(num_classes=0).save_pretrained(models / "a" / "other")
+    make_autoencoder(codebook_size=12).save_pretrained(models / "b")
+    Codec.from_pretrained(model).prior.save_pretrained(models / "c")  # a prior alone
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path / "zlg")))
+    config = DecompressConfig(models=str(models), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"))
+    with pytest.raises(
+        UserError, match=r"was compressed by a model that is not in .*models: its autoencoder is \w+, its pr"
+    ):
+        decompress_files(config)
+    TwoStagePipeline.from_pretrained(model).save_pretrained(models / "d")
+    assert decompress_files(config) == f"1 images in {tmp_path / 'png'}"
+
+
+def test_info_tells_bytes_bits_model_and_quality(model, images, tmp_path):
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path)))
+    path = tmp_path / "00.zlg"
+    size, payload = path.stat().st_size, len(read_archive(path.read_bytes()).entries[0].payload)
+    codec = Codec.from_pretrained(model)
+    plain = describe_file(InfoConfig(file=str(path)))
+    assert plain.splitlines() == [
+        f"{path}: 1 image, {size} bytes ({payload} of codes), {8 * size / 256:.4f} bits per pixel",
+        "mode: prior",
+        "1 of 16x16 pixels: 4x4 codes of 16",
+        f"autoencoder: {codec.stage1.hex()}",
+        f"prior: {codec.prior_fingerprint.hex()}, on {codec.environment}",
+    ]
+    full = describe_file(InfoConfig(file=str(path), model=str(model), against=str(images / "00.png")))
+    original = np.asarray(Image.open(images / "00.png"))
+    psnr = decibels(original, np.asarray(to_pil(codec.decompress(path.read_bytes())[0])))
+    assert full.startswith(plain)
+    assert full.splitlines()[5] == "the model is here: vqvae and transformer"
+    assert full.splitlines()[6].startswith(f"PSNR: {psnr:.2f} dB")
+
+
+def test_info_of_an_archive(model, images, tmp_path):
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path), archive=True))
+    lines = describe_file(InfoConfig(file=str(tmp_path / "images.zlg"))).splitlines()
+    assert lines[0].startswith(f"{tmp_path / 'images.zlg'}: 12 images, ")
+    assert lines[1] == "mode: prior (11), table (1)"
+    assert lines[2:4] == ["11 of 16x16 pixels: 4x4 codes of 16", "1 of 18x21 pixels: 5x6 codes of 16"]
+    assert lines[-1].startswith("tables: ")
+    config = InfoConfig(file=str(tmp_path / "images.zlg"), model=str(model), against=str(images / "00.png"))
+    with pytest.raises(UserError, match="holds 12 images, expected one to be held against"):
+        describe_file(config)
+
+
+def test_an_image_that_was_not_compressed_is_told(model, images, tmp_path):
+    compress_files(CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path)))
+    config = InfoConfig(file=str(tmp_path / "00.zlg"), model=str(model), against=str(images / "sub" / "wide.bmp"))
+    with pytest.raises(
+        UserError, match=r"wide.bmp has 18x21 pixels, .*00.zlg 16x16; name the image that was compressed"
+    ):
+        describe_file(config)
+    with pytest.raises(UserError, match=r"notes.txt cannot be read as an image"):
+        describe_file(replace(config, against=str(images / "notes.txt")))
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/a", "a/../b", "", "a//b", "c:/x", "a\\..\\b", "x" * 300])
+def test_names_that_lead_elsewhere_are_refused(model, images, tmp_path, name):
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True))
+    path = tmp_path / "zlg" / "images.zlg"
+    archive = read_archive(path.read_bytes())
+    entries = (archive.entries[0]._replace(name=name), *archive.entries[1:])
+    path.write_bytes(write_archive(archive._replace(entries=entries)))
+    config = DecompressConfig(model=str(model), files=str(path), out=str(tmp_path / "png"))
+    if name == "":  # no name: its number
+        decompress_files(config)
+        assert (tmp_path / "png" / "images" / "000000.png").exists()
+        return
+    with pytest.raises(UserError, match=r"calls an image .*, expected a path below one folder; it was not written by"):
+        decompress_files(config)
+    assert not (tmp_path / "png").exists()
+
+
+def test_a_damaged_file_is_named(model, images, tmp_path):
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg")))
+    path = tmp_path / "zlg" / "04.zlg"
+    archive = read_archive(path.read_bytes())
+    path.write_bytes(write_archive(archive._replace(entries=(archive.entries[0]._replace(crc=1),))))
+    config = DecompressConfig(model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"))
+    with pytest.raises(UserError, match=r"04.zlg cannot be decoded here: the codes do not have its checksum"):
+        decompress_files(config)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"04.zlg is damaged or cut short"):
+        decompress_files(config)
+
+
+def test_damaged_files_do_not_keep_the_others_from_being_decoded(model, images, tmp_path):
+    out, png = tmp_path / "zlg", tmp_path / "png"
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(out)))
+    archive = read_archive((out / "04.zlg").read_bytes())
+    (out / "04.zlg").write_bytes(write_archive(archive._replace(entries=(archive.entries[0]._replace(crc=1),))))
+    (out / "06.zlg").write_bytes((out / "06.zlg").read_bytes()[:-2])
+    with pytest.raises(UserError, match=r"\(1 more such failures\); 10 other images are in") as refused:
+        decompress_files(DecompressConfig(model=str(model), files=str(out), out=str(png)))
+    assert "06.zlg is damaged or cut short" in str(refused.value)
+    assert len(list(png.rglob("*.png"))) == 10
+
+
+def test_a_class_is_named_by_its_name_too(model, images, tmp_path):
+    config = CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path / "a"), label="class 2")
+    compress_files(config)
+    compress_files(replace(config, label=2, out=str(tmp_path / "b")))
+    assert (tmp_path / "a" / "00.zlg").read_bytes() == (tmp_path / "b" / "00.zlg").read_bytes()
+    with pytest.raises(UserError, match="this model has no class named 'class 9'"):
+        compress_files(replace(config, label="class 9", out=str(tmp_path / "c")))
+
+
+def test_batches_keep_within_the_limit_of_pixels(model, images, tmp_path):
+    compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True))
+    config = DecompressConfig(
+        model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"), max_pixels=18 * 21
+    )
+    assert decompress_files(config) == f"12 images in {tmp_path / 'png'}"
+    with pytest.raises(UserError, match=r"images.zlg claims 378 pixels, expected at most 377 at once"):
+        decompress_files(replace(config, max_pixels=377, out=str(tmp_path / "other")))
+
+
+def test_tables_are_added_to_a_model_that_is_there(tmp_path, images):
+    autoencoder = make_autoencoder()
+    model = autoencoder.save_pretrained(tmp_path / "run" / "model")
+    writer = CodeShardWriter(
+        tmp_path / "codes", autoencoder.code_spec(), ["train"], stage1_fingerprint=autoencoder.fingerprint()
+    )
+    with torch.no_grad():
+        codes = autoencoder.encode(torch.rand(30, 1, 16, 16) * 2 - 1)
+    writer.write(0, codes, torch.full((30,), -1), [str(i) for i in range(30)])
+    writer.finish()
+    line = add_tables(TablesConfig(model=str(tmp_path / "run"), codes=str(tmp_path / "codes")))
+    contexts = " and ".join(Codec.from_pretrained(model).tables.grids["codes"].tables)
+    assert line.startswith(f"tables are in {model / 'tables.safetensors'} (codes: {contexts}); next: zellige compress")
+    out = tmp_path / "zlg"
+    compress_files(CompressConfig(model=str(tmp_path / "run"), images=str(images), out=str(out)))
+    assert read_archive((out / "00.zlg").read_bytes()).entries[0].mode.name == "table"
+
+    pipeline = make_pipeline()
+    pipeline.prior.save_pretrained(tmp_path / "prior")
+    names = {"stage1": str(model), "stage2": str(tmp_path / "prior"), "out": str(tmp_path / "whole")}
+    assemble(AssembleConfig(**names, codes=str(tmp_path / "codes")))
+    ours, theirs = Codec.from_pretrained(tmp_path / "whole").tables, Codec.from_pretrained(model).tables
+    assert ours.fingerprint() == theirs.fingerprint()
+    (tmp_path / "whole" / "tables.safetensors").unlink()
+    add_tables(TablesConfig(model=str(tmp_path / "whole"), codes=str(tmp_path / "codes")))
+    assert Codec.from_pretrained(tmp_path / "whole").tables.fingerprint() == theirs.fingerprint()
+
+    make_autoencoder(codebook_size=12).save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        UserError, match=r"holds codes of autoencoder .*, expected those of .*; encode images with this"
+    ):
+        add_tables(TablesConfig(model=str(tmp_path / "other"), codes=str(tmp_path / "codes")))
+
+
+def test_codes_without_images_are_refused(tmp_path):
+    autoencoder = make_autoencoder()
+    autoencoder.save_pretrained(tmp_path / "model")
+    writer = CodeShardWriter(tmp_path / "codes", autoencoder.code_spec(), ["train"])
+    writer.write(0, (torch.zeros(0, 4, 4, dtype=torch.int64),), torch.zeros(0), [])
+    writer.finish()
+    with pytest.raises(UserError, match="holds no training images to count; encode some"):
+        add_tables(TablesConfig(model=str(tmp_path / "model"), codes=str(tmp_path / "codes")))
+
+
+def test_images_that_share_a_name_keep_apart():
+    assert zlg_names(["a.jpg", "a.png", "b.png"]) == {"a.jpg": "a.jpg.zlg", "a.png": "a.png.zlg", "b.png": "b.zlg"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: CompressConfig(model="m", images="i", out="o", batch_size=0),
+            "batch_size=0, expected at least 1 image",
+        ),
+        (
+            lambda: DecompressConfig(files="f", out="o"),
+            "expected one of --model MODEL and --models FOLDER, which holds",
+        ),
+        (lambda: DecompressConfig(files="f", out="o", model="m", max_pixels=0), "max_pixels=0, expected at least 1"),
+        (lambda: InfoConfig(file="f", model="m", models="n"), "expected one of --model MODEL and --models FOLDER"),
+        (
+            lambda: InfoConfig(file="f", against="a"),
+            "against is given, but no model to decode the file with; give --model",
+        ),
+    ],
+)
+def test_impossible_options_are_refused(make, message):
+    with pytest.raises(UserError) as refused:
+        make()
+    assert message in str(refused.value)
+
+
+def test_nothing_to_decompress_is_told(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    config = DecompressConfig(model=str(model), files=str(tmp_path / "empty"), out=str(tmp_path / "png"))
+    with pytest.raises(UserError, match=r"empty holds no .zlg files; name a folder that `zellige compress` wrote"):
+        decompress_files(config)
+    with pytest.raises(UserError, match=r"absent.zlg is no file; name a .zlg file"):
+        decompress_files(replace(config, files=str(tmp_path / "absent.zlg")))
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; name one that holds models"):
+        decompress_files(replace(config, model=None, models=str(tmp_path / "nowhere"), files=str(tmp_path / "a.zlg")))
+
+
+def test_the_commands(model, images, tmp_path, capsys):
+    zlg, png = str(tmp_path / "zlg"), str(tmp_path / "png")
+    assert main(["compress", "--model", str(model), "--images", str(images), "--out", zlg, "--mode", "table"]) == 0
+    assert main(["decompress", "--model", str(model), "--files", zlg, "--out", png]) == 0
+    assert main(["info", "--file", f"{zlg}/00.zlg"]) == 0
+    assert "mode: table" in capsys.readouterr().out
+    assert json.loads((tmp_path / "zlg" / "settings.json").read_text())["mode"] == "table"
+    assert main(["decompress", "--files", zlg, "--out", png]) == 2

@@ -1,0 +1,127 @@
+"""The page, and what is said of priors with a known fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from codes.shards import CodeShardWriter
+from codes.spec import CodeSpec, Grid
+from common.errors import UserError
+from pipelines import TwoStagePipeline
+from pipelines.commands.diagnose import DiagnoseConfig, GridFigures, diagnose, findings
+from stage2_prior.sampling import SamplingConfig
+from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
+from tests.pipelines.test_prompts_and_sizes import text_pipeline
+
+
+def write_codes(folder: Path, spec: CodeSpec, splits: tuple[str, ...] = ("train", "validation")) -> Path:
+    writer = CodeShardWriter(folder, spec, splits, class_names=("class 0", "class 1", "class 2"))
+    for number in range(len(splits)):
+        generator = torch.Generator().manual_seed(number)
+        codes = tuple(torch.randint(g.vocabulary, (24, g.height, g.width), generator=generator) for g in spec.grids)
+        writer.write(number, codes, torch.arange(24) % 3, [f"{i}.png" for i in range(24)])
+    writer.finish()
+    return folder
+
+
+GOOD = GridFigures(
+    name="codes", vocabulary=64, frequencies=5.5, train=3.0, validation=3.1, samples=3.0, real_used=0.9,
+    sampled_used=0.85, never_sampled=0.06,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({}, "the prior fits its codes"),
+        ({"train": 1.5}, "the prior knows its training images by heart: 1.50 bits per code there and 3.10"),
+        ({"train": 5.2, "validation": 5.3, "samples": 5.3}, "little more than how frequent the codes are: 5.30 bits"),
+        ({"samples": 2.0}, "samples are more predictable than real images, 2.00 bits per code against 3.10"),
+        ({"samples": 4.5}, "samples drift into what the prior itself finds improbable, 4.50 bits per code"),
+        ({"sampled_used": 0.3, "never_sampled": 0.7}, "70% of the codes that real images use are never sampled"),
+    ],
+)
+def test_each_fault_is_found_alone(fault, said):
+    (answer,) = findings([GOOD._replace(**fault)], SamplingConfig())
+    assert said in answer
+
+
+def test_settings_that_narrow_the_choice_are_named():
+    fault = GOOD._replace(samples=2.0)
+    assert (
+        "the model samples with temperature=0.5, top_k=3;"
+        in findings([fault], SamplingConfig(temperature=0.5, top_k=3))[0]
+    )
+    assert "its sampling settings are those of training" in findings([fault], SamplingConfig())[0]
+
+
+def test_of_several_grids_each_is_named_and_the_least_predictable_too():
+    grids = [GOOD._replace(name="top", train=1.0), GOOD._replace(name="bottom", validation=4.9, train=4.9, samples=4.9)]
+    overfit, worst = findings(grids, SamplingConfig())
+    assert overfit.startswith("grid 'top': the prior knows its training images by heart")
+    assert worst.startswith("grid 'bottom' is the least predictable, 89% of its frequencies' bits")
+
+
+def test_the_page_holds_figures_findings_and_pictures(model: Path, tmp_path: Path, capsys):
+    codes = write_codes(tmp_path / "codes", make_pipeline().prior.code_spec)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "split": "train", "bits_per_code": 4.0}\n')
+    out = tmp_path / "page.html"
+    config = DiagnoseConfig(model=str(model), codes=str(codes), out=str(out), run=str(run), num=20, batch_size=7)
+    line = diagnose(config)
+    printed = capsys.readouterr().out.splitlines()
+    assert line == f"{len(printed)} findings from 20 held-out images and as many samples; the page is {out}"
+    assert any("little more than how frequent" in answer for answer in printed)  # random codes, untrained prior
+    page = out.read_text()
+    assert page.count("data:image/png;base64,") == 4  # real, samples, half real, curves
+    for part in ("Upper half real, lower half sampled", "Training", "<td>codes</td>", "transformer"):
+        assert part in page
+    assert "src=" not in page.replace('src="data:', "")  # self-contained
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes", "page.html", "run"]
+
+
+def test_of_several_grids_the_coarse_ones_are_shown_real(tmp_path: Path):
+    from stage1_vq.autoencoders import VQVAE2, VQVAE2Config
+    from stage1_vq.quantizers import NearestQuantizerConfig
+
+    torch.manual_seed(0)
+    quantizer = NearestQuantizerConfig(codebook_size=8, dim=4)
+    config = VQVAE2Config(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=quantizer)
+    autoencoder = VQVAE2(config, (16, 16)).eval()
+    pipeline = TwoStagePipeline(autoencoder, make_prior(autoencoder, 3))
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    codes = write_codes(tmp_path / "codes", pipeline.prior.code_spec)
+    diagnose(DiagnoseConfig(model=str(folder), codes=str(codes), out=str(tmp_path / "page.html"), num=12))
+    top = pipeline.prior.code_spec.grids[0].name
+    assert f"Codes of {top} real, the rest sampled" in (tmp_path / "page.html").read_text()
+
+
+def test_a_model_of_captions_is_diagnosed_without_any(tmp_path: Path):
+    pipeline = text_pipeline()
+    folder, spec = pipeline.save_pretrained(tmp_path / "model"), pipeline.prior.code_spec
+    codes = write_codes(tmp_path / "codes", spec)
+    line = diagnose(DiagnoseConfig(model=str(folder), codes=str(codes), out=str(tmp_path / "page.html"), num=6))
+    assert "findings from 6 held-out images and as many samples" in line
+
+
+def test_codes_of_another_model_are_refused(model: Path, tmp_path: Path):
+    other = write_codes(tmp_path / "codes", CodeSpec((Grid("codes", 2, 2, 16),), 16, 16, 1))
+    with pytest.raises(UserError, match=r"holds 2x2 codes of 16 .*, and the prior of .* models 4x4 codes of 16"):
+        diagnose(DiagnoseConfig(model=str(model), codes=str(other), out=str(tmp_path / "page.html")))
+
+
+def test_codes_without_held_out_images_are_refused(model: Path, tmp_path: Path):
+    codes = write_codes(tmp_path / "codes", make_autoencoder().code_spec(), ("train",))
+    with pytest.raises(UserError, match="holds no validation images, which the diagnosis compares"):
+        diagnose(DiagnoseConfig(model=str(model), codes=str(codes), out=str(tmp_path / "page.html"), num=4))
+
+
+def test_a_run_without_curves_is_refused(model: Path, tmp_path: Path):
+    codes = write_codes(tmp_path / "codes", make_autoencoder().code_spec())
+    config = DiagnoseConfig(model=str(model), codes=str(codes), out=str(tmp_path / "p.html"), run=str(tmp_path), num=4)
+    with pytest.raises(UserError, match=r"holds no metrics.jsonl: name the run folder"):
+        diagnose(config)

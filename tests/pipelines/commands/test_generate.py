@@ -1,0 +1,262 @@
+"""Generated files depend on model, settings and index alone: not on interruptions, number or processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import pipelines.commands.generate
+from codes.spec import Codes
+from common.errors import UserError
+from pipelines.commands.generate import GenerateConfig, class_number, generate_files
+from pipelines.two_stage import TwoStagePipeline
+from stage1_vq.autoencoders import VQVAE
+from tests.pipelines.conftest import make_pipeline
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def test_images_sheet_and_record(model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    line = generate_files(GenerateConfig(model=str(model), out=str(out), num=7, seed=3, top_k=5, batch_size=4))
+    assert line == (
+        f"7 images in {out}, 7 of them new; the first are on {out}/sheet.png, settings in {out}/samples.jsonl"
+    )
+    numbered = [f"{i:06d}.png" for i in range(7)]
+    assert sorted(contents(out)) == [*numbered, "samples.jsonl", "settings.json", "sheet.png"]
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [sample["file"] for sample in samples] == numbered
+    assert [sample["label"] for sample in samples] == [0, 1, 2, 0, 1, 2, 0]
+    fingerprint = make_pipeline().fingerprint()
+    assert samples[5] == {
+        "file": "000005.png", "index": 5, "label": 2, "given": None, "class_name": "class 2", "model": fingerprint,
+        "prompt": None, "size": None,
+        "seed": 3, "batch_size": 4, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0,
+        "guidance_schedule": "constant", "guidance_start": 0.0, "guidance_end": 1.0,
+        "steps": None, "choice_temperature": None, "candidates": 1, "judge": None,
+    }  # fmt: skip
+    with Image.open(out / numbered[0]) as image:
+        assert (image.mode, image.size) == ("L", (16, 16))
+
+
+def test_files_are_what_the_pipeline_generates(model: Path, tmp_path: Path):
+    generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=3, seed=8, batch_size=3))
+    images = make_pipeline().generate(3, seed=8).images
+    for i, image in enumerate(images):
+        with Image.open(tmp_path / f"{i:06d}.png") as written:
+            assert written.tobytes() == pipelines.commands.generate.to_pil(image).tobytes()
+
+
+def test_a_run_that_was_cut_is_continued_to_the_same_files(model: Path, tmp_path: Path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    generate_files(GenerateConfig(model=str(model), out=str(whole), num=10, batch_size=4))
+
+    save, written = pipelines.commands.generate.save_png, []
+
+    def save_five(picture: Image.Image, path: Path) -> None:
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(path)
+        save(picture, path)
+
+    monkeypatch.setattr(pipelines.commands.generate, "save_png", save_five)
+    with pytest.raises(KeyboardInterrupt):
+        generate_files(GenerateConfig(model=str(model), out=str(cut), num=10, batch_size=4))
+    monkeypatch.setattr(pipelines.commands.generate, "save_png", save)
+    assert 5 <= len(list(cut.glob("0*.png"))) < 10
+    (cut / ".000009.png.123.tmp").write_bytes(b"half")  # as kill -9 leaves it
+    (cut / "000001.png").write_bytes((cut / "000001.png").read_bytes()[:50])  # as a power failure leaves it
+
+    line = generate_files(GenerateConfig(model=str(model), out=str(cut), num=10, batch_size=4))
+    assert contents(cut) == contents(whole)
+    assert "10 images" in line
+
+
+def test_what_is_there_is_not_made_again(model: Path, tmp_path: Path, monkeypatch):
+    config = GenerateConfig(model=str(model), out=str(tmp_path), num=5, batch_size=4)
+    generate_files(config)
+    before = contents(tmp_path)
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("sampled although everything was there")
+
+    monkeypatch.setattr(pipelines.commands.generate.TwoStagePipeline, "sample", refuse)
+    assert "0 of them new" in generate_files(config)
+    assert contents(tmp_path) == before
+
+
+def test_a_larger_number_adds_to_the_same_files(model: Path, tmp_path: Path):
+    grown, at_once = tmp_path / "grown", tmp_path / "at_once"
+    generate_files(GenerateConfig(model=str(model), out=str(grown), num=5, batch_size=4))
+    line = generate_files(GenerateConfig(model=str(model), out=str(grown), num=9))  # batch size as recorded
+    generate_files(GenerateConfig(model=str(model), out=str(at_once), num=9, batch_size=4))
+    assert contents(grown) == contents(at_once)
+    assert "9 images" in line
+
+
+def test_a_cuda_graph_is_refused_before_anything_is_written(model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="got cuda_graph on the device cpu"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), cuda_graph=True, device="cpu"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=r"got cuda_graph with size=\(32, 16\), expected either"):
+        GenerateConfig(model=str(model), out=str(tmp_path), cuda_graph=True, size=(32, 16))
+
+
+def test_a_smaller_number_leaves_the_record_of_what_is_there(model: Path, tmp_path: Path):
+    config = GenerateConfig(model=str(model), out=str(tmp_path), num=9, batch_size=4)
+    generate_files(config)
+    before = contents(tmp_path)
+    generate_files(replace(config, num=2))
+    assert contents(tmp_path) == before
+
+
+def test_images_of_others_are_not_written_over(model: Path, tmp_path: Path):
+    Image.new("L", (4, 4)).save(tmp_path / "000001.png")
+    with pytest.raises(UserError, match=r"holds 000001.png, which this command did not write; name another --out"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (30, 28)}, r"size=\(30, 28\), expected two multiples of 4, the pixels to a code of this model"),
+        ({"steps": 5}, "steps=5 for a transformer prior"),
+    ],
+)
+def test_what_cannot_be_drawn_leaves_no_folder(options, message, model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=3, **options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_are_refused_and_named(model: Path, tmp_path: Path):
+    generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=2))
+    before = contents(tmp_path)
+    with pytest.raises(UserError) as refused:
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=2, seed=1, temperature=0.5))
+    assert str(refused.value) == (
+        f"{tmp_path} was begun with other settings: seed was 0 and is now 1; "
+        "temperature was 1.0 and is now 0.5; "
+        "give the former values to continue it, or name another --out folder"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_settings_bind_once_there_is_an_image(model: Path, tmp_path: Path):
+    config = GenerateConfig(model=str(model), out=str(tmp_path), num=2, guidance=1e300)
+    with pytest.raises(UserError, match="not finite: guidance=1e\\+300 is too large"):
+        generate_files(config)
+    generate_files(replace(config, guidance=1.5))
+
+
+def test_a_seed_out_of_range_is_refused_at_once():
+    with pytest.raises(UserError, match="seed=-1, expected 0 to"):
+        GenerateConfig(model="nowhere", out="out", seed=-1)
+
+
+def test_a_class_whose_name_is_a_number_goes_by_its_name(model: Path):
+    pipeline = TwoStagePipeline.from_pretrained(model)
+    pipeline.prior.class_names = ("1950", "2", "1")
+    assert [class_number(pipeline.class_names, label) for label in (1950, 2, 1, "1", 0)] == [0, 1, 2, 2, 0]
+
+
+def test_a_file_where_the_folder_should_be_is_left_alone(model: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="a file stands where a folder should be"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "notes.txt"), num=2))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_files_do_not_depend_on_the_number_of_threads_or_the_batch(model: Path, tmp_path: Path, monkeypatch):
+    def sensitive(codes: Codes) -> torch.Tensor:
+        """A decoder whose pixels depend on threads and batch as rounding errors do, only more."""
+        shade = 0.1 * torch.get_num_threads() + 0.01 * len(codes[0])
+        return torch.full((len(codes[0]), 1, 16, 16), shade)
+
+    monkeypatch.setattr(VQVAE, "decode", lambda self, codes: sensitive(codes))
+    made, before = [], torch.get_num_threads()
+    for threads, batch_size in ((1, 5), (3, 5), (3, 2)):
+        torch.set_num_threads(threads)
+        try:
+            out = tmp_path / f"{threads} {batch_size}"
+            generate_files(GenerateConfig(model=str(model), out=str(out), num=5, batch_size=batch_size))
+            assert torch.get_num_threads() == threads  # as it was before
+        finally:
+            torch.set_num_threads(before)
+        made.append([(out / f"{i:06d}.png").read_bytes() for i in range(5)])
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.parametrize("label", [2, "class 2"])
+def test_one_class_by_number_or_name(model: Path, tmp_path: Path, label):
+    generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=3, label=label))
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [sample["label"] for sample in samples] == [2, 2, 2]
+    images = make_pipeline().generate(3, labels=2).images
+    with Image.open(tmp_path / "000001.png") as written:
+        assert written.tobytes() == pipelines.commands.generate.to_pil(images[1]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (3, "label 3 is out of range: this model knows the 3 classes 0 to 2; choose one of them"),
+        (
+            "cat",
+            "this model has no class named 'cat': its classes are class 0, class 1, class 2; choose one of them",
+        ),
+    ],
+)
+def test_a_class_that_does_not_exist_is_refused_before_anything_is_written(model: Path, tmp_path: Path, label, message):
+    with pytest.raises(UserError) as refused:
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), label=label))
+    assert str(refused.value) == message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("field", "message"), [("num", "num=0, expected"), ("batch_size", "batch_size=0, expected")])
+def test_numbers_below_one_are_refused(field, message):
+    with pytest.raises(UserError, match=message):
+        GenerateConfig(model="m", out="o", **{field: 0})
+
+
+def run_generate(model: Path, out: Path, processes: int) -> str:
+    """In processes of its own; returns what they wrote to stderr, their progress."""
+    command = [
+        "-m",
+        "pipelines",
+        "--",
+        "generate",
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+        "--num",
+        "22",
+        "--batch_size",
+        "4",
+    ]
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    line = [sys.executable, *launcher, *command]
+    return subprocess.run(line, check=True, env=environment, capture_output=True, text=True).stderr
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_files_of_one_byte_for_byte(model: Path, tmp_path: Path):
+    assert "6/6" in run_generate(model, tmp_path / "one", processes=1)
+    assert "3/3" in run_generate(model, tmp_path / "two", processes=2)  # half of the batches each
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")

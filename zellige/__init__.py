@@ -1,0 +1,1 @@
+"""Zellige's public page: what scripts import."""
