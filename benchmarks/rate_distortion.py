@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.codec import modes_of, read_images
 from images.datasets import to_float, to_uint8
 from pipelines.codec.codec import Codec
-from pipelines.commands.evaluate import ssim
+from pipelines.figures import ssim
 from pipelines.pictures import to_pil
 from stage1_vq.losses.perceptual import LPIPS, LPIPSConfig
 from stage1_vq.train import psnr

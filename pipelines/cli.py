@@ -7,55 +7,20 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from common.errors import NO_SPACE, UserError
 from common.memory import keep_freed_memory
-
-if TYPE_CHECKING:
-    from training.loop import FitResult
 
 Job = Callable[[], str]
 """Does what the command says; returns the one line that tells what was made and where."""
 
 
-def train_stage1(arguments: Sequence[str]) -> Job:
-    from pipelines.options import read_recipe
-    from stage1_vq.train import Stage1Config, train_stage1
-
-    config, run = read_recipe("train-stage1", Stage1Config, "stage1", arguments)
-    if not config.data.path:
-        raise UserError(
-            "data.path is empty: expected a folder of images, an .npz file or a name such as cifar10; give --data.path"
-        )
-    return lambda: training_summary(train_stage1(config, run), f"zellige encode --model {run} --out CODES")
-
-
-def train_stage2(arguments: Sequence[str]) -> Job:
-    from pipelines.options import read_recipe
-    from stage2_prior.train import Stage2Config, train_stage2
-
-    config, run = read_recipe("train-stage2", Stage2Config, "stage2", arguments)
-    if not config.codes:
-        raise UserError("codes is empty: expected a folder that `zellige encode` wrote; give --codes")
-    codes = Path(config.codes)
-    return lambda: training_summary(
-        train_stage2(config, codes, run), f"zellige assemble --stage1 RUN --stage2 {run} --out MODEL"
-    )
-
-
-def encode(arguments: Sequence[str]) -> Job:
-    from pipelines.model_folders import stage_folder
-    from pipelines.options import read_options
-    from stage1_vq.encode import EncodeConfig, encode
-
-    config = read_options("encode", EncodeConfig, arguments)
-    model = str(stage_folder(config.model, "stage1"))
-    return lambda: encode(replace(config, model=model))
+def from_arguments(module: str) -> Callable[[Sequence[str]], Job]:
+    """A command that reads its arguments itself: `prepare` of a module."""
+    return lambda arguments: import_module(module).prepare(arguments)
 
 
 def from_options(command: str, module: str, config_class: str, function: str) -> Callable[[Sequence[str]], Job]:
@@ -107,10 +72,15 @@ COMMANDS = {
         "train both stages on bundled MNIST digits and draw samples: minutes on a CPU",
         from_options("quickstart", "pipelines.commands.quickstart", "QuickstartConfig", "quickstart"),
     ),
-    "train-stage1": Command("train an autoencoder: images to codes and back", train_stage1),
-    "encode": Command("turn images into code shards, with a trained autoencoder", encode),
+    "train-stage1": Command(
+        "train an autoencoder: images to codes and back", from_arguments("pipelines.commands.train_stage1")
+    ),
+    "encode": Command(
+        "turn images into code shards, with a trained autoencoder",
+        from_options("encode", "pipelines.commands.encode", "EncodeConfig", "encode_images"),
+    ),
     "codes": Command("look into code shards, check them, export them", codes),
-    "train-stage2": Command("train a prior on code shards", train_stage2),
+    "train-stage2": Command("train a prior on code shards", from_arguments("pipelines.commands.train_stage2")),
     "import": Command(
         "make a model folder of a model that another project published",
         from_options("import", "pipelines.commands.import_weights", "ImportConfig", "import_weights"),
@@ -158,7 +128,7 @@ COMMANDS = {
     ),
     "info": Command(
         "show what a .zlg file holds, and how good it is",
-        from_options("info", "pipelines.commands.decompress", "InfoConfig", "describe_file"),
+        from_options("info", "pipelines.commands.info", "InfoConfig", "describe_file"),
     ),
 }
 
@@ -173,17 +143,6 @@ def usage_of(command: str, commands: Mapping[str, Command]) -> str:
             "  --debug       show the traceback of an error",
             "  --version     show the version",
         ]
-    )
-
-
-def training_summary(result: FitResult, next_command: str) -> str:
-    if not result.finished:
-        return f"{result.run} is stopped after step {result.steps_done}; the same command continues"
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    validated = f", validation: {figures} (kept: step {result.best_step})" if figures else ""
-    return (
-        f"{result.steps_done} steps in {result.minutes:.1f} minutes{validated}; "
-        f"the model is in {result.run / 'model'}; next: {next_command}"
     )
 
 

@@ -15,10 +15,10 @@ from codes.spec import CodeSpec
 from common.errors import UserError
 from common.files import remove_leftovers_below, write_json
 from images.files import BadImageError, open_upright, scale_to_cover
-from pipelines.commands.generate import class_number
-from pipelines.commands.reconstruct import image_names, target_names, to_images
 from pipelines.devices import open_device
+from pipelines.image_folders import image_names, target_names, to_images
 from pipelines.known_codes import rectangle
+from pipelines.labels import class_number
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
 from pipelines.two_stage import TwoStagePipeline

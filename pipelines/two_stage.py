@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,24 +18,20 @@ from torch import Tensor
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
-from common.model_io import load_pretrained
 from pipelines.any_size import encode_any_size, reconstruct
+from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
-from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from pipelines.stages import KIND, check_fit, load_stages
+from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
-from stage2_prior.priors import PRIORS, AutoregressivePrior, Prior
+from stage2_prior.priors import AutoregressivePrior, Prior
 from stage2_prior.sampling import SamplingConfig, draw_in_order, noise, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
 from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
-
-if TYPE_CHECKING:
-    from pipelines.codec.codec import Codec
-
-KIND = "two_stage"
 
 
 class Generated(NamedTuple):
@@ -286,8 +282,6 @@ class TwoStagePipeline:
 
     def codec(self) -> Codec:
         """For many files: it computes the fingerprints of the models, which takes a while, only once."""
-        from pipelines.codec.codec import Codec  # which imports this module
-
         return Codec(self.autoencoder, self.prior, self.tables)
 
     def inpaint(self, images: Tensor, keep: Tensor, **settings: Any) -> Generated:
@@ -400,33 +394,9 @@ class TwoStagePipeline:
     def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
         """The pipeline of a local folder or a Hugging Face hub id, on the CPU. Raises UserError."""
         folder = pipeline_folder(folder_or_hub_id)
-        index = read_json(folder / INDEX_NAME)
-        if index.get("kind") != KIND:
-            raise UserError(f"{folder / INDEX_NAME} describes a {index.get('kind')!r} pipeline, expected {KIND!r}")
-        sampling = read_sampling(folder, index)
-        return cls(
-            load_pretrained(folder / "stage1", AUTOENCODERS),
-            load_pretrained(folder / "stage2", PRIORS),
-            sampling,
-            load_tables(folder),
-        )
-
-
-def check_fit(autoencoder: Autoencoder, prior: Prior) -> None:
-    """Raises UserError unless `prior` was trained on codes of exactly this autoencoder."""
-    ours, theirs = autoencoder.code_spec(), prior.code_spec
-    if ours != theirs:
-        raise UserError(
-            f"the two stages do not fit: the autoencoder makes {ours.describe()}, the prior was trained on "
-            f"{theirs.describe()}; name the stage-one run whose codes the prior was trained on"
-        )
-    recorded, actual = prior.stage1_fingerprint, autoencoder.fingerprint()
-    if recorded is not None and recorded != actual:
-        raise UserError(
-            f"the two stages do not fit: the prior was trained on codes of autoencoder {recorded[:12]}, "
-            f"this one is {actual[:12]} (same shape, other weights); name the stage-one run whose "
-            "codes the prior was trained on, or encode and train stage two again"
-        )
+        autoencoder, prior = load_stages(folder)
+        sampling = read_sampling(folder, read_json(folder / INDEX_NAME))
+        return cls(autoencoder, prior, sampling, load_tables(folder))
 
 
 def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:

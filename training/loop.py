@@ -40,6 +40,17 @@ class FitResult:
     images_per_second: float  # training samples over training time, without validation, previews and checkpoints
     waiting_share: float  # share of the training time spent waiting for data
 
+    def summary(self, next_command: str) -> str:
+        """One line for a person: what was done, how good it is, and the command that goes on from here."""
+        if not self.finished:
+            return f"{self.run} is stopped after step {self.steps_done}; the same command continues"
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        validated = f", validation: {figures} (kept: step {self.best_step})" if figures else ""
+        return (
+            f"{self.steps_done} steps in {self.minutes:.1f} minutes{validated}; "
+            f"the model is in {self.run / 'model'}; next: {next_command}"
+        )
+
 
 def fit(
     task: Task,

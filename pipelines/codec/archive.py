@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from codes.spec import Codes
 from common.errors import UserError
 from pipelines.codec.entropy_coding import bit_length, packed_length
 
+SUFFIX = ".zlg"
 MAGIC = b"\x89ZLG"
 VERSION = 1
 FINGERPRINT_BYTES = 8
@@ -278,3 +280,11 @@ class Reader:
         if not smallest <= number <= largest:
             raise ValueError(f"it claims {what}: {number}, expected {smallest} to {largest}")
         return number
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises UserError where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{path} is no file; name a {SUFFIX} file") from error

@@ -33,7 +33,7 @@ from pipelines.codec.entropy_coding import DamagedPayloadError, pack, unpack
 from pipelines.codec.prior_coding import Told, check_can_code, check_label, decode_with_prior, encode_with_prior
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME, any_model_folder
-from pipelines.two_stage import TwoStagePipeline
+from pipelines.stages import load_stages
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage2_prior.priors import AutoregressivePrior, Prior
 
@@ -72,8 +72,7 @@ class Codec:
         """Of an assembled model, or of an autoencoder alone, with the tables of its folder. Raises UserError."""
         folder = any_model_folder(folder_or_hub_id)
         if (folder / INDEX_NAME).is_file():
-            pipeline = TwoStagePipeline.from_pretrained(folder)
-            return cls(pipeline.autoencoder, pipeline.prior, pipeline.tables)
+            return cls(*load_stages(folder), load_tables(folder))
         return cls(load_pretrained(folder, AUTOENCODERS), None, load_tables(folder))
 
     def to(self, device: torch.device | str) -> Self:

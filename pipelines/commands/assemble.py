@@ -12,8 +12,8 @@ from codes.spec import CodeSpec
 from common.errors import UserError
 from common.files import read_json
 from common.model_io import load_pretrained
+from pipelines.codec.shard_tables import tables_of_shards
 from pipelines.codec.tables import CodeTables, load_tables
-from pipelines.commands.tables import tables_of_shards
 from pipelines.model_folders import INDEX_NAME, stage_folder
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder

@@ -21,9 +21,9 @@ from common.errors import UserError
 from common.files import atomic_file, read_json, remove_leftovers, sha256_of_file, write_json
 from common.model_io import load_pretrained
 from pipelines.codec.entropy_coding import packed_length
-from pipelines.commands.tables import check_made_by
 from pipelines.model_folders import stage_folder
 from pipelines.settings import SETTINGS_NAME
+from pipelines.stages import check_made_by
 from stage1_vq.autoencoders import AUTOENCODERS
 
 CHUNK = 8192  # images that are looked at at a time

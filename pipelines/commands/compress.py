@@ -15,15 +15,14 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
 from images.files import BadImageError, BadImages, open_upright
-from pipelines.codec.archive import Entry, read_archive
+from pipelines.codec.archive import SUFFIX, Entry, read_archive
 from pipelines.codec.codec import BATCH, LANES, PIXELS, Codec
-from pipelines.commands.generate import class_number
-from pipelines.commands.reconstruct import BAD_FILES_NAME, image_names, to_images
 from pipelines.devices import open_device
+from pipelines.image_folders import BAD_FILES_NAME, image_names, to_images
+from pipelines.labels import class_number
 from pipelines.pictures import quick_file
 from pipelines.settings import SETTINGS_NAME, check_settings
 
-SUFFIX = ".zlg"
 ARCHIVE_NAME = "images.zlg"
 
 

@@ -1,36 +1,28 @@
-"""`zellige decompress` and `info`: what `.zlg` files hold, as images and as text."""
+"""`zellige decompress`: `.zlg` files to images."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import remove_leftovers_below, write_json
-from common.model_io import CONFIG_NAME
-from images.files import BadImageError, open_upright
-from pipelines.codec.archive import Archive, Entry, read_archive
+from pipelines.codec.archive import SUFFIX, Archive, Entry, read_archive, read_file
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
-from pipelines.commands.compress import SUFFIX
-from pipelines.commands.evaluate import ssim
-from pipelines.commands.reconstruct import decibels, target_names, to_images
+from pipelines.codec.models import Models
 from pipelines.devices import open_device
-from pipelines.model_folders import INDEX_NAME
+from pipelines.image_folders import target_names
 from pipelines.pictures import is_complete_png, save_png, to_pil
 from pipelines.settings import SETTINGS_NAME, check_settings
 
 LONGEST_NAME = 240  # bytes of a file or folder in an archive
-SHOWN_SHAPES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +67,7 @@ def decompress_files(config: DecompressConfig) -> str:
             todo: list[Wanted] = []
             for name in part:
                 try:
-                    archive = read_archive(read_bytes(root / name), str(root / name))
+                    archive = read_archive(read_file(root / name), str(root / name))
                 except UserError as error:
                     failures.append(str(error))
                     continue
@@ -165,13 +157,6 @@ def zlg_files(folder: Path) -> list[str]:
     return names
 
 
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path} is no file; name a {SUFFIX} file") from error
-
-
 def png_names(file: str, archive: Archive, title: str) -> list[str]:
     """Where the images of a file go: a.zlg to a.png, those of an archive to a folder of its name. Raises UserError for
     a name that leads out of it."""
@@ -188,118 +173,3 @@ def png_names(file: str, archive: Archive, title: str) -> list[str]:
             )
     targets = target_names(names)
     return [f"{stem}/{targets[name]}" for name in names]
-
-
-class Models:
-    """The models that files need: the one that was named, or those of a folder, found by their fingerprints."""
-
-    def __init__(self, model: str | None, models: str | None, device: torch.device):
-        if models is not None and not Path(models).is_dir():
-            raise UserError(f"there is no folder {models}; name one that holds models")
-        self.folder = models
-        self.device = device
-        self.known = [] if model is None else [Codec.from_pretrained(model).to(device)]
-
-    def for_archive(self, archive: Archive, title: str) -> Codec:
-        """Raises UserError where there is none."""
-        for codec in self.known:
-            if codec.wrote(archive):
-                return codec
-        if self.folder is None:
-            self.known[0].check_archive(archive, title)
-        else:
-            for folder in model_folders(Path(self.folder)):
-                try:
-                    codec = Codec.from_pretrained(folder)
-                except UserError:  # a prior alone, or of another version: it is not this one
-                    continue
-                if codec.wrote(archive):
-                    self.known.append(codec.to(self.device))
-                    return codec
-        raise UserError(
-            f"{title} was compressed by a model that is not in {self.folder}: its autoencoder is {archive.stage1.hex()}"
-            + (f", its prior {archive.prior.hex()}" if archive.prior else "")
-            + (f", its tables {archive.tables.hex()}" if archive.tables else "")
-            + "; put the model there"
-        )
-
-
-def model_folders(root: Path) -> list[Path]:
-    """Assembled models and single ones below a folder."""
-    assembled = [path.parent for path in sorted(root.rglob(INDEX_NAME))]
-    single = [path.parent for path in sorted(root.rglob(CONFIG_NAME))]
-    return assembled + [folder for folder in single if folder.parent not in assembled]
-
-
-# ---- what a file is -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoConfig:
-    """What a .zlg file holds, how small it is, and how good."""
-
-    file: str  # the .zlg file
-    against: str | None = None  # the image it was made of: PSNR and SSIM; needs --model or --models
-    model: str | None = None  # the model that compressed it
-    models: str | None = None  # in place of model: a folder in which it is found by its fingerprint
-    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
-
-    def __post_init__(self) -> None:
-        if self.model is not None and self.models is not None:
-            raise UserError("expected one of --model MODEL and --models FOLDER, which holds the model; got both")
-        if self.against is not None and self.model is None and self.models is None:
-            raise UserError("against is given, but no model to decode the file with; give --model or --models")
-
-
-def describe_file(config: InfoConfig) -> str:
-    """Lines of text. Raises UserError when the file is damaged, or cannot be decoded where that is asked for."""
-    path = Path(config.file)
-    data = read_bytes(path)
-    archive = read_archive(data, str(path))
-    pixels = sum(entry.shape.height * entry.shape.width for entry in archive.entries)
-    payloads = sum(entry.bits for entry in archive.entries)
-    modes = Counter(entry.mode.name for entry in archive.entries)
-    shapes = Counter(entry.shape for entry in archive.entries)
-    lines = [
-        f"{path}: {len(archive.entries)} image{'s' if len(archive.entries) > 1 else ''}, {len(data)} bytes "
-        f"({-(-payloads // 8)} of codes), {8 * len(data) / pixels:.4f} bits per pixel",
-        "mode: " + ", ".join(f"{mode} ({count})" if len(modes) > 1 else mode for mode, count in modes.items()),
-    ]
-    for shape, count in shapes.most_common(SHOWN_SHAPES):
-        grids = " + ".join(f"{h}x{w} codes of {k}" for h, w, k in shape.grids)
-        lines.append(f"{count} of {shape.height}x{shape.width} pixels: {grids}")
-    if len(shapes) > SHOWN_SHAPES:
-        lines.append(f"and images of {len(shapes) - SHOWN_SHAPES} sizes more")
-    lines.append(f"autoencoder: {archive.stage1.hex()}")
-    lines += [f"prior: {archive.prior.hex()}, on {archive.environment}"] if archive.prior else []
-    lines += [f"tables: {archive.tables.hex()}"] if archive.tables else []
-    if config.model is None and config.models is None:
-        return "\n".join(lines)
-    codec = Models(config.model, config.models, open_device(config.device)[1]).for_archive(archive, str(path))
-    kinds = [codec.autoencoder.kind, *([codec.prior.kind] if codec.prior is not None else [])]
-    lines.append(f"the model is here: {' and '.join(kinds)}")
-    if config.against is not None:
-        lines.append(quality(codec, archive, data, Path(config.against), str(path)))
-    return "\n".join(lines)
-
-
-def quality(codec: Codec, archive: Archive, data: bytes, against: Path, title: str) -> str:
-    """PSNR and SSIM of the one image of a file. Raises UserError for another image."""
-    if len(archive.entries) > 1:
-        raise UserError(f"{title} holds {len(archive.entries)} images, expected one to be held against {against}")
-    try:
-        original = open_upright(against, codec.autoencoder.channels)
-    except BadImageError as error:
-        raise UserError(f"{against} cannot be read as an image ({error}); name the one that was compressed") from error
-    shape = archive.entries[0].shape
-    if (original.height, original.width) != (shape.height, shape.width):
-        raise UserError(
-            f"{against} has {original.height}x{original.width} pixels, {title} {shape.height}x{shape.width}; name the "
-            "image that was compressed"
-        )
-    decoded = to_pil(codec.decompress(data)[0])
-    psnr = decibels(np.asarray(original), np.asarray(decoded))
-    similarity = ssim(to_images(decoded), to_images(original))
-    return ("PSNR: equal" if psnr is None else f"PSNR: {psnr:.2f} dB") + (
-        "" if similarity is None else f", SSIM: {float(similarity[0]):.4f}"
-    )

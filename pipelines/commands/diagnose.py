@@ -22,8 +22,8 @@ from codes.shards import CodeDataset, Split
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_file
-from pipelines.commands.evaluate import bits_of_codes, entropy
 from pipelines.devices import open_device
+from pipelines.figures import bits_of_codes, entropy
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling import SamplingConfig

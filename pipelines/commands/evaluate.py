@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codes.spec import Codes
 from common.errors import UserError
 from common.files import write_json
 from images.datasets import DataConfig, ImageDataset, open_images, to_float
 from pipelines.devices import open_device
+from pipelines.figures import bits_of_codes, entropy, ssim
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.train import psnr
-from stage2_prior.priors import Prior
-from stage2_prior.sampling import precise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +90,6 @@ def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> 
     return ImageDataset(source, config)
 
 
-def bits_of_codes(prior: Prior, codes: Codes, labels: Tensor) -> tuple[Tensor, ...]:
-    """Bits of each code under the prior, one `b h w` for each grid. labels: `b`, below 0 where there is none."""
-    nll = prior.nll(codes, prior.condition_of(labels))
-    return prior.grids_of(nll.to(precise(nll.device)) / math.log(2))
-
-
 class Figures:
     """Sums over test images, batch after batch."""
 
@@ -154,22 +145,3 @@ class Figures:
             figures[f"codes used{of}"] = float((count > 0).double().mean())
             figures[f"entropy of the codes{of}"] = entropy(count)
         return figures
-
-
-def entropy(counts: Tensor) -> float:
-    """Bits of one draw with these frequencies, `k`."""
-    shares = counts[counts > 0].double() / counts.sum()
-    return float(-(shares * shares.log2()).sum())
-
-
-def ssim(decoded: Tensor, images: Tensor) -> Tensor | None:
-    """Structural similarity of each image, `b`; None without torchmetrics, or for images smaller than its window."""
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError:
-        return None
-    if min(images.shape[-2:]) < 11:
-        return None
-    similarity = structural_similarity_index_measure(decoded, images, data_range=2.0, reduction="none")
-    assert isinstance(similarity, Tensor)
-    return similarity

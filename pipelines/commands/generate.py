@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.files import atomic_file, remove_leftovers, write_json
 from pipelines.devices import open_device
 from pipelines.judge import load_judge, sample_best
+from pipelines.labels import class_number
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
 from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
 from pipelines.two_stage import TwoStagePipeline
@@ -238,17 +239,6 @@ def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]
             list(pool.map(write, range(len(paths))))
     finally:
         torch.set_num_threads(threads)
-
-
-def class_number(class_names: Sequence[str] | None, label: int | str | None) -> int | None:
-    """The class that `label` names or numbers; names go first, as some are numbers. Raises UserError for neither."""
-    names = class_names or ()
-    if str(label) in names:
-        return names.index(str(label))
-    if isinstance(label, str):
-        known = f"its classes are {', '.join(names)}" if names else "its classes have numbers only"
-        raise UserError(f"this model has no class named {label!r}: {known}; choose one of them")
-    return label
 
 
 def recorded_samples(out: Path) -> int:

@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 
 from codes.shards import CodeDataset
+from common.model_io import load_pretrained
 from common.processes import process_state
 from images.datasets import DataConfig, image_datasets, to_float
-from pipelines.commands.assemble import AssembleConfig, assemble
 from pipelines.options import read_recipe
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, save_png, to_pil
 from pipelines.two_stage import TwoStagePipeline
+from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.encode import EncodeConfig, encode
 from stage1_vq.train import Stage1Config, train_stage1
+from stage2_prior.priors import PRIORS
+from stage2_prior.sampling import SamplingConfig
 from stage2_prior.train import Stage2Config, train_stage2
 from training.metrics_log import METRICS_NAME
 
@@ -66,7 +69,9 @@ def quickstart(config: QuickstartConfig) -> str:
     model = run / "model"
     say(f"4/4  zellige assemble --stage1 {stage1_run} --stage2 {stage2_run} --out {model}: both become one model")
     if state.is_main_process:
-        assemble(AssembleConfig(stage1=str(stage1_run), stage2=str(stage2_run), out=str(model), guidance=GUIDANCE))
+        autoencoder = load_pretrained(stage1_run, AUTOENCODERS)
+        prior = load_pretrained(stage2_run, PRIORS)
+        TwoStagePipeline(autoencoder, prior, SamplingConfig(guidance=GUIDANCE)).save_pretrained(model)
         pipeline = TwoStagePipeline.from_pretrained(model).to(state.device)
         draw_samples(pipeline, run / "samples.png")
         draw_reconstructions(pipeline, stage1.data, run / "reconstructions.png")

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
-from einops import rearrange
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
-from common.model_io import load_pretrained
-from images.datasets import to_float
-from images.files import BadImageError, BadImages, list_images, open_upright
+from images.files import BadImageError, BadImages, open_upright
 from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
-from pipelines.model_folders import stage_folder
+from pipelines.figures import decibels
+from pipelines.image_folders import BAD_FILES_NAME, SHEET_NAME, image_names, scale_within, target_names, to_images
 from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
 from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
-from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from pipelines.stages import load_autoencoder
 
 PSNR_NAME = "psnr.json"
-SHEET_NAME = "sheet.png"
-BAD_FILES_NAME = "bad_files.txt"
 SHEET_COLUMNS = 4
 SHEET_IMAGES = 16
 SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
@@ -105,51 +97,6 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         f"each image's PSNR in {out / PSNR_NAME}"
         + (f"; {unread} could not be read, see {out / BAD_FILES_NAME}" if unread else "")
     )
-
-
-def load_autoencoder(folder_or_hub_id: str | Path) -> Autoencoder:
-    """The autoencoder of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
-    return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), AUTOENCODERS)
-
-
-def image_names(source: Path) -> list[str]:
-    """Image files below a folder, relative to it, or the one file that `source` is. Raises UserError."""
-    if source.is_file():
-        return [source.name]
-    if not source.is_dir():
-        raise UserError(f"there is no folder or file {source}; name a folder of images or an image file")
-    names = [os.fsdecode(name) for name in list_images(source)]
-    if not names:
-        raise UserError(f"{source} holds no images; name a folder with image files in it, or in its subfolders")
-    return names
-
-
-def target_names(names: Sequence[str]) -> dict[str, str]:
-    """The PNG file for each image: a.jpg becomes a.png, or a.jpg.png where a.png is taken, by another or our sheet."""
-    short = {name: str(Path(name).with_suffix(".png")) for name in names}
-    shared = Counter([*short.values(), SHEET_NAME, *(f"{name}.png" for name in names)])  # a.jpg.png may be an image too
-    return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
-
-
-def scale_within(picture: Image.Image, max_side: int | None) -> Image.Image:
-    """The picture scaled down, antialiased, to a longer side of `max_side`; as it is where that is None or enough."""
-    if max_side is None or max(picture.size) <= max_side:
-        return picture
-    scale = max_side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BICUBIC)
-
-
-def to_images(picture: Image.Image) -> Tensor:
-    """An "L" or "RGB" picture as 1 c H W, float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(picture))
-    return to_float(rearrange(pixels, "h w -> 1 1 h w" if pixels.ndim == 2 else "h w c -> 1 c h w"))
-
-
-def decibels(original: np.ndarray, reconstruction: np.ndarray) -> float | None:
-    """Peak signal-to-noise ratio of 8-bit images; None where they are equal."""
-    error = np.mean((original.astype(np.float64) - reconstruction.astype(np.float64)) ** 2)
-    return None if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from codes.shards import CodeDataset
-from common.errors import UserError
 from common.model_io import load_pretrained, model_folder
-from pipelines.codec.tables import TABLES_NAME, CodeTables, fit_tables_to_shards
+from pipelines.codec.shard_tables import tables_of_shards
+from pipelines.codec.tables import TABLES_NAME
 from pipelines.model_folders import INDEX_NAME
-from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage1_vq.autoencoders import AUTOENCODERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,24 +30,3 @@ def add_tables(config: TablesConfig) -> str:
     contexts = "; ".join(f"{name}: {' and '.join(own.tables)}" for name, own in tables.grids.items())
     following = f"zellige compress --model {config.model} --mode table --images DIR --out DIR"
     return f"tables are in {folder / TABLES_NAME} ({contexts}); next: {following}"
-
-
-def tables_of_shards(folder: str, autoencoder: Autoencoder) -> CodeTables:
-    """Tables of the training images of code shards. Raises UserError unless this autoencoder made them."""
-    codes = CodeDataset(folder)
-    check_made_by(codes, autoencoder)
-    if len(codes) == 0:
-        raise UserError(f"{folder} holds no training images to count; encode some")
-    return fit_tables_to_shards(codes)
-
-
-def check_made_by(codes: CodeDataset, autoencoder: Autoencoder) -> None:
-    """Raises UserError unless this autoencoder made the codes; of codes that do not say who did, only their shape is
-    compared."""
-    recorded, actual = codes.stage1_fingerprint, autoencoder.fingerprint()
-    spec = autoencoder.code_spec(codes.code_spec.image_height, codes.code_spec.image_width)
-    if codes.code_spec != spec or recorded not in ("", actual):
-        raise UserError(
-            f"{codes.folder} holds codes of autoencoder {recorded[:12]}, {codes.code_spec.describe()}, expected those "
-            f"of {actual[:12]}, {spec.describe()}; encode images with this model"
-        )

@@ -14,8 +14,8 @@ from common.errors import UserError
 from pipelines import TwoStagePipeline
 from pipelines.any_size import reconstruct
 from pipelines.codec.codec import Codec
-from pipelines.commands.reconstruct import load_autoencoder
 from pipelines.model_folders import stage_folder
+from pipelines.stages import load_autoencoder
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import Transformer
 from stage2_prior.sampling import SamplingConfig, draw_in_order

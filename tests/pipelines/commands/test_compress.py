@@ -24,9 +24,11 @@ from pipelines.codec.codec import Codec
 from pipelines.codec.tables import fit_tables
 from pipelines.commands.assemble import AssembleConfig, assemble
 from pipelines.commands.compress import CompressConfig, compress_files, zlg_names
-from pipelines.commands.decompress import DecompressConfig, InfoConfig, decompress_files, describe_file
-from pipelines.commands.reconstruct import decibels, to_images
+from pipelines.commands.decompress import DecompressConfig, decompress_files
+from pipelines.commands.info import InfoConfig, describe_file
 from pipelines.commands.tables import TablesConfig, add_tables
+from pipelines.figures import decibels
+from pipelines.image_folders import to_images
 from pipelines.pictures import to_pil
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
 

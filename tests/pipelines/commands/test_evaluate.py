@@ -14,15 +14,8 @@ from codes.spec import Grid
 from common.errors import UserError
 from images.datasets import to_float
 from pipelines import TwoStagePipeline
-from pipelines.commands.evaluate import (
-    EvaluateConfig,
-    EvaluateDataConfig,
-    Figures,
-    bits_of_codes,
-    entropy,
-    evaluate,
-    images_to_evaluate,
-)
+from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, Figures, evaluate, images_to_evaluate
+from pipelines.figures import bits_of_codes, entropy
 from stage1_vq.autoencoders import DVAE, DVAEConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec

@@ -16,7 +16,8 @@ from PIL import Image
 import pipelines.commands.generate
 from codes.spec import Codes
 from common.errors import UserError
-from pipelines.commands.generate import GenerateConfig, class_number, generate_files
+from pipelines.commands.generate import GenerateConfig, generate_files
+from pipelines.labels import class_number
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import VQVAE
 from tests.pipelines.conftest import make_pipeline

@@ -12,7 +12,9 @@ from PIL import Image
 
 import pipelines.commands.reconstruct
 from common.errors import UserError
-from pipelines.commands.reconstruct import ReconstructConfig, decibels, reconstruct_files, target_names
+from pipelines.commands.reconstruct import ReconstructConfig, reconstruct_files
+from pipelines.figures import decibels
+from pipelines.image_folders import target_names
 from tests.pipelines.conftest import make_autoencoder
 
 

@@ -1,0 +1,55 @@
+"""Folders of images that commands read and write: which images there are, what their results are called."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from common.errors import UserError
+from images.datasets import to_float
+from images.files import list_images
+
+SHEET_NAME = "sheet.png"
+BAD_FILES_NAME = "bad_files.txt"
+
+
+def image_names(source: Path) -> list[str]:
+    """Image files below a folder, relative to it, or the one file that `source` is. Raises UserError."""
+    if source.is_file():
+        return [source.name]
+    if not source.is_dir():
+        raise UserError(f"there is no folder or file {source}; name a folder of images or an image file")
+    names = [os.fsdecode(name) for name in list_images(source)]
+    if not names:
+        raise UserError(f"{source} holds no images; name a folder with image files in it, or in its subfolders")
+    return names
+
+
+def target_names(names: Sequence[str]) -> dict[str, str]:
+    """The PNG file for each image: a.jpg becomes a.png, or a.jpg.png where a.png is taken, by another or our sheet."""
+    short = {name: str(Path(name).with_suffix(".png")) for name in names}
+    shared = Counter([*short.values(), SHEET_NAME, *(f"{name}.png" for name in names)])  # a.jpg.png may be an image too
+    return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
+
+
+def scale_within(picture: Image.Image, max_side: int | None) -> Image.Image:
+    """The picture scaled down, antialiased, to a longer side of `max_side`; as it is where that is None or enough."""
+    if max_side is None or max(picture.size) <= max_side:
+        return picture
+    scale = max_side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def to_images(picture: Image.Image) -> Tensor:
+    """An "L" or "RGB" picture as 1 c H W, float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(picture))
+    return to_float(rearrange(pixels, "h w -> 1 1 h w" if pixels.ndim == 2 else "h w c -> 1 c h w"))

@@ -1,0 +1,61 @@
+"""Both stages of a model folder, and what belongs together: autoencoder, prior and code shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codes.shards import CodeDataset
+from common.errors import UserError
+from common.files import read_json
+from common.model_io import load_pretrained
+from pipelines.model_folders import INDEX_NAME, stage_folder
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage2_prior.priors import PRIORS, Prior
+
+KIND = "two_stage"
+
+
+def load_autoencoder(folder_or_hub_id: str | Path) -> Autoencoder:
+    """The autoencoder of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
+    return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), AUTOENCODERS)
+
+
+def load_stages(folder: Path) -> tuple[Autoencoder, Prior]:
+    """The two models in the local folder of an assembled one. Raises UserError for a folder of something else, and for
+    stages that do not fit."""
+    kind = read_json(folder / INDEX_NAME).get("kind")
+    if kind != KIND:
+        raise UserError(f"{folder / INDEX_NAME} describes a {kind!r} pipeline, expected {KIND!r}")
+    autoencoder = load_pretrained(folder / "stage1", AUTOENCODERS)
+    prior = load_pretrained(folder / "stage2", PRIORS)
+    check_fit(autoencoder, prior)
+    return autoencoder, prior
+
+
+def check_fit(autoencoder: Autoencoder, prior: Prior) -> None:
+    """Raises UserError unless `prior` was trained on codes of exactly this autoencoder."""
+    ours, theirs = autoencoder.code_spec(), prior.code_spec
+    if ours != theirs:
+        raise UserError(
+            f"the two stages do not fit: the autoencoder makes {ours.describe()}, the prior was trained on "
+            f"{theirs.describe()}; name the stage-one run whose codes the prior was trained on"
+        )
+    recorded, actual = prior.stage1_fingerprint, autoencoder.fingerprint()
+    if recorded is not None and recorded != actual:
+        raise UserError(
+            f"the two stages do not fit: the prior was trained on codes of autoencoder {recorded[:12]}, "
+            f"this one is {actual[:12]} (same shape, other weights); name the stage-one run whose "
+            "codes the prior was trained on, or encode and train stage two again"
+        )
+
+
+def check_made_by(codes: CodeDataset, autoencoder: Autoencoder) -> None:
+    """Raises UserError unless this autoencoder made the codes; of codes that do not say who did, only their shape is
+    compared."""
+    recorded, actual = codes.stage1_fingerprint, autoencoder.fingerprint()
+    spec = autoencoder.code_spec(codes.code_spec.image_height, codes.code_spec.image_width)
+    if codes.code_spec != spec or recorded not in ("", actual):
+        raise UserError(
+            f"{codes.folder} holds codes of autoencoder {recorded[:12]}, {codes.code_spec.describe()}, expected those "
+            f"of {actual[:12]}, {spec.describe()}; encode images with this model"
+        )
