@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import NO_SPACE, UserError
 from common.memory import keep_freed_memory
@@ -20,7 +20,7 @@ Job = Callable[[], str]
 
 def from_arguments(module: str) -> Callable[[Sequence[str]], Job]:
     """A command that reads its arguments itself: `prepare` of a module."""
-    return lambda arguments: import_module(module).prepare(arguments)
+    return lambda arguments: own_module(module).prepare(arguments)
 
 
 def from_options(command: str, module: str, config_class: str, function: str) -> Callable[[Sequence[str]], Job]:
@@ -29,11 +29,16 @@ def from_options(command: str, module: str, config_class: str, function: str) ->
     def prepare(arguments: Sequence[str]) -> Job:
         from pipelines.options import read_options
 
-        code = import_module(module)
+        code = own_module(module)
         config = read_options(command, getattr(code, config_class), arguments)
         return lambda: getattr(code, function)(config)
 
     return prepare
+
+
+def own_module(name: str) -> Any:
+    """A module of this package, which has another name where `pipelines` is somebody else's (zellige/shadowing.py)."""
+    return import_module(name.removeprefix("pipelines"), __package__)
 
 
 class Command(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+import configs
 from common.errors import UserError
 
 Config = TypeVar("Config")
@@ -188,7 +189,7 @@ def add_config(parser: ArgumentParser, config_class: type, selected: Mapping[str
 
 def find_recipe(name: str, recipes: str) -> Path:
     """The YAML file that `name` names: a path, or a recipe of the package folder configs/`recipes`."""
-    packaged = Path(str(files("configs"))) / recipes / f"{name}.yaml"
+    packaged = Path(str(files(configs))) / recipes / f"{name}.yaml"
     for path in (Path(name), packaged):
         if path.is_file():
             return path
@@ -196,7 +197,7 @@ def find_recipe(name: str, recipes: str) -> Path:
 
 
 def recipes_help(recipes: str) -> str:
-    folder = Path(str(files("configs"))) / recipes
+    folder = Path(str(files(configs))) / recipes
     return f"give a YAML file or one of {', '.join(sorted(path.stem for path in folder.glob('*.yaml')))}"
 
 

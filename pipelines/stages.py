@@ -20,6 +20,11 @@ def load_autoencoder(folder_or_hub_id: str | Path) -> Autoencoder:
     return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), AUTOENCODERS)
 
 
+def load_prior(folder_or_hub_id: str | Path) -> Prior:
+    """The prior of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
+    return load_pretrained(stage_folder(folder_or_hub_id, "stage2"), PRIORS)
+
+
 def load_stages(folder: Path) -> tuple[Autoencoder, Prior]:
     """The two models in the local folder of an assembled one. Raises UserError for a folder of something else, and for
     stages that do not fit."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from codes.spec import Codes
@@ -21,8 +23,12 @@ from common.files import atomic_folder, check_replaceable, read_json
 from pipelines.any_size import encode_any_size, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
+from pipelines.devices import usable_device
+from pipelines.image_input import Pictures, as_images, stacked
 from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
+from pipelines.labels import class_named
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
+from pipelines.pictures import save_png, to_pil
 from pipelines.stages import KIND, check_fit, load_stages
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
@@ -33,11 +39,28 @@ from stage2_prior.sliding_window import sample_larger_codes
 from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
 
+Labels = int | str | Sequence[int | str] | None
+"""A class by number or name, for all images, or one for each."""
+
 
 class Generated(NamedTuple):
     images: Tensor  # b c H W, float32 in [-1, 1]
     codes: Codes  # one b h w per grid, int64
     labels: Tensor | None  # b, int64; None for a prior without classes
+
+    def pil(self) -> list[Image.Image]:
+        """The images as PIL pictures, of mode "L" or "RGB"."""
+        return [to_pil(image) for image in self.images]
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes 000000.png, 000001.png ... into a folder, which may hold other files, and returns their paths. Raises
+        UserError, before anything is written, where one of them is there already."""
+        paths = [Path(folder).expanduser() / f"{i:06d}.png" for i in range(len(self.images))]
+        if (there := next((path for path in paths if path.exists()), None)) is not None:
+            raise UserError(f"{there} is there already and is not replaced; name another folder, or delete it first")
+        for picture, path in zip(self.pil(), paths, strict=True):
+            save_png(picture, path)
+        return paths
 
 
 class TwoStagePipeline:
@@ -45,6 +68,10 @@ class TwoStagePipeline:
 
     >>> pipeline = TwoStagePipeline.from_pretrained("runs/quickstart/model")
     >>> images = pipeline.generate(labels=[3, 1, 4]).images  # 3 1 28 28, in [-1, 1]
+    >>> pipeline.generate(8, labels="seven", temperature=0.9, top_k=50).save("sevens")
+
+    Where a method takes images it takes tensors b c H W or c H W in [-1, 1] (or uint8), PIL pictures, paths, or a
+    sequence of them (pipelines/image_input.py).
     """
 
     def __init__(
@@ -65,6 +92,16 @@ class TwoStagePipeline:
         self.tables = tables
         self.recorded: RecordedDraw | None = None
         self.text_encoder: TextEncoder | None = None  # loaded with the first prompt that needs one
+
+    def __repr__(self) -> str:
+        spec = self.prior.code_spec
+        weights = sum(weight.numel() for model in (self.autoencoder, self.prior) for weight in model.parameters())
+        asked = [f"{self.num_classes} classes"] if self.num_classes else []
+        asked += ["captions"] if self.prior.reads_prompts else []
+        return (
+            f"TwoStagePipeline({self.autoencoder.kind} + {self.prior.kind}, {spec.describe()}, "
+            f"{''.join(f'{what}, ' for what in asked)}{weights:,} weights on {self.device})"
+        )
 
     @property
     def num_classes(self) -> int:
@@ -104,7 +141,7 @@ class TwoStagePipeline:
         self,
         num: int | None = None,
         *,
-        labels: int | Sequence[int] | None = None,
+        labels: Labels = None,
         prompts: str | Sequence[str] | None = None,
         given: Codes | None = None,
         size: tuple[int, int] | None = None,
@@ -112,17 +149,20 @@ class TwoStagePipeline:
         first_index: int = 0,
         batch_size: int = 64,
         sampling: SamplingConfig | None = None,
+        **settings: Any,
     ) -> Generated:
         """New images: samples first_index, first_index + 1, ... of `seed`.
 
         Sample i of seed s has the same codes whatever the batch size; its pixels agree to rounding. `labels`
-        is one class for all `num` images, or one for each (then `num` may be left out); without it the
-        classes of a class-conditional prior take turns: sample i shows class i mod num_classes. `prompts` is one text
-        for all images or one for each; without it a prior of captions draws anything. `given`: the codes that a prior
-        of given codes goes by, one num h w for each of their grids. `size`, (H, W): larger than the training size, by
-        a sliding window (stage2_prior/sliding_window.py). `sampling` replaces the pipeline's own settings. Raises
+        is one class, by number or name, for all `num` images, or one for each (then `num` may be left out); without it
+        the classes of a class-conditional prior take turns: sample i shows class i mod num_classes. `prompts` is one
+        text for all images or one for each; without it a prior of captions draws anything. `given`: the codes that a
+        prior of given codes goes by, one num h w for each of their grids. `size`, (H, W): larger than the training
+        size, by a sliding window (stage2_prior/sliding_window.py). `sampling` replaces the pipeline's own settings, and
+        single ones are given by their names, `temperature=0.9, top_k=50` (stage2_prior.sampling.SamplingConfig). Raises
         UserError for labels, prompts or given codes that are not the prior's.
         """
+        sampling = self.settings(sampling, settings)
         if num is None:
             lists = [asked for asked in (labels, prompts) if not isinstance(asked, int | np.integer | str | None)]
             if not lists:
@@ -229,7 +269,19 @@ class TwoStagePipeline:
             raise UserError(f"got {len(texts)} prompts for {len(indices)} images, expected one prompt for each image")
         return texts
 
-    def labels_of(self, indices: Sequence[int], labels: int | Sequence[int] | None = None) -> list[int] | None:
+    def settings(self, sampling: SamplingConfig | None, settings: Mapping[str, Any]) -> SamplingConfig:
+        """`sampling`, or the pipeline's own settings, with single ones replaced by name. Raises UserError for a name
+        that there is not."""
+        sampling = sampling or self.sampling
+        known = [field.name for field in fields(SamplingConfig)]
+        for name in settings:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(known)}"
+                raise UserError(f"there is no setting {name!r} of sampling; {hint}")
+        return replace(sampling, **settings)
+
+    def labels_of(self, indices: Sequence[int], labels: Labels = None) -> list[int] | None:
         """The class of each sample, as `generate` understands `labels`; None for a prior without classes."""
         if self.num_classes == 0:
             if labels is not None:
@@ -237,9 +289,9 @@ class TwoStagePipeline:
             return None
         if labels is None:
             return [index % self.num_classes for index in indices]
-        if isinstance(labels, int | np.integer):
-            labels = [int(labels)] * len(indices)
-        chosen = [int(label) for label in labels]
+        if isinstance(labels, int | np.integer | str):
+            labels = [labels] * len(indices)
+        chosen = [class_named(self.class_names, label) if isinstance(label, str) else int(label) for label in labels]
         if len(chosen) != len(indices):
             raise UserError(f"got {len(chosen)} labels for {len(indices)} images, expected one label for each image")
         for label in chosen:
@@ -250,12 +302,16 @@ class TwoStagePipeline:
                 )
         return chosen
 
-    def encode(self, images: Tensor) -> Codes:
-        """Codes of images of any size: b c H W in [-1, 1] -> one b h w per grid, on the pipeline's device.
+    def images(self, pictures: Pictures) -> Tensor:
+        """b c H W, float in [-1, 1], of tensors, PIL pictures or paths of one size. Raises UserError."""
+        return stacked(as_images(pictures, self.autoencoder.channels))
+
+    def encode(self, images: Pictures) -> Codes:
+        """Codes of images of any one size: b c H W in [-1, 1] -> one b h w per grid, on the pipeline's device.
 
         Sides off the stride are padded at the right and bottom by repeating the border: crop what is decoded.
         """
-        return encode_any_size(self.autoencoder, images)
+        return encode_any_size(self.autoencoder, self.images(images))
 
     @torch.no_grad()
     def decode(self, codes: Codes, size: tuple[int, int] | None = None) -> Tensor:
@@ -263,14 +319,17 @@ class TwoStagePipeline:
         images = self.autoencoder.decode(tuple(grid.to(self.device) for grid in codes)).float()
         return images if size is None else images[..., : size[0], : size[1]]
 
-    def reconstruct(self, images: Tensor) -> Tensor:
+    def reconstruct(self, images: Pictures) -> Tensor:
         """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape."""
-        return reconstruct(self.autoencoder, images)
+        return reconstruct(self.autoencoder, self.images(images))
 
-    def compress(self, images: Tensor | Sequence[Tensor], **settings: Any) -> bytes:
-        """The images as one `.zlg` file (docs/compress.md): b c H W in [-1, 1], or a sequence of c H W of any sizes.
-        settings: mode, labels and lanes of `Codec.compress`; what it could not do as asked is a warning."""
-        data, notes = self.codec().compress(images, **settings)
+    def compress(self, images: Pictures, *, labels: Labels = None, **settings: Any) -> bytes:
+        """The images, of any sizes, as one `.zlg` file (docs/compress.md). labels: the class that the prior is told, of
+        all or of each, by number or name; settings: mode and lanes of `Codec.compress`. What it could not do as asked
+        is a warning."""
+        pictures = as_images(images, self.autoencoder.channels)
+        told = None if labels is None else self.labels_of(range(len(pictures)), labels)
+        data, notes = self.codec().compress(pictures, labels=told, **settings)
         for note in notes:
             warnings.warn(note, stacklevel=2)
         return data
@@ -391,12 +450,13 @@ class TwoStagePipeline:
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
-        """The pipeline of a local folder or a Hugging Face hub id, on the CPU. Raises UserError."""
+    def from_pretrained(cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> Self:
+        """The pipeline of a local folder or a Hugging Face hub id, on a device: "cpu", "cuda", "mps" ... Raises
+        UserError."""
         folder = pipeline_folder(folder_or_hub_id)
         autoencoder, prior = load_stages(folder)
         sampling = read_sampling(folder, read_json(folder / INDEX_NAME))
-        return cls(autoencoder, prior, sampling, load_tables(folder))
+        return cls(autoencoder, prior, sampling, load_tables(folder)).to(usable_device(device))
 
 
 def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:

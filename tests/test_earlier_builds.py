@@ -1,8 +1,8 @@
 """What the build of 2026-11-28 wrote still opens: model folders, runs, code shards, folders of images, `.zlg` files.
 
-`earlier_builds/` was written by that build's commands (`train-stage1`, `encode`, `train-stage2`, `assemble`, `compress`,
-`generate`) with models of a few weights, from the pictures that `pictures` draws. `begun/` holds runs of 8 steps as they
-were after step 4, `finished/` their weights at the end.
+`earlier_builds/` was written by that build's commands (`train-stage1`, `encode`, `train-stage2`, `assemble`,
+`compress`, `generate`) with models of a few weights, from the pictures that `pictures` draws. `begun/` holds runs of 8
+steps as they were after step 4, `finished/` their weights at the end.
 """
 
 from __future__ import annotations

@@ -58,11 +58,11 @@ def this_command() -> str:
     """The command line that started this process, ready to be pasted: giving it again continues a run."""
     program, words = Path(sys.argv[0]), sys.argv[1:]
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun and accelerate launch
-    ours = program.stem == "zellige" or program.parts[-2:] == ("pipelines", "__main__.py")
+    ours = program.stem == "zellige" or program.parts[-2:] in (("zellige", "__main__.py"), ("pipelines", "__main__.py"))
     if ours and processes == "1":
         return shlex.join(["zellige", *words])
     if ours:  # torchrun takes --run for an option of its own unless a bare -- stands before
         words = words[1:] if words[:1] == ["--"] else words
-        return shlex.join(["torchrun", "--nproc_per_node", processes, "-m", "pipelines", "--", *words])
+        return shlex.join(["torchrun", "--nproc_per_node", processes, "-m", "zellige", "--", *words])
     launcher = ["python"] if processes == "1" else ["torchrun", "--nproc_per_node", processes]
     return shlex.join([*launcher, str(program), *words])

@@ -15,5 +15,5 @@ def test_the_cpu_can_be_asked_for():
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "xpu"])
 def test_a_device_that_is_not_there_is_refused(name):
-    with pytest.raises(UserError, match=rf"device '{name}' cannot be used \(.+\); leave --device out"):
+    with pytest.raises(UserError, match=rf"device '{name}' cannot be used \(.+\); leave device out"):
         open_device(name)

@@ -280,3 +280,65 @@ def test_every_autoencoder_reconstructs_images_of_any_size(row, size):
     autoencoder = autoencoder_of(row).eval()
     images = images_for(autoencoder, 2, size=size)
     assert reconstruct(autoencoder, images).shape == images.shape
+
+
+def test_classes_are_asked_for_by_name_or_number():
+    pipeline = make_pipeline()
+    assert pipeline.generate(2, labels="class 2").labels.tolist() == [2, 2]
+    assert pipeline.generate(labels=["class 1", 0]).labels.tolist() == [1, 0]
+    with pytest.raises(UserError, match="no class named 'class 7': its classes are class 0, class 1, class 2"):
+        pipeline.generate(1, labels="class 7")
+
+
+def test_a_number_is_the_class_of_this_number_also_where_names_are_numbers():
+    autoencoder = make_autoencoder()
+    prior = make_prior(autoencoder)
+    prior.class_names = ("2", "0", "1")
+    pipeline = TwoStagePipeline(autoencoder, prior)
+    assert pipeline.labels_of(range(2), [2, "2"]) == [2, 0]
+
+
+def test_single_settings_are_given_by_name():
+    pipeline = make_pipeline()
+    pipeline.sampling = SamplingConfig(top_k=3)
+    expected = pipeline.generate(4, sampling=SamplingConfig(top_k=3, temperature=0.5)).codes[0]
+    assert torch.equal(pipeline.generate(4, temperature=0.5).codes[0], expected)
+    with pytest.raises(UserError, match="no setting 'temprature' of sampling; did you mean temperature"):
+        pipeline.generate(4, temprature=0.5)
+    with pytest.raises(UserError, match="temperature=-1"):
+        pipeline.generate(4, temperature=-1)
+
+
+def test_pictures_and_paths_are_images_too(tmp_path: Path):
+    pipeline = make_pipeline()
+    made = pipeline.generate(3)
+    pictures = made.pil()
+    paths = made.save(tmp_path / "made")
+    assert [path.name for path in paths] == ["000000.png", "000001.png", "000002.png"]
+    exact = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])[:, None] / 127.5 - 1
+    for given in (pictures, paths, tmp_path / "made"):
+        assert torch.equal(pipeline.encode(given)[0], pipeline.encode(exact)[0])
+    assert torch.equal(pipeline.reconstruct(pictures[0]), pipeline.reconstruct(exact[:1]))
+    back = pipeline.decompress(pipeline.compress(paths, labels="class 1"))
+    assert torch.equal(torch.stack(back), pipeline.reconstruct(exact))
+
+
+def test_saving_replaces_nothing(tmp_path: Path):
+    made = make_pipeline().generate(2)
+    (tmp_path / "000001.png").write_text("mine")
+    with pytest.raises(UserError, match=r"000001\.png is there already"):
+        made.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["000001.png"]
+    assert (tmp_path / "000001.png").read_text() == "mine"
+
+
+def test_a_pipeline_says_what_it_is():
+    assert repr(make_pipeline()) == (
+        "TwoStagePipeline(vqvae + transformer, 4x4 codes of 16 (16x16x1 images), 3 classes, 8,693 weights on cpu)"
+    )
+
+
+def test_a_pipeline_is_opened_on_a_device(model: Path):
+    assert TwoStagePipeline.from_pretrained(model, device="meta").device.type == "meta"
+    with pytest.raises(UserError, match="device 'cuda:77' cannot be used"):
+        TwoStagePipeline.from_pretrained(model, device="cuda:77")
