@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from common.errors import UserError
 
@@ -69,7 +72,12 @@ def open_upright(path: Path, channels: int, needed: int | None = None) -> Image.
         with Image.open(path) as image:
             if needed is not None and image.format == "JPEG":
                 image.draft("", (needed, needed))
-            ImageOps.exif_transpose(image, in_place=True)
+            key = transparent_value(image)  # before the pixels are decoded: Pillow forgets the file's bits then
+            image.load()
+            with suppress(Exception):  # EXIF that is damaged, or that Pillow cannot write back: the pixels are sound
+                ImageOps.exif_transpose(image, in_place=True)
+            if key is not None:
+                image.info["transparency"] = key
             return flatten(image, channels)
     except BadImageError:
         raise
@@ -81,29 +89,69 @@ def read_size(path: Path | str) -> tuple[int, int]:
     """Height and width of the image of a file as a person sees it, from its header; 0, 0 if it cannot be read."""
     try:
         with Image.open(path) as image:
-            # The base class's method: that of PNG files decodes the whole image for a tag that may stand behind it.
-            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-            return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # whose `size` is turned already, or not: Pillow's versions differ
+                width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
+            orientation = 1
+            with suppress(Exception):  # damaged EXIF
+                # The base class's method: that of PNG files decodes the whole image for a tag that may stand behind it.
+                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+            return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
     except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
         return 0, 0
 
 
+def transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The grey or colour that a PNG file declares transparent, on the scale of the pixels that Pillow makes of it; None
+    where its own `info` is right. Of 1 (before Pillow 11), 2 and 4 bits it scales the pixels and not this value, of
+    16-bit colours it compares the upper half with the lower half of this value. (Colours that agree in their upper
+    halves become one here.)"""
+    value = image.info.get("transparency")
+    file_mode = image.tile[0][3] if isinstance(image, PngImageFile) and image.tile else None
+    if isinstance(value, int) and file_mode in ("1", "L;2", "L;4"):
+        return min(255, value * {"1": 255, "L;2": 85, "L;4": 17}[file_mode])
+    if isinstance(value, tuple) and file_mode == "RGB;16B":
+        return tuple(part >> 8 for part in value)
+    return None
+
+
 def flatten(image: Image.Image, channels: int) -> Image.Image:
-    """Any PIL mode as "L" (channels=1) or "RGB" (channels=3), transparency laid over white."""
+    """Any PIL mode as "L" (channels=1) or "RGB" (channels=3), transparency laid over white. Raises BadImageError."""
     mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith("I"):  # 16 bits per pixel; PIL's own conversion would clip at 255
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise BadImageError(
-                f"pixel values from {values.min()} to {values.max()}, expected 8 or 16 bits per channel"
-            )
-        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert(mode)
+    if image.mode.startswith("I"):  # more than 8 bits; PIL's own conversion would clip at 255
+        return from_deep_grey(image).convert(mode)
     if image.mode == "F":
         raise BadImageError("floating-point pixels, expected 8 or 16 bits per channel")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
+
+
+def from_deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, a mode "I" or "I;16", as "L": its white, which the file's format and its own number of
+    bits decide and never its values, becomes 255. Raises BadImageError for values beyond that.
+
+    16 bits: white is 65,535, and of a 12-bit TIFF 4,095. Integers that have 32 bits or a sign have no agreed white.
+    Label maps are such, so values up to 255 are taken as they are, and files with others are refused.
+    """
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # of which Pillow makes "I" of 16 bits
+        white, kind = 255, "signed or 32-bit integers, expected 0 to 255, as in label maps; save pictures as 16 bits"
+    else:
+        white = 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
+        kind = f"expected 0 to {white}"
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > white:
+        raise BadImageError(f"pixel values from {values.min()} to {values.max()}, {kind}")
+    grey = np.round(values * (255 / white)).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # 0 is white, which Pillow heeds up to 8 bits only
+        grey = 255 - grey
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
 
 
 def scale_to_cover(image: Image.Image, height: int, width: int) -> Image.Image:
