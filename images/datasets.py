@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
-from images.files import BadImageError, BadImages
+from images.files import MAX_BAD_SHARE, BadImageError, BadImages
 from images.sources import ImageSource, open_source
 from training.task import Batch
 
@@ -37,6 +37,7 @@ class DataConfig:
     validation_share: float = 0.02  # how many, of each class alike; at least one image, unless 0
     validation_count: int | None = None  # how many, in place of the share
     validation_seed: int = 0  # which ones; apart from train.seed, so that runs hold out the same
+    max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int):
@@ -59,6 +60,7 @@ class DataConfig:
             ),
             ("validation_share", 0 <= self.validation_share < 1, "0 or more, less than 1"),
             ("validation_count", (self.validation_count or 0) >= 0, "0 or more images"),
+            ("max_bad_share", 0 <= self.max_bad_share <= 1, "from 0 to 1"),
         ):
             if not valid:
                 raise UserError(f"data.{name}={getattr(self, name)}, expected {expected}")
@@ -110,7 +112,7 @@ def image_datasets(
         validation_source = open_images(replace(config, path=config.validation_path, split="train"))
         take_classes_of(source, validation_source)
         train, held_out = np.arange(len(source)), np.arange(len(validation_source))
-    bad_images = BadImages(len(train) + len(held_out), bad_files)
+    bad_images = BadImages(len(train) + len(held_out), bad_files, max_share=config.max_bad_share)
     augment_seed = seed if config.augments else None
     buckets = validation_buckets = None
     if config.aspect_buckets:
@@ -199,7 +201,7 @@ class ImageDataset:
         self.augment_seed = augment_seed
         self.buckets = buckets
         self.groups = None if buckets is None else buckets.numbers[self.indices]  # n, int64
-        self.bad_images = bad_images or BadImages(len(source))
+        self.bad_images = bad_images or BadImages(len(source), max_share=config.max_bad_share)
         self.unreadable: set[int] = set()  # known to this process, so that they are tried once only
 
     def __len__(self) -> int:

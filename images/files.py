@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +20,8 @@ FORMATS = "png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm tga jp2 a
 SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
 
 NAMED = 5  # bad images in a message: the record names all
-BAD_SHARE = 0.01  # of the images may be unreadable; more, and the set is broken rather than blemished
+MAX_BAD_SHARE = 0.01  # of the images may be unreadable; more, and the set is broken rather than blemished
+FEW = 5  # may be unreadable whatever their share, as far as they are at most a tenth of the images
 
 
 class BadImageError(Exception):
@@ -170,44 +174,90 @@ def to_array(image: Image.Image) -> np.ndarray:
 class BadImages:
     """Unreadable images, named in a text file that all processes share. Too many are a UserError.
 
-    Each is named once, unless two processes come upon it at the same instant; it counts once in any case.
+    Each is named once, unless two processes come upon it at the same instant; it counts once in any case. Those that an
+    earlier run named count as long as they are there and still cannot be read.
     """
 
-    def __init__(self, images: int, record: Path | None = None):
-        """images: how many there are in all; record: the file, lines of location, tab and reason."""
+    def __init__(
+        self,
+        images: int,
+        record: Path | None = None,
+        *,
+        max_share: float = MAX_BAD_SHARE,
+        option: str = "--data.max_bad_share",
+    ):
+        """images: how many there are in all; record: the file, lines of location, tab and reason; max_share: of the
+        images may be bad (a few may in any case, unless it is 0); option: by which a user raises it. Raises UserError
+        for a share that is none."""
+        if not 0 <= max_share <= 1:
+            raise UserError(f"{option} is {max_share}, expected a share of the images, from 0 to 1")
         self.images = images
         self.record = record
+        self.max_share = max_share
+        self.option = option
         self.seen: dict[str, str] = {}  # location -> reason, by this process
-        self.repaired: set[str] = set()  # named in the record by an earlier run, and readable now
+        self.mended: set[str] = set()  # named in the record by an earlier run, and readable or gone now
+
+    @property
+    def allowed(self) -> int:
+        """How many images may be bad."""
+        few = min(FEW, self.images // 10) if self.max_share else 0
+        return max(few, int(self.max_share * self.images))
 
     def add(self, location: str, reason: str) -> None:
-        """Records one image. Raises UserError when more than 1% of the images are bad."""
+        """Records one image. Raises UserError when more are bad than are allowed."""
         self.seen[location] = reason
         recorded = self.recorded()
         if self.record is not None and location not in recorded:
-            append_line(self.record, f"{location}\t{reason}")
-        if len(recorded | self.seen) <= BAD_SHARE * self.images:
-            return
-        for old in recorded.keys() - self.seen.keys() - self.repaired:
-            if is_readable(Path(old)):
-                self.repaired.add(old)
-        bad = {name: why for name, why in (recorded | self.seen).items() if name not in self.repaired}
-        if len(bad) <= BAD_SHARE * self.images:
+            append_line(self.record, f"{quoted(location)}\t{reason}")
+        if len(recorded | self.seen) <= self.allowed or len(bad := self.bad()) <= self.allowed:
             return
         listed = ", ".join(f"{name} ({why})" for name, why in sorted(bad.items())[:NAMED])
         rest = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         where = f"; all are listed in {self.record}" if self.record is not None else ""
+        share = min(1, math.ceil(200 * len(bad) / self.images) / 100)  # twice that of those which are known by now
         raise UserError(
-            f"{len(bad)} of {self.images} images cannot be read, more than {BAD_SHARE:.0%}: {listed}{rest}; "
-            f"repair or remove them and run the same command again{where}"
+            f"{len(bad)} of {self.images} images cannot be read, and {self.allowed} may be: {listed}{rest}; repair or "
+            f"remove them and run the same command again, or let more pass with {self.option} {share:g}{where}"
         )
+
+    def summary(self) -> str:
+        """A line on the images that any process, or an earlier run, found bad and that still are; empty if none is."""
+        bad = self.bad()
+        if not bad:
+            return ""
+        passed = "is" if len(bad) == 1 else "are"
+        where = f"see {self.record}" if self.record is not None else ", ".join(sorted(bad)[:NAMED])
+        return f"{len(bad)} of {self.images} images cannot be read and {passed} passed over: {where}"
+
+    def bad(self) -> dict[str, str]:
+        """The images that cannot be read, location -> reason: what the record names is tried again."""
+        known = self.recorded() | self.seen
+        for name in known.keys() - self.seen.keys() - self.mended:
+            if not os.path.lexists(name) or is_readable(Path(name)):
+                self.mended.add(name)
+        return {name: reason for name, reason in known.items() if name not in self.mended}
 
     def recorded(self) -> dict[str, str]:
         """What the record names: location -> reason."""
         if self.record is None or not self.record.exists():
             return {}
-        lines = os.fsdecode(self.record.read_bytes()).splitlines()
-        return dict(line.partition("\t")[::2] for line in lines)
+        lines = os.fsdecode(self.record.read_bytes()).split("\n")
+        entries = (line.partition("\t")[::2] for line in lines if line)
+        return {unquoted(location): reason for location, reason in entries}
+
+
+def quoted(location: str) -> str:
+    """A location as one field of a line: in JSON's quotes where it has a line's end or a tab, as file names may."""
+    return json.dumps(location) if re.search(r'[\n\r\t]|^"', location) else location
+
+
+def unquoted(field: str) -> str:
+    """Inverse of `quoted`."""
+    try:
+        return json.loads(field) if field.startswith('"') else field
+    except json.JSONDecodeError:
+        return field
 
 
 def append_line(path: Path, line: str) -> None:

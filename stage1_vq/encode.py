@@ -27,6 +27,7 @@ from training.run_folder import CONFIG_NAME
 from training.task import Batch
 
 BAD_FILES_NAME = "bad_files.txt"
+NO_CODE_DEPENDS_ON = ("aspect_buckets", "aspect_limit", "max_bad_share")  # of the data's fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class EncodeDataConfig:
     validation_path: str | None = None  # a source of held-out images; not taken over if `path` is another
     validation_share: float | None = None  # held out of the images of `path`, in place of those that the run held out
     image_size: int | tuple[int, int] | None = None  # pixels: side of a square, or (H, W)
+    max_bad_share: float | None = None  # of the images may be unreadable; 0 stops at the first, else a few may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,7 @@ def encode_images(
         class_names=train.class_names,
         stage1_fingerprint=autoencoder.fingerprint(),
         source={
-            **{f"data.{name}": value for name, value in asdict(train.config).items() if "aspect" not in name},
+            **{f"data.{name}": value for name, value in asdict(train.config).items() if name not in NO_CODE_DEPENDS_ON},
             "train_images": train.fingerprint(),
             "validation_images": validation.fingerprint(),
             "shard_size": shard_size,

@@ -28,6 +28,7 @@ FREE_FIELDS = {
     "train.tracker",
     "train.workers",
     "train.prefetch",
+    "data.max_bad_share",
 }
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
-from images.files import BadImageError, BadImages, open_upright
+from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.codec.archive import SUFFIX, Entry, read_archive
 from pipelines.codec.codec import BATCH, LANES, PIXELS, Codec
 from pipelines.devices import open_device
@@ -38,6 +38,7 @@ class CompressConfig:
     label: int | str | None = None  # class of all images, by number or name, which the prior is told; left out: any
     lanes: int = LANES  # images that the prior codes at once; a single one costs as much as all of them
     batch_size: int = BATCH  # images that are read and encoded at a time, fewer where they are large
+    max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class CompressConfig:
 def compress_files(config: CompressConfig) -> str:
     """Writes one .zlg file an image, under the image's own name, or one archive; returns one line. What an earlier run
     wrote is kept. Raises UserError for a mode that the model does not have, a folder without images, one that was begun
-    with other settings, and when over 1% of the images cannot be read."""
+    with other settings, and when more images than `config.max_bad_share` cannot be read."""
     state, device = open_device(config.device)
     source, out = Path(config.images), Path(config.out)
     names = image_names(source)
@@ -74,7 +75,7 @@ def compress_files(config: CompressConfig) -> str:
     state.wait_for_everyone()  # the leftovers are gone before one writes
 
     root = source if source.is_dir() else source.parent
-    bad_images = BadImages(len(names), out / BAD_FILES_NAME)
+    bad_images = BadImages(len(names), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share")
     archived: dict[int, Entry] = {}
     made: Counter[str] = Counter()  # bytes, pixels, images
     notes: Counter[str] = Counter()

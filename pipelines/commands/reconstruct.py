@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
-from images.files import BadImageError, BadImages, open_upright
+from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
 from pipelines.figures import decibels
@@ -38,6 +38,7 @@ class ReconstructConfig:
     out: str  # folder for the PNG files, sheet.png and psnr.json
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
+    max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:
@@ -49,8 +50,8 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     """Writes one PNG file an image, under the image's own name; returns one line: what was made and where.
 
     PSNR, in decibels, is that of the 8-bit images, scaled down if so asked for. What an earlier run wrote is kept.
-    Raises UserError for a folder without images, for one begun with other settings, and when over 1% of the images
-    cannot be read.
+    Raises UserError for a folder without images, for one begun with other settings, and when more images
+    than `config.max_bad_share` cannot be read.
     """
     state, device = open_device(config.device)
     autoencoder = load_autoencoder(config.model).to(device)
@@ -70,7 +71,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
             remove_leftovers(folder)
         write_json(out / SETTINGS_NAME, settings)
     state.wait_for_everyone()  # all have looked, and the leftovers are gone, before one writes
-    bad_images = BadImages(len(targets), out / BAD_FILES_NAME)
+    bad_images = BadImages(len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share")
     psnr: dict[str, float | None] = {}
     mine = list(targets.items())[state.process_index :: state.num_processes]
     for name, target in tqdm(mine, unit="image", disable=not state.is_main_process):

@@ -289,20 +289,28 @@ def test_a_bad_file_is_replaced_named_and_counted(tmp_path: Path, workers: int) 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_than_one_percent_of_bad_files_stops_with_the_list(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("options", "allowed"), [({}, 5), ({"max_bad_share": 0.035}, 7), ({"max_bad_share": 0.0}, 0)])
+def test_more_bad_files_than_may_be_stop_with_the_list(
+    tmp_path: Path, workers: int, options: dict[str, Any], allowed: int
+) -> None:
     root, record = save_folder(tmp_path / "set", 100), tmp_path / "bad_files.txt"
-    spoilt = [root / "a" / "010.png", root / "a" / "050.png", root / "b" / "099.png"]
+    spoilt = [root / "a" / f"{number:03d}.png" for number in range(10, 10 + allowed)] + [root / "b" / "099.png"]
     for path in spoilt:
         spoil(path)
-    dataset, _ = image_datasets(config(path=str(root), validation_share=0.0), 0, bad_files=record)
+    data = config(path=str(root), validation_share=0.0, **options)
+    dataset, _ = image_datasets(data, 0, bad_files=record)
     requests = [[(index, index) for index in range(start, start + 10)] for start in range(0, 200, 10)]
     loader = iter(Loader(dataset, requests, workers=workers, prefetch=2, device=torch.device("cpu")))
     for _ in range(19):
-        next(loader)  # two of two hundred are borne
-    with pytest.raises(UserError, match="3 of 200 images cannot be read, more than 1%") as caught:
         next(loader)
+    found = dataset.bad_images.summary()
+    assert workers or found == (
+        f"{allowed} of 200 images cannot be read and are passed over: see {record}" if allowed else ""
+    )
+    with pytest.raises(UserError, match=f"{allowed + 1} of 200 images cannot be read, and {allowed} may be") as caught:
+        next(loader)
+    assert str(spoilt[0]) in str(caught.value)
     for path in spoilt:
-        assert str(path) in str(caught.value)
         assert str(path) in record.read_text()
 
 

@@ -408,41 +408,111 @@ def test_bad_images_are_recorded_once_by_whoever_finds_them(tmp_path: Path) -> N
     assert record.read_text() == "a.png\tempty\nb.png\ttorn\n"
 
 
-def test_more_than_one_percent_bad_images_is_an_error_that_lists_them(tmp_path: Path) -> None:
+def add_bad(bad_images: BadImages, count: int) -> None:
+    for number in range(count):
+        bad_images.add(f"{number}.png", "empty")
+
+
+def test_more_bad_images_than_may_be_are_an_error_that_lists_them(tmp_path: Path) -> None:
     record = tmp_path / "bad_files.txt"
-    finders = [BadImages(300, record) for _ in range(4)]  # as four loader processes
-    for finder, name in zip(finders, ("a.png", "b.png", "c.png"), strict=False):
-        finder.add(name, "empty")
+    names = [tmp_path / f"{number}.png" for number in range(6)]
+    for name in names:
+        name.touch()
+    for name in names[:5]:
+        BadImages(309, record).add(str(name), "empty")  # as five loader processes
     with pytest.raises(UserError) as caught:
-        finders[3].add("d.png", "torn")
+        BadImages(309, record).add(str(names[5]), "torn")
     message = str(caught.value)
-    assert message.startswith("4 of 300 images cannot be read, more than 1%: a.png (empty), ")
-    assert str(record) in message
-    assert "a.png (empty), b.png (empty), c.png (empty), d.png (torn); repair" in message
+    assert message.startswith(f"6 of 309 images cannot be read, and 5 may be: {names[0]} (empty), ")
+    assert f"{names[4]} (empty) and 1 more; repair or remove them and run the same command again, " in message
+    assert f"or let more pass with --data.max_bad_share 0.04; all are listed in {record}" in message
     assert "\n" not in message
 
 
-def test_of_many_bad_images_a_few_are_named(tmp_path: Path) -> None:
-    bad_images = BadImages(700, tmp_path / "bad_files.txt")
-    for number in range(7):
-        bad_images.add(f"{number}.png", "empty")
-    with pytest.raises(UserError, match=r": 0.png \(empty\), .*4.png \(empty\) and 3 more; repair"):
-        bad_images.add("7.png", "empty")
+@pytest.mark.parametrize(
+    ("images", "max_share", "allowed"),
+    [
+        (309, 0.01, 5),  # a few of a small set
+        (50, 0.01, 5),
+        (49, 0.01, 4),  # but at most a tenth
+        (9, 0.01, 0),
+        (700, 0.01, 7),
+        (1_281_167, 0.01, 12_811),
+        (309, 0.1, 30),
+        (9, 0.5, 4),
+        (309, 0.0, 0),  # none is none
+        (10, 1.0, 10),
+    ],
+)
+def test_how_many_images_may_be_bad(images: int, max_share: float, allowed: int) -> None:
+    bad_images = BadImages(images, max_share=max_share, option="--share")
+    add_bad(bad_images, allowed)
+    assert len(bad_images.seen) == allowed
+    if allowed < images:
+        with pytest.raises(UserError, match=f"{allowed + 1} of {images} images .*, and {allowed} may be: .*--share "):
+            bad_images.add("one more.png", "empty")
 
 
-def test_images_repaired_since_the_last_start_no_longer_count(tmp_path: Path) -> None:
+def test_the_share_that_the_message_names_lets_the_set_pass() -> None:
+    with pytest.raises(UserError) as caught:
+        add_bad(BadImages(309), 6)
+    share = float(str(caught.value).split("--data.max_bad_share ")[1])
+    add_bad(BadImages(309, max_share=share), 6)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_is_from_nothing_to_all(share: float) -> None:
+    with pytest.raises(UserError, match=r"--data.max_bad_share is .*, expected a share of the images, from 0 to 1"):
+        BadImages(10, max_share=share)
+
+
+def test_images_repaired_or_removed_since_the_last_start_no_longer_count(tmp_path: Path) -> None:
     record = tmp_path / "bad_files.txt"
     paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        path.touch()
     before = BadImages(300, record)
     for path in paths[:3]:
         before.add(str(path), "empty")
-    for path in paths[:3]:
-        Image.new("L", (2, 2)).save(path)
-    now = BadImages(300, record)
-    now.add(str(paths[3]), "torn")  # the fourth line of the record, but the only bad image
-    paths[1].write_bytes(b"")
-    with pytest.raises(UserError, match="2 of 100 images"):
-        BadImages(100, record).add(str(paths[3]), "torn")
+    Image.new("L", (2, 2)).save(paths[0])
+    paths[2].unlink()
+    with pytest.raises(UserError, match="2 of 10 images") as caught:
+        BadImages(10, record).add(str(paths[3]), "torn")
+    assert f"{paths[1]} (empty), {paths[3]} (torn);" in str(caught.value)
+    BadImages(20, record).add(str(paths[3]), "torn")  # the fourth line of the record, but two are bad and two may be
+
+
+def test_the_summary_tells_what_is_still_bad(tmp_path: Path) -> None:
+    record = tmp_path / "bad_files.txt"
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        path.touch()
+    worker, main = BadImages(300, record), BadImages(300, record)
+    assert main.summary() == ""
+    for path in paths:
+        worker.add(str(path), "empty")
+    assert main.summary() == f"3 of 300 images cannot be read and are passed over: see {record}"
+    Image.new("L", (2, 2)).save(paths[0])
+    paths[1].unlink()
+    later = BadImages(300, record)
+    assert later.summary() == f"1 of 300 images cannot be read and is passed over: see {record}"
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines.png", "a\ttab.png", '"quoted".png', "line\x85end\u2028.png", "caf\udce9.png"]
+)
+def test_names_of_any_characters_are_recorded_once(tmp_path: Path, name: str) -> None:
+    record, path = tmp_path / "bad_files.txt", tmp_path / name
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    for _ in range(2):  # two runs
+        BadImages(300, record).add(str(path), "empty")
+        BadImages(300, record).add("relative" + name, "empty")
+    assert len(record.read_bytes().strip().split(b"\n")) == 2
+    assert BadImages(300, record).recorded() == {str(path): "empty", "relative" + name: "empty"}
+    assert BadImages(300, record).bad() == {str(path): "empty"}
 
 
 def test_suffixes_are_formats_that_pillow_knows() -> None:

@@ -232,12 +232,16 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path, workers: int) 
 
 def test_too_many_unreadable_images_stop_the_encoding(tmp_path: Path) -> None:
     root = save_set(tmp_path / "set", per_class=100)
-    for number in range(3):
+    for number in range(6):
         (root / "a" / f"{number:03d}.png").write_bytes(b"no image")
     run = save_run(tmp_path / "run", data_of(root))
-    with pytest.raises(UserError, match="3 of 200 images cannot be read, more than 1%"):
+    with pytest.raises(
+        UserError, match=r"6 of 200 images cannot be read, .* let more pass with --data.max_bad_share 0.06"
+    ):
         encode(config(run, tmp_path / "codes"))
     assert not (tmp_path / "codes" / "index.json").exists()
+    summary = encode(config(run, tmp_path / "codes", data=EncodeDataConfig(max_bad_share=0.06)))
+    assert "; 6 were left out as unreadable, " in summary
 
 
 def test_given_data_replace_the_run_s(tmp_path: Path) -> None:

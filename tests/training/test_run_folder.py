@@ -31,6 +31,7 @@ def test_the_config_is_written_as_plain_yaml(tmp_path: Path):
 def test_the_same_config_continues_and_free_fields_may_change(tmp_path: Path):
     write_config(tmp_path, CONFIG, continued=False)
     write_config(tmp_path, CONFIG, continued=True)
+    write_config(tmp_path, {**CONFIG, "data": {"path": Path("images"), "max_bad_share": 0.05}}, continued=True)
     write_config(tmp_path, with_train(steps=20, workers=8), continued=True)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["steps"] == 20
 

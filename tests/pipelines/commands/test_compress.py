@@ -421,3 +421,16 @@ def test_the_commands(model, images, tmp_path, capsys):
     assert "mode: table" in capsys.readouterr().out
     assert json.loads((tmp_path / "zlg" / "settings.json").read_text())["mode"] == "table"
     assert main(["decompress", "--files", zlg, "--out", png]) == 2
+
+
+def test_how_many_images_may_be_broken_is_a_setting(model, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    for number in range(2):
+        (folder / f"{number:02d}.png").write_bytes(b"not a png")
+    config = CompressConfig(model=str(model), images=str(folder), out=str(tmp_path / "zlg"))
+    with pytest.raises(UserError, match=r"2 of 12 images cannot be read, and 1 may be.* with --max_bad_share 0.34"):
+        compress_files(config)
+    line = compress_files(replace(config, max_bad_share=0.34))  # in the same folder: it is no setting of the files
+    assert "; 2 could not be read, see" in line
+    assert len(list((tmp_path / "zlg").rglob("*.zlg"))) == 10
