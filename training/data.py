@@ -22,8 +22,8 @@ import torch
 from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from common.compatibility import end_workers
 from common.errors import UserError
 from training.signals import outlive_stop_signals
 from training.task import Batch, Dataset
@@ -205,8 +205,8 @@ class Loader(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends the workers, also while an exception that came from them keeps their iterator alive."""
-        if isinstance(self._batches, _MultiProcessingDataLoaderIter):
-            self._batches._shutdown_workers()  # torch has no public way to end them at a given moment
+        if self._batches is not None:
+            end_workers(self._batches)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
+from common.compatibility import follow_all
 from common.model_io import PretrainedModel
 
 
@@ -32,7 +33,7 @@ class EMA:
     def update(self, step: int) -> None:
         """Follows the source after step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        follow_all(self._averages, self._weights, 1 - decay)
         for name in self._buffers:
             self.model.get_buffer(name).copy_(self.source.get_buffer(name))
 

@@ -15,11 +15,11 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.compatibility import forget_accelerator_settings
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.processes import on_main_process, process_state
@@ -360,10 +360,7 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """Device, processes, precision and tracker. Raises UserError when the machine lacks what `config` asks for."""
     if config.tracker != "none" and find_spec(config.tracker) is None:
         raise UserError(f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none")
-    # Accelerate refuses a second precision in one process, and the quickstart trains twice: forget the first
-    # run's settings, but keep its process group.
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
+    forget_accelerator_settings()  # of a run before this one: the quickstart trains twice
     process_state()
     try:
         accelerator = Accelerator(

@@ -21,6 +21,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.compatibility import is_torchscript, tensor_of_storage
 from common.errors import UserError
 from common.renaming import Weights, load_renamed, renamed
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
@@ -70,7 +71,7 @@ class RebuiltTensor(metaclass=Inert):
     """In place of torch's function: a tensor without gradient and hooks."""
 
     def __new__(cls, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *unused: Any) -> Any:
-        return torch._utils._rebuild_tensor(storage, offset, size, stride)
+        return tensor_of_storage(storage, offset, size, stride)
 
 
 class RebuiltParameter(metaclass=Inert):
@@ -120,14 +121,6 @@ def read_dalle_pickle(path: str | Path) -> dict[str, Tensor]:
             f"{path} cannot be read as DALL-E's encoder.pkl or decoder.pkl ({type(error).__name__}: "
             f"{' '.join(str(error).split())}); download it again"
         ) from error
-
-
-def is_torchscript(content: bytes) -> bool:
-    """Asked of torch's own reader: a zip file can be made that another one finds other names in."""
-    file = io.BytesIO(content)
-    if not torch.serialization._is_zipfile(file):
-        return False
-    return torch.serialization._is_torchscript_zip(torch._C.PyTorchFileReader(file))
 
 
 def restricted_pickle(path: Path) -> Any:

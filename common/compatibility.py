@@ -1,0 +1,46 @@
+"""What is private of torch and Accelerate and yet needed, in one place: a release that changes it is met here, and by
+the tests of this module."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+
+def forget_accelerator_settings() -> None:
+    """Lets a process make another Accelerator, with another precision say: Accelerate refuses a second one that
+    differs. The process group stays."""
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
+def end_workers(batches: Iterator[Any]) -> None:
+    """Ends the worker processes of a DataLoader's iterator now, also while an exception that came from them keeps the
+    iterator alive; any other iterator is left alone."""
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._shutdown_workers()
+
+
+def follow_all(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+    """average <- average + share * (weight - average), in place, for all of them in a few launches."""
+    torch._foreach_lerp_(averages, weights, share)
+
+
+def is_torchscript(content: bytes) -> bool:
+    """Whether torch.load would take a file for a TorchScript program, and run it. As torch decides, by the archive's
+    own records: an archive can be made that another reader finds other names in."""
+    file = io.BytesIO(content)
+    if not torch.serialization._is_zipfile(file):
+        return False
+    return torch.serialization._is_torchscript_zip(torch._C.PyTorchFileReader(file))
+
+
+def tensor_of_storage(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """A tensor, without gradient and hooks, over a storage that torch.load has read."""
+    return torch._utils._rebuild_tensor(storage, offset, size, stride)
