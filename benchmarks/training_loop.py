@@ -87,23 +87,23 @@ class WithBareBlocks:
         self.bare.start(self.bare.model, batches)
         self.begin = time.perf_counter()
 
-    def after_step(self) -> dict[str, Tensor]:
-        health = self.task.after_step()
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        health = self.task.after_step(step)
         self.steps += 1
         if self.steps % self.block == 0:
             self.loop_seconds.append(time.perf_counter() - self.begin)
             begin = time.perf_counter()
-            for step in range(self.block):
-                self.bare_step(self.batches[step % len(self.batches)])
+            for number in range(self.block):
+                self.bare_step(self.batches[number % len(self.batches)], step)
             self.begin = time.perf_counter()
             self.bare_seconds.append(self.begin - begin)
         return health
 
-    def bare_step(self, batch: Batch) -> None:
-        self.bare.step(self.bare.model, batch).loss.backward()
+    def bare_step(self, batch: Batch, step: int) -> None:
+        self.bare.step(self.bare.model, batch, step).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.bare.after_step()
+        self.bare.after_step(step)
 
 
 def stage1(recipe: str) -> tuple[Stage1Task, InMemory, TrainConfig]:
@@ -127,10 +127,10 @@ def compare(stage: str, recipe: str, blocks: int, block_seconds: float) -> str:
     task, data, config = stage1(recipe) if stage == "stage1" else stage2(recipe)
     probe = WithBareBlocks(task, data, config, block=1)
     probe.bare.start(probe.bare.model, probe.batches[:1])
-    probe.bare_step(probe.batches[0])
+    probe.bare_step(probe.batches[0], 0)
     begin = time.perf_counter()
     for batch in probe.batches[1:4]:
-        probe.bare_step(batch)
+        probe.bare_step(batch, 0)
     block = max(1, round(block_seconds / ((time.perf_counter() - begin) / 3)))
 
     timed = WithBareBlocks(task, data, config, block)

@@ -107,7 +107,8 @@ class Stage1Task:
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.autoencoder.initialise([to_float(batch["images"]) for batch in batches])
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+    def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+        self.autoencoder.begin_step(step)
         images = to_float(batch["images"])
         output: Stage1Output = model(images)
         losses, figures = dict(output.losses), dict(output.statistics)
@@ -116,13 +117,13 @@ class Stage1Task:
             losses["perceptual_loss"] = self.perceptual.weight * distance.mean()
         if self.adversary is not None:
             others, last_layer = total(losses), self.autoencoder.last_layer()
-            gained, adversarial_figures = self.adversary.losses(output.reconstruction, others, last_layer)
+            gained, adversarial_figures = self.adversary.losses(output.reconstruction, others, last_layer, step)
             losses |= gained
-            figures |= adversarial_figures | self.adversary.observe(output.reconstruction.detach(), images)
+            figures |= adversarial_figures | self.adversary.observe(output.reconstruction.detach(), images, step)
         metrics = {name: value.detach() for name, value in losses.items()}
         return StepOutput(total(losses), {**metrics, **figures})
 
-    def after_step(self) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> dict[str, Tensor]:
         health = self.autoencoder.update(self.steps_per_epoch)
         return {**health, **self.adversary.update()} if self.adversary is not None else health
 

@@ -114,13 +114,13 @@ class Stage2Task:
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         pass
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+    def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         codes, condition = self.split(batch)
         dropped = torch.rand(batch["labels"].shape, device=batch["labels"].device) < self.label_dropout
         loss, nll = model(codes, self.prior.forget(condition, dropped))  # each b
         return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 
-    def after_step(self) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> dict[str, Tensor]:
         return {}
 
     def discard_step(self) -> None:

@@ -38,9 +38,9 @@ class Verdict(NamedTuple):
 class Guard(Protocol):
     """Judges validations where the lowest `best_metric` is not what a person wants."""
 
-    def judge(self, metrics: dict[str, float], bad_before: int) -> Verdict:
-        """metrics: of this validation; bad_before: validations in a row, just before it, that were not kept. Called on
-        all processes alike."""
+    def judge(self, metrics: dict[str, float], bad_before: int, step: int) -> Verdict:
+        """metrics: of this validation, after `step` steps; bad_before: validations in a row, just before it, that were
+        not kept. Called on all processes alike."""
         ...
 
     def rolled_back(self, step: int, rollbacks: int) -> None:
@@ -48,9 +48,22 @@ class Guard(Protocol):
         time. The run does not return: its next step is number `step`, counted from 0."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """What it remembers besides tensors of companions: JSON in a checkpoint, equal on all processes. A rollback
+        leaves it as it is."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes up what `state` gave, of the checkpoint that the run continues from."""
+        ...
+
 
 class Task(Protocol):
-    """One kind of training. The loop owns steps, accumulation, clipping, EMA, logging and checkpoints."""
+    """One kind of training. The loop owns steps, accumulation, clipping, EMA, logging and checkpoints.
+
+    Steps are counted by the loop alone, from 0, skipped ones included, and no number comes twice, also after a
+    rollback. What changes in the course of a run goes by the number that `step` and `after_step` are given.
+    """
 
     model: PretrainedModel  # what is trained, averaged, checkpointed and saved
     best_metric: str  # the validation metric, lower is better, by which the best weights are kept
@@ -61,12 +74,14 @@ class Task(Protocol):
         """Called once before the first step of a new run with this process's micro-batches of that step. Here and in
         `after_step` the global random generator gives all processes the same numbers, in `step` each its own."""
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        """Loss of one micro-batch. `model` is the trained model as the loop has wrapped it (DDP, compile)."""
+    def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+        """Loss of one micro-batch of this step. `model` is the trained model as the loop has wrapped it (DDP,
+        compile)."""
         ...
 
-    def after_step(self) -> dict[str, Tensor]:
-        """Called after each optimiser step, but not after a skipped one; returns more scalars for the log."""
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Called after the optimiser's part of this step, but not of a skipped one; returns more scalars for the
+        log."""
         ...
 
     def discard_step(self) -> None:

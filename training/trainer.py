@@ -156,7 +156,7 @@ class Trainer:
         # Divides the loss by the number of micro-batches, and lets processes exchange gradients after the last.
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
-                loss, metrics = self.task.step(self.model, batch)
+                loss, metrics = self.task.step(self.model, batch, self.progress.step)
             self.accelerator.backward(loss)
         return {"loss": loss.detach(), **metrics}
 
@@ -172,7 +172,7 @@ class Trainer:
             group["lr"] = self._learning_rate(self.progress.step)
         self.optimizer.step()
         self._seed("all processes")
-        self.health = self.task.after_step()
+        self.health = self.task.after_step(self.progress.step)
         if self.ema:
             self.ema.update(self.progress.step)
         self.progress.nonfinite_in_a_row = 0
@@ -229,7 +229,7 @@ class Trainer:
         progress, value = self.progress, metrics[self.task.best_metric]
         progress.validation = metrics
         if self.task.guard is not None:
-            verdict = self.task.guard.judge(metrics, progress.validations_since_best)
+            verdict = self.task.guard.judge(metrics, progress.validations_since_best, progress.step)
         else:
             verdict = Verdict(math.isfinite(value) and (progress.best_value is None or value < progress.best_value))
         if verdict.keep:
@@ -291,6 +291,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         state = {
             "progress": asdict(self.progress),
+            "guard": self.task.guard.state() if self.task.guard is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         step, best = self.progress.step, self.progress.best_step
@@ -302,6 +303,8 @@ class Trainer:
         with self._explain_misfit(step):
             state = self.checkpoints.state(step)
             self.progress = Progress(**state["progress"])
+            if self.task.guard is not None and state.get("guard") is not None:
+                self.task.guard.load_state(state["guard"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -94,6 +94,9 @@ class Autoencoder(PretrainedModel):
     def initialise(self, batches: Sequence[Tensor]) -> None:
         """Called once, before the first step, with the images, b c H W, of each of its micro-batches."""
 
+    def begin_step(self, step: int) -> None:
+        """Called before the forward passes of a training step with its number, counted from 0: schedules go by it."""
+
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """Called after each optimiser step: codebooks move; returns their health, scalars for the log line."""
         return {}
@@ -188,6 +191,9 @@ class QuantizedAutoencoder(Autoencoder):
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
         self.quantizer.initialise([self.latents(images) for images in batches])
+
+    def begin_step(self, step: int) -> None:
+        self.quantizer.begin_step(step)
 
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
         return self.quantizer.update(steps_per_epoch)

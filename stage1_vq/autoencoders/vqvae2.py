@@ -186,6 +186,10 @@ class VQVAE2(Autoencoder):
             z_q = [quantizer.codes_to_latents(quantizer.codes(z)) for z in latents]
             above = [self.join(level, *pair) for pair in zip(above, z_q, strict=True)]
 
+    def begin_step(self, step: int) -> None:
+        for quantizer in self.quantizer_of_levels():
+            quantizer.begin_step(step)
+
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """Health: `parts.health_over` the levels, as `level0_perplexity` ..."""
         quantizers = enumerate(self.quantizer_of_levels())

@@ -13,11 +13,12 @@ the run can go back to the last good ones, with half the weight.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,14 @@ def lecam_penalty(real: Tensor, fake: Tensor, averages: Tensor) -> Tensor:
 # ---- the discriminator and its optimiser ----------------------------------------------------------------------------
 
 
+class Phase(NamedTuple):
+    """Steps of the run, counted from 0, from which ..."""
+
+    learns: int  # the discriminator learns
+    listens: int  # the autoencoder has its loss
+    full: int  # that has its full weight
+
+
 class Now(NamedTuple):
     """What the schedule says of the current step."""
 
@@ -159,15 +168,12 @@ class Adversary(nn.Module):
     statistics are averaged over micro-batches and processes, so that N processes do what one does. k micro-batches do
     what one batch does but for what a batch as a whole decides: the adaptive weight, which each micro-batch takes from
     its own gradients, norms over the batch, and StyleGAN's standard deviations (with those N processes differ from one,
-    too). All state is in buffers, and so in checkpoints.
+    too). What goes back in a rollback is in buffers; `phase` and `rollbacks`, which do not, are in the guard's state.
+    The number of the step comes from the loop.
     """
 
-    step: Tensor  # scalar, int64: optimiser steps done, skipped ones included
-    phase: Tensor  # 3, int64: steps from which the discriminator learns, the autoencoder listens, the weight is full
-    averages: Tensor  # 2: moving averages of the logits of images and of reconstructions
-    updates: Tensor  # scalar, int64: steps of the discriminator
+    averages: Tensor  # 2: moving averages of the logits of images and of reconstructions; nan before the first update
     skipped: Tensor  # scalar, int64: steps that it skipped because its gradient was not finite
-    rollbacks: Tensor  # scalar, int64
 
     def __init__(self, config: AdversarialConfig, channels: int, image_size: tuple[int, int], steps: int) -> None:
         """channels, image_size (H, W): of the images; steps: of the whole training. Raises UserError."""
@@ -178,13 +184,13 @@ class Adversary(nn.Module):
         self.optimizer = torch.optim.Adam(self.weights, lr=config.learning_rate, betas=config.betas, fused=True)
         self.monitor = QualityMonitor(config.warn_ratio)
         lengths = [round(share * steps) for share in (config.start, config.warmup, config.ramp)]
-        self.register_buffer("phase", torch.tensor(lengths).cumsum(0))
-        for name in ("step", "updates", "skipped", "rollbacks"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
-        self.register_buffer("averages", torch.zeros(2))
+        self.phase = Phase(*itertools.accumulate(lengths))
+        self.rollbacks = 0
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("averages", torch.full((2,), math.nan))
         self.noted: list[Tensor] = []  # 2 each: mean logits of the micro-batches since the last update
-        self._now: Now | None = None
-        self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
+        self.register_load_state_dict_pre_hook(take_former_counters)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.discard())
         if config.adaptive:
             # A compiled autoencoder would free what its backward pass needs after the first one, and the last layer's
             # gradients are taken before it.
@@ -192,26 +198,24 @@ class Adversary(nn.Module):
 
             compiler.donated_buffer = False
 
-    def now(self) -> Now:
-        """The schedule at this step; read from the device once per step."""
-        if self._now is None:
-            step, rollbacks, learns, listens, full = torch.stack([self.step, self.rollbacks, *self.phase]).tolist()
-            ramp = min(1.0, (step - listens + 1) / (full - listens + 1)) if step >= listens else 0.0
-            weight = self.config.weight * WEIGHT_AFTER_ROLLBACK**rollbacks * ramp
-            self._now = Now(step >= learns, weight, self.config.r1_weight > 0 and step % self.config.r1_every == 0)
-        return self._now
+    def now(self, step: int) -> Now:
+        """The schedule at this step."""
+        learns, listens, full = self.phase
+        ramp = min(1.0, (step - listens + 1) / (full - listens + 1)) if step >= listens else 0.0
+        weight = self.config.weight * WEIGHT_AFTER_ROLLBACK**self.rollbacks * ramp
+        return Now(step >= learns, weight, self.config.r1_weight > 0 and step % self.config.r1_every == 0)
 
     # ---- in each micro-batch ----------------------------------------------------------------------------------------
 
     def losses(
-        self, reconstruction: Tensor, other_losses: Tensor, last_layer: nn.Parameter
+        self, reconstruction: Tensor, other_losses: Tensor, last_layer: nn.Parameter, step: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the autoencoder's loss gains, weighted, and figures for the log; nothing before the autoencoder listens.
 
         reconstruction: b c H W, with its graph; other_losses: scalar, the sum of all other losses, with its graph;
         last_layer: Autoencoder.last_layer(). The discriminator's weights get no gradient.
         """
-        weight = self.now().weight
+        weight = self.now(step).weight
         if not weight:
             return {}, {}
         self.discriminator.requires_grad_(False)
@@ -223,12 +227,12 @@ class Adversary(nn.Module):
         factor = factor * weight
         return {"adversarial_loss": factor * loss}, {"adversarial_weight": factor}
 
-    def observe(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def observe(self, reconstruction: Tensor, images: Tensor, step: int) -> dict[str, Tensor]:
         """The discriminator's forward and backward pass on a micro-batch; its gradients add up until `update`.
 
         Both b c H W, without a graph. Returns figures for the log, none before the discriminator learns.
         """
-        now, config = self.now(), self.config
+        now, config = self.now(step), self.config
         if not now.learning:
             return {}
         images = images.detach().requires_grad_(now.penalise)
@@ -237,8 +241,8 @@ class Adversary(nn.Module):
             loss = discriminator_loss(config.loss, real, fake)
             figures = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
             if config.lecam_weight:
-                started = (self.updates > 0).float()  # no averages before the first update
-                figures["lecam_penalty"] = started * lecam_penalty(real, fake, self.averages)
+                penalty = lecam_penalty(real, fake, self.averages.nan_to_num())
+                figures["lecam_penalty"] = penalty * self.averages.isfinite().all()  # 0 before there are any
                 loss = loss + config.lecam_weight * figures["lecam_penalty"]
             if now.penalise:
                 figures["r1_penalty"] = r1_penalty(real, images)
@@ -269,35 +273,26 @@ class Adversary(nn.Module):
                 for weight, part in zip(self.weights, parts, strict=True):
                     weight.grad = part.view_as(weight)
                 self.optimizer.step()
-                self.averages.lerp_(logits, torch.where(self.updates > 0, 1 - self.config.lecam_decay, 1.0))
-                self.updates += 1
+                averages = self.averages.where(self.averages.isfinite(), logits)
+                self.averages.copy_(averages.lerp(logits, 1 - self.config.lecam_decay))
             else:
                 self.skipped += 1
-        self.end_step()
-        return {"discriminator_skipped_steps": self.skipped, "rollbacks": self.rollbacks}
+        self.discard()
+        return {"discriminator_skipped_steps": self.skipped, "rollbacks": torch.tensor(self.rollbacks)}
 
     def discard(self) -> None:
-        """Ends a step that the autoencoder skipped."""
-        self.end_step()
-
-    def end_step(self) -> None:
-        self.step += 1
-        self.forget()
-
-    def forget(self) -> None:
-        """Drops what belongs to an unfinished step."""
+        """Drops what belongs to an unfinished step, or to one that the autoencoder skipped."""
         self.optimizer.zero_grad()
         self.noted.clear()
-        self._now = None
 
     # ---- after a validation (training.task.Guard) -------------------------------------------------------------------
 
-    def judge(self, metrics: dict[str, float], bad_before: int) -> Verdict:
+    def judge(self, metrics: dict[str, float], bad_before: int, step: int) -> Verdict:
         """Keeps the weights of each validation, the last ones thus, but for those that reconstruct much worse than the
         best so far: the mean squared error alone would keep those from before the discriminator. Before the autoencoder
         has listened to the discriminator nothing is blamed on it."""
         complaint = self.monitor.complaint(metrics)
-        if complaint is None or not bool(self.step > self.phase[1]):
+        if complaint is None or step <= self.phase.listens:
             return Verdict(keep=all(math.isfinite(value) for value in metrics.values()))
         return Verdict(
             keep=False,
@@ -318,10 +313,24 @@ class Adversary(nn.Module):
 
     def rolled_back(self, step: int, rollbacks: int) -> None:
         """The phase begins again now: warm-up, ramp, and half the weight."""
-        self.step.fill_(step)
-        self.rollbacks.fill_(rollbacks)
-        self.phase += step - self.phase[0]
-        self.forget()
+        self.phase = Phase(*(begin + step - self.phase.learns for begin in self.phase))
+        self.rollbacks = rollbacks
+        self.discard()
+
+    def state(self) -> dict[str, Any]:
+        return {"phase": list(self.phase), "rollbacks": self.rollbacks}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.phase, self.rollbacks = Phase(*state["phase"]), state["rollbacks"]
+
+
+def take_former_counters(adversary: Adversary, tensors: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Reads a checkpoint from before the loop counted steps: it held all counters as tensors."""
+    former = {name: tensors.pop(prefix + name, None) for name in ("step", "phase", "updates", "rollbacks")}
+    if former["phase"] is not None:
+        adversary.load_state({"phase": former["phase"].tolist(), "rollbacks": int(former["rollbacks"])})
+        if not int(former["updates"]):
+            tensors[prefix + "averages"] = torch.full((2,), math.nan)
 
 
 @contextmanager

@@ -63,6 +63,10 @@ class Quantizer(nn.Module):
         """Fits the codebook to the first step's latents: z, b d h w, of each micro-batch, here and on all other
         processes."""
 
+    def begin_step(self, step: int) -> None:
+        """Called before the forward passes of a training step with its number, counted from 0, which is the run's: it
+        counts skipped steps and no rollback takes it back. What has a schedule notes it."""
+
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """Applies what the forward passes since the last call noted, on all processes alike; returns health figures."""
         return {}

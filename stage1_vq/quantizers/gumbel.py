@@ -82,7 +82,7 @@ class GumbelQuantizer(CountingQuantizer):
         "a smaller model.quantizer.codebook_size",
     )
 
-    updates: Tensor  # scalar, int64: optimiser steps done, which the schedules go by
+    updates: Tensor  # scalar, int64: the step that the schedules are at, written by `begin_step`
 
     def __init__(self, config: GumbelQuantizerConfig) -> None:
         width = config.embedding_dim or config.dim
@@ -181,9 +181,10 @@ class GumbelQuantizer(CountingQuantizer):
         """Share done of a schedule of so many steps: a scalar from 0 to 1."""
         return (self.updates / steps).clamp(max=1) if steps else torch.ones_like(self.updates, dtype=torch.float32)
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        self.updates += 1
-        return super().update(steps_per_epoch)
+    def begin_step(self, step: int) -> None:
+        # A buffer, as a compiled forward pass may read it and not be compiled anew for each step; in the state dict, as
+        # it has been in that of every model, whose fingerprint it is part of.
+        self.updates.fill_(step)
 
 
 def divergence_from_uniform(logits: Tensor) -> Tensor:

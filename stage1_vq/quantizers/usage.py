@@ -11,7 +11,11 @@ from common.distributed import sum_over_processes
 
 
 class CodeUsage(nn.Module):
-    """Counts codes between two steps, and remembers when each was last used. All processes come to the same numbers."""
+    """Counts codes between two steps, and remembers when each was last used. All processes come to the same numbers.
+
+    `steps` is no schedule and not the number of the run's step: it says how far `steps_since_use` looks back. Both
+    stand still when a step is skipped, whose codes nobody counted, and both go back with the weights in a rollback.
+    """
 
     pending_counts: Tensor  # k, int64: uses since the last `step`
     steps_since_use: Tensor  # k, int64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.model_io import load_pretrained
@@ -23,7 +25,7 @@ from stage1_vq.autoencoders import AUTOENCODERS, VQGANConfig
 from stage1_vq.losses.adversarial import AdversarialConfig, Adversary
 from stage1_vq.losses.discriminators import PatchGANConfig
 from stage1_vq.losses.perceptual import TimmPerceptualConfig
-from stage1_vq.quantizers import NearestQuantizerConfig
+from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, companions, train_stage1
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for, make_autoencoder
 from tests.stage1_vq.test_train import free_port, lines, process
@@ -109,20 +111,20 @@ def test_every_autoencoder_learns_from_a_discriminator(row):
     adversary = Adversary(always, autoencoder.channels, size, steps=10)
     task = Stage1Task(autoencoder, ImageStub(), 3, adversary=adversary)
     batch = {"images": torch.randint(256, (3, autoencoder.channels, *size), dtype=torch.uint8)}
-    loss, figures = task.step(autoencoder, batch)
+    loss, figures = task.step(autoencoder, batch, 0)
     loss.backward()
     assert loss.isfinite()
     assert figures["adversarial_weight"] > 0
     # Balanced: at the last layer its gradient has half the norm of the other losses' gradient.
     output = autoencoder(images_for(autoencoder, 3))
     others = torch.stack(list(output.losses.values())).sum()
-    gained, _ = adversary.losses(output.reconstruction, others, autoencoder.last_layer())
+    gained, _ = adversary.losses(output.reconstruction, others, autoencoder.last_layer(), 0)
     norms = [
         torch.autograd.grad(loss, autoencoder.last_layer(), retain_graph=True)[0].norm()
         for loss in (others, gained["adversarial_loss"])
     ]
     assert float(norms[1] / norms[0]) == pytest.approx(0.5, rel=0.05)
-    assert task.after_step()["discriminator_skipped_steps"] == 0
+    assert task.after_step(0)["discriminator_skipped_steps"] == 0
 
 
 class ImageStub:
@@ -181,6 +183,38 @@ def test_killed_and_continued_is_uninterrupted_bit_for_bit_also_across_a_rollbac
         reached.append(max(int(path.name[-8:]) for path in (tmp_path / "cut" / "checkpoints").glob("step_*")))
     assert child.exitcode == 0
     assert 0 < reached[0] < after_rollback <= reached[1] < 40
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_rollback_takes_no_schedule_back(squares, tmp_path):
+    gumbel = GumbelQuantizerConfig(codebook_size=16, dim=4, temperature_steps=40, kmeans_iterations=3)
+    config = replace(make_config(squares, RUINOUS, **RUINED, log_every=1), model=replace(MODEL, quantizer=gumbel))
+    train_stage1(config, tmp_path / "run")
+    train = [line for line in lines(tmp_path / "run") if line["split"] == "train"]
+    assert train[-1]["rollbacks"] >= 1
+    for line in train:
+        share = (1 + math.cos(math.pi * (line["step"] - 1) / 40)) / 2
+        assert line["temperature"] == pytest.approx(0.0625 + 0.9375 * share, abs=1e-6), line["step"]
+
+
+def test_a_run_begun_when_counters_were_tensors_continues(squares, tmp_path):
+    config = make_config(squares, RUINOUS, **RUINED)
+    train_stage1(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_00000040")
+    for folder in (tmp_path / "cut" / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text())
+        guard, step = state.pop("guard"), state["progress"]["step"]
+        former = {"step": step, "phase": guard["phase"], "updates": 1, "rollbacks": guard["rollbacks"]}
+        tensors = load_file(folder / "discriminator.safetensors")
+        save_file(
+            {**tensors, **{name: torch.tensor(value) for name, value in former.items()}},
+            folder / "discriminator.safetensors",
+        )
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "manifest.json").write_text(json.dumps({"files": {}}))
+    assert guard["rollbacks"] >= 1
+    train_stage1(config, tmp_path / "cut")
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 

@@ -49,6 +49,7 @@ def error_after_training(config: Any) -> float:
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     error = float("inf")
     for step in range(1, STEPS + 1):
+        model.begin_step(step - 1)
         loss = torch.stack(list(model(images).losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()

@@ -68,7 +68,7 @@ def first_batch(task: Stage1Task, count: int = 6) -> dict[str, Any]:
 
 def test_the_loss_is_the_sum_of_the_named_losses(squares):
     task = make_task(squares)
-    loss, metrics = task.step(task.model, first_batch(task))
+    loss, metrics = task.step(task.model, first_batch(task), 0)
     assert set(metrics) == {"reconstruction_loss", "commitment_loss", "quantization_error"}
     torch.testing.assert_close(loss, metrics["reconstruction_loss"] + metrics["commitment_loss"])
     assert loss.requires_grad
@@ -92,12 +92,12 @@ def test_the_start_puts_the_codebook_among_the_first_latents(squares):
 def test_after_a_step_the_codebook_has_moved_and_after_a_skipped_one_it_has_not(squares):
     task, other = make_task(squares), make_task(squares)
     before = task.model.quantizer.codebook.clone()
-    task.step(task.model, first_batch(task, 12))
+    task.step(task.model, first_batch(task, 12), 0)
     task.discard_step()
     assert torch.equal(task.model.quantizer.codebook, before)
     for one in (task, other):
-        one.step(one.model, first_batch(one))
-        health = one.after_step()
+        one.step(one.model, first_batch(one), 0)
+        health = one.after_step(0)
     assert not torch.equal(task.model.quantizer.codebook, before)
     assert torch.equal(task.model.quantizer.codebook, other.model.quantizer.codebook)
     assert set(health) == {"perplexity", "codes_used_share", "dead_codes", "revived_codes"}
@@ -145,8 +145,8 @@ def test_the_preview_of_few_held_out_images(squares, count, shape):
 
 def test_the_warning_about_unused_codes_reaches_the_log(squares):
     task = make_task(squares, steps_per_epoch=1)
-    task.step(task.model, first_batch(task))
-    task.after_step()
+    task.step(task.model, first_batch(task), 0)
+    task.after_step(0)
     (warning,) = task.warnings({"codes_used_share": 0.1})
     assert "only 10% of 16 codes were used in the last epoch" in warning
     assert task.warnings({"codes_used_share": 0.9}) == []

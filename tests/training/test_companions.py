@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,12 @@ class ScriptedGuard:
 
     def __init__(self, critic: Critic, bad: set[int], patience: int) -> None:
         self.critic, self.bad, self.patience = critic, bad, patience
-        self.critic.register_buffer("validations", torch.zeros((), dtype=torch.int64))
         self.seen: list[int] = []  # bad validations in a row before each
         self.rollbacks: list[tuple[int, int]] = []
+        self.factor = 1.0
 
-    def judge(self, metrics: dict[str, float], bad_before: int) -> Verdict:
-        number = int(self.critic.validations)
-        self.critic.validations += 1
+    def judge(self, metrics: dict[str, float], bad_before: int, step: int) -> Verdict:
+        number = math.ceil(step / 4) - 1
         self.seen.append(bad_before)
         if number not in self.bad:
             return Verdict(keep=True)
@@ -48,8 +48,14 @@ class ScriptedGuard:
 
     def rolled_back(self, step: int, rollbacks: int) -> None:
         self.rollbacks.append((step, rollbacks))
-        self.critic.validations.fill_(step // 4)
         self.critic.factor.fill_(0.5**rollbacks)
+        self.factor = 0.5**rollbacks
+
+    def state(self) -> dict[str, Any]:
+        return {"factor": self.factor}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.factor = state["factor"]
 
 
 class CriticTask(ToyTask):
@@ -67,17 +73,17 @@ class CriticTask(ToyTask):
         if bad:
             self.guard = ScriptedGuard(self.critic, bad, patience)
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
-        loss, metrics = super().step(model, batch)
+    def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+        loss, metrics = super().step(model, batch, step)
         guess = self.critic.layer(torch.ones(1, 1)).squeeze()
         (guess - loss.detach()).square().backward()
         return StepOutput(loss * (1 + self.critic.factor * guess.detach().sigmoid()), metrics)
 
-    def after_step(self) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> dict[str, Tensor]:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.critic.steps += 1
-        return super().after_step()
+        return super().after_step(step)
 
 
 def checkpoint(run: Path, step: int, name: str) -> dict[str, Tensor]:
@@ -98,9 +104,9 @@ def test_companions_are_checkpointed_with_their_optimisers_and_restored(tmp_path
 
 def test_a_companion_that_has_not_learnt_yet_has_an_empty_optimiser(tmp_path: Path):
     class Idle(CriticTask):
-        def after_step(self) -> dict[str, Tensor]:
+        def after_step(self, step: int) -> dict[str, Tensor]:
             self.optimizer.zero_grad()
-            return ToyTask.after_step(self)
+            return ToyTask.after_step(self, step)
 
     toy_fit(tmp_path, toy_config(steps=6, schedule="constant"), Idle())
     assert checkpoint(tmp_path, 6, "critic_optimizer") == {}
@@ -155,7 +161,7 @@ def test_a_rollback_returns_everything_that_learns_and_goes_on(tmp_path: Path, c
     assert torch.equal(before["layer.weight"], after["layer.weight"])
     assert (float(before["factor"]), float(after["factor"])) == (1, 0.5)
     assert result.steps_done == result.best_step == 22
-    assert len(task.seen) == 22  # no step is taken twice: its samples go on
+    assert task.steps == list(range(22))  # no step is taken twice: numbers and samples go on
 
 
 def test_a_run_killed_after_a_rollback_continues_as_if_it_had_not_been(tmp_path: Path):
@@ -168,8 +174,9 @@ def test_a_run_killed_after_a_rollback_continues_as_if_it_had_not_been(tmp_path:
     for stop_at in (13, 18, 20, 23, 30):  # before, during and after what leads to the rollback
         cut = tmp_path / str(stop_at)
         assert not toy_fit(cut, toy_config(**CONFIG), CriticTask(bad=bad, stop_at=stop_at)).finished
-        toy_fit(cut, toy_config(**CONFIG), CriticTask(bad=bad))
+        toy_fit(cut, toy_config(**CONFIG), finished := CriticTask(bad=bad))
         assert_same_run(cut, whole)
+        assert finished.guard.factor == 0.5  # from the checkpoint, where the rollback was before the kill
     assert any(line["loss"] for line in metrics(whole, "validation"))
     assert all(value.isfinite().all() for value in newest_weights(whole).values())
 

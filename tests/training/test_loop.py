@@ -311,6 +311,14 @@ def test_a_nan_is_skipped_counted_and_leaves_no_trace(tmp_path: Path):
     assert all(weight.isfinite().all() for weight in newest_weights(tmp_path).values())
 
 
+def test_the_task_is_given_the_number_of_the_step_which_counts_skipped_ones(tmp_path: Path):
+    task = toy_task(nan_draws=[19], raise_stop_at=8)  # in the third step; stopped after the fourth
+    toy_fit(tmp_path, toy_config(accumulate=2), task=task)
+    toy_fit(tmp_path, toy_config(accumulate=2), task=(other := toy_task()))
+    assert task.steps + other.steps == [step for step in range(12) for _ in range(2)]
+    assert task.ended + other.ended == [step for step in range(12) if step != 2]
+
+
 def test_a_skipped_step_changes_no_weights(tmp_path: Path):
     toy_fit(tmp_path / "a", toy_config(steps=2, schedule="constant"))
     task = toy_task(nan_draws=[17])

@@ -78,6 +78,8 @@ class ToyTask:
         self.guard: Guard | None = None
         self.nan_draws, self.raise_stop_at = torch.tensor(list(nan_draws)), raise_stop_at
         self.seen: list[list[int]] = []
+        self.steps: list[int] = []  # of each micro-batch
+        self.ended: list[int] = []  # of each step that was not skipped
         self.started: list[Batch] = []
         self.micro_batches = 0
         self.discarded = 0
@@ -85,15 +87,17 @@ class ToyTask:
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.started = list(batches)
 
-    def step(self, model: nn.Module, batch: Batch) -> StepOutput:
+    def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         self.micro_batches += 1
+        self.steps.append(step)
         self.seen.append(batch["draws"].tolist())
         loss = F.mse_loss(model(batch["x"]).float(), batch["y"])
         if torch.isin(batch["draws"].cpu(), self.nan_draws).any():
             loss = loss * float("nan")
         return StepOutput(loss, {"error": loss.detach().sqrt()})
 
-    def after_step(self) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        self.ended.append(step)
         mean = self.model.pending / max(self.micro_batches, 1)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(mean)

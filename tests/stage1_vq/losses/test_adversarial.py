@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,9 @@ def test_the_generators_loss_and_its_adaptive_weight_agree_with_the_published_on
     adversary, last_layer, (config, _, inputs, outputs) = published()
 
     def passes(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
-        adversary.step.fill_(step)
-        adversary.forget()
         reconstruction = F.conv2d(inputs["features"], last_layer, padding=1)
         nll = (inputs["x"] - reconstruction).abs().mean()
-        losses, figures = adversary.losses(reconstruction, nll, last_layer)
+        losses, figures = adversary.losses(reconstruction, nll, last_layer, step)
         return losses, figures, nll, reconstruction
 
     losses, figures, nll, reconstruction = passes(config["disc_start"])
@@ -102,10 +101,8 @@ def test_the_generators_loss_and_its_adaptive_weight_agree_with_the_published_on
 
 def test_the_discriminators_pass_agrees_with_the_published_one():
     adversary, _, (config, _, inputs, outputs) = published()
-    adversary.step.fill_(config["disc_start"] - 1)
-    assert adversary.observe(outputs["recon"], inputs["x"]) == {}
-    adversary.discard()
-    figures = adversary.observe(outputs["recon"], inputs["x"])
+    assert adversary.observe(outputs["recon"], inputs["x"], config["disc_start"] - 1) == {}
+    figures = adversary.observe(outputs["recon"], inputs["x"], config["disc_start"])
     names = {"discriminator_loss": "d/disc_loss", "logits_real": "d/logits_real", "logits_fake": "d/logits_fake"}
     for ours, theirs in names.items():
         torch.testing.assert_close(figures[ours], outputs[theirs], rtol=1e-5, atol=1e-5, msg=ours)
@@ -174,11 +171,10 @@ def test_lecam_pulls_logits_to_the_average_of_the_other_kind_from_one_side():
 def test_the_phase_is_given_as_shares_of_the_training():
     adversary = make_adversary(weight=0.5, start=0.2, warmup=0.1, ramp=0.4)
     learning, weights = [], []
-    for _ in range(STEPS):
-        now = adversary.now()
+    for step in range(STEPS):
+        now = adversary.now(step)
         learning.append(now.learning)
         weights.append(now.weight)
-        adversary.update()
     assert learning == [step >= 20 for step in range(STEPS)]
     assert weights[:30] == [0.0] * 30
     assert 0 < weights[30] < weights[31] < weights[69] < weights[70] == 0.5
@@ -194,10 +190,10 @@ def test_nothing_is_computed_before_the_discriminator_learns_and_it_learns_alone
     for step, expected in enumerate([(0, 0), (2, 0), (2, 1)]):  # passes of the discriminator, and for the generator
         fake = images(seed=2) * last_layer.view(1, 3, 1, 1)
         calls.clear()
-        losses, figures = adversary.losses(fake, fake.mean(), last_layer)
+        losses, figures = adversary.losses(fake, fake.mean(), last_layer, step)
         assert (len(calls), len(losses), len(figures)) == (expected[1],) * 3, step
         calls.clear()
-        adversary.observe(fake.detach(), images())
+        adversary.observe(fake.detach(), images(), step)
         assert len(calls) == expected[0], step
         adversary.update()
 
@@ -206,7 +202,7 @@ def test_the_generators_pass_leaves_no_gradient_in_the_discriminator():
     adversary = make_adversary(adaptive=True)
     last_layer = nn.Parameter(torch.ones(3))
     fake = images() * last_layer.view(1, 3, 1, 1)
-    losses, _ = adversary.losses(fake, fake.square().mean(), last_layer)
+    losses, _ = adversary.losses(fake, fake.square().mean(), last_layer, 0)
     losses["adversarial_loss"].backward()
     assert last_layer.grad.abs().sum() > 0
     assert all(weight.grad is None for weight in adversary.discriminator.parameters())
@@ -216,7 +212,7 @@ def test_the_generators_pass_leaves_no_gradient_in_the_discriminator():
 def test_the_discriminator_learns_to_tell_images_apart():
     adversary = make_adversary(learning_rate=3e-3)
     for step in range(40):
-        figures = adversary.observe(images(8, seed=step) * 0.3, images(8, seed=1000 + step))
+        figures = adversary.observe(images(8, seed=step) * 0.3, images(8, seed=1000 + step), step)
         adversary.update()
     assert figures["logits_real"] > 0.5 > -0.5 > figures["logits_fake"]
     assert figures["discriminator_loss"] < 0.5
@@ -236,36 +232,35 @@ def test_micro_batches_equal_one_batch(kind):
     whole, split = (make_adversary(discriminator=DISCRIMINATORS[kind], **EVERYTHING) for _ in range(2))
     for step in range(5):
         fake, real = images(6, seed=2 * step), images(6, seed=2 * step + 1)
-        whole.observe(fake, real)
+        whole.observe(fake, real, step)
         for part in range(3):
-            split.observe(fake.split(2)[part], real.split(2)[part])
+            split.observe(fake.split(2)[part], real.split(2)[part], step)
         whole.update()
         split.update()
     assert_equal_states(state(whole), state(split), tolerance=1e-4)
 
 
-def test_a_discarded_step_leaves_no_trace_but_its_number():
+def test_a_discarded_step_leaves_no_trace():
     skipped, clean = make_adversary(**EVERYTHING), make_adversary(**EVERYTHING)
-    skipped.observe(images(seed=7) * torch.nan, images(seed=8))
+    skipped.observe(images(seed=7) * torch.nan, images(seed=8), 0)
     skipped.discard()
-    clean.step += 1
     for adversary in (skipped, clean):
-        adversary.observe(images(seed=2), images(seed=3))
+        adversary.observe(images(seed=2), images(seed=3), 1)
         adversary.update()
     assert_equal_states(state(skipped), state(clean))
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     adversary = make_adversary(**EVERYTHING)
-    adversary.observe(images(seed=2), images(seed=3))
+    adversary.observe(images(seed=2), images(seed=3), 0)
     adversary.update()
     before = state(adversary)
-    adversary.observe(images(seed=4), images(seed=5) * torch.inf)
+    adversary.observe(images(seed=4), images(seed=5) * torch.inf, 1)
     health = adversary.update()
     assert health["discriminator_skipped_steps"] == 1
     changed = {name for name, tensor in state(adversary).items() if not torch.equal(tensor, before[name])}
-    assert changed == {"step", "skipped"}
-    adversary.observe(images(seed=4), images(seed=5))
+    assert changed == {"skipped"}
+    adversary.observe(images(seed=4), images(seed=5), 2)
     assert adversary.update()["discriminator_skipped_steps"] == 1
     assert all(tensor.isfinite().all() for name, tensor in state(adversary).items() if name != "monitor.best")
 
@@ -274,7 +269,7 @@ def test_the_averages_of_lecam_start_at_the_first_logits_and_come_back_from_a_ch
     adversary = make_adversary(lecam_weight=0.1, lecam_decay=0.9)
     expected = None
     for step in range(3):
-        figures = adversary.observe(images(seed=2 * step), images(seed=2 * step + 1))
+        figures = adversary.observe(images(seed=2 * step), images(seed=2 * step + 1), step)
         logits = torch.stack([figures["logits_real"], figures["logits_fake"]])
         expected = logits if expected is None else 0.9 * expected + 0.1 * logits
         assert (figures["lecam_penalty"] > 0) == (step > 0)
@@ -284,7 +279,7 @@ def test_the_averages_of_lecam_start_at_the_first_logits_and_come_back_from_a_ch
     restored.load_state_dict(state(adversary))
     load_optimizer_tensors(restored.optimizer, restored, optimizer_tensors(adversary.optimizer, adversary))
     for one in (adversary, restored):
-        one.observe(images(seed=8), images(seed=9))
+        one.observe(images(seed=8), images(seed=9), 3)
         one.update()
     assert_equal_states(state(restored), state(adversary))
 
@@ -292,8 +287,8 @@ def test_the_averages_of_lecam_start_at_the_first_logits_and_come_back_from_a_ch
 def test_the_r1_penalty_is_computed_every_so_many_steps():
     adversary = make_adversary(r1_weight=1.0, r1_every=3)
     seen = []
-    for _ in range(7):
-        seen.append("r1_penalty" in adversary.observe(images(seed=2), images(seed=3)))
+    for step in range(7):
+        seen.append("r1_penalty" in adversary.observe(images(seed=2), images(seed=3), step))
         adversary.update()
     assert seen == [True, False, False, True, False, False, True]
 
@@ -303,8 +298,8 @@ def test_bfloat16_autocast_trains_float32_weights_also_with_a_penalty():
     last_layer = nn.Parameter(torch.ones(3))
     with torch.autocast("cpu", torch.bfloat16):
         fake = images() * last_layer.view(1, 3, 1, 1)
-        losses, _ = adversary.losses(fake, fake.square().mean(), last_layer)
-        figures = adversary.observe(fake.detach(), images(seed=3))
+        losses, _ = adversary.losses(fake, fake.square().mean(), last_layer, 0)
+        figures = adversary.observe(fake.detach(), images(seed=3), 0)
     adversary.update()
     values = [*losses.values(), *figures.values()]
     assert all(value.dtype == torch.float32 and value.isfinite() for value in values)
@@ -315,21 +310,16 @@ def test_bfloat16_autocast_trains_float32_weights_also_with_a_penalty():
 
 
 def listening(**changes: Any) -> Adversary:
-    """An adversary whose phase begins at step 10, just before that."""
-    adversary = make_adversary(start=0.1, **changes)
-    adversary.step.fill_(9)
-    adversary.forget()
-    return adversary
+    """An adversary whose phase begins at step 10."""
+    return make_adversary(start=0.1, **changes)
 
 
 def test_reconstructions_much_worse_than_the_best_are_told_with_remedies():
     adversary = listening(warn_ratio=1.5)
-    assert adversary.judge({"mse": 0.02}, 0).keep
-    for _ in range(2):
-        assert adversary.judge({"mse": 0.30}, 0).keep  # the adversary cannot be blamed yet
-        adversary.discard()
-    assert adversary.judge({"mse": 0.029, "psnr": 1.0}, 0) == (True, None, False)
-    verdict = adversary.judge({"mse": 0.031}, 5)
+    assert adversary.judge({"mse": 0.02}, 0, 9).keep
+    assert adversary.judge({"mse": 0.30}, 0, 10).keep  # after ten steps, numbers 0 to 9: nothing to blame it for yet
+    assert adversary.judge({"mse": 0.029, "psnr": 1.0}, 0, 11) == (True, None, False)
+    verdict = adversary.judge({"mse": 0.031}, 5, 11)
     assert (verdict.keep, verdict.roll_back) == (False, False)
     assert "mse 0.031 is 1.55 times its best, 0.02" in verdict.warning
     for remedy in ("adversarial.weight", "warmup", "lecam_weight", "r1_weight", "adversarial.rollback=true"):
@@ -338,42 +328,57 @@ def test_reconstructions_much_worse_than_the_best_are_told_with_remedies():
 
 def test_the_perceptual_distance_is_watched_too_and_better_ones_raise_the_bar():
     adversary = listening()
-    adversary.discard()
-    adversary.discard()
-    assert adversary.judge({"mse": 0.02, "perceptual": 0.4}, 0).keep
-    assert adversary.judge({"mse": 0.02, "perceptual": 0.2}, 0).keep
-    assert "perceptual 0.35 is 1.75 times" in adversary.judge({"mse": 0.02, "perceptual": 0.35}, 0).warning
-    assert "mse is nan" in adversary.judge({"mse": float("nan"), "perceptual": 0.2}, 0).warning
+    assert adversary.judge({"mse": 0.02, "perceptual": 0.4}, 0, 40).keep
+    assert adversary.judge({"mse": 0.02, "perceptual": 0.2}, 0, 40).keep
+    assert "perceptual 0.35 is 1.75 times" in adversary.judge({"mse": 0.02, "perceptual": 0.35}, 0, 40).warning
+    assert "mse is nan" in adversary.judge({"mse": float("nan"), "perceptual": 0.2}, 0, 40).warning
 
 
 def test_anything_is_worse_than_a_perfect_reconstruction():
     adversary = listening()
-    adversary.discard()
-    adversary.discard()
-    assert adversary.judge({"mse": 0.0}, 0).keep
-    assert "mse 0.1 is inf times its best, 0;" in adversary.judge({"mse": 0.1}, 0).warning
+    assert adversary.judge({"mse": 0.0}, 0, 40).keep
+    assert "mse 0.1 is inf times its best, 0;" in adversary.judge({"mse": 0.1}, 0, 40).warning
 
 
 def test_a_validation_that_is_not_finite_is_never_kept():
     adversary = listening()
-    assert not adversary.judge({"mse": float("nan")}, 0).keep
-    assert adversary.judge({"mse": 0.1}, 0).keep
+    assert not adversary.judge({"mse": float("nan")}, 0, 40).keep
+    assert adversary.judge({"mse": 0.1}, 0, 40).keep
 
 
 def test_a_rollback_after_so_many_bad_validations_begins_the_phase_anew_at_half_the_weight():
     adversary = listening(weight=0.8, warmup=0.05, ramp=0.1, rollback=True, rollback_patience=2)
-    adversary.judge({"mse": 0.02}, 0)
-    adversary.step.fill_(40)
-    adversary.forget()
-    assert adversary.now().weight == 0.8
-    assert not adversary.judge({"mse": 0.1}, 0).roll_back
-    assert adversary.judge({"mse": 0.1}, 1).roll_back
+    adversary.judge({"mse": 0.02}, 0, 40)
+    assert adversary.now(40).weight == 0.8
+    assert not adversary.judge({"mse": 0.1}, 0, 40).roll_back
+    assert adversary.judge({"mse": 0.1}, 1, 40).roll_back
     for rollbacks, weight in ((1, 0.4), (2, 0.2)):
         adversary.rolled_back(step=40, rollbacks=rollbacks)
-        assert adversary.now() == (True, 0.0, False)  # the discriminator warms up again
-        adversary.step.fill_(55)
-        adversary.forget()
-        assert adversary.now().weight == pytest.approx(weight)
+        assert adversary.now(40) == (True, 0.0, False)  # the discriminator warms up again
+        assert adversary.now(55).weight == pytest.approx(weight)
+        restored = make_adversary()
+        restored.load_state(json.loads(json.dumps(adversary.state())))
+        assert restored.now(55) == adversary.now(55)
+
+
+def test_a_checkpoint_with_counters_among_its_tensors_is_taken_up():
+    adversary = make_adversary(weight=0.8, lecam_weight=0.1)
+    adversary.observe(images(seed=2), images(seed=3), 0)
+    adversary.update()
+    tensors = state(adversary)
+    former = {
+        "step": torch.tensor(48),
+        "phase": torch.tensor([30, 35, 45]),
+        "updates": torch.tensor(7),
+        "rollbacks": torch.tensor(2),
+    }
+    restored = make_adversary(weight=0.8, lecam_weight=0.1)
+    restored.load_state_dict({**tensors, **former})
+    assert restored.state() == {"phase": [30, 35, 45], "rollbacks": 2}
+    assert_equal_states(state(restored), tensors)
+    unused = {**tensors, **former, "updates": torch.tensor(0), "averages": torch.zeros(2)}
+    restored.load_state_dict(unused)
+    assert restored.averages.isnan().all()  # no average of nothing
 
 
 # ---- two processes --------------------------------------------------------------------------------------------------
@@ -393,12 +398,12 @@ def train(discriminator: DiscriminatorConfig, part: slice) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for step in range(4):
         fake = images(8, seed=2 * step)[part] * last_layer.view(1, 3, 1, 1)
-        losses, figures = adversary.losses(fake, fake.square().mean(), last_layer)
+        losses, figures = adversary.losses(fake, fake.square().mean(), last_layer, step)
         (gradient,) = torch.autograd.grad(losses["adversarial_loss"], last_layer)
         if dist.is_initialized():
             dist.all_reduce(gradient)
             gradient /= dist.get_world_size()
-        adversary.observe(fake.detach(), images(8, seed=2 * step + 1)[part])
+        adversary.observe(fake.detach(), images(8, seed=2 * step + 1)[part], step)
         adversary.update()
         found[f"weight {step}"], found[f"gradient {step}"] = figures["adversarial_weight"], gradient
     return {**adversary.state_dict(), **found}

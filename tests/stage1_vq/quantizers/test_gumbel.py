@@ -11,9 +11,11 @@ from einops import rearrange
 from torch import Tensor
 
 from common.errors import UserError
+from stage1_vq.autoencoders import VQVAE, VQVAE2, VQVAE2Config, VQVAEConfig
 from stage1_vq.quantizers.gumbel import SURENESS, GumbelQuantizer, GumbelQuantizerConfig, divergence_from_uniform
 
 K, D = 8, 4
+FINGERPRINT = "2e56455135b4f709c20663de959ad2a758a6a784cf6b0c2d14fa33873a778ea8"  # found by commit 060388a
 
 
 def make(**settings: Any) -> GumbelQuantizer:
@@ -25,17 +27,13 @@ def latents(b: int = 2) -> Tensor:
     return torch.randn(b, D, 3, 5, generator=torch.Generator().manual_seed(1))
 
 
-def steps(quantizer: GumbelQuantizer, count: int) -> None:
-    for _ in range(count):
-        quantizer.update(steps_per_epoch=1)
-
-
 def test_the_temperature_falls_as_half_a_cosine_and_then_stays():
     quantizer = make(temperature_start=1, temperature_end=0.0625, temperature_steps=4)
     found = []
-    for _ in range(7):
+    for step in range(7):
+        quantizer.begin_step(step)
         found.append(float(quantizer(latents()).statistics["temperature"]))
-        steps(quantizer, 1)
+        quantizer.update(steps_per_epoch=1)
     shares = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0, 0]
     assert found == pytest.approx([0.0625 + 0.9375 * share for share in shares])
     assert make(temperature_steps=0).temperature() == 0.0625
@@ -44,20 +42,47 @@ def test_the_temperature_falls_as_half_a_cosine_and_then_stays():
 def test_the_weight_of_the_divergence_rises_and_then_stays():
     quantizer = make(kl_weight=6, kl_warmup_steps=3)
     kl = divergence_from_uniform(quantizer.logits_of(latents()))
-    for share in (0, 1 / 3, 2 / 3, 1, 1):
+    for step, share in enumerate((0, 1 / 3, 2 / 3, 1, 1)):
+        quantizer.begin_step(step)
         torch.testing.assert_close(quantizer(latents()).losses["kl_loss"], 6 * share * kl)
-        steps(quantizer, 1)
+        quantizer.update(steps_per_epoch=1)
     torch.testing.assert_close(make(kl_weight=6, kl_warmup_steps=0)(latents()).losses["kl_loss"], 6 * kl)
     assert make(kl_weight=0)(latents()).losses == {}
 
 
-def test_the_schedules_continue_from_a_checkpoint_and_skipped_steps_do_not_count():
-    quantizer, other = make(), make()
-    steps(quantizer, 3)
-    quantizer.discard()
-    assert quantizer.updates == 3
-    other.load_state_dict(quantizer.state_dict())
-    assert other.updates == 3
+def test_the_schedules_go_by_the_step_of_the_run_whatever_was_skipped_or_loaded():
+    quantizer, young = make(temperature_steps=100), make(temperature_steps=100)
+    quantizer.begin_step(20)
+    quantizer.update(steps_per_epoch=1)
+    quantizer.begin_step(21)
+    quantizer.discard()  # a skipped step counts as it does for the learning rate
+    quantizer.begin_step(22)
+    at_22 = float(quantizer.temperature())
+    quantizer.load_state_dict(young.state_dict())  # a rollback to weights from the beginning
+    quantizer.begin_step(23)
+    assert 0.8 < float(quantizer.temperature()) < at_22 < 1
+
+
+def test_an_autoencoder_tells_all_its_quantizers_the_step():
+    quantizer = GumbelQuantizerConfig(codebook_size=K, dim=D)
+    for model in (
+        VQVAE(VQVAEConfig(width=4, residual_width=4, quantizer=quantizer), (8, 8)),
+        VQVAE2(VQVAE2Config(width=4, residual_width=4, quantizer=quantizer), (16, 16)),
+    ):
+        model.begin_step(7)
+        found = [int(module.updates) for module in model.modules() if isinstance(module, GumbelQuantizer)]
+        assert found in ([7], [7, 7])
+
+
+def test_a_model_of_before_keeps_its_fingerprint():
+    # A prior knows its autoencoder by the fingerprint, which all tensors are in, also those that training alone needs.
+    config = VQVAEConfig(channels=1, width=4, residual_width=4, quantizer=GumbelQuantizerConfig(codebook_size=K, dim=D))
+    torch.manual_seed(0)
+    model = VQVAE(config, (8, 8))
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape) % 7 if "usage" not in name else tensor)
+    model.quantizer.updates.fill_(1234)
+    assert model.fingerprint() == FINGERPRINT
 
 
 def test_the_divergence_from_uniform_is_0_for_uniform_and_log_k_for_certain_codes():
