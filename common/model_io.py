@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
@@ -20,6 +20,7 @@ from common.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that a model can be in
 
 
 class PretrainedModel(nn.Module):
@@ -102,8 +103,9 @@ Model = TypeVar("Model", bound=PretrainedModel)
 def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model]]) -> Model:
     """The model of a folder, its class picked from `kinds` by the folder's "kind".
 
-    A run folder stands for the model inside it. Raises UserError for a missing folder, an unknown kind,
-    damaged weights, or weights that do not fit the config.
+    A run folder stands for the model inside it. Each weight has the type that the file holds it in, so that a model in
+    bfloat16 comes back as it was saved. Raises UserError for a missing folder, an unknown kind, damaged weights, or
+    weights that do not fit the config.
     """
     folder = model_folder(folder_or_hub_id)
     description = read_json(folder / CONFIG_NAME)
@@ -123,6 +125,7 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
         ) from error
     try:
         model = kinds[kind].from_arguments(**description["arguments"])
+        take_types(model, weights)
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -131,6 +134,28 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
         ) from error
     model.read_documents(folder)
     return model.eval()
+
+
+def take_types(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Casts the model's floats, tied ones together, to the types that `weights` has under their names, as far as its
+    modules allow: a quantizer stays in float32. Raises ValueError for types that nothing is computed in, and for whole
+    numbers in the place of floats or the reverse, which loading would round."""
+    state = model.state_dict(keep_vars=True)
+    changed: dict[int, torch.dtype] = {}  # by the identity of a tensor of `state`
+    for name, tensor in state.items():
+        found, is_float = weights[name].dtype if name in weights else tensor.dtype, tensor.is_floating_point()
+        if found not in FLOATS if is_float else found.is_floating_point:
+            expected = f"one of {', '.join(map(str, FLOATS))}" if is_float else str(tensor.dtype)
+            raise ValueError(f"{name} is of {found}, expected {expected}")
+        if is_float and found != tensor.dtype:
+            changed[id(tensor)] = found
+    if changed:
+        model._apply(lambda tensor: tensor.to(changed.get(id(tensor), tensor.dtype)))
+
+
+def weight_types(model: nn.Module) -> dict[str, torch.dtype]:
+    """The type of everything that a model saves, by name: another after a cast, the same after training."""
+    return {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
 
 def model_folder(

@@ -20,6 +20,7 @@ from torch import Tensor
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
+from common.model_io import weight_types
 from pipelines.any_size import encode_any_size, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
@@ -88,6 +89,7 @@ class TwoStagePipeline:
             tables.check_fit(prior.code_spec)
         self.autoencoder = autoencoder.eval()
         self.prior = prior.eval()
+        self.compared = autoencoder, weight_types(autoencoder)  # what the prior was found to fit
         self.sampling = sampling or SamplingConfig()
         self.tables = tables
         self.recorded: RecordedDraw | None = None
@@ -116,7 +118,9 @@ class TwoStagePipeline:
     def device(self) -> torch.device:
         return next(self.prior.parameters()).device
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str | torch.dtype) -> Self:
+        """Moves both models to a device, or casts them to a type such as torch.bfloat16, which changes some codes and
+        the last bits of pixels; images stay float32."""
         self.autoencoder.to(device)
         self.prior.to(device)
         if self.device.type != "cuda":
@@ -431,10 +435,16 @@ class TwoStagePipeline:
         """Writes the pipeline folder (model_index.json, stage1/, stage2/, and tables.safetensors if it has tables)
         atomically and returns its path.
 
-        Raises UserError rather than replace anything that is not a pipeline folder.
+        Where the autoencoder was cast to another type since the pipeline was made, the prior goes with what it is now,
+        and records that. Raises UserError for stages that do not fit, and rather than replace anything that is not a
+        pipeline folder.
         """
         folder = Path(folder)
         check_replaceable(folder, INDEX_NAME)
+        known, types = self.compared
+        if self.autoencoder is known and types != weight_types(known) and self.prior.stage1_fingerprint is not None:
+            self.prior.stage1_fingerprint = known.fingerprint()
+        check_fit(self.autoencoder, self.prior)
         index = {
             "kind": KIND,
             "zellige_version": version("zellige"),

@@ -21,6 +21,11 @@ class Stage1Output(NamedTuple):
     statistics: dict[str, Tensor]  # scalars, detached, for the log line
 
 
+def in_type_of(network: nn.Module, x: Tensor) -> Tensor:
+    """x in the type of the network's weights: images and code vectors are float32, whatever a model was cast to."""
+    return x.to(next(network.parameters()).dtype)
+
+
 class AutoencoderSettings(Protocol):
     """What the config of every autoencoder tells."""
 
@@ -174,14 +179,19 @@ class QuantizedAutoencoder(Autoencoder):
     def latents(self, images: Tensor) -> Tensor:
         """z, b d h w."""
         self.check_images(images)
-        return self.encoder(images)
+        return self.encoder(in_type_of(self.encoder, images))
 
     def encode(self, images: Tensor) -> Codes:
         return self.quantizer.codes(self.latents(images))
 
     def decode(self, codes: Codes) -> Tensor:
         self.check_codes(codes, self.stride)
-        return self.images_of(self.decoder(self.quantizer.codes_to_latents(codes))).clamp(-1, 1)
+        return self.images_of(self.decoded(codes)).clamp(-1, 1)
+
+    def decoded(self, codes: Codes) -> Tensor:
+        """The decoder's output, float32, of codes that are known to fit."""
+        z_q = self.quantizer.codes_to_latents(codes)
+        return self.decoder(in_type_of(self.decoder, z_q)).float()
 
     def forward(self, images: Tensor) -> Stage1Output:
         z_q, codes, losses, statistics = self.quantizer(self.latents(images))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
-from stage1_vq.autoencoders.base import QuantizedAutoencoder
+from stage1_vq.autoencoders.base import QuantizedAutoencoder, in_type_of
 from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
 from stage1_vq.networks.dalle import DalleDecoder, DalleEncoder
 from stage1_vq.quantizers import GumbelQuantizerConfig, QuantizerConfig, build_quantizer
@@ -81,7 +81,7 @@ class DVAE(QuantizedAutoencoder):
 
     def latents(self, images: Tensor) -> Tensor:
         self.check_images(images)
-        return self.encoder(map_pixels(images))
+        return self.encoder(in_type_of(self.encoder, map_pixels(images)))
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss`: negative log likelihood in nats per pixel and channel."""
@@ -89,7 +89,7 @@ class DVAE(QuantizedAutoencoder):
         return {"reconstruction_loss": logit_laplace_nll(mean, log_scale, map_pixels(images)).mean()}
 
     def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor:
-        mean, log_scale = self.decoder(self.quantizer.codes_to_latents(codes)).chunk(2, dim=1)
+        mean, log_scale = self.decoded(codes).chunk(2, dim=1)
         return logit_laplace_bits(mean, log_scale, images).sum(dim=(1, 2, 3))
 
     def images_of(self, decoded: Tensor) -> Tensor:

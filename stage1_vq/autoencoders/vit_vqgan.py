@@ -131,7 +131,7 @@ class ViTVQGAN(QuantizedAutoencoder):
     def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor | None:
         if not self.config.logit_laplace_weight:
             return None
-        mean, log_scale = self.decoder(self.quantizer.codes_to_latents(codes)).chunk(2, dim=1)
+        mean, log_scale = self.decoded(codes).chunk(2, dim=1)
         return logit_laplace_bits(mean, log_scale, images).sum(dim=(1, 2, 3))
 
     def images_of(self, decoded: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
-from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
+from stage1_vq.autoencoders.base import Autoencoder, Stage1Output, in_type_of
 from stage1_vq.autoencoders.vqvae import ResidualBlock
 from stage1_vq.quantizers import NearestQuantizerConfig, Quantizer, QuantizerConfig, build_quantizer
 from stage1_vq.quantizers.parts import figures_of, health_over, named
@@ -119,7 +119,7 @@ class VQVAE2(Autoencoder):
         found: list[Tensor] = []
         for level, quantizer in enumerate(self.quantizer_of_levels()):
             codes = quantizer.codes(self.latents(level, features, above))
-            above = self.join(level, above, quantizer.codes_to_latents(codes))
+            above = self.join(level, above, in_type_of(self.decoder, quantizer.codes_to_latents(codes)))
             found += codes
         return tuple(found)
 
@@ -128,15 +128,15 @@ class VQVAE2(Autoencoder):
         above, per_level = None, len(codes) // self.config.levels
         for level, quantizer in enumerate(self.quantizer_of_levels()):
             own = codes[level * per_level : (level + 1) * per_level]
-            above = self.join(level, above, quantizer.codes_to_latents(own))
-        return self.decoder(above).clamp(-1, 1)
+            above = self.join(level, above, in_type_of(self.decoder, quantizer.codes_to_latents(own)))
+        return self.decoder(above).float().clamp(-1, 1)
 
     # ---- between the levels -----------------------------------------------------------------------------------------
 
     def features(self, images: Tensor) -> list[Tensor]:
         """What each encoder makes of the images: b width h w, coarse to fine."""
         self.check_images(images)
-        x, found = images, []
+        x, found = in_type_of(self.decoder, images), []
         for encoder in reversed(self.encoders):
             x = encoder(x)
             found.append(x)

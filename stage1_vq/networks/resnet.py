@@ -47,20 +47,20 @@ class NormSwish(torch.autograd.Function):
             x.float().contiguous(),
             mean,
             inverse_deviation,
-            weight,
+            weight.float(),
             b,
             c,
             h * w,
             ctx.groups,
             [True, True, True],
         )
-        return grads[0].to(x.dtype), grads[1], grads[2], None
+        return grads[0].to(x.dtype), grads[1].to(weight.dtype), grads[2].to(bias.dtype), None
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """The normed x, b c h w in float32, and mean and inverse deviation of each group."""
     b, c, h, w = x.shape
-    return torch.native_group_norm(x.float().contiguous(), weight, bias, b, c, h * w, groups, EPSILON)
+    return torch.native_group_norm(x.float().contiguous(), weight.float(), bias.float(), b, c, h * w, groups, EPSILON)
 
 
 class Norm(nn.GroupNorm):

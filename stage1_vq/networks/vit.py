@@ -39,7 +39,7 @@ class Positions(nn.Module):
         table = self.table
         if (h, w) != table.shape[1:]:
             table = F.interpolate(table.unsqueeze(0), (h, w), mode="bicubic").squeeze(0)
-        return x + table
+        return x + table.to(x.dtype)  # that of sines is not saved, and float32 again in a loaded model
 
 
 class Transformer(nn.Module):

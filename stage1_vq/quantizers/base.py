@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -23,6 +23,9 @@ class Quantizer(nn.Module):
 
     `forward` in training mode may note what the batch showed, but never changes the codebook: that is for `update`,
     once per optimiser step, so that gradient accumulation equals one large batch and a skipped step leaves no trace.
+
+    Its weights stay what they are, float32, when the model around it is cast to bfloat16: 8 bits do not tell code
+    vectors apart. So it makes float32 latents of codes, and takes z of any type.
     """
 
     config_class: ClassVar[type]  # a frozen dataclass with `kind` and `dim`
@@ -33,6 +36,15 @@ class Quantizer(nn.Module):
         super().__init__()
         self.dim = dim
         self.dim_out = dim if dim_out is None else dim_out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half`, `cuda` and their like do to each weight: here to its device, never to its type."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> Any:

@@ -55,7 +55,7 @@ class CausalConvolution(Convolution):
         self.register_buffer("visible", visible, persistent=False)
 
     def weight(self) -> Tensor:
-        direction = self.direction * self.visible
+        direction = self.direction * self.visible.to(self.direction.dtype)  # of a loaded model it is float32
         return direction * (self.gain / lengths(direction))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
+from common.model_io import take_types
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, Prior
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
@@ -110,6 +111,7 @@ class Hierarchical(AutoregressivePrior):
             knows_null_label=all(level.knows_null_label for level in levels),
         )
         for own, level in zip(joined.levels, levels, strict=True):
+            take_types(own, level.state_dict())
             own.load_state_dict(level.state_dict())
         return joined.eval()
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.model_io import load_pretrained, model_folder, said_by
+from common.model_io import load_pretrained, model_folder, said_by, weight_types
+from common.tensor_files import load_tensors, save_tensors
 from tests.training.toy import ToyModel
 
 
@@ -81,6 +82,87 @@ def test_tied_weights_can_be_saved(tmp_path: Path):
     model.layers[1].weight = model.layers[1].bias
     loaded = ToyModel.from_pretrained(model.save_pretrained(tmp_path / "model"))
     assert torch.equal(loaded.layers[1].weight, model.layers[1].bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_comes_back_in_the_type_that_it_was_saved_in(dtype: torch.dtype, tmp_path: Path):
+    model = ToyModel().to(dtype)
+    model.register_buffer("steps", torch.tensor([3, 2**40]))
+    folder = model.save_pretrained(tmp_path / "model")
+    loaded = Counting.from_pretrained(folder)
+    assert {tensor.dtype for name, tensor in loaded.state_dict().items() if name != "steps"} == {dtype}
+    assert torch.equal(loaded.steps, torch.tensor([3, 2**40]))
+    assert loaded.fingerprint() == model.fingerprint()
+    assert loaded.layers[0].weight.requires_grad
+    assert (loaded.save_pretrained(tmp_path / "again") / "model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
+
+
+class Counting(ToyModel):
+    """With a buffer of whole numbers."""
+
+    steps: torch.Tensor
+
+    def __init__(self, width: int = 16, dropout: float = 0.0):
+        super().__init__(width, dropout)
+        self.register_buffer("steps", torch.zeros(2, dtype=torch.int64))
+
+
+def test_each_weight_has_its_own_type(tmp_path: Path):
+    model = ToyModel()
+    model.layers[0].to(torch.bfloat16)
+    model.input_mean = model.input_mean.to(torch.float16)
+    loaded = ToyModel.from_pretrained(model.save_pretrained(tmp_path / "model"))
+    assert weight_types(loaded) == weight_types(model)
+    assert loaded.layers[0].weight.dtype == torch.bfloat16
+    assert loaded.layers[4].weight.dtype == torch.float32
+    assert loaded.fingerprint() == model.fingerprint()
+
+
+class Tied(ToyModel):
+    """The gain of the norm is its bias too."""
+
+    def __init__(self, width: int = 16, dropout: float = 0.0):
+        super().__init__(width, dropout)
+        self.layers[1].weight = self.layers[1].bias
+
+
+def test_tied_weights_are_tied_in_another_type_too(tmp_path: Path):
+    model = Tied().bfloat16()
+    loaded = Tied.from_pretrained(model.save_pretrained(tmp_path / "model"))
+    assert loaded.layers[1].weight is loaded.layers[1].bias
+    assert loaded.layers[1].weight.dtype == torch.bfloat16
+    assert loaded.fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("steps", torch.float32, r"steps is of torch.float32, expected torch.int64"),
+        ("input_mean", torch.int64, r"input_mean is of torch.int64, expected one of torch.float32, torch.float64, "),
+        ("input_mean", torch.float8_e4m3fn, r"input_mean is of torch.float8_e4m3fn, expected one of torch.float32"),
+    ],
+)
+def test_what_loading_would_round_or_nothing_can_compute_with_is_refused(
+    tmp_path: Path, name: str, dtype: torch.dtype, message: str
+):
+    folder = Counting().save_pretrained(tmp_path / "model")
+    weights = load_tensors(folder / "model.safetensors")
+    save_tensors({**weights, name: weights[name].to(dtype)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        Counting.from_pretrained(folder)
+
+
+def test_the_fingerprint_of_a_float32_folder_is_what_it_was(tmp_path: Path):
+    """Priors record it of their autoencoder, and files of theirs."""
+    model = ToyModel(width=2)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape) / 8 + number)
+    known = "309e5b3b76750d4e3df005520ccdc630d9961870a957403d215d12587cab2e75"
+    assert model.fingerprint() == known
+    assert ToyModel.from_pretrained(model.save_pretrained(tmp_path / "model")).fingerprint() == known
 
 
 def test_a_run_folder_stands_for_its_model(folder: Path):

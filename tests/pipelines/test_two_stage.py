@@ -14,6 +14,7 @@ from common.errors import UserError
 from pipelines import TwoStagePipeline
 from pipelines.any_size import reconstruct
 from pipelines.codec.codec import Codec
+from pipelines.commands.assemble import AssembleConfig, assemble
 from pipelines.model_folders import stage_folder
 from pipelines.stages import load_autoencoder
 from stage2_prior.cuda_graph import RecordedDraw
@@ -222,6 +223,49 @@ def test_an_assembled_model_of_the_hub_serves_wherever_a_model_is_named(tmp_path
     monkeypatch.setattr(model_io, "download_from_hub", lambda hub_id: folder.with_name("single"))
     assert load_autoencoder("owner/single").fingerprint() == expected.autoencoder.fingerprint()
     assert Codec.from_pretrained("owner/single").prior is None
+
+
+@pytest.mark.parametrize("parts", ["both", "autoencoder", "prior"])
+def test_cast_to_bfloat16_a_model_saves_loads_and_makes_the_same_images(parts: str, tmp_path: Path):
+    original = make_pipeline()
+    pipeline = make_pipeline()
+    if parts == "both":
+        pipeline.to(torch.bfloat16)
+    else:
+        getattr(pipeline, parts).bfloat16()
+    images = torch.rand(2, 1, 18, 16) * 2 - 1
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    loaded = TwoStagePipeline.from_pretrained(folder)
+    assert loaded.fingerprint() == pipeline.fingerprint() != original.fingerprint()
+    assert loaded.fingerprint() == json.loads((folder / "model_index.json").read_text())["fingerprint"]
+    made = loaded.generate(4, seed=3)
+    assert made.images.dtype == torch.float32
+    assert torch.equal(made.images, pipeline.generate(4, seed=3).images)
+    assert torch.equal(loaded.reconstruct(images), pipeline.reconstruct(images))
+    assert (loaded.reconstruct(images) - original.reconstruct(images)).abs().mean() < 0.05
+    # Its two parts go together, and with no other.
+    assemble(AssembleConfig(stage1=str(folder), stage2=str(folder), out=str(tmp_path / "again")))
+    assert TwoStagePipeline.from_pretrained(tmp_path / "again").fingerprint() == loaded.fingerprint()
+    if parts != "prior":
+        with pytest.raises(UserError, match="the two stages do not fit: the prior was trained on codes of autoencoder"):
+            TwoStagePipeline(make_autoencoder(), loaded.prior)
+    # And back: the weights are float32 then, but what was rounded stays so.
+    wide = TwoStagePipeline.from_pretrained(loaded.to(torch.float32).save_pretrained(tmp_path / "wide"))
+    assert {tensor.dtype for tensor in wide.prior.state_dict().values()} == {torch.float32}
+    assert wide.fingerprint() != original.fingerprint()
+
+
+def test_an_autoencoder_that_is_another_by_now_is_not_saved_as_the_priors(tmp_path: Path):
+    pipeline = make_pipeline()
+    with torch.no_grad():
+        pipeline.autoencoder.last_layer().add_(1)
+    with pytest.raises(UserError, match="the two stages do not fit: the prior was trained on codes of autoencoder"):
+        pipeline.save_pretrained(tmp_path / "model")
+    pipeline = make_pipeline()
+    pipeline.autoencoder = load_autoencoder(make_autoencoder().bfloat16().save_pretrained(tmp_path / "half"))
+    with pytest.raises(UserError, match="the two stages do not fit"):
+        pipeline.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_damaged_weights_are_named(tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.model_io import load_pretrained
@@ -354,6 +354,18 @@ def test_a_skipped_step_leaves_no_trace(row):
 
 
 @each_quantizer
+def test_a_model_cast_to_bfloat16_and_back_keeps_its_quantizer_to_the_last_bit(row):
+    quantizer, z = make_quantizer(row).eval(), latents(2)
+    expected, before = quantizer(z), {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    nn.ModuleList([quantizer]).bfloat16()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
+    found = quantizer(z)
+    assert torch.equal(found.z_q, expected.z_q)
+    assert quantizer(z.bfloat16()).z_q.dtype == torch.bfloat16
+    assert all(tensor.device.type == "meta" for tensor in quantizer.to("meta").state_dict().values())
+
+
+@each_quantizer
 def test_bfloat16_autocast_gives_the_codes_of_float32(row):
     quantizer, z = make_quantizer(row).eval(), latents(20)
     with torch.autocast("cpu", torch.bfloat16):
@@ -440,6 +452,35 @@ def test_a_model_folder_brings_the_same_model_back(row, tmp_path):
     assert loaded.code_spec() == autoencoder.code_spec()
     autoencoder.eval()
     assert torch.equal(loaded.decode(loaded.encode(images)), autoencoder.decode(autoencoder.encode(images)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@each_autoencoder
+def test_cast_to_another_type_it_runs_and_comes_back_from_its_folder_as_it_was_saved(row, dtype, tmp_path):
+    autoencoder = make_autoencoder(row).eval()
+    images = images_for(autoencoder, 2)
+    in_float32 = autoencoder.decode(autoencoder.encode(images))
+    autoencoder.to(dtype)
+    types = {name: tensor.dtype for name, tensor in autoencoder.state_dict().items() if tensor.is_floating_point()}
+    assert dtype in types.values()
+    assert all(kind == (torch.float32 if "quantizer" in name else dtype) for name, kind in types.items())
+    codes = autoencoder.encode(images)
+    decoded = autoencoder.decode(codes)
+    autoencoder.code_spec().check(codes)
+    assert decoded.dtype == torch.float32
+    assert torch.isfinite(decoded).all()
+    if dtype == torch.float64:
+        assert (decoded - in_float32).abs().max() < 1e-4
+    bits = autoencoder.decoder_bits(images, codes)
+    assert bits is None or torch.isfinite(bits).all()
+    loaded = load_pretrained(autoencoder.save_pretrained(tmp_path / "model"), AUTOENCODERS)
+    assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == {
+        name: tensor.dtype for name, tensor in autoencoder.state_dict().items()
+    }
+    assert loaded.fingerprint() == autoencoder.fingerprint()
+    again = loaded.encode(images)
+    assert all(torch.equal(grid, same) for grid, same in zip(again, codes, strict=True))
+    assert torch.equal(loaded.decode(codes), decoded)
 
 
 @each_autoencoder

@@ -251,6 +251,25 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path: Path):
     assert torch.equal(loaded.nll(codes, condition), prior.nll(codes, condition))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@EVERY_PRIOR
+def test_cast_to_half_it_samples_and_comes_back_from_its_folder_as_it_was_saved(kind, dtype, tmp_path: Path):
+    prior = tiny_prior(kind).to(dtype)
+    sampling = SamplingConfig(guidance=1.5)
+    codes = sample_codes(prior, [0, 1, 2], labelled(3, prior), 0, sampling)
+    prior.code_spec.check(codes)
+    loaded = load_pretrained(prior.save_pretrained(tmp_path / "prior"), PRIORS)
+    types = {name: tensor.dtype for name, tensor in prior.state_dict().items()}
+    assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == types
+    assert dtype in types.values()
+    assert loaded.fingerprint() == prior.fingerprint()
+    again = sample_codes(loaded, [0, 1, 2], labelled(3, prior), 0, sampling)
+    assert all(torch.equal(grid, same) for grid, same in zip(again, codes, strict=True))
+    nll = loaded.nll(codes, labelled(3, prior))
+    assert torch.isfinite(nll).all()
+    assert torch.equal(nll, prior.nll(codes, labelled(3, prior)))
+
+
 @EVERY_PRIOR
 def test_codes_of_another_grid_are_refused(kind):
     prior = tiny_prior(kind)
