@@ -54,6 +54,33 @@ def check_fit(autoencoder: Autoencoder, prior: Prior) -> None:
         )
 
 
+def check_given(codes: CodeDataset, prior: Prior) -> str | None:
+    """Raises UserError unless these are codes that the prior goes by: of the tokenizer whose codes it was trained with.
+    Returns a note where that cannot be known, as the prior or the codes do not record it."""
+    if not prior.given:
+        raise UserError(f"given={codes.folder}, but this model goes by no other codes; leave given out")
+    if codes.code_spec.grids != prior.given:
+        wanted = " + ".join(f"{grid.height}x{grid.width} codes of {grid.vocabulary}" for grid in prior.given)
+        raise UserError(
+            f"{codes.folder} holds {codes.code_spec.describe()}, expected {wanted}, which this model goes by"
+        )
+    found, expected = codes.stage1_fingerprint, prior.given_fingerprint
+    if not found or expected is None:
+        missing = (
+            "this model does not record whose it goes by" if expected is None else "they do not record their maker"
+        )
+        return (
+            f"the given codes of {codes.folder} were compared by their shape only, for {missing}: those of another "
+            "autoencoder would mean something else"
+        )
+    if found != expected:
+        raise UserError(
+            f"{codes.folder} holds codes of autoencoder {found[:12]}, and this model goes by those of {expected[:12]} "
+            "(same shape, other meaning); encode the pictures with the autoencoder that it was trained with"
+        )
+    return None
+
+
 def check_made_by(codes: CodeDataset, autoencoder: Autoencoder) -> None:
     """Raises UserError unless this autoencoder made the codes; of codes that do not say who did, only their shape is
     compared."""

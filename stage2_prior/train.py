@@ -46,6 +46,7 @@ class Stage2Config:
     num_classes: int | None = None  # of the images; 0 = train without classes, as with captions unless given here
     stage1_fingerprint: str | None = None  # of the autoencoder that made the codes
     given_grids: str | None = None  # of the codes in `given`
+    given_fingerprint: str | None = None  # of the autoencoder that made those
     tokenizer_fingerprint: str | None = None  # SHA-256 of the tokenizer.json
 
     def __post_init__(self) -> None:
@@ -65,6 +66,12 @@ class Stage2Config:
             raise UserError(
                 f"level={self.level} for a {self.model.kind} prior, expected none: only a hierarchical prior has levels"
             )
+        if self.captions is not None and isinstance(self.model, HierarchicalConfig):
+            raise UserError(
+                f"captions={self.captions} for a hierarchical prior, whole or one level of it, expected none: it reads "
+                "no text, and its levels could not be put together; leave captions out, or take a transformer prior, "
+                "which models codes of several levels too"
+            )
 
     def resolved(
         self, codes: CodeDataset, given: CodeDataset | None = None, tokenizer: str | None = None
@@ -80,6 +87,7 @@ class Stage2Config:
             found["num_classes"] = 0
         if given is not None:
             found["given_grids"] = given.code_spec.describe()
+            found["given_fingerprint"] = given.stage1_fingerprint or None
         if tokenizer is not None:
             found["tokenizer_fingerprint"] = hashlib.sha256(tokenizer.encode()).hexdigest()
         for name, value in found.items():
@@ -176,6 +184,7 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
     facts: dict[str, Any] = {
         "class_names": train_codes.class_names if num_classes else None,
         "stage1_fingerprint": config.stage1_fingerprint,
+        "given_fingerprint": config.given_fingerprint,
         "knows_null_label": config.label_dropout > 0,
         "given": () if given is None else given.code_spec.grids,
     }

@@ -57,7 +57,7 @@ def write_config(run: Path, resolved_config: Mapping[str, Any], *, continued: bo
         differing = [
             f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name not in FREE_FIELDS
+            if before.get(name) != now.get(name) and name not in FREE_FIELDS and not newly_recorded(name, before)
         ]
         if differing:
             raise UserError(
@@ -65,6 +65,12 @@ def write_config(run: Path, resolved_config: Mapping[str, Any], *, continued: bo
                 "give the former values to continue it, or another --run folder to start anew"
             )
     write_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def newly_recorded(name: str, before: Mapping[str, Any]) -> bool:
+    """Whether a field is the fingerprint of something that the run has always used, and an earlier version did not
+    take down."""
+    return name.endswith("_fingerprint") and before.get(name) is None
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

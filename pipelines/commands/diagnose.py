@@ -25,6 +25,7 @@ from common.files import atomic_file
 from pipelines.devices import open_device
 from pipelines.figures import bits_of_codes, entropy
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, to_pil
+from pipelines.stages import check_made_by
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling import SamplingConfig
 from training.metrics_log import METRICS_NAME
@@ -106,6 +107,7 @@ def real_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline)
             f"{config.codes} holds {dataset.code_spec.describe()}, and the prior of {config.model} models "
             f"{pipeline.prior.code_spec.describe()}; name the codes that it was trained on"
         )
+    check_made_by(dataset, pipeline.autoencoder)
     if not len(dataset):
         raise UserError(f"{config.codes} holds no {split} images, which the diagnosis compares; encode with both parts")
     count = min(config.num, len(dataset))

@@ -23,6 +23,7 @@ from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
 from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
+from pipelines.stages import check_given
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling import SamplingConfig
 from training.task import Batch
@@ -116,6 +117,8 @@ def generate_files(config: GenerateConfig) -> str:
     label = class_number(pipeline.class_names, config.label)
     pipeline.prompts_of(range(num), config.prompt)
     others = None if config.given is None else given_codes(pipeline, config.given, config.given_split)
+    if others is not None and others.note is not None and state.is_main_process:
+        print(f"note: {others.note}")
     as_given = others is not None and label is None and others.has_classes_of(pipeline)
 
     def labels_of(samples: range) -> list[int] | None:
@@ -176,8 +179,10 @@ def check_larger(pipeline: TwoStagePipeline, size: tuple[int, int]) -> None:
 class GivenCodes:
     """Codes of other pictures, by the number of the sample; after the last picture the first comes again."""
 
-    def __init__(self, dataset: CodeDataset) -> None:
+    def __init__(self, dataset: CodeDataset, note: str | None) -> None:
+        """note: what a person should know of them."""
         self.dataset = dataset
+        self.note = note
         shards = "".join(shard.sha256 for shard in dataset.shards)
         self.fingerprint = hashlib.sha256(shards.encode()).hexdigest()
 
@@ -201,14 +206,10 @@ class GivenCodes:
 def given_codes(pipeline: TwoStagePipeline, folder: str, split: Split) -> GivenCodes:
     """Raises UserError for codes that are not those the prior goes by."""
     dataset = CodeDataset(folder, split)
-    if not pipeline.prior.given:
-        raise UserError(f"given={folder}, but this model goes by no other codes; leave given out")
-    if dataset.code_spec.grids != pipeline.prior.given:
-        wanted = " + ".join(f"{g.height}x{g.width} codes of {g.vocabulary}" for g in pipeline.prior.given)
-        raise UserError(f"{folder} holds {dataset.code_spec.describe()}, expected {wanted}, which this model goes by")
+    note = check_given(dataset, pipeline.prior)
     if not len(dataset):
         raise UserError(f"{folder} holds no {split} images; give the other given_split, or other codes")
-    return GivenCodes(dataset)
+    return GivenCodes(dataset, note)
 
 
 def names(batch: range, num: int) -> list[str]:

@@ -48,13 +48,15 @@ class Prior(PretrainedModel):
         embeddings: EmbeddingSpec | None = None,
         class_names: Sequence[str] | None = None,
         stage1_fingerprint: str | None = None,
+        given_fingerprint: str | None = None,
         knows_null_label: bool = True,
     ):
         """num_classes: 0 for a prior without classes. given: grids of codes that are known beforehand, coarser levels
         of a hierarchy or codes of another tokenizer; they come as `Condition.codes`. text, embeddings: what it reads of
         captions, as `Condition.text` and `Condition.embeddings`. The rest are facts of its training
         that travel with it: what the classes are called, whose codes it learned (`PretrainedModel.fingerprint` of the
-        autoencoder), and whether it saw the null label, without which guidance means nothing."""
+        autoencoder), whose codes of other pictures it goes by (None: not recorded; levels of its own hierarchy are
+        those of its autoencoder), and whether it saw the null label, without which guidance means nothing."""
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise UserError(f"got {len(class_names)} class names for {num_classes} classes, expected one for each")
@@ -74,6 +76,7 @@ class Prior(PretrainedModel):
         self.tokenizer: str | None = None  # content of the tokenizer.json that its text is made with
         self.class_names = None if class_names is None else tuple(class_names)
         self.stage1_fingerprint = stage1_fingerprint
+        self.given_fingerprint = given_fingerprint
         self.knows_null_label = knows_null_label
 
     def arguments(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class Prior(PretrainedModel):
             "embeddings": self.embeddings and asdict(self.embeddings),
             "class_names": None if self.class_names is None else list(self.class_names),
             "stage1_fingerprint": self.stage1_fingerprint,
+            "given_fingerprint": self.given_fingerprint,
             "knows_null_label": self.knows_null_label,
         }
 

@@ -108,6 +108,7 @@ class Hierarchical(AutoregressivePrior):
             embeddings=top.embeddings,
             class_names=top.class_names,
             stage1_fingerprint=top.stage1_fingerprint,
+            given_fingerprint=top.given_fingerprint,
             knows_null_label=all(level.knows_null_label for level in levels),
         )
         for own, level in zip(joined.levels, levels, strict=True):
@@ -168,7 +169,7 @@ def check_levels(levels: Sequence[Prior]) -> None:
                 f"the levels do not belong together: the prior of {described(level.code_spec.grids)} goes by "
                 f"{described(level.given)}, the others are of {described(known)}; name one run for each level"
             )
-        for fact in ("stage1_fingerprint", "num_classes", "class_names", "text", "embeddings"):
+        for fact in ("stage1_fingerprint", "given_fingerprint", "num_classes", "class_names", "text", "embeddings"):
             of_top, own = getattr(top, fact), getattr(level, fact)
             if own != of_top:
                 raise UserError(

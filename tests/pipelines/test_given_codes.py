@@ -23,11 +23,12 @@ from tests.stage2_prior.tiny import tiny_prior
 MAP = Grid("map", 2, 2, 8)
 
 
-def make_pipeline() -> TwoStagePipeline:
+def make_pipeline(given_fingerprint: str | None = "maps") -> TwoStagePipeline:
     autoencoder = make_autoencoder()
     torch.manual_seed(1)
     config = TransformerConfig(layers=1, width=16, heads=2)
-    prior = Transformer(config, autoencoder.code_spec(), 0, given=(MAP,)).eval()
+    facts = {"given": (MAP,), "given_fingerprint": given_fingerprint}
+    prior = Transformer(config, autoencoder.code_spec(), 0, **facts).eval()
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
@@ -38,8 +39,9 @@ def maps(count: int) -> tuple[torch.Tensor, ...]:
     return (torch.randint(8, (count, 2, 2), generator=torch.Generator().manual_seed(0)),)
 
 
-def write_maps(folder: Path, grid: Grid = MAP) -> Path:
-    writer = CodeShardWriter(folder, CodeSpec((grid,), 16, 16, 3), ["train", "validation"])
+def write_maps(folder: Path, grid: Grid = MAP, fingerprint: str = "maps") -> Path:
+    spec = CodeSpec((grid,), 16, 16, 3)
+    writer = CodeShardWriter(folder, spec, ["train", "validation"], stage1_fingerprint=fingerprint)
     codes = (torch.randint(8, (3, grid.height, grid.width), generator=torch.Generator().manual_seed(0)),)
     for number, names in enumerate(([], ["a", "b", "c"])):  # no training images, three held-out ones
         writer.write(number, (codes[0][: len(names)],), torch.full((len(names),), -1), names)
@@ -113,6 +115,33 @@ def test_codes_that_do_not_fit_are_refused(tmp_path: Path, grid, split, message)
     folder = write_maps(tmp_path / "maps", grid)
     with pytest.raises(UserError, match=message):
         generate_files(GenerateConfig(model=str(model), out=str(tmp_path), given=str(folder), given_split=split))
+
+
+def test_codes_of_another_tokenizer_of_the_same_shape_are_refused(tmp_path: Path):
+    model = make_pipeline().save_pretrained(tmp_path / "model")
+    folder = write_maps(tmp_path / "maps", fingerprint="others")
+    with pytest.raises(UserError, match="maps holds codes of autoencoder others, and this model goes by those of maps"):
+        generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=1, given=str(folder)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "fingerprint", "note"),
+    [
+        (None, "maps", "compared by their shape only, for this model does not record whose it goes by: those"),
+        ("maps", "", "compared by their shape only, for they do not record their maker: those of another"),
+        ("maps", "maps", None),
+    ],
+)
+def test_codes_are_taken_with_a_note_where_nothing_tells_whose_they_must_be(
+    tmp_path: Path, capsys, recorded: str | None, fingerprint: str, note: str | None
+):
+    model = make_pipeline(recorded).save_pretrained(tmp_path / "model")
+    folder = write_maps(tmp_path / "maps", fingerprint=fingerprint)
+    generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=1, given=str(folder)))
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out" / "000000.png").exists()
+    assert "note:" not in printed if note is None else f"note: the given codes of {folder} were {note}" in printed
 
 
 def test_a_judge_is_no_judge_of_what_was_given():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from codes.shards import CodeDataset, CodeShardWriter
 from common.errors import UserError
@@ -41,8 +42,37 @@ def test_a_run_learns_from_given_codes(pair, tmp_path):
     assert train_stage2(make_config(), codes, tmp_path / "without").metrics["bits_per_code"] > 1.5 / 15
     prior = load_pretrained(tmp_path / "run", PRIORS)
     assert prior.given == MAP.grids
+    assert prior.given_fingerprint == "map"
+    assert load_pretrained(tmp_path / "without", PRIORS).given_fingerprint is None
     with pytest.raises(UserError, match="given_grids is 9x9 codes of 2 in the config and 2x2 codes of 4 "):
         train_stage2(make_config(given=str(maps), given_grids="9x9 codes of 2"), codes, tmp_path / "other")
+
+
+def test_a_run_goes_on_with_codes_of_the_same_tokenizer_only(pair, tmp_path):
+    codes, maps = pair
+    config, run = make_config(given=str(maps), train={"steps": 4}), tmp_path / "run"
+    train_stage2(config, codes, run)
+    index = json.loads((maps / "index.json").read_text())
+    (maps / "index.json").write_text(json.dumps({**index, "stage1_fingerprint": "another"}))
+    longer = replace(config, train=replace(config.train, steps=6))
+    try:
+        with pytest.raises(UserError, match="given_fingerprint was 'map' and is now 'another'"):
+            train_stage2(longer, codes, run)
+        # A run of an earlier version did not take it down.
+        recorded = yaml.safe_load((run / "config.yaml").read_text())
+        assert recorded.pop("given_fingerprint") == "map"
+        (run / "config.yaml").write_text(yaml.safe_dump(recorded))
+        assert train_stage2(longer, codes, run).steps_done == 6
+        assert yaml.safe_load((run / "config.yaml").read_text())["given_fingerprint"] == "another"
+    finally:
+        (maps / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("level", [None, 0])
+def test_captions_for_levels_are_refused_before_anything_is_made(level):
+    """Levels that read text could not be assembled after days of training."""
+    with pytest.raises(UserError, match="captions=file-names for a hierarchical prior, whole or one level of it, "):
+        make_config("hierarchical", captions="file-names", level=level)
 
 
 def test_codes_of_other_images_are_refused_before_anything_is_made(pair, tmp_path):

@@ -17,8 +17,11 @@ from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.pipelines.test_prompts_and_sizes import text_pipeline
 
 
-def write_codes(folder: Path, spec: CodeSpec, splits: tuple[str, ...] = ("train", "validation")) -> Path:
-    writer = CodeShardWriter(folder, spec, splits, class_names=("class 0", "class 1", "class 2"))
+def write_codes(
+    folder: Path, spec: CodeSpec, splits: tuple[str, ...] = ("train", "validation"), fingerprint: str = ""
+) -> Path:
+    names = ("class 0", "class 1", "class 2")
+    writer = CodeShardWriter(folder, spec, splits, class_names=names, stage1_fingerprint=fingerprint)
     for number in range(len(splits)):
         generator = torch.Generator().manual_seed(number)
         codes = tuple(torch.randint(g.vocabulary, (24, g.height, g.width), generator=generator) for g in spec.grids)
@@ -112,6 +115,13 @@ def test_codes_of_another_model_are_refused(model: Path, tmp_path: Path):
     other = write_codes(tmp_path / "codes", CodeSpec((Grid("codes", 2, 2, 16),), 16, 16, 1))
     with pytest.raises(UserError, match=r"holds 2x2 codes of 16 .*, and the prior of .* models 4x4 codes of 16"):
         diagnose(DiagnoseConfig(model=str(model), codes=str(other), out=str(tmp_path / "page.html")))
+
+
+def test_codes_of_another_model_of_the_same_shape_are_refused(model: Path, tmp_path: Path):
+    codes = write_codes(tmp_path / "codes", make_pipeline().prior.code_spec, fingerprint="another")
+    with pytest.raises(UserError, match=r"codes holds codes of autoencoder another, .*; encode images with this model"):
+        diagnose(DiagnoseConfig(model=str(model), codes=str(codes), out=str(tmp_path / "page.html")))
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_codes_without_held_out_images_are_refused(model: Path, tmp_path: Path):

@@ -157,6 +157,13 @@ def test_levels_put_together_are_the_joint_model(tmp_path: Path):
     assert not Hierarchical.from_levels(levels).knows_null_label
 
 
+def test_levels_in_bfloat16_are_put_together_in_bfloat16():
+    prior = tiny_prior("hierarchical")
+    joined = Hierarchical.from_levels([level.bfloat16() for level in alone(prior)])
+    assert {tensor.dtype for tensor in joined.parameters()} == {torch.bfloat16}
+    assert joined.fingerprint() == prior.bfloat16().fingerprint()
+
+
 def changed(prior: Any, **facts: Any) -> Any:
     other = copy.deepcopy(prior)
     for name, value in facts.items():
@@ -176,6 +183,10 @@ def test_levels_that_do_not_belong_together_are_refused():
         (
             [top, changed(middle, stage1_fingerprint="beef"), bottom],
             "stage1_fingerprint is f00d of level 0 and beef of level 1; train all of them on the same codes",
+        ),
+        (
+            [changed(top, given_fingerprint="maps"), middle, bottom],
+            "given_fingerprint is maps of level 0 and None of level 1",
         ),
         ([top, middle, changed(bottom, num_classes=3)], "num_classes is 4 of level 0 and 3 of level 2"),
         (
