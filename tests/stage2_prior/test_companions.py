@@ -150,7 +150,7 @@ def test_label_dropout_leaves_out_label_and_text_of_the_same_samples():
     text = torch.randint(13, (400, 3))
     batch = {"codes": random_codes(400, prior), "labels": torch.arange(400) % 4, "text": text}
     torch.manual_seed(0)
-    Stage2Task(prior, label_dropout=0.25).step(model, batch)
+    Stage2Task(prior, label_dropout=0.25).step(model, batch, 0)
     dropped = seen[0].labels == prior.num_classes
     assert 60 < dropped.sum() < 140
     assert torch.equal((seen[0].text == -1).all(1), dropped)

@@ -67,7 +67,7 @@ def batch_for(prior: Any, count: int = 6) -> dict[str, Any]:
 def test_the_loss_is_the_mean_nll_and_metrics_are_its_units():
     prior = tiny_prior("transformer")
     batch = batch_for(prior)
-    loss, metrics = Stage2Task(prior, label_dropout=0.0).step(prior, batch)
+    loss, metrics = Stage2Task(prior, label_dropout=0.0).step(prior, batch, 0)
     expected = prior.nll(batch["codes"], Condition(batch["labels"])).mean()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics["bits_per_code"], expected.detach() / math.log(2))
@@ -102,11 +102,11 @@ def test_label_dropout_trains_the_null_label_on_its_share_of_samples():
 
     batch = batch_for(prior, 2000)
     torch.manual_seed(0)
-    Stage2Task(prior, label_dropout=0.25).step(model, batch)
+    Stage2Task(prior, label_dropout=0.25).step(model, batch, 0)
     dropped = seen[0] == CLASSES
     assert 440 < dropped.sum() < 560
     assert torch.equal(seen[0][~dropped], batch["labels"][~dropped])
-    Stage2Task(prior, label_dropout=0.0).step(model, batch)
+    Stage2Task(prior, label_dropout=0.0).step(model, batch, 0)
     assert torch.equal(seen[1], batch["labels"])
 
 
