@@ -41,8 +41,8 @@ from stage2_prior.priors import PRIORS
 from stage2_prior.train import Stage2Config, Stage2Task
 from training.config import TrainConfig
 from training.loop import fit
+from training.optimizers import OptimizerSettings, make_optimizer
 from training.task import Batch
-from training.trainer import make_optimizer
 
 BOUND = 1.05  # the loop may take so much of the bare time
 RECIPES = (("stage1", "mnist_quickstart"), ("stage1", "cifar10_vqvae_short"), ("stage2", "mnist_quickstart"))
@@ -74,7 +74,8 @@ class WithBareBlocks:
         self.task, self.block, self.config = task, block, config
         self.bare = copy.deepcopy(task)
         self.batches = [data.fetch(range(i, i + config.batch_size), ()) for i in range(0, 8 * config.batch_size, 64)]
-        self.optimizer = make_optimizer(list(self.bare.model.parameters()), config)
+        settings = OptimizerSettings(betas=config.betas, weight_decay=config.weight_decay)
+        self.optimizer = make_optimizer(list(self.bare.model.parameters()), settings, config.learning_rate)
         self.steps = 0
         self.loop_seconds: list[float] = []
         self.bare_seconds: list[float] = []

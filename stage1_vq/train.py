@@ -20,7 +20,7 @@ from images.datasets import DataConfig, image_datasets, to_float
 from images.sources import NAMES
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
-from stage1_vq.losses.adversarial import AdversarialConfig, Adversary
+from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
 from training.data import batches_of
 from training.loop import FitResult, TrainConfig, fit
@@ -28,6 +28,13 @@ from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 BAD_FILES_NAME = "bad_files.txt"
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 16, 8
+LATER_ADVERSARIAL_FIELDS = (
+    "learning_rate_warmup",
+    "schedule",
+    "final_learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +66,16 @@ class Stage1Config:
             )
 
     def resolved(self) -> dict[str, Any]:
-        """What decides a run, as plain values: losses and buckets that are off are left out, so that runs from before
-        there were such things continue."""
+        """What decides a run, as plain values: losses and buckets that are off are left out, and so are settings of the
+        discriminator that came later and are at their defaults, so that runs from before there were such things
+        continue."""
         values = asdict(self)
         if not self.data.aspect_buckets:
             del values["data"]["aspect_buckets"], values["data"]["aspect_limit"]
+        adversarial, plain = values["adversarial"], asdict(AdversarialConfig())
+        for name in LATER_ADVERSARIAL_FIELDS:
+            if adversarial[name] == plain[name]:
+                del adversarial[name]
         for name in ("perceptual", "adversarial"):
             if not values[name]["weight"]:
                 del values[name]
@@ -102,7 +114,7 @@ class Stage1Task:
         if perceptual is not None:
             self.companions["perceptual"] = Companion(perceptual)
         if adversary is not None:
-            self.companions["discriminator"] = Companion(adversary, adversary.optimizer)
+            self.companions[COMPANION] = Companion(adversary, adversary.optimizer, adversary.learning_rate)
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.autoencoder.initialise([to_float(batch["images"]) for batch in batches])
@@ -112,6 +124,7 @@ class Stage1Task:
         images = to_float(batch["images"])
         output: Stage1Output = model(images)
         losses, figures = dict(output.losses), dict(output.statistics)
+        companion_losses: dict[str, Tensor] = {}
         if self.perceptual is not None:
             distance = self.perceptual(output.reconstruction, images)
             losses["perceptual_loss"] = self.perceptual.weight * distance.mean()
@@ -119,13 +132,15 @@ class Stage1Task:
             others, last_layer = total(losses), self.autoencoder.last_layer()
             gained, adversarial_figures = self.adversary.losses(output.reconstruction, others, last_layer, step)
             losses |= gained
-            figures |= adversarial_figures | self.adversary.observe(output.reconstruction.detach(), images, step)
+            companion_losses, discriminator_figures = self.adversary.observe(output.reconstruction, images, step)
+            figures |= adversarial_figures | discriminator_figures
         metrics = {name: value.detach() for name, value in losses.items()}
-        return StepOutput(total(losses), {**metrics, **figures})
+        return StepOutput(total(losses), {**metrics, **figures}, companion_losses)
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        health = self.autoencoder.update(self.steps_per_epoch)
-        return {**health, **self.adversary.update()} if self.adversary is not None else health
+        if self.adversary is not None:
+            self.adversary.update()
+        return self.autoencoder.update(self.steps_per_epoch)
 
     def discard_step(self) -> None:
         self.autoencoder.discard()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from common.model_io import PretrainedModel
+from training.optimizers import OptimizerSettings, Schedule
 
 Batch = dict[str, Any]
 """Named tensors (or tuples of tensors) whose first axis is the batch; the loop moves them to the device."""
@@ -17,14 +17,22 @@ Batch = dict[str, Any]
 class StepOutput(NamedTuple):
     loss: Tensor  # scalar with a graph, a mean per element, image or code: never a sum over the batch
     metrics: dict[str, Tensor]  # scalars, detached
+    companion_losses: Mapping[str, Tensor] = {}  # likewise, of the companions of these names that learn in this step
 
 
 class Companion(NamedTuple):
-    """A network that a task uses beside its model. The loop moves it to the device. One with an optimiser, such as a
-    discriminator, is checkpointed with it; when to step that optimiser is the task's own affair."""
+    """A network that a task uses beside its model. The loop moves it to the device.
+
+    One that learns, such as a discriminator, does so by its own loss (StepOutput.companion_losses), and the loop does
+    for it what it does for the model: micro-batches, the average over processes, loss scaling, clipping, its optimiser
+    at its schedule's learning rate, checkpoints. With train.compile a call of the module is compiled, and
+    `module.forward` is not. A step at which only its own gradient is not finite passes it over; one that the model
+    skips, it skips too.
+    """
 
     module: nn.Module
-    optimizer: torch.optim.Optimizer | None = None
+    optimizer: OptimizerSettings | None = None  # None: it does not learn
+    schedule: Schedule | None = None  # of one that learns
 
 
 class Verdict(NamedTuple):
@@ -59,7 +67,7 @@ class Guard(Protocol):
 
 
 class Task(Protocol):
-    """One kind of training. The loop owns steps, accumulation, clipping, EMA, logging and checkpoints.
+    """One kind of training. The loop owns steps, accumulation, optimisers, EMA, logging and checkpoints.
 
     Steps are counted by the loop alone, from 0, skipped ones included, and no number comes twice, also after a
     rollback. What changes in the course of a run goes by the number that `step` and `after_step` are given.

@@ -23,11 +23,12 @@ from common.compatibility import forget_accelerator_settings
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.processes import on_main_process, process_state
-from training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
+from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
 from training.metrics_log import StepReport
+from training.optimizers import Learner, OptimizerSettings
 from training.run_folder import open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest
@@ -43,6 +44,7 @@ class Progress:
     step: int = 0  # steps done, skipped ones included
     skipped_steps: int = 0
     nonfinite_in_a_row: int = 0
+    companion_skips: dict[str, int] = field(default_factory=dict)  # steps that passed over a companion alone
     validation: dict[str, float] = field(default_factory=dict)  # metrics of the last one
     # Of the best one, whose weights are in run/model; where the task has a guard, of the last one that it kept.
     best: dict[str, float] = field(default_factory=dict)
@@ -78,10 +80,19 @@ class Trainer:
         task.model.to(self.accelerator.device).train()
         for companion in task.companions.values():
             companion.module.to(self.accelerator.device)
+            if config.compile and companion.optimizer is not None:
+                companion.module.compile()
         self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
         self.model = wrap(task.model, self.accelerator, config)
-        self.weights = [weight for weight in task.model.parameters() if weight.requires_grad]
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.weights, config))
+        settings = OptimizerSettings(
+            betas=config.betas, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
+        )
+        self.learner = Learner(task.model, settings, self._learning_rate)
+        self.companions = {  # those that learn
+            name: Learner(module, optimizer, schedule)
+            for name, (module, optimizer, schedule) in task.companions.items()
+            if optimizer is not None and schedule is not None
+        }
 
     # ---- a run: opened, continued, ended -------------------------------------------------------------------
 
@@ -133,17 +144,25 @@ class Trainer:
         """One optimiser step, or a skipped one when the loss or the gradient is not finite on any process."""
         begin, waited = time.perf_counter(), self.loader.seconds_waited
         self._seed(self.accelerator.process_index)
+        scaler = self.accelerator.scaler
         parts = [self._forward_backward(batch) for batch in islice(self.batches, self.config.accumulate)]
-        norm = self.accelerator.clip_grad_norm_(self.weights, self.config.max_grad_norm or math.inf)
-        stops = torch.tensor(float(bool(stop)), device=norm.device)
-        figures = self._figures(parts, grad_norm=norm, stops=stops)
+        norms = {"grad_norm": self.learner.clip(scaler)}
+        learning = {name: companion for name, companion in self.companions.items() if companion.has_gradients()}
+        for name, companion in learning.items():
+            companion.average()
+            norms[f"{name}_grad_norm"] = companion.clip(scaler)
+        stops = torch.tensor(float(bool(stop)), device=norms["grad_norm"].device)
+        figures = self._figures(parts, **norms, stops=stops)
         self.stopping = figures.pop("stops") > 0
 
         if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
-            self._update(figures)
+            self._update(figures, learning)
         else:
             self._skip()
-        self.optimizer.zero_grad()
+        for learner in (self.learner, *learning.values()):
+            learner.forget()
+        if scaler is not None:
+            scaler.update()  # one for all: an overflow of float16 lowers the loss scale for the next step
         self.progress.step += 1
         return StepReport(
             loss=figures["loss"],
@@ -153,12 +172,13 @@ class Trainer:
         )
 
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
-        # Divides the loss by the number of micro-batches, and lets processes exchange gradients after the last.
+        # Divides losses by the number of micro-batches, and lets processes exchange gradients after the last.
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
-                loss, metrics = self.task.step(self.model, batch, self.progress.step)
-            self.accelerator.backward(loss)
-        return {"loss": loss.detach(), **metrics}
+                output = self.task.step(self.model, batch, self.progress.step)
+            for loss in (*output.companion_losses.values(), output.loss):
+                self.accelerator.backward(loss)
+        return {"loss": output.loss.detach(), **output.metrics}
 
     def _figures(self, parts: list[dict[str, Tensor]], **shared: Tensor) -> dict[str, float]:
         """Scalars averaged over micro-batches and processes. Reading them is the loop's one wait for the device in a
@@ -167,10 +187,14 @@ class Trainer:
         row = torch.cat([rows.mean(0), torch.stack([value.float() for value in shared.values()])])
         return dict(zip([*parts[0], *shared], self.accelerator.reduce(row, "mean").tolist(), strict=True))
 
-    def _update(self, figures: dict[str, float]) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.progress.step)
-        self.optimizer.step()
+    def _update(self, figures: dict[str, float], learning: dict[str, Learner]) -> None:
+        self.learner.move(self.progress.step)
+        for name, companion in learning.items():
+            if math.isfinite(figures[f"{name}_grad_norm"]):
+                companion.move(self.progress.step)
+            else:
+                del figures[f"{name}_grad_norm"]
+                self.progress.companion_skips[name] = self.progress.companion_skips.get(name, 0) + 1
         self._seed("all processes")
         self.health = self.task.after_step(self.progress.step)
         if self.ema:
@@ -183,8 +207,6 @@ class Trainer:
     def _skip(self) -> None:
         self.task.discard_step()
         self.health = {}
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # an overflow of float16 lowers the loss scale for the next step
         self.progress.skipped_steps += 1
         self.progress.nonfinite_in_a_row += 1
         if self.progress.nonfinite_in_a_row >= self.config.max_nonfinite_steps:
@@ -206,6 +228,9 @@ class Trainer:
             **{name: float(value) for name, value in self.health.items()},
             "learning_rate": self._learning_rate(progress.step - 1),
             "skipped_steps": progress.skipped_steps,
+            **{f"{name}_learning_rate": one.schedule(progress.step - 1) for name, one in self.companions.items()},
+            **{f"{name}_skipped_steps": progress.companion_skips.get(name, 0) for name in self.companions},
+            **({} if self.task.guard is None else {"rollbacks": progress.rollbacks}),
         }
 
     # ---- between steps -------------------------------------------------------------------------------------
@@ -280,14 +305,13 @@ class Trainer:
         """Writes a checkpoint. Raises UserError when the disk is full."""
         tensors = {
             "model": self.task.model.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.task.model),
+            "optimizer": self.learner.state(),
         }
         if self.ema:
             tensors["ema"] = self.ema.model.state_dict()
-        for name, (module, optimizer) in self.task.companions.items():
-            if optimizer is not None:
-                tensors[name] = module.state_dict()
-                tensors[f"{name}_optimizer"] = optimizer_tensors(optimizer, module)
+        for name, companion in self.companions.items():
+            tensors[name] = companion.module.state_dict()
+            tensors[f"{name}_optimizer"] = companion.state()
         scaler = self.accelerator.scaler
         state = {
             "progress": asdict(self.progress),
@@ -312,13 +336,12 @@ class Trainer:
         """Everything that learns, from the checkpoint of `step`."""
         with self._explain_misfit(step):
             self.task.model.load_state_dict(self.checkpoints.tensors(step, "model"))
-            load_optimizer_tensors(self.optimizer, self.task.model, self.checkpoints.tensors(step, "optimizer"))
+            self.learner.load_state(self.checkpoints.tensors(step, "optimizer"))
             if self.ema:
                 self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema"))
-            for name, (module, optimizer) in self.task.companions.items():
-                if optimizer is not None:
-                    module.load_state_dict(self.checkpoints.tensors(step, name))
-                    load_optimizer_tensors(optimizer, module, self.checkpoints.tensors(step, f"{name}_optimizer"))
+            for name, companion in self.companions.items():
+                companion.module.load_state_dict(self.checkpoints.tensors(step, name))
+                companion.load_state(self.checkpoints.tensors(step, f"{name}_optimizer"))
 
     @contextmanager
     def _explain_misfit(self, step: int) -> Iterator[None]:
@@ -391,22 +414,3 @@ def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) 
             warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in every supported release
             wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     return cast(nn.Module, torch.compile(wrapped)) if config.compile else wrapped
-
-
-def make_optimizer(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which is Adam where weight_decay is 0. What has one
-    number for each channel does not decay: biases, norms and gains of weight normalisation."""
-
-    def is_matrix(weight: nn.Parameter) -> bool:
-        return sum(side > 1 for side in weight.shape) >= 2
-
-    groups = [
-        {"params": [weight for weight in weights if is_matrix(weight)], "weight_decay": config.weight_decay},
-        {"params": [weight for weight in weights if not is_matrix(weight)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )

@@ -33,12 +33,15 @@ from stage1_vq.losses.discriminators import (
     build_discriminator,
 )
 from stage1_vq.losses.monitor import QualityMonitor
+from training.optimizers import OptimizerSettings
+from training.schedules import learning_rate
 from training.task import Verdict
 
 AdversarialLoss = Literal["hinge", "vanilla", "non-saturating"]
 LARGEST_ADAPTIVE_WEIGHT = 1e4
 LOSS_SCALE = 2.0**12  # a power of two, so that it changes no bit in float32, and float16 gradients do not vanish
 WEIGHT_AFTER_ROLLBACK = 0.5  # of that before it
+COMPANION = "discriminator"  # its name in checkpoints and in the log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,13 @@ class AdversarialConfig:
     warmup: float = 0.02  # share of the training, from then on, in which it learns alone
     ramp: float = 0.1  # share of the training, from then on, over which the weight rises from 0
     discriminator: DiscriminatorConfig = field(default_factory=PatchGANConfig)
-    learning_rate: float = 1e-4  # of the discriminator, constant
+    learning_rate: float = 1e-4  # of the discriminator; its peak
+    learning_rate_warmup: float = 0.0  # share of the training, from start on, over which it rises from 0
+    schedule: Literal["cosine", "constant"] = "constant"  # after that, until the training ends
+    final_learning_rate: float = 0.0  # where the cosine ends, as a factor of the peak
     betas: tuple[float, float] = (0.5, 0.9)  # of its Adam
+    weight_decay: float = 0.0  # AdamW's, on weights of two and more axes; 0 is plain Adam
+    max_grad_norm: float = 0.0  # its gradients are scaled down to this norm; 0 is off
     lecam_weight: float = 0.0  # LeCam regularisation, for few images: 0.001 to 0.1; 0 is off
     lecam_decay: float = 0.99  # of its moving averages
     r1_weight: float = 0.0  # gamma of the R1 penalty, StyleGAN2 has 1 to 10; 0 is off
@@ -73,7 +81,12 @@ class AdversarialConfig:
             ("warmup", 0 <= self.warmup < 1, "a share of the training from 0 to below 1"),
             ("ramp", 0 <= self.ramp <= 1, "a share of the training from 0 to 1"),
             ("learning_rate", self.learning_rate > 0, "above 0; 1e-4 is a common start"),
+            ("learning_rate_warmup", 0 <= self.learning_rate_warmup <= 1, "a share of the training from 0 to 1"),
+            ("schedule", self.schedule in ("cosine", "constant"), "cosine or constant"),
+            ("final_learning_rate", self.final_learning_rate >= 0, "0 or more, a factor of learning_rate"),
             ("betas", all(0 <= beta < 1 for beta in self.betas), "from 0 to below 1"),
+            ("weight_decay", self.weight_decay >= 0, "0 (off) or more"),
+            ("max_grad_norm", self.max_grad_norm >= 0, "0 (off) or more"),
             ("lecam_weight", self.lecam_weight >= 0, "0 (off) or more"),
             ("lecam_decay", 0 <= self.lecam_decay < 1, "from 0 to below 1; 0.99 is usual"),
             ("r1_weight", self.r1_weight >= 0, "0 (off) or more"),
@@ -141,7 +154,7 @@ def lecam_penalty(real: Tensor, fake: Tensor, averages: Tensor) -> Tensor:
     return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
 
 
-# ---- the discriminator and its optimiser ----------------------------------------------------------------------------
+# ---- the discriminator ----------------------------------------------------------------------------------------------
 
 
 class Phase(NamedTuple):
@@ -161,32 +174,32 @@ class Now(NamedTuple):
 
 
 class Adversary(nn.Module):
-    """A discriminator that owns its optimiser and its update, and judges validations (training.task.Guard).
+    """A discriminator, a companion of the autoencoder (training.task.Companion), that judges validations
+    (training.task.Guard).
 
-    In each micro-batch `losses` gives what the autoencoder's loss gains, and `observe` lets the discriminator learn
-    from it; once per optimiser step `update` (or `discard`, when the step is skipped) ends the step. Gradients and
-    statistics are averaged over micro-batches and processes, so that N processes do what one does. k micro-batches do
-    what one batch does but for what a batch as a whole decides: the adaptive weight, which each micro-batch takes from
-    its own gradients, norms over the batch, and StyleGAN's standard deviations (with those N processes differ from one,
-    too). What goes back in a rollback is in buffers; `phase` and `rollbacks`, which do not, are in the guard's state.
-    The number of the step comes from the loop.
+    In each micro-batch `losses` gives what the autoencoder's loss gains, and `observe` the discriminator's own loss;
+    once per optimiser step `update` (or `discard`, when the step is skipped) ends the step. Statistics are averaged
+    over micro-batches and processes, as the loop does with gradients, so that N processes do what one does. k
+    micro-batches do what one batch does but for what a batch as a whole decides: the adaptive weight, which each
+    micro-batch takes from its own gradients, norms over the batch, and StyleGAN's standard deviations (with those N
+    processes differ from one, too). What goes back in a rollback is in buffers; `phase` and `rollbacks`, which do not,
+    are in the guard's state. The number of the step comes from the loop.
     """
 
-    averages: Tensor  # 2: moving averages of the logits of images and of reconstructions; nan before the first update
-    skipped: Tensor  # scalar, int64: steps that it skipped because its gradient was not finite
+    averages: Tensor  # 2, for LeCam: moving averages of the logits of images and of reconstructions; nan at first
 
     def __init__(self, config: AdversarialConfig, channels: int, image_size: tuple[int, int], steps: int) -> None:
         """channels, image_size (H, W): of the images; steps: of the whole training. Raises UserError."""
         super().__init__()
-        self.config = config
+        self.config, self.steps = config, steps
         self.discriminator = build_discriminator(config.discriminator, channels, image_size)
-        self.weights = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.Adam(self.weights, lr=config.learning_rate, betas=config.betas, fused=True)
+        self.optimizer = OptimizerSettings(
+            betas=config.betas, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
+        )
         self.monitor = QualityMonitor(config.warn_ratio)
         lengths = [round(share * steps) for share in (config.start, config.warmup, config.ramp)]
         self.phase = Phase(*itertools.accumulate(lengths))
         self.rollbacks = 0
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
         self.register_buffer("averages", torch.full((2,), math.nan))
         self.noted: list[Tensor] = []  # 2 each: mean logits of the micro-batches since the last update
         self.register_load_state_dict_pre_hook(take_former_counters)
@@ -204,6 +217,19 @@ class Adversary(nn.Module):
         ramp = min(1.0, (step - listens + 1) / (full - listens + 1)) if step >= listens else 0.0
         weight = self.config.weight * WEIGHT_AFTER_ROLLBACK**self.rollbacks * ramp
         return Now(step >= learns, weight, self.config.r1_weight > 0 and step % self.config.r1_every == 0)
+
+    def learning_rate(self, step: int) -> float:
+        """Of the discriminator at this step of the run, which goes on after a rollback: a schedule from the start of
+        the first phase to the end of the training."""
+        config, first = self.config, round(self.config.start * self.steps)
+        return learning_rate(
+            max(step - first, 0),
+            peak=config.learning_rate,
+            warmup_steps=round(config.learning_rate_warmup * self.steps),
+            steps=self.steps - first,
+            schedule=config.schedule,
+            final_factor=config.final_learning_rate,
+        )
 
     # ---- in each micro-batch ----------------------------------------------------------------------------------------
 
@@ -227,16 +253,14 @@ class Adversary(nn.Module):
         factor = factor * weight
         return {"adversarial_loss": factor * loss}, {"adversarial_weight": factor}
 
-    def observe(self, reconstruction: Tensor, images: Tensor, step: int) -> dict[str, Tensor]:
-        """The discriminator's forward and backward pass on a micro-batch; its gradients add up until `update`.
-
-        Both b c H W, without a graph. Returns figures for the log, none before the discriminator learns.
-        """
+    def observe(self, reconstruction: Tensor, images: Tensor, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The discriminator's loss on a micro-batch, by its name as a companion, and figures for the log; nothing
+        before it learns. Both b c H W; their graphs are left alone."""
         now, config = self.now(step), self.config
         if not now.learning:
-            return {}
+            return {}, {}
         images = images.detach().requires_grad_(now.penalise)
-        real, fake = self.logits(images), self.logits(reconstruction.detach())
+        real, fake = self.logits(images, twice=now.penalise), self.logits(reconstruction.detach())
         with torch.autocast(images.device.type, enabled=False):
             loss = discriminator_loss(config.loss, real, fake)
             figures = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
@@ -247,42 +271,33 @@ class Adversary(nn.Module):
             if now.penalise:
                 figures["r1_penalty"] = r1_penalty(real, images)
                 loss = loss + config.r1_weight * config.r1_every * figures["r1_penalty"]
-            loss.backward()
         figures = {name: value.detach() for name, value in figures.items()}
-        self.noted.append(torch.stack([figures["logits_real"], figures["logits_fake"]]))
-        return figures
+        if config.lecam_weight:
+            self.noted.append(torch.stack([figures["logits_real"], figures["logits_fake"]]))
+        return {COMPANION: loss}, figures
 
-    def logits(self, images: Tensor) -> Tensor:
-        """In float32 under float16 autocast: the discriminator's small gradients have no loss scaling of their own."""
+    def logits(self, images: Tensor, *, twice: bool = False) -> Tensor:
+        """In float32 under float16 autocast, whose range activations without a norm and the gradients of a penalty
+        leave. twice: the gradient is to have a gradient, which compiled passes do not know."""
         with full_precision_for_float16(images.device.type):
-            return self.discriminator(images).float()
+            return (self.forward(images) if twice else self(images)).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.discriminator(images)
 
     # ---- once per optimiser step ------------------------------------------------------------------------------------
 
-    def update(self) -> dict[str, Tensor]:
-        """Ends a step: moves the discriminator by the mean gradient of the micro-batches since the last call, on all
-        processes alike, unless it is not finite."""
+    def update(self) -> None:
+        """Ends a step: moves the averages of logits, on all processes alike; those that are not finite move nothing."""
         if self.noted:
-            gradients = [
-                weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in self.weights
-            ]
-            flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.stack(self.noted).sum(0)])
-            flat = mean_over_processes(flat) / len(self.noted)
-            *parts, logits = flat.split([*(weight.numel() for weight in self.weights), 2])
-            if bool(flat.isfinite().all()):
-                for weight, part in zip(self.weights, parts, strict=True):
-                    weight.grad = part.view_as(weight)
-                self.optimizer.step()
-                averages = self.averages.where(self.averages.isfinite(), logits)
-                self.averages.copy_(averages.lerp(logits, 1 - self.config.lecam_decay))
-            else:
-                self.skipped += 1
+            logits = mean_over_processes(torch.stack(self.noted).mean(0))
+            before = self.averages.where(self.averages.isfinite(), logits)
+            after = before.lerp(logits, 1 - self.config.lecam_decay)
+            self.averages.copy_(torch.where(logits.isfinite().all(), after, self.averages))
         self.discard()
-        return {"discriminator_skipped_steps": self.skipped, "rollbacks": torch.tensor(self.rollbacks)}
 
     def discard(self) -> None:
         """Drops what belongs to an unfinished step, or to one that the autoencoder skipped."""
-        self.optimizer.zero_grad()
         self.noted.clear()
 
     # ---- after a validation (training.task.Guard) -------------------------------------------------------------------
@@ -326,7 +341,7 @@ class Adversary(nn.Module):
 
 def take_former_counters(adversary: Adversary, tensors: dict[str, Any], prefix: str, *unused: Any) -> None:
     """Reads a checkpoint from before the loop counted steps: it held all counters as tensors."""
-    former = {name: tensors.pop(prefix + name, None) for name in ("step", "phase", "updates", "rollbacks")}
+    former = {name: tensors.pop(prefix + name, None) for name in ("step", "phase", "updates", "skipped", "rollbacks")}
     if former["phase"] is not None:
         adversary.load_state({"phase": former["phase"].tolist(), "rollbacks": int(former["rollbacks"])})
         if not int(former["updates"]):

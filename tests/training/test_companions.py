@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from tests.training.test_loop import assert_same_run, metrics, newest_weights, weights
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
+from training.optimizers import OptimizerSettings
 from training.task import Batch, Companion, StepOutput, Verdict
 
 
@@ -61,27 +62,27 @@ class ScriptedGuard:
 class CriticTask(ToyTask):
     """The toy's loss is scaled by the critic, which learns beside it."""
 
-    def __init__(self, bad: set[int] = frozenset(), patience: int = 2, stop_at: int | None = None) -> None:
+    def __init__(
+        self, bad: set[int] = frozenset(), patience: int = 2, stop_at: int | None = None, **settings: Any
+    ) -> None:
         torch.manual_seed(0)
         super().__init__(ToyModel(dropout=0.3), raise_stop_at=stop_at)
         self.critic = Critic()
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=0.05, fused=True)
         self.companions = {
-            "critic": Companion(self.critic, self.optimizer),
+            "critic": Companion(self.critic, OptimizerSettings(**settings), lambda step: 0.05 * (1 + step)),
             "frozen": Companion(nn.Linear(1, 1)),
         }
         if bad:
             self.guard = ScriptedGuard(self.critic, bad, patience)
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
-        loss, metrics = super().step(model, batch, step)
-        guess = self.critic.layer(torch.ones(1, 1)).squeeze()
-        (guess - loss.detach()).square().backward()
-        return StepOutput(loss * (1 + self.critic.factor * guess.detach().sigmoid()), metrics)
+        loss, metrics, _ = super().step(model, batch, step)
+        guess = self.critic.layer(batch["x"][:, :1]).mean()
+        own = (guess - loss.detach()).square()
+        factor = 1 + self.critic.factor * guess.detach().sigmoid()
+        return StepOutput(loss * factor, metrics, {"critic": own})
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         self.critic.steps += 1
         return super().after_step(step)
 
@@ -104,15 +105,86 @@ def test_companions_are_checkpointed_with_their_optimisers_and_restored(tmp_path
 
 def test_a_companion_that_has_not_learnt_yet_has_an_empty_optimiser(tmp_path: Path):
     class Idle(CriticTask):
-        def after_step(self, step: int) -> dict[str, Tensor]:
-            self.optimizer.zero_grad()
-            return ToyTask.after_step(self, step)
+        def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+            return super().step(model, batch, step)._replace(companion_losses={})
 
     toy_fit(tmp_path, toy_config(steps=6, schedule="constant"), Idle())
     assert checkpoint(tmp_path, 6, "critic_optimizer") == {}
     task = CriticTask()
     toy_fit(tmp_path, toy_config(steps=9, schedule="constant"), task)
-    assert int(task.critic.steps) == 3
+    assert int(checkpoint(tmp_path, 9, "critic_optimizer")["step/layer.weight"]) == 3
+
+
+def test_the_loop_moves_a_companion_at_the_learning_rate_of_its_schedule(tmp_path: Path):
+    task = CriticTask()
+    begin = task.critic.layer.weight.detach().clone()
+    toy_fit(tmp_path / "one", toy_config(steps=1, log_every=1), task)
+    moved = (task.critic.layer.weight - begin).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.05))  # Adam's first step is the learning rate
+    toy_fit(tmp_path / "more", toy_config(steps=4, log_every=1), CriticTask())
+    found = [line["critic_learning_rate"] for line in metrics(tmp_path / "more", "train")]
+    assert found == pytest.approx([0.05, 0.1, 0.15, 0.2])
+
+
+def test_the_loop_clips_a_companion_and_says_its_norm(tmp_path: Path):
+    norms = {}
+    for clip in (0.0, 1e-3):
+        run = tmp_path / str(clip)
+        toy_fit(run, toy_config(steps=1, log_every=1), CriticTask(max_grad_norm=clip))
+        state = checkpoint(run, 1, "critic_optimizer")
+        squares = sum(float(value.sum()) for name, value in state.items() if name.startswith("exp_avg_sq/"))
+        norms[clip] = (metrics(run, "train")[0]["critic_grad_norm"], math.sqrt(squares / (1 - 0.999)))
+    assert norms[0.0][1] == pytest.approx(norms[0.0][0], rel=1e-3)
+    assert norms[1e-3] == pytest.approx((norms[0.0][0], 1e-3), rel=1e-2)
+
+
+def test_a_gradient_of_a_companion_that_is_not_finite_passes_it_over_alone(tmp_path: Path):
+    class Poisoned(CriticTask):
+        def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+            output = super().step(model, batch, step)
+            factor = torch.nan if step == 2 else 1.0
+            return output._replace(companion_losses={"critic": output.companion_losses["critic"] * factor})
+
+    task = Poisoned()
+    toy_fit(tmp_path, toy_config(steps=5, log_every=1), task)
+    train = metrics(tmp_path, "train")
+    assert [line["critic_skipped_steps"] for line in train] == [0, 0, 1, 1, 1]
+    assert [line["skipped_steps"] for line in train] == [0] * 5
+    assert ["critic_grad_norm" in line for line in train] == [True, True, False, True, True]
+    assert int(checkpoint(tmp_path, 5, "critic_optimizer")["step/layer.weight"]) == 4
+    assert all(value.isfinite().all() for value in task.critic.state_dict().values())
+
+
+def test_a_step_that_the_model_skips_is_none_for_its_companions_either(tmp_path: Path):
+    task = CriticTask()
+    task.nan_draws = torch.tensor([17])  # in the third step
+    toy_fit(tmp_path, toy_config(steps=5, log_every=1), task)
+    assert int(checkpoint(tmp_path, 5, "critic_optimizer")["step/layer.weight"]) == 4
+    assert metrics(tmp_path, "train")[-1]["critic_skipped_steps"] == 0
+
+
+def test_micro_batches_of_a_companion_add_up_to_their_mean(tmp_path: Path):
+    class Linear(CriticTask):  # a loss whose mean over micro-batches is that of the whole batch
+        def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+            output = super().step(model, batch, step)
+            return output._replace(companion_losses={"critic": self.critic.layer(batch["x"][:, :1]).square().mean()})
+
+    for accumulate in (1, 4):
+        config = toy_config(steps=6, accumulate=accumulate, log_every=1)
+        toy_fit(tmp_path / str(accumulate), config, Linear(max_grad_norm=0.5))
+    one, four = (checkpoint(tmp_path / str(accumulate), 6, "critic") for accumulate in (1, 4))
+    torch.testing.assert_close(four["layer.weight"], one["layer.weight"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_companion_in_float16_has_the_loss_scale_taken_out(tmp_path: Path):
+    for precision in ("no", "fp16"):
+        toy_fit(tmp_path / precision, toy_config(steps=12, log_every=1, precision=precision), CriticTask())
+    full, half = (metrics(tmp_path / precision, "train") for precision in ("no", "fp16"))
+    assert half[-1]["skipped_steps"] <= 2  # the first loss scales may be too high
+    learnt = [line for line in half if "critic_grad_norm" in line]
+    assert learnt[-1]["critic_grad_norm"] < 100 * full[-1]["critic_grad_norm"]  # the scale is 65536
 
 
 def test_a_checkpoint_without_companions_continues_a_task_without_them(tmp_path: Path):

@@ -23,8 +23,9 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from tests.training.toy import ToyData, ToyModel, toy_config, toy_fit, toy_task
 from training.loop import FitResult, fit
+from training.optimizers import OptimizerSettings, make_optimizer
 from training.task import Batch
-from training.trainer import Trainer, make_optimizer
+from training.trainer import Trainer
 
 
 def metrics(run: Path, split: str) -> list[dict[str, Any]]:
@@ -468,7 +469,7 @@ def test_weight_decay_spares_biases_and_norms(tmp_path: Path):
 def test_what_has_one_number_for_each_channel_does_not_decay():
     shapes = [(3,), (8, 1, 1, 1), (1, 8, 1, 1), (8, 4), (8, 4, 3, 3), (1,), ()]
     weights = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
-    optimizer = make_optimizer(weights, toy_config(weight_decay=0.1))
+    optimizer = make_optimizer(weights, OptimizerSettings(weight_decay=0.1), 1e-3)
     decays = {tuple(w.shape): group["weight_decay"] > 0 for group in optimizer.param_groups for w in group["params"]}
     assert decays == {shape: shape in [(8, 4), (8, 4, 3, 3)] for shape in shapes}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from stage1_vq.losses.discriminators import (
     StyleGANDiscriminatorConfig,
 )
 from tests.golden import golden
-from training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from training.optimizers import Learner
 
 SIDE, STEPS = 16, 100
 PATCHES = PatchGANConfig(width=4, layers=2, norm="group")  # no statistics of the batch
@@ -46,6 +47,28 @@ def make_adversary(**changes: Any) -> Adversary:
 
 def images(b: int = 4, seed: int = 1) -> Tensor:
     return torch.rand(b, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+class Player:
+    """An adversary that learns as the loop lets it."""
+
+    def __init__(self, adversary: Adversary) -> None:
+        self.adversary = adversary
+        self.learner = Learner(adversary, adversary.optimizer, adversary.learning_rate)
+
+    def learn(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
+        """pairs: reconstructions and images of each micro-batch. Returns the figures of the last one."""
+        for fake, real in pairs:
+            losses, figures = self.adversary.observe(fake, real, step)
+            for loss in losses.values():
+                (loss / len(pairs)).backward()
+        if self.learner.has_gradients():
+            self.learner.average()
+            self.learner.clip(None)
+            self.learner.move(step)
+            self.learner.forget()
+        self.adversary.update()
+        return figures
 
 
 def state(adversary: Adversary) -> dict[str, Tensor]:
@@ -101,8 +124,9 @@ def test_the_generators_loss_and_its_adaptive_weight_agree_with_the_published_on
 
 def test_the_discriminators_pass_agrees_with_the_published_one():
     adversary, _, (config, _, inputs, outputs) = published()
-    assert adversary.observe(outputs["recon"], inputs["x"], config["disc_start"] - 1) == {}
-    figures = adversary.observe(outputs["recon"], inputs["x"], config["disc_start"])
+    assert adversary.observe(outputs["recon"], inputs["x"], config["disc_start"] - 1) == ({}, {})
+    losses, figures = adversary.observe(outputs["recon"], inputs["x"], config["disc_start"])
+    losses["discriminator"].backward()
     names = {"discriminator_loss": "d/disc_loss", "logits_real": "d/logits_real", "logits_fake": "d/logits_fake"}
     for ours, theirs in names.items():
         torch.testing.assert_close(figures[ours], outputs[theirs], rtol=1e-5, atol=1e-5, msg=ours)
@@ -195,7 +219,6 @@ def test_nothing_is_computed_before_the_discriminator_learns_and_it_learns_alone
         calls.clear()
         adversary.observe(fake.detach(), images(), step)
         assert len(calls) == expected[0], step
-        adversary.update()
 
 
 def test_the_generators_pass_leaves_no_gradient_in_the_discriminator():
@@ -210,10 +233,9 @@ def test_the_generators_pass_leaves_no_gradient_in_the_discriminator():
 
 
 def test_the_discriminator_learns_to_tell_images_apart():
-    adversary = make_adversary(learning_rate=3e-3)
+    player = Player(make_adversary(learning_rate=3e-3))
     for step in range(40):
-        figures = adversary.observe(images(8, seed=step) * 0.3, images(8, seed=1000 + step), step)
-        adversary.update()
+        figures = player.learn([(images(8, seed=step) * 0.3, images(8, seed=1000 + step))], step)
     assert figures["logits_real"] > 0.5 > -0.5 > figures["logits_fake"]
     assert figures["discriminator_loss"] < 0.5
 
@@ -229,67 +251,72 @@ DISCRIMINATORS: dict[str, DiscriminatorConfig] = {
 
 @pytest.mark.parametrize("kind", DISCRIMINATORS)
 def test_micro_batches_equal_one_batch(kind):
-    whole, split = (make_adversary(discriminator=DISCRIMINATORS[kind], **EVERYTHING) for _ in range(2))
+    whole, split = (Player(make_adversary(discriminator=DISCRIMINATORS[kind], **EVERYTHING)) for _ in range(2))
     for step in range(5):
         fake, real = images(6, seed=2 * step), images(6, seed=2 * step + 1)
-        whole.observe(fake, real, step)
-        for part in range(3):
-            split.observe(fake.split(2)[part], real.split(2)[part], step)
-        whole.update()
-        split.update()
-    assert_equal_states(state(whole), state(split), tolerance=1e-4)
+        whole.learn([(fake, real)], step)
+        split.learn(list(zip(fake.split(2), real.split(2), strict=True)), step)
+    assert_equal_states(state(whole.adversary), state(split.adversary), tolerance=1e-4)
 
 
 def test_a_discarded_step_leaves_no_trace():
     skipped, clean = make_adversary(**EVERYTHING), make_adversary(**EVERYTHING)
-    skipped.observe(images(seed=7) * torch.nan, images(seed=8), 0)
+    skipped.observe(images(seed=7), images(seed=8), 0)
     skipped.discard()
     for adversary in (skipped, clean):
-        adversary.observe(images(seed=2), images(seed=3), 1)
-        adversary.update()
+        Player(adversary).learn([(images(seed=2), images(seed=3))], 1)
     assert_equal_states(state(skipped), state(clean))
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+def test_logits_that_are_not_finite_leave_the_averages_alone():
     adversary = make_adversary(**EVERYTHING)
+    adversary.observe(images(seed=4), images(seed=5) * torch.inf, 1)
+    adversary.update()
+    assert adversary.averages.isnan().all()  # still none
     adversary.observe(images(seed=2), images(seed=3), 0)
     adversary.update()
-    before = state(adversary)
+    before = adversary.averages.clone()
+    assert before.isfinite().all()
     adversary.observe(images(seed=4), images(seed=5) * torch.inf, 1)
-    health = adversary.update()
-    assert health["discriminator_skipped_steps"] == 1
-    changed = {name for name, tensor in state(adversary).items() if not torch.equal(tensor, before[name])}
-    assert changed == {"skipped"}
-    adversary.observe(images(seed=4), images(seed=5), 2)
-    assert adversary.update()["discriminator_skipped_steps"] == 1
-    assert all(tensor.isfinite().all() for name, tensor in state(adversary).items() if name != "monitor.best")
+    adversary.update()
+    assert torch.equal(adversary.averages, before)
+
+
+def test_the_learning_rate_has_a_schedule_from_the_start_of_the_phase_which_no_rollback_takes_back():
+    adversary = make_adversary(
+        start=0.2, learning_rate=0.01, learning_rate_warmup=0.1, schedule="cosine", final_learning_rate=0.5
+    )
+    found = [adversary.learning_rate(step) for step in range(STEPS)]
+    assert found[19:31] == pytest.approx([0.001, *(0.001 * number for number in range(1, 11)), 0.01])
+    cosine = [0.01 * (0.75 + 0.25 * math.cos(math.pi * (step - 30) / 70)) for step in range(30, STEPS)]
+    assert found[30:] == pytest.approx(cosine)
+    adversary.rolled_back(step=60, rollbacks=1)
+    assert [adversary.learning_rate(step) for step in range(STEPS)] == found
+    assert {make_adversary(start=0.2).learning_rate(step) for step in range(STEPS)} == {1e-3}  # constant by default
 
 
 def test_the_averages_of_lecam_start_at_the_first_logits_and_come_back_from_a_checkpoint():
-    adversary = make_adversary(lecam_weight=0.1, lecam_decay=0.9)
+    player = Player(make_adversary(lecam_weight=0.1, lecam_decay=0.9))
     expected = None
     for step in range(3):
-        figures = adversary.observe(images(seed=2 * step), images(seed=2 * step + 1), step)
+        figures = player.learn([(images(seed=2 * step), images(seed=2 * step + 1))], step)
         logits = torch.stack([figures["logits_real"], figures["logits_fake"]])
         expected = logits if expected is None else 0.9 * expected + 0.1 * logits
         assert (figures["lecam_penalty"] > 0) == (step > 0)
-        adversary.update()
-    torch.testing.assert_close(adversary.averages, expected)
-    restored = make_adversary(lecam_weight=0.1, lecam_decay=0.9)
-    restored.load_state_dict(state(adversary))
-    load_optimizer_tensors(restored.optimizer, restored, optimizer_tensors(adversary.optimizer, adversary))
-    for one in (adversary, restored):
-        one.observe(images(seed=8), images(seed=9), 3)
-        one.update()
-    assert_equal_states(state(restored), state(adversary))
+    torch.testing.assert_close(player.adversary.averages, expected)
+    restored = Player(make_adversary(lecam_weight=0.1, lecam_decay=0.9))
+    restored.adversary.load_state_dict(state(player.adversary))
+    restored.learner.load_state(player.learner.state())
+    for one in (player, restored):
+        one.learn([(images(seed=8), images(seed=9))], 3)
+    assert_equal_states(state(restored.adversary), state(player.adversary))
 
 
 def test_the_r1_penalty_is_computed_every_so_many_steps():
     adversary = make_adversary(r1_weight=1.0, r1_every=3)
     seen = []
     for step in range(7):
-        seen.append("r1_penalty" in adversary.observe(images(seed=2), images(seed=3), step))
-        adversary.update()
+        seen.append("r1_penalty" in adversary.observe(images(seed=2), images(seed=3), step)[1])
     assert seen == [True, False, False, True, False, False, True]
 
 
@@ -299,9 +326,10 @@ def test_bfloat16_autocast_trains_float32_weights_also_with_a_penalty():
     with torch.autocast("cpu", torch.bfloat16):
         fake = images() * last_layer.view(1, 3, 1, 1)
         losses, _ = adversary.losses(fake, fake.square().mean(), last_layer, 0)
-        figures = adversary.observe(fake.detach(), images(seed=3), 0)
+        own, figures = adversary.observe(fake.detach(), images(seed=3), 0)
+    own["discriminator"].backward()
     adversary.update()
-    values = [*losses.values(), *figures.values()]
+    values = [*losses.values(), *own.values(), *figures.values()]
     assert all(value.dtype == torch.float32 and value.isfinite() for value in values)
     assert all(weight.dtype == torch.float32 for weight in adversary.parameters())
 
@@ -363,11 +391,11 @@ def test_a_rollback_after_so_many_bad_validations_begins_the_phase_anew_at_half_
 
 def test_a_checkpoint_with_counters_among_its_tensors_is_taken_up():
     adversary = make_adversary(weight=0.8, lecam_weight=0.1)
-    adversary.observe(images(seed=2), images(seed=3), 0)
-    adversary.update()
+    Player(adversary).learn([(images(seed=2), images(seed=3))], 0)
     tensors = state(adversary)
     former = {
         "step": torch.tensor(48),
+        "skipped": torch.tensor(1),
         "phase": torch.tensor([30, 35, 45]),
         "updates": torch.tensor(7),
         "rollbacks": torch.tensor(2),
@@ -393,7 +421,7 @@ NORMS: dict[str, DiscriminatorConfig] = {
 
 def train(discriminator: DiscriminatorConfig, part: slice) -> dict[str, Tensor]:
     """State after some steps on this process's images, the generator's gradient, and the last weight of its loss."""
-    adversary = make_adversary(discriminator=discriminator, adaptive=True, **EVERYTHING)
+    player = Player(adversary := make_adversary(discriminator=discriminator, adaptive=True, **EVERYTHING))
     last_layer = nn.Parameter(torch.ones(3))
     found: dict[str, Tensor] = {}
     for step in range(4):
@@ -403,8 +431,7 @@ def train(discriminator: DiscriminatorConfig, part: slice) -> dict[str, Tensor]:
         if dist.is_initialized():
             dist.all_reduce(gradient)
             gradient /= dist.get_world_size()
-        adversary.observe(fake.detach(), images(8, seed=2 * step + 1)[part], step)
-        adversary.update()
+        player.learn([(fake.detach(), images(8, seed=2 * step + 1)[part])], step)
         found[f"weight {step}"], found[f"gradient {step}"] = figures["adversarial_weight"], gradient
     return {**adversary.state_dict(), **found}
 
@@ -443,6 +470,11 @@ def test_two_processes_with_half_the_images_do_what_one_does(processes, norm):
         ({"start": 1.0}, "adversarial.start=1.0, expected a share"),
         ({"start": 0.6, "warmup": 0.4}, "leave no training for the adversarial loss"),
         ({"betas": (0.5, 1.0)}, "adversarial.betas"),
+        ({"learning_rate_warmup": 50}, "adversarial.learning_rate_warmup=50, expected a share"),
+        ({"schedule": "linear"}, "adversarial.schedule=linear, expected cosine or constant"),
+        ({"final_learning_rate": -1}, "adversarial.final_learning_rate=-1, expected 0 or more"),
+        ({"weight_decay": -1}, "adversarial.weight_decay=-1, expected 0"),
+        ({"max_grad_norm": -1}, "adversarial.max_grad_norm=-1, expected 0"),
         ({"warn_ratio": 1.0}, "adversarial.warn_ratio=1.0, expected above 1"),
         ({"r1_every": 0}, "adversarial.r1_every=0, expected at least 1"),
         (
