@@ -82,7 +82,7 @@ class GumbelQuantizer(CountingQuantizer):
         "a smaller model.quantizer.codebook_size",
     )
 
-    updates: Tensor  # scalar, int64: the step that the schedules are at, written by `begin_step`
+    updates: Tensor  # scalar, int64: the step that the schedules are at; between two steps that of the next
 
     def __init__(self, config: GumbelQuantizerConfig) -> None:
         width = config.embedding_dim or config.dim
@@ -185,6 +185,10 @@ class GumbelQuantizer(CountingQuantizer):
         # A buffer, as a compiled forward pass may read it and not be compiled anew for each step; in the state dict, as
         # it has been in that of every model, whose fingerprint it is part of.
         self.updates.fill_(step)
+
+    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        self.updates += 1
+        return super().update(steps_per_epoch)
 
 
 def divergence_from_uniform(logits: Tensor) -> Tensor:
