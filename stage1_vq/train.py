@@ -29,6 +29,7 @@ from training.task import Batch, Companion, Dataset, Guard, StepOutput
 BAD_FILES_NAME = "bad_files.txt"
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 16, 8
 LATER_ADVERSARIAL_FIELDS = (
+    "discriminator_factor",
     "learning_rate_warmup",
     "schedule",
     "final_learning_rate",

@@ -53,6 +53,7 @@ class AdversarialConfig:
 
     weight: float = 0.0  # of the loss; 0 builds and computes nothing; VQ-GAN has 0.8, ViT-VQGAN 0.1, not adaptive
     adaptive: bool = True  # times |gradient of the other losses| / |gradient of this one|, at the decoder's last layer
+    discriminator_factor: float = 1.0  # of the discriminator's loss and, besides weight, of what is heard of it
     loss: AdversarialLoss = "hinge"
     start: float = 0.3  # share of the training before the discriminator begins to learn
     warmup: float = 0.02  # share of the training, from then on, in which it learns alone
@@ -76,6 +77,7 @@ class AdversarialConfig:
     def __post_init__(self) -> None:
         for name, valid, expected in (
             ("weight", self.weight >= 0, "0 (off) or more; VQ-GAN has 0.8"),
+            ("discriminator_factor", self.discriminator_factor > 0, "above 0; weight=0 is off"),
             ("loss", self.loss in ("hinge", "vanilla", "non-saturating"), "hinge, vanilla or non-saturating"),
             ("start", 0 <= self.start < 1, "a share of the training from 0 to below 1"),
             ("warmup", 0 <= self.warmup < 1, "a share of the training from 0 to below 1"),
@@ -215,7 +217,7 @@ class Adversary(nn.Module):
         """The schedule at this step."""
         learns, listens, full = self.phase
         ramp = min(1.0, (step - listens + 1) / (full - listens + 1)) if step >= listens else 0.0
-        weight = self.config.weight * WEIGHT_AFTER_ROLLBACK**self.rollbacks * ramp
+        weight = self.config.discriminator_factor * self.config.weight * WEIGHT_AFTER_ROLLBACK**self.rollbacks * ramp
         return Now(step >= learns, weight, self.config.r1_weight > 0 and step % self.config.r1_every == 0)
 
     def learning_rate(self, step: int) -> float:
@@ -262,7 +264,7 @@ class Adversary(nn.Module):
         images = images.detach().requires_grad_(now.penalise)
         real, fake = self.logits(images, twice=now.penalise), self.logits(reconstruction.detach())
         with torch.autocast(images.device.type, enabled=False):
-            loss = discriminator_loss(config.loss, real, fake)
+            loss = config.discriminator_factor * discriminator_loss(config.loss, real, fake)
             figures = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
             if config.lecam_weight:
                 penalty = lecam_penalty(real, fake, self.averages.nan_to_num())

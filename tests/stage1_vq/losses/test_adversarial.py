@@ -84,12 +84,12 @@ def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor], tolera
 # ---- as published ---------------------------------------------------------------------------------------------------
 
 
-def published() -> tuple[Adversary, nn.Parameter, Any]:
+def published(factor: float = 1.0) -> tuple[Adversary, nn.Parameter, Any]:
     file = golden("taming_ganloss")
     patches = PatchGANConfig(width=file.config["disc_ndf"], layers=file.config["disc_num_layers"])
     config = AdversarialConfig(
         weight=file.config["disc_weight"], start=file.config["disc_start"] / STEPS, warmup=0.0, ramp=0.0,
-        discriminator=patches,
+        discriminator=patches, discriminator_factor=factor * file.config["disc_factor"],
     )  # fmt: skip
     adversary = Adversary(config, 3, (SIDE, SIDE), STEPS)
     adversary.discriminator.load_state_dict(
@@ -133,6 +133,35 @@ def test_the_discriminators_pass_agrees_with_the_published_one():
     gradient = adversary.discriminator.main[0].weight.grad
     expected = outputs["d/grad/discriminator.main.0.weight"]
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_disc_factor_multiplies_the_losses_of_both_sides_as_published(factor):
+    adversary, last_layer, (config, _, inputs, outputs) = published(factor)
+    step = config["disc_start"]
+    reconstruction = F.conv2d(inputs["features"], last_layer, padding=1)
+    nll = (inputs["x"] - reconstruction).abs().mean()
+    losses, _ = adversary.losses(reconstruction, nll, last_layer, step)
+    # loss = nll + d_weight * disc_factor * g_loss + ...; d_loss = disc_factor * disc_loss(...)
+    expected = factor * outputs["g/d_weight"] * outputs["g/g_loss"]
+    torch.testing.assert_close(losses["adversarial_loss"], expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+    own, _ = adversary.observe(outputs["recon"], inputs["x"], step)
+    torch.testing.assert_close(own["discriminator"], factor * outputs["d/disc_loss"], rtol=1e-5, atol=1e-5)
+    own["discriminator"].backward()
+    gradient = adversary.discriminator.main[0].weight.grad
+    expected = factor * outputs["d/grad/discriminator.main.0.weight"]
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_before_the_start_the_published_disc_factor_is_0_on_both_sides():
+    adversary, last_layer, (config, _, inputs, outputs) = published()
+    codebook = config["codebook_weight"] * config["codebook_loss"]
+    assert float(outputs["g_before/disc_factor"]) == float(outputs["d_before/disc_loss"]) == 0
+    torch.testing.assert_close(outputs["g_before/total_loss"], outputs["g_before/nll_loss"] + codebook)
+    before = config["disc_start"] - 1
+    reconstruction = F.conv2d(inputs["features"], last_layer, padding=1)
+    assert adversary.losses(reconstruction, reconstruction.mean(), last_layer, before) == ({}, {})
+    assert adversary.observe(outputs["recon"], inputs["x"], before) == ({}, {})
 
 
 def test_hinge_and_vanilla_losses_agree_with_the_published_ones():
@@ -466,6 +495,7 @@ def test_two_processes_with_half_the_images_do_what_one_does(processes, norm):
     ("changes", "sentence"),
     [
         ({"weight": -1.0}, "adversarial.weight=-1.0, expected 0"),
+        ({"discriminator_factor": 0.0}, "adversarial.discriminator_factor=0.0, expected above 0"),
         ({"loss": "wgan"}, "adversarial.loss=wgan, expected hinge, vanilla or non-saturating"),
         ({"start": 1.0}, "adversarial.start=1.0, expected a share"),
         ({"start": 0.6, "warmup": 0.4}, "leave no training for the adversarial loss"),
