@@ -128,6 +128,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def foreign_content(path: Path) -> str | None:
+    """What stands in a file in place of its content, and what to do, as the end of a sentence that begins with the
+    file's name; None if it is neither of the two that are frequent."""
+    with open(path, "rb") as file:
+        beginning = file.read(256).lstrip().lower()
+    if beginning.startswith(b"version https://git-lfs.github.com/"):
+        return "is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned, or download the file"
+    if beginning.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "is a web page, not the file itself: open it in a browser to see what the server says, and download anew"
+    return None
+
+
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
     with open(path, "rb") as file:

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import foreign_content
 from common.tensor_files import load_tensors
 
 
@@ -26,14 +27,28 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE
 class StandIn:
     """What stands in a loaded file for the class of a training tool, which is only named there and never used."""
 
+    def __init__(self, *arguments: Any):
+        pass
 
-# PyTorch Lightning keys the state of its callbacks by their classes; training scripts store their command line.
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# PyTorch Lightning keys the state of its callbacks by their classes; training scripts store their command line, paths,
+# and NumPy's numbers and arrays, such as the best loss.
 STAND_INS: list[Any] = [
-    (StandIn, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    (StandIn, "argparse.Namespace"),
+    (StandIn, name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+        "argparse.Namespace",
+        *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")),
+        *(f"numpy.{core}.multiarray.{kind}" for core in ("core", "_core") for kind in ("scalar", "_reconstruct")),
+        "numpy.ndarray",
+        "numpy.dtype",
+    )
 ]
 Arguments = Mapping[str, Any]  # of the original's constructor, by their names there
-WRAPPERS = ("module.", "_orig_mod.")  # which data parallelism and torch.compile put before every name
 
 
 def read_weights(path: Path, places: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -67,19 +82,26 @@ def read_tensors(path: Path) -> Any:
             return load_tensors(path)
         with torch.serialization.safe_globals(STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-        if found is None:
-            raise UserError(f"{path} is no file of weights, or damaged: download it again") from error
-        raise UserError(
-            f"{path} contains {found[1]}: to load it would run code from the file, so it is refused; open it once "
-            "where it was made, and save the state dict alone, best as .safetensors"
-        ) from error
     except OSError:
         raise  # of the disk, not of what the file holds
     except Exception as error:  # on bytes that are no pickle the unpickler trips over anything
+        if (reason := foreign_content(path)) is not None:
+            raise UserError(f"{path} {reason}") from error
+        if isinstance(error, pickle.UnpicklingError):
+            raise refusal(path, error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} is no file of weights, or damaged ({reason}): download it again") from error
+
+
+def refusal(path: Path, error: pickle.UnpicklingError) -> UserError:
+    """Of a file that the unpickler does not take."""
+    found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+    if found is None:
+        return UserError(f"{path} is no file of weights, or damaged: download it again")
+    return UserError(
+        f"{path} contains {found[1]}: to load it would run code from the file, so it is refused; open it once "
+        "where it was made, and save the state dict alone, best as .safetensors"
+    )
 
 
 def look_up(content: Any, place: str) -> Any:
@@ -92,11 +114,13 @@ def look_up(content: Any, place: str) -> Any:
 
 
 def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that a wrapper has put before every name."""
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in weights):
-            return unwrapped({name.removeprefix(prefix): tensor for name, tensor in weights.items()})
-    return dict(weights)
+    """Without what wrappers have put into the names: torch.compile, of the whole model or a part, and data parallelism
+    and torch's weight averaging (which counts its updates beside the model) before every name."""
+    weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
+    wrapped = {name: tensor for name, tensor in weights.items() if name != "n_averaged"}
+    if wrapped and all(name.startswith("module.") for name in wrapped):
+        return unwrapped({name.removeprefix("module."): tensor for name, tensor in wrapped.items()})
+    return weights
 
 
 def read_original_config(path: Path) -> dict[str, Any]:

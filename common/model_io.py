@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import atomic_folder, check_replaceable, read_json
+from common.files import atomic_folder, check_replaceable, foreign_content, read_json
 from common.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME = "config.json"
@@ -119,6 +119,8 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
             f"{folder} has no {WEIGHTS_NAME}: its weights are missing; copy or train the model again"
         ) from error
     except (SafetensorError, OSError) as error:
+        if (reason := foreign_content(folder / WEIGHTS_NAME)) is not None:
+            raise UserError(f"{folder / WEIGHTS_NAME} {reason}") from error
         raise UserError(
             f"{folder / WEIGHTS_NAME} is damaged ({error}); copy it again from where it came, or take the model "
             "from an earlier checkpoint of its run"

@@ -6,18 +6,27 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from common.errors import UserError
+from common.files import foreign_content
 
 FORMATS = "png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm tga jp2 avif"
 SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
+UNREAD = "heic heif jxl dng cr2 cr3 nef arw raf orf rw2 psd svg"  # pictures too, which Pillow by itself cannot read
+UNREAD_SUFFIXES = frozenset(f".{name}" for name in UNREAD.split())
+SCATTERED = (
+    "__MACOSX",
+    "@eaDir",
+)  # folders that unpacking on other systems, and Synology's disks, leave among pictures
+LARGEST = 2**26  # pixels of an image scaled for training: 1024 times as long as wide at 256 pixels
 
 NAMED = 5  # bad images in a message: the record names all
 MAX_BAD_SHARE = 0.01  # of the images may be unreadable; more, and the set is broken rather than blemished
@@ -33,9 +42,15 @@ def list_images(root: Path) -> np.ndarray:
 
     One array, because a list of a million strings is copied bit by bit into every loader process as its
     reference counts are touched. Hidden files and folders are left out (thumbnails and resource forks that
-    systems scatter about); links are followed, each folder once.
+    systems scatter about); links are followed, each folder once. Raises UserError for a folder that may not be read.
     """
+    return scan_folder(root)[0]
+
+
+def scan_folder(root: Path) -> tuple[np.ndarray, Counter[str]]:
+    """`list_images`, and how many pictures of each ending in `UNREAD_SUFFIXES` stand beside them."""
     paths: list[bytes] = []
+    unread: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
 
     def visit(folder: str, prefix: str) -> None:
@@ -45,15 +60,24 @@ def list_images(root: Path) -> np.ndarray:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name in SCATTERED:
                     continue
+                suffix = os.path.splitext(entry.name)[1].lower()
                 if entry.is_dir():
                     visit(entry.path, f"{prefix}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                elif suffix in SUFFIXES:
                     paths.append(os.fsencode(prefix + entry.name))
+                elif suffix in UNREAD_SUFFIXES:
+                    unread[suffix] += 1
 
-    visit(str(root), "")
-    return np.sort(np.array(paths)) if paths else np.zeros(0, dtype="S1")
+    try:
+        visit(str(root), "")
+    except PermissionError as error:
+        raise UserError(
+            f"no permission to read the folder {error.filename}, in which there may be images: change its owner, or "
+            "name a folder beside it"
+        ) from error
+    return np.sort(np.array(paths)) if paths else np.zeros(0, dtype="S1"), unread
 
 
 def read_image(path: Path, height: int, width: int, channels: int) -> np.ndarray:
@@ -85,6 +109,9 @@ def open_upright(path: Path, channels: int, needed: int | None = None) -> Image.
             return flatten(image, channels)
     except BadImageError:
         raise
+    except UnidentifiedImageError as error:
+        reason = foreign_content(path) or "no image in a format that is known, or a damaged one"
+        raise BadImageError(reason) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
@@ -107,9 +134,9 @@ def read_size(path: Path | str) -> tuple[int, int]:
 
 def transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
     """The grey or colour that a PNG file declares transparent, on the scale of the pixels that Pillow makes of it; None
-    where its own `info` is right. Of 1 (before Pillow 11), 2 and 4 bits it scales the pixels and not this value, of
-    16-bit colours it compares the upper half with the lower half of this value. (Colours that agree in their upper
-    halves become one here.)"""
+    where its own `info` is right. Of 2 and 4 bits (and of 1 in versions before 12.1) it scales the pixels and not this
+    value, of 16-bit colours it compares the upper half with the lower half of this value. (Colours that agree in their
+    upper halves become one here.)"""
     value = image.info.get("transparency")
     file_mode = image.tile[0][3] if isinstance(image, PngImageFile) and image.tile else None
     if isinstance(value, int) and file_mode in ("1", "L;2", "L;4"):
@@ -159,9 +186,14 @@ def from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def scale_to_cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The image at the smallest size of its proportions that covers `height` x `width`, antialiased."""
+    """The image at the smallest size of its proportions that covers `height` x `width`, antialiased. Raises
+    BadImageError for a line of pixels, which would take all memory there is."""
     scale = max(height / image.height, width / image.width)
     size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if size[0] * size[1] > max(LARGEST, image.width * image.height):
+        raise BadImageError(
+            f"{image.height}x{image.width} pixels, of which {height}x{width} would be cut out of {size[1]}x{size[0]}"
+        )
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
+from common.files import foreign_content
 from common.processes import process_state
-from images.files import SUFFIXES, list_images, read_image, read_size, scale_to_cover, to_array
+from images.files import SUFFIXES, read_image, read_size, scale_to_cover, scan_folder, to_array
 
 Split = Literal["train", "test"]
 LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601 times 2**16: RGB to grey exactly as PIL does
@@ -73,7 +74,11 @@ class ArraySource:
         if images.ndim == 3:
             images = images[:, :, :, None]
         if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-            raise UserError(f"the images of {title} have shape {images.shape}, expected n h w, n h w 1 or n h w 3")
+            channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
+            hint = "; channels go last, by images.transpose(0, 2, 3, 1)" if channels_first else ""
+            raise UserError(
+                f"the images of {title} have shape {images.shape}, expected n h w, n h w 1 or n h w 3{hint}"
+            )
         self.title = title
         self.images = images  # n h w c
         self.labels, self.class_names = check_labels(title, len(images), labels, class_names)
@@ -188,11 +193,16 @@ def open_source(path: str, split: Split, download_folder: Path) -> ImageSource:
 def open_folder(root: Path) -> FileSource:
     """All images below `root`; its subfolders are classes if they are two or more and every image is in one.
 
-    Raises UserError when there are no images, or subfolders such as train and test.
+    Prints which pictures it passes over, in formats that cannot be read. Raises UserError when there are no images, or
+    subfolders such as train and test.
     """
-    paths = list_images(root)
+    paths, unread = scan_folder(root)
+    passed_over = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common())
     if len(paths) == 0:
-        raise UserError(f"{root} holds no images, expected files ending in {', '.join(sorted(SUFFIXES))}")
+        found = f" (but files that are to be converted first: {passed_over})" if unread else ""
+        raise UserError(f"{root} holds no images{found}, expected files ending in {', '.join(sorted(SUFFIXES))}")
+    if unread and process_state().is_main_process:
+        print(f"{root}: passed over {passed_over}, which cannot be read; convert them to use them", flush=True)
     folders = [path.split(b"/", 1)[0] if b"/" in path else b"" for path in paths.tolist()]
     names, labels = np.unique(np.array(folders), return_inverse=True)
     classes = tuple(os.fsdecode(name) for name in names)
@@ -215,7 +225,13 @@ def open_npz(path: Path, split: Split) -> ArraySource:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as .npz ({error}): it is damaged, make it anew") from error
+        if "Object arrays" in str(error):  # lists of unequal lengths, or texts in an array of objects
+            raise UserError(
+                f"{path} holds arrays of Python objects, which are not read because they may run code: make images one "
+                "uint8 array, all of one size, and class_names of texts, np.array(names, dtype=str)"
+            ) from error
+        reason = foreign_content(path) or f"cannot be read as .npz ({error}): it is damaged, make it anew"
+        raise UserError(f"{path} {reason}") from error
     prefixes = ["train_", ""] if split == "train" else ["test_"]
     prefix = next((prefix for prefix in prefixes if f"{prefix}images" in arrays), None)
     if prefix is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -42,8 +43,26 @@ def assert_read(weights: dict[str, Tensor]) -> None:
         ({"model": WEIGHTS, "steps": 7}, ("ema", "model")),
         ({"trainer": {"vae_local": WEIGHTS, "other": {}}}, ("trainer.vae_local",)),
         ({"model": {f"module.{name}": tensor for name, tensor in WEIGHTS.items()}}, ("model",)),
+        ({f"_orig_mod.module.{name}": tensor for name, tensor in WEIGHTS.items()}, ()),
+        ({"a._orig_mod.weight": WEIGHTS["a.weight"], "b": WEIGHTS["b"]}, ()),
+        ({"n_averaged": torch.tensor(7), **{f"module.{name}": tensor for name, tensor in WEIGHTS.items()}}, ()),
+        ({"state_dict": WEIGHTS, "best": np.float64(0.5), "curve": np.zeros((2, 3))}, ("state_dict",)),
+        ({"state_dict": WEIGHTS, "saved_in": Path("/runs/a")}, ("state_dict",)),
     ],
-    ids=["bare", "bare, not nested", "nested", "the better of two", "the other", "deep", "wrapped"],
+    ids=[
+        "bare",
+        "bare, not nested",
+        "nested",
+        "the better of two",
+        "the other",
+        "deep",
+        "data parallel",
+        "compiled and data parallel",
+        "a part compiled",
+        "averaged",
+        "beside numbers of NumPy",
+        "beside a path",
+    ],
 )
 def test_weights_are_found_in_their_place(content, places, tmp_path):
     assert_read(read_weights(saved(content, tmp_path), places))
@@ -117,6 +136,20 @@ def test_a_damaged_file_is_refused(name, tmp_path):
     path.write_bytes(texts.get(name, content[: len(content) // 2]))
     with pytest.raises(UserError, match="is no file of weights, or damaged"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["w.ckpt", "w.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "is a Git LFS pointer.*git lfs pull"),
+        ("<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>", "is a web page.*download anew"),
+    ],
+)
+def test_what_stands_in_place_of_the_weights_is_named(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} {message}"):
+        read_weights(tmp_path / name)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -212,3 +212,11 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder: Path, change: di
     (folder / "config.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"cannot be read as a toy model by this version"):
         ToyModel.from_pretrained(folder)
+
+
+def test_a_pointer_in_place_of_the_weights_is_named(folder: Path):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    with pytest.raises(
+        UserError, match=r"model.safetensors is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    ):
+        load_pretrained(folder, {ToyModel.kind: ToyModel})

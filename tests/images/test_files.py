@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -330,6 +331,8 @@ def write_bad_files(folder: Path) -> list[Path]:
         "truncated.png": good.read_bytes()[:5000],
         "truncated.jpg": (folder / "whole.jpg").read_bytes()[:1500],
         "header_only.gif": b"GIF89a",
+        "pointer.jpg": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+        "page.jpg": b"\n<!DOCTYPE html><html>404</html>",
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -345,7 +348,9 @@ def test_files_that_are_no_images_say_why(tmp_path: Path) -> None:
         with pytest.raises(BadImageError) as caught:
             read(path)
         reasons[path.name] = str(caught.value)
-    assert "UnidentifiedImageError" in reasons["empty.png"]
+    assert reasons["empty.png"] == "no image in a format that is known, or a damaged one"
+    assert reasons["pointer.jpg"].startswith("is a Git LFS pointer, not the file itself: run `git lfs pull` ")
+    assert reasons["page.jpg"].startswith("is a web page, not the file itself: ")
     assert "truncated" in reasons["truncated.png"]
     assert "truncated" in reasons["truncated.jpg"]
     assert reasons["float.tif"] == "floating-point pixels, expected 8 or 16 bits per channel"
@@ -385,6 +390,39 @@ def test_listing_is_sorted_recursive_and_follows_links_once(tmp_path: Path) -> N
         b"b/2.PNG",
         b"linked/x.png",
     ]
+
+
+def test_what_systems_scatter_about_is_not_listed(tmp_path: Path) -> None:
+    for name in ("cat/a.jpg", "cat/@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "@eaDir/b.jpg", "__MACOSX/cat/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path).tolist() == [b"cat/a.jpg"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refuse(folder: str) -> Any:
+        if folder.endswith("lost+found"):  # as root, who runs tests in containers, may read all
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(
+        UserError, match=r"no permission to read the folder .*lost\+found, .*: change its owner, or name"
+    ):
+        list_images(tmp_path)
+
+
+def test_a_line_of_pixels_does_not_take_all_memory(tmp_path: Path) -> None:
+    """1x30000 pixels to cover 256x256 are 2 thousand million."""
+    Image.new("L", (30000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(BadImageError, match="1x30000 pixels, of which 256x256 would be cut out of 256x7680000"):
+        read_image(tmp_path / "line.png", 256, 256, 3)
+    assert read_image(tmp_path / "line.png", 1, 1, 3).shape == (1, 30000, 3)
+    Image.new("L", (500, 1)).save(tmp_path / "bar.png")
+    assert read_image(tmp_path / "bar.png", 256, 256, 1).shape == (256, 128000, 1)
 
 
 def test_names_that_are_not_text_are_listed_and_read(tmp_path: Path) -> None:

@@ -69,6 +69,20 @@ def test_an_empty_folder_says_what_is_expected(tmp_path: Path) -> None:
         open_path(tmp_path)
 
 
+def test_pictures_that_cannot_be_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1.HEIC", "deep/2.heic", "3.cr2", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match=r"holds no images \(but files that are to be converted first: 2 .heic, 1 .cr2\)"
+    ):
+        open_path(tmp_path)
+    save_images(tmp_path, "a.png")
+    assert len(open_path(tmp_path)) == 1
+    printed = capsys.readouterr().out
+    assert printed == f"{tmp_path}: passed over 2 .heic, 1 .cr2, which cannot be read; convert them to use them\n"
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -132,7 +146,7 @@ def test_npz_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be read as \.npz"):
         open_path(tmp_path / "torn.npz")
     np.savez(tmp_path / "pickled.npz", images=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match=r"cannot be read as \.npz .*allow_pickle"):
+    with pytest.raises(UserError, match=r"holds arrays of Python objects"):
         open_path(tmp_path / "pickled.npz")
 
 
@@ -267,3 +281,28 @@ def test_celeba_in_place_has_no_classes(tmp_path: Path, monkeypatch: pytest.Monk
 def test_every_name_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert [name for name in NAMES if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.array([np.zeros((2, 2)), np.zeros((3, 3))], dtype=object)}, "holds arrays of Python objects"),
+        (
+            {"images": np.zeros((2, 4, 4), np.uint8), "class_names": np.array(["a", "b"], dtype=object)},
+            "holds arrays of Python objects, .* class_names of texts",
+        ),
+        ({"images": np.zeros((2, 3, 8, 8), np.uint8)}, r"channels go last, by images.transpose\(0, 2, 3, 1\)"),
+    ],
+)
+def test_npz_files_of_other_habits_say_what_to_change(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        open_path(tmp_path / "set.npz")
+
+
+def test_a_pointer_in_place_of_an_npz_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    with pytest.raises(UserError, match=r"set.npz is a Git LFS pointer, not the file itself"):
+        open_path(tmp_path / "set.npz")
