@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from pipelines.cli import main
 
 if __name__ == "__main__":
     code = main()
+    if "LOCAL_RANK" in os.environ:
+        from common.processes import leave  # imports torch, which `--help` does without
 
-    from common.processes import leave  # imports torch, which `--help` does without
-
-    leave(code)
+        leave(code)
+    sys.exit(code)

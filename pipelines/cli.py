@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from common.errors import NO_SPACE, UserError
 from common.memory import keep_freed_memory
+from common.wording import either
 
 Job = Callable[[], str]
 """Does what the command says; returns the one line that tells what was made and where."""
@@ -66,6 +66,7 @@ def codes(arguments: Sequence[str]) -> Job:
     """`zellige codes ACTION`: the action's own job."""
     if not arguments:
         raise UserError(f"codes needs an action, got none; the actions are {', '.join(CODES_COMMANDS)}")
+    arguments = help_in_front(arguments)
     if arguments[0] in ("-h", "--help"):
         print(usage_of("codes ACTION", CODES_COMMANDS))
         sys.exit(0)
@@ -151,6 +152,11 @@ def usage_of(command: str, commands: Mapping[str, Command]) -> str:
     )
 
 
+def help_in_front(arguments: Sequence[str]) -> list[str]:
+    """`help COMMAND` as `COMMAND --help`."""
+    return [*arguments[1:], "--help"] if arguments[:1] == ["help"] else [*arguments]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     keep_freed_memory()
@@ -161,10 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process = int(os.environ.get("RANK", "0"))  # set by torchrun and accelerate launch
     prepared = False
     try:
+        given = help_in_front(given)
         if not given or given[0] in ("-h", "--help"):
             print(usage_of("COMMAND", COMMANDS))
             return 0 if given else 2
         if given[0] == "--version":
+            from importlib.metadata import version
+
             print(f"zellige {version('zellige')}")
             return 0
         job = named(given[0], COMMANDS, "command").prepare(given[1:])
@@ -186,8 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def named(name: str, commands: Mapping[str, Command], what: str) -> Command:
     if name not in commands:
-        close = difflib.get_close_matches(name, commands, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the {what.partition(' ')[0]}s are {', '.join(commands)}"
+        meant = [known for known in commands if name and known.startswith(name)]
+        meant = meant or difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {either(meant)}?" if meant else f"the {what.partition(' ')[0]}s are {', '.join(commands)}"
         raise UserError(f"there is no {what} {name!r}; {hint}")
     return commands[name]
 

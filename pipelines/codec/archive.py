@@ -10,14 +10,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from codes.spec import Codes
 from common.errors import UserError
 from pipelines.codec.entropy_coding import bit_length, packed_length
+
+if TYPE_CHECKING:  # a file tells what it holds without torch, which takes seconds to import
+    from torch import Tensor
+
+    from codes.spec import Codes
 
 SUFFIX = ".zlg"
 MAGIC = b"\x89ZLG"

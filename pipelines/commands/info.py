@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from common.errors import UserError
-from images.files import BadImageError, open_upright
-from pipelines.codec.archive import Archive, read_archive, read_file
-from pipelines.codec.codec import Codec
-from pipelines.codec.models import Models
-from pipelines.devices import open_device
-from pipelines.figures import decibels, ssim
-from pipelines.image_folders import to_images
-from pipelines.pictures import to_pil
+from common.wording import count
+from pipelines.codec.archive import SUFFIX, Archive, read_archive, read_file
+from pipelines.folder_kinds import files_of, kind_of_folder
 
 SHOWN_SHAPES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
-    """What a .zlg file holds, how small it is, and how good."""
+    """What a .zlg file holds, how small it is, and how good; of a folder of them the same in sum."""
 
-    file: str  # the .zlg file
+    file: str  # the .zlg file, or a folder of such files
     against: str | None = None  # the image it was made of: PSNR and SSIM; needs --model or --models
     model: str | None = None  # the model that compressed it
     models: str | None = None  # in place of model: a folder in which it is found by its fingerprint
@@ -41,52 +35,62 @@ class InfoConfig:
 def describe_file(config: InfoConfig) -> str:
     """Lines of text. Raises UserError when the file is damaged, or cannot be decoded where that is asked for."""
     path = Path(config.file)
+    if path.is_dir():
+        return describe_folder(path, config)
     data = read_file(path)
     archive = read_archive(data, str(path))
-    pixels = sum(entry.shape.height * entry.shape.width for entry in archive.entries)
-    payloads = sum(entry.bits for entry in archive.entries)
-    modes = Counter(entry.mode.name for entry in archive.entries)
-    shapes = Counter(entry.shape for entry in archive.entries)
-    lines = [
-        f"{path}: {len(archive.entries)} image{'s' if len(archive.entries) > 1 else ''}, {len(data)} bytes "
-        f"({-(-payloads // 8)} of codes), {8 * len(data) / pixels:.4f} bits per pixel",
-        "mode: " + ", ".join(f"{mode} ({count})" if len(modes) > 1 else mode for mode, count in modes.items()),
-    ]
-    for shape, count in shapes.most_common(SHOWN_SHAPES):
-        grids = " + ".join(f"{h}x{w} codes of {k}" for h, w, k in shape.grids)
-        lines.append(f"{count} of {shape.height}x{shape.width} pixels: {grids}")
-    if len(shapes) > SHOWN_SHAPES:
-        lines.append(f"and images of {len(shapes) - SHOWN_SHAPES} sizes more")
-    lines.append(f"autoencoder: {archive.stage1.hex()}")
-    lines += [f"prior: {archive.prior.hex()}, on {archive.environment}"] if archive.prior else []
-    lines += [f"tables: {archive.tables.hex()}"] if archive.tables else []
+    lines = describe(f"{path}: ", [archive], len(data))
     if config.model is None and config.models is None:
         return "\n".join(lines)
-    codec = Models(config.model, config.models, open_device(config.device)[1]).for_archive(archive, str(path))
-    kinds = [codec.autoencoder.kind, *([codec.prior.kind] if codec.prior is not None else [])]
-    lines.append(f"the model is here: {' and '.join(kinds)}")
-    if config.against is not None:
-        lines.append(quality(codec, archive, data, Path(config.against), str(path)))
-    return "\n".join(lines)
+    from pipelines.codec.quality import with_model  # torch and the models, which take seconds, only here
+
+    models = config.model, config.models
+    return "\n".join([*lines, *with_model(data, str(path), models, config.against, config.device)])
 
 
-def quality(codec: Codec, archive: Archive, data: bytes, against: Path, title: str) -> str:
-    """PSNR and SSIM of the one image of a file. Raises UserError for another image."""
-    if len(archive.entries) > 1:
-        raise UserError(f"{title} holds {len(archive.entries)} images, expected one to be held against {against}")
-    try:
-        original = open_upright(against, codec.autoencoder.channels)
-    except BadImageError as error:
-        raise UserError(f"{against} cannot be read as an image ({error}); name the one that was compressed") from error
-    shape = archive.entries[0].shape
-    if (original.height, original.width) != (shape.height, shape.width):
-        raise UserError(
-            f"{against} has {original.height}x{original.width} pixels, {title} {shape.height}x{shape.width}; name the "
-            "image that was compressed"
-        )
-    decoded = to_pil(codec.decompress(data)[0])
-    psnr = decibels(np.asarray(original), np.asarray(decoded))
-    similarity = ssim(to_images(decoded), to_images(original))
-    return ("PSNR: equal" if psnr is None else f"PSNR: {psnr:.2f} dB") + (
-        "" if similarity is None else f", SSIM: {float(similarity[0]):.4f}"
-    )
+def describe_folder(folder: Path, config: InfoConfig) -> str:
+    """All .zlg files below a folder together. Raises UserError for a folder of something else, with the command that
+    shows it, and for a damaged file."""
+    paths = list(files_of(folder, SUFFIX))
+    if not paths:
+        if kind := kind_of_folder(folder):
+            raise UserError(f"{folder} is {kind.what}, expected a {SUFFIX} file or a folder of them; try: {kind.then}")
+        raise UserError(f"{folder} holds no {SUFFIX} files; name a {SUFFIX} file or a folder of them")
+    if config.model is not None or config.models is not None:
+        raise UserError(f"{folder} is a folder: a model is held against one file; name a {SUFFIX} file in it")
+    contents = [(read_file(path), str(path)) for path in paths]
+    archives = [read_archive(data, title) for data, title in contents]
+    size = sum(len(data) for data, _ in contents)
+    return "\n".join(describe(f"{folder}: {count(len(paths), 'file')}, ", archives, size))
+
+
+def describe(beginning: str, archives: Sequence[Archive], size: int) -> list[str]:
+    """What files hold together. size: their bytes."""
+    entries = [entry for archive in archives for entry in archive.entries]
+    pixels = sum(entry.shape.height * entry.shape.width for entry in entries)
+    payloads = sum(entry.bits for entry in entries)
+    modes = Counter(entry.mode.name for entry in entries)
+    shapes = Counter(entry.shape for entry in entries)
+    of_mode = (f"{mode} ({number})" if len(modes) > 1 else mode for mode, number in modes.items())
+    lines = [
+        f"{beginning}{count(len(entries), 'image')}, {count(size, 'byte')} "
+        f"({-(-payloads // 8)} of codes), {8 * size / pixels:.4f} bits per pixel",
+        f"mode: {', '.join(of_mode)}",
+    ]
+    for shape, number in shapes.most_common(SHOWN_SHAPES):
+        grids = " + ".join(f"{h}x{w} codes of {k}" for h, w, k in shape.grids)
+        lines.append(f"{number} of {shape.height}x{shape.width} pixels: {grids}")
+    if len(shapes) > SHOWN_SHAPES:
+        lines.append(f"and images of {count(len(shapes) - SHOWN_SHAPES, 'more size')}")
+    lines += by_file("autoencoder", [archive.stage1.hex() for archive in archives])
+    lines += by_file("prior", [f"{one.prior.hex()}, on {one.environment}" for one in archives if one.prior])
+    return lines + by_file("tables", [one.tables.hex() for one in archives if one.tables])
+
+
+def by_file(what: str, values: Sequence[str]) -> list[str]:
+    """A line for each of the values, with the number of files that have it where there are several."""
+    files = Counter(values)
+    return [
+        f"{what}: {value}" + (f" ({count(number, 'file')})" if len(files) > 1 else "")
+        for value, number in files.items()
+    ]

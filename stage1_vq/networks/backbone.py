@@ -6,11 +6,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from einops import rearrange
-from timm.layers import Format
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -104,6 +101,8 @@ class TimmBackbone(nn.Module):
                 f"model.backbone_pretrained={path}: there is no such file; give one with the weights of {self.name}, "
                 f"or {DOWNLOAD}, or null to train it from scratch"
             )
+        from timm.models import load_state_dict
+
         try:
             # Told of a classifier to replace, timm would let a file of something else pass.
             overlay = {"state_dict": load_state_dict(str(path), weights_only=True), "classifier": None}
@@ -118,6 +117,8 @@ class TimmBackbone(nn.Module):
 
 
 def check_name(name: str) -> None:
+    import timm  # here and below: seconds, which models without it need not wait for
+
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         meant = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them all"
@@ -127,6 +128,8 @@ def check_name(name: str) -> None:
 def create(name: str, channels: int, **settings: Any) -> Any:
     """The features of a network. One that is made for a single size of images is asked to take others: vision
     transformers by positions that are interpolated, networks with windows by padding. Raises what timm raises."""
+    import timm
+
     pretrained = timm.get_pretrained_cfg(name)
     fixed = pretrained is not None and pretrained.fixed_input_size
     adaptations: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
@@ -140,7 +143,7 @@ def create(name: str, channels: int, **settings: Any) -> Any:
 
 def channels_first(features: Tensor, network: nn.Module) -> Tensor:
     """b d h w, also of networks that give b h w d."""
-    if getattr(network, "output_fmt", Format.NCHW) == Format.NHWC:
+    if getattr(network, "output_fmt", "NCHW") == "NHWC":  # timm's own type of these is a str
         return rearrange(features, "b h w d -> b d h w")
     return features
 

@@ -11,8 +11,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 MLP_RATIO = 4  # width of the hidden layer of an MLP, as a multiple of the width of the tokens
@@ -29,6 +27,8 @@ class Positions(nn.Module):
         super().__init__()
         h, w = grid
         if kind == "sincos":
+            from timm.layers import build_sincos2d_pos_embed  # seconds, which other models need not wait for
+
             table = rearrange(build_sincos2d_pos_embed([h, w], width), "(h w) d -> d h w", h=h, w=w)
             self.register_buffer("table", table, persistent=False)
         else:
@@ -47,6 +47,8 @@ class Transformer(nn.Module):
 
     def __init__(self, *, grid: tuple[int, int], width: int, blocks: int, heads: int, positions: PositionKind) -> None:
         super().__init__()
+        from timm.models.vision_transformer import Block  # seconds, which other models need not wait for
+
         self.positions = Positions(grid, width, positions)
         self.blocks = nn.Sequential(*(Block(width, heads, MLP_RATIO, qkv_bias=True) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width, eps=1e-6)

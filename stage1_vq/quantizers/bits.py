@@ -8,6 +8,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from common.compilation import never_compiled
+
 TILE = 2**21  # probabilities at a time: 8 MB
 
 
@@ -48,7 +50,7 @@ def sum_of_joint_probabilities(logits: Tensor) -> Tensor:
     return (high.t() @ low).flatten()
 
 
-@torch.compiler.disable  # the loop would be unrolled into the graph
+@never_compiled  # the loop would be unrolled into the graph
 def mean_joint_probabilities(logits: Tensor) -> Tensor:
     """The mean row of `joint_probabilities`: 2**bits.
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from common.compilation import never_compiled
 from stage1_vq.quantizers.soft_codes import tiles
 
 
@@ -37,7 +38,7 @@ def sum_of_cross_entropies(vectors: Tensor, code_vectors: Tensor, codes: Tensor)
     return F.cross_entropy(-distances(vectors, code_vectors), codes, reduction="sum")
 
 
-@torch.compiler.disable  # the loop would be unrolled into the graph
+@never_compiled  # the loop would be unrolled into the graph
 def mean_soft_assignment(vectors: Tensor, code_vectors: Tensor, inverse_temperature: float) -> Tensor:
     """Mean over n vectors of softmax(minus distance * inverse_temperature): k, the use of each code with a slope."""
     total = vectors.new_zeros(len(code_vectors))
@@ -47,7 +48,7 @@ def mean_soft_assignment(vectors: Tensor, code_vectors: Tensor, inverse_temperat
     return total / len(vectors)
 
 
-@torch.compiler.disable
+@never_compiled
 def cross_entropy_of_codes(vectors: Tensor, code_vectors: Tensor, codes: Tensor) -> Tensor:
     """Mean over n vectors of minus ln softmax(minus distance) of its code, n: nats, a scalar."""
     total = vectors.new_zeros(())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from codes.spec import Codes, Grid
+from common.compilation import never_compiled
 from common.distributed import draw_rows, global_mean, sum_over_processes
 from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized, Quantizer
@@ -248,7 +249,7 @@ class NearestQuantizer(Quantizer):
         columns = code_vectors.t().contiguous().expand(b, -1, -1)  # b d k
         return rearrange(columns.gather(2, numbers), "b d (h w) -> b d h w", h=h, w=w)
 
-    @torch.compiler.disable
+    @never_compiled
     @torch.no_grad()
     def nearest(self, vectors: Tensor, code_vectors: Tensor, *, note: bool, mask: Tensor | None = None) -> Tensor:
         """Codes, b h w, of vectors b d h w; with `note` they count for the next `update`, where `mask`, b h w, has

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.compilation import never_compiled
 from stage1_vq.quantizers.nearest import NearestQuantizer
 
 
@@ -39,7 +40,7 @@ def health_over(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return together
 
 
-@torch.compiler.disable
+@never_compiled
 def join_recent(layer: NearestQuantizer, calls: int, b: int) -> None:
     """Makes one micro-batch of the vectors that `layer` remembers of its last `calls` passes over the same b images.
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from common.compilation import never_compiled
+
 CPU_TILE = 2**20  # scores at a time: 4 MB, of the order of a core's share of the cache
 CPU_ROWS = 512  # vectors at a time, at most
 BLOCK = 32  # codes whose scores are reduced together
 GPU_TILE = 2**24  # scores at a time: 64 MB, enough to fill a GPU
 
 
-@torch.compiler.disable  # the loop would be unrolled into the graph
+@never_compiled  # the loop would be unrolled into the graph
 @torch.no_grad()
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code vector nearest to each vector by Euclidean distance; of equal ones the lowest.
@@ -28,7 +30,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     return search(vectors, codebook)
 
 
-@torch.compiler.disable
+@never_compiled
 @torch.no_grad()
 def codes_of_largest_product(vectors: Tensor, codebook: Tensor) -> Tensor:
     """As `nearest_codes`, but the code vector whose inner product with the vector is the largest."""

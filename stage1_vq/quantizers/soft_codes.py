@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from common.compilation import never_compiled
+
 CPU_TILE = 2**20  # probabilities at a time: 4 MB, of the order of a core's share of the cache
 GPU_TILE = 2**24
 CPU_ROWS = 16  # vectors at a time, at least
@@ -70,7 +72,7 @@ class IndexBackpropagation(torch.autograd.Function):
         return to_vectors, to_codebook.index_add_(0, codes, grad), None
 
 
-@torch.compiler.disable  # the loop would be unrolled into the graph
+@never_compiled  # the loop would be unrolled into the graph
 def index_backpropagation(vectors: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
     """`IndexBackpropagation` of vectors n d and codebook k d, both float32, and codes n."""
     return IndexBackpropagation.apply(vectors, codebook, codes)
@@ -103,7 +105,7 @@ class SoftStatistics(torch.autograd.Function):
         return *softmax_gradients(vectors, codebook, ctx.scale, of_probabilities), None
 
 
-@torch.compiler.disable
+@never_compiled
 def soft_statistics(vectors: Tensor, codebook: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """`SoftStatistics` of vectors n d and codebook k d, both float32."""
     return SoftStatistics.apply(vectors, codebook, scale)

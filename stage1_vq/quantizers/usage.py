@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common.compilation import never_compiled
 from common.distributed import sum_over_processes
 
 
@@ -29,7 +30,7 @@ class CodeUsage(nn.Module):
         self.register_buffer("steps_since_use", torch.zeros(codebook_size, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    @torch.compiler.disable
+    @never_compiled
     @torch.no_grad()
     def note(self, codes: Tensor) -> None:
         """codes: int64, any shape."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pipelines.cli
 from common.errors import UserError
 from pipelines.cli import COMMANDS, main
 
+EARLIER_BUILDS = Path(__file__).parents[1] / "earlier_builds"
 STAGE1_RECIPES = Path(__file__).parents[2] / "configs" / "stage1"
 STAGE1 = """
 model: {kind: vqvae, channels: 1, width: 16, residual_width: 8, quantizer: {codebook_size: 16, dim: 4}}
@@ -54,6 +56,37 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert not {"torch", "numpy", "jsonargparse", "PIL"} & set(modules)
 
 
+HEAVY = {
+    "accelerate", "constriction", "huggingface_hub", "matplotlib", "scipy", "sklearn", "tensorboard", "timm",
+    "tokenizers", "torch", "torch._dynamo", "torch._inductor", "torchmetrics", "torchvision", "transformers", "wandb",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "needed"),
+    [
+        ("train-stage1 --config folder --help", {"torch", "accelerate"}),
+        ("train-stage2 --config folder --help", {"torch", "accelerate"}),
+        ("encode --help", {"torch", "accelerate"}),
+        ("generate --help", {"torch", "accelerate", "constriction"}),
+        ("generate --model MODEL --num 1 --out new --device cpu", {"torch", "accelerate", "constriction"}),
+        ("info --help", {"constriction"}),
+        ("info --file ZLG", {"constriction"}),
+        ("codes info --help", {"torch", "accelerate", "constriction"}),
+    ],
+)
+def test_a_command_imports_what_it_needs(model, tmp_path, line, needed):
+    """Each of these takes from half a second to several, the compiler of torch and timm the longest."""
+    zlg = EARLIER_BUILDS / "zlg" / "prior.zlg"
+    arguments = line.replace("MODEL", str(model)).replace("ZLG", str(zlg)).split()
+    check = "import sys, pipelines.cli\ntry: pipelines.cli.main(sys.argv[1:])\nfinally: print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", check, *arguments], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "pipelines.options" in (loaded := done.stdout.splitlines()[-1].split())
+    assert HEAVY & set(loaded) == needed
+
+
 def test_the_package_runs_as_a_module():
     shown = subprocess.run([sys.executable, "-m", "pipelines", "--version"], check=True, capture_output=True, text=True)
     assert shown.stdout == f"zellige {version('zellige')}\n"
@@ -67,6 +100,18 @@ def test_a_bare_dashes_argument_in_front_as_torchrun_needs_it_changes_nothing(ca
 def test_no_command_shows_the_usage(capsys):
     assert main([]) == 2
     assert capsys.readouterr().out.startswith("usage: zellige COMMAND")
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "codes"], ["codes", "help"], ["help", "codes", "info"]])
+def test_help_is_a_command_too(words, capsys):
+    named = [word for word in words if word != "help"]
+    shown = []
+    for arguments in (words, [*named, "--help"]):
+        with suppress(SystemExit):
+            main(arguments)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert shown[0].startswith(f"usage: zellige {' '.join(named) or 'COMMAND'}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -90,6 +135,7 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
     ("line", "message"),
     [
         ("generat", "there is no command 'generat'; did you mean generate?"),
+        ("train", "there is no command 'train'; did you mean train-stage1 or train-stage2?"),
         ("xyz", f"there is no command 'xyz'; the commands are {', '.join(COMMANDS)}"),
         ("train-stage1 --data.path x", "train-stage1 needs a recipe, got none; give a YAML file or one of "
          + ", ".join(sorted(path.stem for path in STAGE1_RECIPES.glob("*.yaml")))),

@@ -1,0 +1,15 @@
+"""How messages put numbers and choices into words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 image`, `2 images`; with a plural that does not end in s: `2 batches`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def either(names: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`"""
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,74 @@
+"""What a folder is, told by the files in it, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+
+class FolderKind(NamedTuple):
+    what: str  # as in "models/x is WHAT"
+    then: str  # the command that shows or uses it
+
+
+def kind_of_folder(folder: Path) -> FolderKind | None:
+    """None for a folder of something else: images, or nothing of ours."""
+    if (folder / "model_index.json").is_file():
+        return FolderKind("an assembled model", f"zellige generate --model {folder} --num 64 --out IMAGES")
+    if (folder / "config.json").is_file() and (kind := json_of(folder / "config.json").get("kind")):
+        shown = f"zellige reconstruct --model {folder} --images IMAGES --out RECONSTRUCTED"
+        if "stage1_fingerprint" in json_of(folder / "config.json").get("arguments", {}):
+            shown = f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL"
+        return FolderKind(f"a model of kind {kind}", shown)
+    if stage := stage_of_run(folder):
+        if stage == 1:
+            return FolderKind("a run of stage one", f"zellige encode --model {folder} --out CODES")
+        return FolderKind("a run of stage two", f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL")
+    if (folder / "model" / "model_index.json").is_file():
+        return FolderKind("a run of quickstart", f"zellige generate --model {folder} --num 64 --out IMAGES")
+    if (folder / "index.json").is_file() and "code_spec" in json_of(folder / "index.json"):
+        return FolderKind("a folder of code shards", f"zellige codes info --codes {folder}")
+    if next(files_of(folder, ".zlg"), None) is not None:
+        return FolderKind("a folder of .zlg files", f"zellige info --file {folder}")
+    return None
+
+
+def stage_of_run(folder: Path) -> int | None:
+    """1 or 2, by the `config.yaml` that a training writes; None for what is no run."""
+    if not (folder / "config.yaml").is_file():
+        return None
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return stage_of_recipe(config)
+
+
+def stage_of_recipe(recipe: Any) -> int | None:
+    """1 or 2, whose fields a recipe or a run's config has; None where they do not tell."""
+    if not isinstance(recipe, dict):
+        return None
+    of_stage1 = bool(recipe.keys() & {"data", "perceptual", "adversarial"})
+    of_stage2 = bool(recipe.keys() & {"codes", "label_dropout", "num_classes", "level", "given", "captions"})
+    return (1 if of_stage1 else 2) if of_stage1 != of_stage2 else None
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def files_of(folder: Path, suffix: str) -> Iterator[Path]:
+    """Files below a folder that end in `suffix`; hidden ones are left out."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in sorted(files) if name.endswith(suffix) and not name.startswith("."))
