@@ -179,6 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job = named(given[0], COMMANDS, "command").prepare(given[1:])
         prepared = True
         summary = job()
+    except BrokenPipeError:  # who reads what we print has seen enough: `zellige generate --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UserError, OSError, KeyboardInterrupt) as error:
         if debug or not (message := explain(error)):
             raise

@@ -26,6 +26,7 @@ train: {steps: 6, batch_size: 8, log_every: 2, validate_every: 3, preview_every:
 """
 STAGE2 = """
 model: {kind: transformer, layers: 1, width: 16, heads: 2}
+label_dropout: 0.1
 train: {steps: 6, batch_size: 8, log_every: 2, validate_every: 3, preview_every: 0, save_every: 3, workers: 0}
 """
 
@@ -114,6 +115,16 @@ def test_help_is_a_command_too(words, capsys):
     assert shown[0].startswith(f"usage: zellige {' '.join(named) or 'COMMAND'}")
 
 
+def test_a_reader_who_has_seen_enough_gets_no_traceback():
+    """`zellige generate --help | head -3`."""
+    command = [sys.executable, "-m", "pipelines", "decompress", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None  # noqa: PT018
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as left:
@@ -143,7 +154,7 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
          "name such as cifar10; give --data.path"),
         ("train-stage1 --config stage1.yaml --model.codebook_size 9",
          "there is no field model.codebook_size; did you mean model.quantizer.codebook_size?"),
-        ("train-stage1 --config stage1.yaml --train.steps ten", "train.steps: expected int, got 'ten'"),
+        ("train-stage1 --config stage1.yaml --train.steps ten", "train.steps: expected a whole number, got 'ten'"),
         ("train-stage1 --config stage1.yaml --data.path nowhere --data.image_size 30",
          "data.image_size=30x30 does not fit a model whose codes stand for 4x4 pixels: give multiples of 4"),
         ("train-stage2 --config stage2.yaml", "codes is empty: expected a folder that `zellige encode` wrote; "
@@ -155,7 +166,31 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
          "0 to 2; choose one of them"),
         ("generate --model MODEL --out o --temperature nan", "temperature: expected a finite number, got nan"),
         ("generate --model MODEL --out=", "out is empty, expected: folder for the images, sheet.png and samples.jsonl"),
-        ("generate --model MODEL o", "unexpected argument 'o'; options are given as --NAME VALUE, see --help"),
+        ("generate --model MODEL o",
+         "unexpected argument 'o'; options are given as --NAME VALUE, did you mean --out o?"),
+        ("generate --model MODEL --out a b", "unexpected argument 'b'; options are given as --NAME VALUE, see --help"),
+        ("info x.zlg", "unexpected argument 'x.zlg'; options are given as --NAME VALUE, did you mean --file x.zlg?"),
+        ("train-stage1 folder --data.path x",
+         "train-stage1 needs a recipe, got none; did you mean --config folder?"),
+        ("train-stage1 --config foldr", "there is no recipe foldr; did you mean folder?"),
+        ("train-stage1 --config stage2.yaml", "stage2.yaml is a recipe of stage two; use train-stage2, or name another "
+         "--config"),
+        ("train-stage2 --config stage1.yaml", "stage1.yaml is a recipe of stage one; use train-stage1, or name another "
+         "--config"),
+        ("train-stage1 --config cifar10_pixelcnn", "cifar10_pixelcnn is a recipe of stage two; use train-stage2, or "
+         "name another --config"),
+        ("train-stage1 --config stage1.yaml --data my_photos", "data is a group of fields, expected one of data.path, "
+         "data.split, data.download_folder, data.image_size ...; did you mean --data.path my_photos?"),
+        ("train-stage1 --config stage1.yaml --model=vqgan", "model is a group of fields, expected one of model.kind, "
+         "model.channels, model.width, model.residual_width ...; did you mean --model.kind vqgan?"),
+        ("train-stage1 --config stage1.yaml --train", "train is a group of fields, expected one of train.steps, "
+         "train.batch_size, train.accumulate, train.learning_rate ...; see --help"),
+        ("encode --model MODEL --out o --data my_photos", "data is a group of fields, expected one of data.path, "
+         "data.validation_path, data.validation_share, data.image_size ...; did you mean --data.path my_photos?"),
+        ("generate --model MODEL --out o --size 128",
+         "size: expected two whole numbers such as [128,128], got '128'"),
+        ("generate --model MODEL --out o --guidance_schedule linea",
+         "guidance_schedule: expected constant, linear or cosine, got 'linea'"),
         ("train-stage1 --config stage1.yaml --train.precision fp8",
          "train.precision: expected no, bf16 or fp16, got 'fp8'"),
         ("train-stage1 --config stage1.yaml --train.lr 1e-4",

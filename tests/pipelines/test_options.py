@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,7 +13,9 @@ import pytest
 
 from common.errors import UserError
 from pipelines import options
-from pipelines.options import Option, with_bare_flags
+from pipelines.cli import main
+from pipelines.fields import Option, type_in_words
+from pipelines.options import with_bare_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +117,12 @@ def test_another_kind_on_the_command_line_keeps_what_both_kinds_have(tmp_path: P
             "RECIPE: there is no field model.inner.rato; did you mean model.inner.ratio?",
         ),
         ("model: 5", [], "RECIPE: model: expected fields below it, got 5"),
-        ("inner: {size: many}", [], "inner.size: expected int, got 'many'"),
-        ("inner: {size: 1.5}", [], "inner.size: expected int, got '1.5'"),
-        ("size: [1, 2, 3]", [], "size: expected int | tuple[int, int], got '[1, 2, 3]'"),
-        ("size: 1", ["--inner.size", "x"], "inner.size: expected int, got 'x'"),
+        ("inner: {size: many}", [], "inner.size: expected a whole number, got 'many'"),
+        ("inner: {size: 1.5}", [], "inner.size: expected a whole number, got '1.5'"),
+        ("size: [1, 2, 3]", [], "size: expected a whole number or two whole numbers, got '[1, 2, 3]'"),
+        ("size: 1", ["--inner.size", "x"], "inner.size: expected a whole number, got 'x'"),
         ("size: 1", ["--inner.siz", "3"], "there is no field inner.siz; did you mean inner.size?"),
-        ("size: 1", ["--inner.size"], "inner.size: expected int, got nothing"),
+        ("size: 1", ["--inner.size"], "inner.size: expected a whole number, got nothing"),
         ("size: 1", ["stray"], "unexpected argument 'stray'; options are given as --NAME VALUE, see --help"),
         ("size: 1", ["--size", "2", "3"], "unexpected argument '3'; options are given as --NAME VALUE, see --help"),
         ("quick: 3", [], "quick: expected true or false, got '3'"),
@@ -176,14 +181,44 @@ def test_help_shows_the_comments_of_the_config_classes(capsys):
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in (
-        "--model.radius RADIUS in pixels",
-        "how large; 100% is 8",
-        "--name NAME what it is called",
+        "--model.radius RADIUS in pixels (whole number; default 1)",
+        "how large; 100% is 8 (whole number; default 4)",
+        "--name NAME what it is called --",
+        "--size SIZE (whole number or two whole numbers; default 8)",
+        "--quick QUICK (true or false; default false)",
+        "--step_size_factor STEP_SIZE_FACTOR (number)",
         "--run RUN",
+        "model: A round model.",
+        "the fields that follow are those of round (round or square; default round)",
+        "model.inner: Inner settings.",
     ):
         assert part in text
-    assert "--model.inner CONFIG" not in text
-    assert "fields of `model` are those of kind round; give --model.kind for those of square" in text
+    assert "--model.side" not in text
+    assert "--model.inner INNER" not in text
+
+
+def test_help_shows_the_defaults_of_the_recipe(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        read(tmp_path, "model: {kind: square, side: 5}\nsize: [4, 6]\ninner: {ratio: 0.25}\nquick: true\n", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "The defaults are those of",
+        "--model.side SIDE (whole number; default 5)",
+        "--model.colour COLOUR (default blue)",
+        "two whole numbers; default [4,6])",
+        "--inner.ratio RATIO (number; default 0.25)",
+        "(true or false; default true)",
+        "those of square (square or round; default square)",
+    ):
+        assert part in text
+
+
+def test_help_names_what_is_required(capsys):
+    with pytest.raises(SystemExit):
+        options.read_options("work", Demanding, ["-h"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: zellige work --model MODEL --out OUT [--OPTION VALUE ...]"
+    assert "  --out OUT               where to write (required)" in lines
 
 
 def test_plain_options_need_no_recipe():
@@ -219,3 +254,33 @@ def test_a_flag_by_itself_is_true():
         (["--archive=false", "--out"], ["--archive=false", "--out"]),
     ):
         assert with_bare_flags(given, options) == completed
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (float | None, "a number"),
+        (tuple[float, float], "two numbers"),
+        (tuple[int, ...] | None, "a list of whole numbers"),
+        (int | str | None, "a whole number or text"),
+        (Literal["a", "b", "c"] | None, "a, b or c"),
+        (Literal[1, 3], "1 or 3"),
+    ],
+)
+def test_types_are_told_in_words(annotation, words):
+    assert type_in_words(annotation) == words
+
+
+def test_no_option_of_any_command_is_told_as_python_writes_types():
+    for command in ("quickstart", "encode", "import", "generate", "evaluate", "diagnose", "compress", "decompress"):
+        text = help_text(command)
+        assert not re.search(r"<class|Optional|Union|Literal|\||tuple\[|\bNone\b|\bint\b|\bfloat\b|\bbool\b", text), (
+            command
+        )
+
+
+def help_text(command: str) -> str:
+    shown = io.StringIO()
+    with redirect_stdout(shown), pytest.raises(SystemExit):
+        main([command, "--help"])
+    return shown.getvalue()
