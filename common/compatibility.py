@@ -4,13 +4,23 @@ the tests of this module."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def never_compiled(function: Callable[P, Result]) -> Callable[P, Result]:
+    """`function` as it is, also inside a compiled one: as `torch.compiler.disable`, which imports the compiler as soon
+    as it decorates something, a second or more that each command would wait for. What torch has for functions of its
+    own imports it at the first call."""
+    return torch._disable_dynamo(function)
 
 
 def forget_accelerator_settings() -> None:

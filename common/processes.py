@@ -28,6 +28,37 @@ def process_state(*, cpu: bool = False) -> PartialState:
     return PartialState(cpu=cpu or ("LOCAL_RANK" in os.environ and only_cpu))
 
 
+def use_device(name: str | None) -> PartialState:
+    """As `process_state`, with the device of that name, such as cpu, cuda or cuda:1, for all that the process computes
+    from now on, trainings included; None: the fastest there is. Raises UserError for a device that is not there, and
+    for one GPU that several processes would share."""
+    state = process_state(cpu=name == "cpu")
+    if name is None or name == state.device.type:
+        return state  # of several processes on "cuda" each has its own GPU
+    device = usable_device(name)
+    if state.num_processes > 1:
+        raise UserError(
+            f"device {name!r} for {state.num_processes} processes, expected cpu, or {state.device.type}, of which "
+            "each process has its own; leave device out"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    state.device = device
+    return state
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """Raises UserError for a device that is not there."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {str(name)!r} cannot be used ({reason}); leave device out, or give one that is there: cpu is"
+        ) from error
+    return torch.device(name)
+
+
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Does `work` on the main process while the others wait. All get its result, or raise its UserError: a
     full disk ends every process with one sentence instead of leaving the others to wait for ever."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import PartialState
 
-from common.errors import UserError
-from common.processes import process_state
+from common.processes import process_state, usable_device
 
 
 def open_device(name: str | None) -> tuple[PartialState, torch.device]:
@@ -15,15 +14,3 @@ def open_device(name: str | None) -> tuple[PartialState, torch.device]:
     if name is None or name == state.device.type:
         return state, state.device  # of several processes on "cuda" each has its own GPU
     return state, usable_device(name)
-
-
-def usable_device(name: torch.device | str) -> torch.device:
-    """Raises UserError for a device that is not there."""
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {str(name)!r} cannot be used ({reason}); leave device out, or give one that is there: cpu is"
-        ) from error
-    return torch.device(name)

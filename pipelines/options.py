@@ -67,12 +67,14 @@ def read_recipe(
     options = {
         "config": Option("text", f"the recipe: {recipes_help(recipes)}", required=True),
         "run": Option("text", "run folder, begun or continued; left out: runs/NAME OF THE RECIPE"),
+        "device": Option("text", "cpu, cuda, cuda:1, mps ...; left out: the fastest there is, each process its own"),
         **options_of(config_class, selected),
     }
     for kind_path, kind in replaced.items():
         keep_shared_fields(recipe, kind_path, kind, options)
     if path is not None:
-        check_fields(recipe, options, f"{path}: ")
+        fields = {name: option for name, option in options.items() if name not in ("config", "device")}
+        check_fields(recipe, fields, f"{path}: ")
     if asks_for_help(rest):
         usage = f"zellige {command} --config RECIPE [--run RUN] [--FIELD VALUE ...]"
         note = f"The defaults are those of {named}." if named else "With --config the defaults are the recipe's."
@@ -94,6 +96,15 @@ def read_recipe(
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
     return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def split_device(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The `--device` of a training, if any, and the other arguments: where a run computes is no part of its recipe, for
+    it may go on elsewhere. Raises UserError."""
+    peek = ArgumentPeek(add_help=False, allow_abbrev=False)
+    peek.add_argument("--device")
+    named, rest = peek.parse_known_args(arguments)
+    return named.device, rest
 
 
 def split_config(command: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:

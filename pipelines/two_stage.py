@@ -21,10 +21,10 @@ from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
 from common.model_io import weight_types
+from common.processes import usable_device
 from pipelines.any_size import encode_any_size, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
-from pipelines.devices import usable_device
 from pipelines.image_input import Pictures, as_images, stacked
 from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
 from pipelines.labels import class_named

@@ -18,7 +18,7 @@ from codes.spec import Codes
 from common.errors import UserError
 from common.files import remove_leftovers
 from common.model_io import load_pretrained, model_folder
-from common.processes import process_state
+from common.processes import process_state, use_device
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
@@ -53,6 +53,7 @@ class EncodeConfig:
     batch_size: int = 64  # images at a time
     shard_size: int = 8192  # images per file: what an interruption can cost each process
     workers: int = 2  # processes that read images ahead, for each encoding process
+    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:
         for name, least in (("augment_copies", 1), ("batch_size", 1), ("shard_size", 1), ("workers", 0)):
@@ -62,6 +63,7 @@ class EncodeConfig:
 
 def encode(config: EncodeConfig) -> str:
     """Does what the config says; returns one line that tells what was made and where. Raises UserError."""
+    use_device(config.device)
     autoencoder = load_pretrained(config.model, AUTOENCODERS)
     data = data_config(config, autoencoder)
     out = Path(config.out)

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 
 TILE = 2**21  # probabilities at a time: 8 MB
 

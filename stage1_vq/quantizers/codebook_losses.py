@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 from stage1_vq.quantizers.soft_codes import tiles
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from codes.spec import Codes, Grid
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 from common.distributed import draw_rows, global_mean, sum_over_processes
 from common.errors import UserError
 from stage1_vq.quantizers.base import Quantized, Quantizer

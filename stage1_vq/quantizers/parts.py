@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 from stage1_vq.quantizers.nearest import NearestQuantizer
 
 

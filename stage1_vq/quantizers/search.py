@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 
 CPU_TILE = 2**20  # scores at a time: 4 MB, of the order of a core's share of the cache
 CPU_ROWS = 512  # vectors at a time, at most

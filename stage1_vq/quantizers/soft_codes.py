@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 
 CPU_TILE = 2**20  # probabilities at a time: 4 MB, of the order of a core's share of the cache
 GPU_TILE = 2**24

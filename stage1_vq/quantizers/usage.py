@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 from common.distributed import sum_over_processes
 
 

@@ -314,6 +314,25 @@ def test_from_images_to_new_images(recipes, digits, capsys):
         assert {path: path.read_bytes() for path in metrics} == metrics
 
 
+@pytest.mark.parametrize("command", ["train-stage1 --config stage1.yaml --data.path DIGITS --run a", "encode --model "
+                         "MODEL --data.path DIGITS --out a"])  # fmt: skip
+def test_a_device_is_no_part_of_what_decides_a_result(recipes, model, digits, capsys, command):
+    words = command.replace("DIGITS", str(digits)).replace("MODEL", str(model)).split()
+    code, _, err = zellige(capsys, *words, "--device", "gpu")
+    assert code == 2
+    assert err.startswith("zellige: device 'gpu' cannot be used (")
+    assert not Path("a").exists()
+    assert zellige(capsys, *words, "--device", "cpu")[0] == 0
+    assert not [path for path in Path("a").glob("*.[yj][as]*") if "device" in path.read_text()]
+    assert zellige(capsys, *words)[0] == 0  # on whatever device there is, and nothing is done anew
+
+
+def test_a_recipe_names_no_device(recipes, capsys):
+    Path("stage1.yaml").write_text(STAGE1 + "device: cpu\n")
+    code, _, err = zellige(capsys, "train-stage1", "--config", "stage1.yaml", "--data.path", "x")
+    assert (code, err) == (2, "zellige: stage1.yaml: there is no field device; see --help for all fields\n")
+
+
 def test_the_parts_of_an_assembled_model_serve_again(recipes, model, digits, capsys):
     code, line, _ = zellige(capsys, "encode", "--model", str(model), "--data.path", str(digits), "--out", "codes")
     assert code == 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from common.compilation import never_compiled
+from common.compatibility import never_compiled
 
 
 @never_compiled
