@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -217,6 +218,12 @@ class CodeDataset:
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what the index says of the codes of both splits: equal for equal codes, wherever they lie."""
+        shards = [(shard.split, shard.images, shard.sha256) for shard in self.index.shards]
+        facts = [shards, self.class_names, self.stage1_fingerprint, self.index.latents_sha256]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def num_classes(self) -> int:

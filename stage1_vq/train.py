@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,28 +15,24 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import sha256_of_file
 from common.model_io import PretrainedModel
 from common.processes import process_state
-from images.datasets import DataConfig, image_datasets, to_float
-from images.sources import NAMES
+from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
+from images.sources import NAMES, FileSource
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
 from training.data import batches_of
 from training.loop import FitResult, TrainConfig, fit
+from training.run_folder import RunFacts, check_stage, defaults_of
 from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
+STAGE = "stage one"
 BAD_FILES_NAME = "bad_files.txt"
+SIZES = 1000  # files whose sizes tell one set of images from another of the same names
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 16, 8
-LATER_ADVERSARIAL_FIELDS = (
-    "discriminator_factor",
-    "learning_rate_warmup",
-    "schedule",
-    "final_learning_rate",
-    "weight_decay",
-    "max_grad_norm",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +64,10 @@ class Stage1Config:
             )
 
     def resolved(self) -> dict[str, Any]:
-        """What decides a run, as plain values: losses and buckets that are off are left out, and so are settings of the
-        discriminator that came later and are at their defaults, so that runs from before there were such things
-        continue."""
+        """What decides a run, as plain values: losses and buckets that are off are left out with their settings."""
         values = asdict(self)
         if not self.data.aspect_buckets:
             del values["data"]["aspect_buckets"], values["data"]["aspect_limit"]
-        adversarial, plain = values["adversarial"], asdict(AdversarialConfig())
-        for name in LATER_ADVERSARIAL_FIELDS:
-            if adversarial[name] == plain[name]:
-                del adversarial[name]
         for name in ("perceptual", "adversarial"):
             if not values[name]["weight"]:
                 del values[name]
@@ -197,6 +188,7 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
 
     Images that cannot be read are named in `run/bad_files.txt`.
     """
+    check_stage(run, STAGE)
     check_apart(config.data, run)
     train_data, validation_data = image_datasets(
         config.data,
@@ -213,7 +205,41 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     shapes = train_data.buckets.shapes if train_data.buckets is not None else ((config.data.height, config.data.width),)
     smallest = (min(height for height, _ in shapes), min(width for _, width in shapes))
     task = Stage1Task(model, validation_data, steps_per_epoch, *companions(config, smallest))
-    return fit(task, train_data, validation_data, config.train, run, config.resolved())
+    facts = RunFacts(
+        stage=STAGE,
+        defaults=defaults_of(config),
+        data=lambda: fingerprints(config, train_data, validation_data),
+    )
+    return fit(task, train_data, validation_data, config.train, run, config.resolved(), facts)
+
+
+def fingerprints(config: Stage1Config, train: ImageDataset, validation: ImageDataset) -> dict[str, str]:
+    """Of what the config names by its path, by the path of the field."""
+    found = {"data.path": fingerprint_of(train)}
+    if config.data.validation_path is not None:
+        found["data.validation_path"] = fingerprint_of(validation)
+    perceptual, adversarial = config.perceptual, config.adversarial
+    for path, part, weight in (
+        ("perceptual.weights", perceptual, perceptual.weight),
+        ("perceptual.linear_weights", perceptual, perceptual.weight),
+        ("adversarial.discriminator.weights", adversarial.discriminator, adversarial.weight),
+    ):
+        file = getattr(part, path.rpartition(".")[2], None)
+        if weight and file is not None:
+            found[path] = sha256_of_file(Path(file).expanduser())
+    return found
+
+
+def fingerprint_of(images: ImageDataset) -> str:
+    """Of a part of a source, wherever that lies: its images' names, classes and, of a sample of them, files' sizes; of
+    arrays every pixel. So a million files are not read, and what has been scaled or saved anew is still known."""
+    digest = hashlib.sha256(images.fingerprint().encode())
+    if isinstance(images.source, FileSource):
+        count = len(images)
+        for index in (i * count // SIZES for i in range(SIZES)) if count > SIZES else range(count):
+            file = Path(images.source.location(int(images.indices[index])))
+            digest.update(f"{file.stat().st_size if file.is_file() else None} ".encode())
+    return digest.hexdigest()
 
 
 def companions(config: Stage1Config, smallest: tuple[int, int]) -> tuple[PerceptualLoss | None, Adversary | None]:

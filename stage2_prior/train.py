@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from codes.shards import CodeDataset, Split
 from codes.spec import Codes
 from common.errors import UserError
+from common.files import sha256_of_file
 from common.model_io import PretrainedModel
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, HierarchicalConfig, Prior, PriorConfig
 from stage2_prior.priors.hierarchical import prior_of_level
-from stage2_prior.text import captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
+from stage2_prior.text import FILE_NAMES, captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
 from stage2_prior.text_encoder import TextEncoder
 from training.loop import FitResult, TrainConfig, fit
+from training.run_folder import RunFacts, check_stage, defaults_of
 from training.task import Batch, Companion, Guard, StepOutput
+
+STAGE = "stage two"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +175,7 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
 
     Raises UserError, before the first step, when the codes are not what `config` says or not what its prior can model.
     """
+    check_stage(run, STAGE)
     train_codes = CodeDataset(codes, "train")
     if not len(train_codes):
         raise UserError(f"{codes} holds no codes of training images; encode the images that stage one was trained on")
@@ -199,7 +204,25 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
     prior.tokenizer = None if encoder else tokenizer  # an encoder brings its own
     training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
     task = Stage2Task(prior, config.label_dropout, encoder)
-    return fit(task, training, validation, config.train, run, asdict(config))
+    run_facts = RunFacts(
+        stage=STAGE,
+        samples="encoded images",
+        defaults=defaults_of(config),
+        data=lambda: fingerprints(config, train_codes, given),
+    )
+    return fit(task, training, validation, config.train, run, asdict(config), run_facts)
+
+
+def fingerprints(config: Stage2Config, codes: CodeDataset, given: CodeDataset | None) -> dict[str, str]:
+    """Of what the config names by its path, by the path of the field."""
+    found = {"codes": codes.fingerprint()}
+    if given is not None:
+        found["given"] = given.fingerprint()
+    if config.captions is not None and config.captions != FILE_NAMES:
+        found["captions"] = sha256_of_file(Path(config.captions))
+    if config.tokenizer is not None and config.tokenizer_fingerprint is not None:
+        found["tokenizer"] = config.tokenizer_fingerprint
+    return found
 
 
 def tokenizer_of(config: Stage2Config, captions: list[list[str]]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from training.config import TrainConfig
 from training.data import explain_dead_workers
 from training.metrics_log import RunLog
+from training.run_folder import RunFacts
 from training.signals import stop_on_signals, this_command
 from training.task import Dataset, Task
 from training.trainer import StopReason, Trainer
@@ -59,20 +60,22 @@ def fit(
     config: TrainConfig,
     run: Path,
     resolved_config: dict[str, Any],
+    facts: RunFacts | None = None,
 ) -> FitResult:
     """Trains `task.model`, or continues from the newest good checkpoint in the folder `run`.
 
     The best weights by `task.best_metric` on `validation_data` go to `run/model` (those that `task.guard` keeps
     where there is one, and the last ones where nothing is validated); `task.model` is left with the last ones.
     `resolved_config` is the config of the whole run as plain values, `config` under "train": it goes to
-    `run/config.yaml`. SIGINT and SIGTERM end the run after its current step.
+    `run/config.yaml`, and the fingerprints of `facts` to `run/run.json`. SIGINT and SIGTERM end the run after its
+    current step.
 
-    Raises UserError: a config other than the run began with, no undamaged checkpoint left, a full disk, a batch that
-    the processes cannot share, `max_nonfinite_steps` steps in a row without a finite loss and gradient.
+    Raises UserError: a config or data other than the run began with, no undamaged checkpoint left, a full disk, a batch
+    that the processes cannot share, `max_nonfinite_steps` steps in a row without a finite loss and gradient.
     """
     trainer = Trainer(task, train_data, validation_data, config, Path(run))
     with stop_on_signals() as stop:
-        damages = trainer.open_run(resolved_config)
+        damages = trainer.open_run(resolved_config, facts)
         log = RunLog(trainer.run, trainer.accelerator, config.tracker, trainer.progress.step, config.steps)
         with closing(log), closing(trainer.loader), explain_dead_workers():
             for damage in damages:

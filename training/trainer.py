@@ -29,7 +29,7 @@ from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
 from training.metrics_log import StepReport
 from training.optimizers import Learner, OptimizerSettings
-from training.run_folder import open_run_folder, write_config
+from training.run_folder import RunFacts, open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest
 from training.task import Batch, Dataset, Task, Verdict
@@ -96,10 +96,10 @@ class Trainer:
 
     # ---- a run: opened, continued, ended -------------------------------------------------------------------
 
-    def open_run(self, resolved_config: dict[str, Any]) -> list[str]:
+    def open_run(self, resolved_config: dict[str, Any], facts: RunFacts | None = None) -> list[str]:
         """Takes up the newest good checkpoint, if there is one; returns a line on each damaged one passed over.
-        Raises UserError when all are damaged, or the config is not the one the run began with."""
-        step, damages = on_main_process(self.accelerator, lambda: self._open_folder(resolved_config))
+        Raises UserError when all are damaged, or config or data are not those the run began with."""
+        step, damages = on_main_process(self.accelerator, lambda: self._open_folder(resolved_config, facts))
         if step is not None:
             self._restore(step)
         requests = (
@@ -111,10 +111,10 @@ class Trainer:
         self.batches: Iterator[Batch] = self.loader
         return damages
 
-    def _open_folder(self, resolved_config: dict[str, Any]) -> tuple[int | None, list[str]]:
+    def _open_folder(self, resolved_config: dict[str, Any], facts: RunFacts | None) -> tuple[int | None, list[str]]:
         open_run_folder(self.run)
         step, damages = self.checkpoints.newest_good()
-        write_config(self.run, resolved_config, continued=step is not None)
+        write_config(self.run, resolved_config, facts, continued=step is not None)
         return step, damages
 
     def start(self) -> None:

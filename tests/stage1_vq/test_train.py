@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from PIL import Image
 
 from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
+from stage1_vq.losses.perceptual import LPIPSConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
-from stage1_vq.train import Stage1Config, Stage1Task, psnr, train_stage1
+from stage1_vq.train import Stage1Config, Stage1Task, fingerprint_of, fingerprints, psnr, train_stage1
 from training.loop import TrainConfig
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
@@ -215,6 +219,61 @@ def test_two_processes_train_what_one_does(squares, tmp_path, model):
         assert line.keys() == other.keys()
         for name, value in line.items():
             assert not isinstance(value, float) or math.isclose(value, other[name], rel_tol=1e-3), name
+
+
+# ---- what a run remembers of its data -------------------------------------------------------------------------------
+
+
+def save_photos(folder: Path, count: int = 12) -> None:
+    (folder / "a").mkdir(parents=True)
+    (folder / "b").mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "ab"[number % 2] / f"{number}.png")
+
+
+def fingerprint_of_folder(folder: Path, **changes: Any) -> str:
+    data = DataConfig(path=str(folder), image_size=8, channels=1, **{"validation_count": 4, **changes})
+    return fingerprint_of(image_datasets(data, seed=0)[0])
+
+
+def test_images_are_known_in_another_place_and_not_for_others_in_the_same(tmp_path):
+    save_photos(tmp_path / "photos")
+    before = fingerprint_of_folder(tmp_path / "photos")
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    assert fingerprint_of_folder(tmp_path / "moved") == before
+    assert fingerprint_of_folder(tmp_path / "moved", validation_seed=1) != before
+    for change in (
+        lambda root: (root / "a" / "0.png").rename(root / "b" / "0.png"),  # another class
+        lambda root: (root / "a" / "0.png").rename(root / "a" / "00.png"),
+        lambda root: (root / "a" / "0.png").unlink(),
+        lambda root: [Image.open(file).resize((4, 4)).save(file) for file in root.rglob("*.png")],
+    ):
+        shutil.copytree(tmp_path / "moved", tmp_path / "other")
+        change(tmp_path / "other")
+        assert fingerprint_of_folder(tmp_path / "other") != before
+        shutil.rmtree(tmp_path / "other")
+
+
+def test_of_many_files_some_are_asked_for_their_size(tmp_path, monkeypatch):
+    save_photos(tmp_path / "photos", 40)
+    asked = []
+    stat = Path.stat
+    monkeypatch.setattr("stage1_vq.train.SIZES", 6)
+    monkeypatch.setattr(Path, "stat", lambda path, **options: [asked.append(path), stat(path, **options)][1])
+    first = fingerprint_of_folder(tmp_path / "photos")
+    assert len({path for path in asked if path.suffix == ".png"}) == 6
+    assert fingerprint_of_folder(tmp_path / "photos") == first
+
+
+def test_the_weights_of_a_loss_are_known_by_their_content(squares, tmp_path):
+    config = make_config(squares)
+    (tmp_path / "vgg.pth").write_bytes(b"weights")
+    datasets = image_datasets(config.data, seed=0)
+    off, on = (LPIPSConfig(weight=weight, weights=str(tmp_path / "vgg.pth")) for weight in (0, 1))
+    assert set(fingerprints(replace(config, perceptual=off), *datasets)) == {"data.path"}
+    found = fingerprints(replace(config, perceptual=on), *datasets)
+    assert found["perceptual.weights"] == hashlib.sha256(b"weights").hexdigest()
 
 
 # ---- what a user can get wrong --------------------------------------------------------------------------------------

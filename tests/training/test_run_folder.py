@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 
 from common.errors import UserError
-from training.run_folder import open_run_folder, write_config
+from training.config import TrainConfig
+from training.run_folder import (
+    FREE_FIELDS,
+    RunFacts,
+    check_stage,
+    defaults_of,
+    flat,
+    open_run_folder,
+    stage_of,
+    write_config,
+)
 
 CONFIG = {
     "model": {"kind": "vqvae", "widths": (64, 128), "attention": None},
@@ -59,3 +72,125 @@ def test_an_edited_config_is_one_sentence(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("train: [1, 2")
     with pytest.raises(UserError, match="is not valid YAML"):
         write_config(tmp_path, CONFIG, continued=True)
+
+
+# ---- what a later version adds -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    kind: Literal["nearest"] = "nearest"
+    size: int = 512
+    revive_below: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finite:
+    kind: Literal["finite"] = "finite"
+    levels: tuple[int, ...] = (8, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    path: str
+    quantizer: Nearest | Finite = field(default_factory=lambda: Nearest(size=64))
+    extra: Nearest | Finite = field(default_factory=Nearest)
+
+
+def begin(run: Path, config: Config, *without: str) -> None:
+    """A run of a version that did not know the fields `without`."""
+    write_config(run, asdict(config), continued=False)
+    values = asdict(config)
+    for name in without:
+        group, _, leaf = name.rpartition(".")
+        del (values[group] if group else values)[leaf]
+    (run / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(values))))
+    (run / "run.json").unlink()
+
+
+def go_on(run: Path, config: Config, **data: str) -> None:
+    write_config(run, asdict(config), RunFacts(defaults=defaults_of(config), data=lambda: data), continued=True)
+
+
+def test_defaults_inside_a_config_are_those_of_its_class():
+    assert defaults_of(Config(path="a", quantizer=Finite(levels=(3,)))) == {
+        "quantizer.kind": "nearest",
+        "quantizer.levels": (8, 8),
+        "extra.kind": "nearest",
+        "extra.size": 512,
+        "extra.revive_below": 0.0,
+    }
+
+
+def test_a_field_that_was_not_there_had_its_default(tmp_path: Path):
+    begin(tmp_path, Config(path="a"), "quantizer.revive_below", "extra")
+    with pytest.raises(UserError, match=r"config: quantizer.revive_below was 0.0 and is now 0.5; give"):
+        go_on(tmp_path, Config(path="a", quantizer=Nearest(size=64, revive_below=0.5)))
+    with pytest.raises(UserError, match=r"extra.kind was 'nearest' and is now 'finite'"):
+        go_on(tmp_path, Config(path="a", extra=Finite()))
+    go_on(tmp_path, Config(path="a"))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["quantizer"]["revive_below"] == 0.0
+
+
+def test_a_field_that_is_no_longer_there_is_named_if_it_was_not_none(tmp_path: Path):
+    begin(tmp_path, Config(path="a"))
+    (tmp_path / "config.yaml").write_text((tmp_path / "config.yaml").read_text() + "old: 3\nolder: null\n")
+    with pytest.raises(UserError, match=r"config: old was 3 and is now None; give"):
+        go_on(tmp_path, Config(path="a"))
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def test_data_may_move_but_not_change(tmp_path: Path):
+    write_config(tmp_path, asdict(Config(path="a")), RunFacts(data=lambda: {"path": "1f"}), continued=False)
+    go_on(tmp_path, Config(path="b"), path="1f")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["path"] == "b"
+    with pytest.raises(UserError) as caught:
+        go_on(tmp_path, Config(path="b"), path="2e")
+    assert str(caught.value) == (
+        f"{tmp_path} was started with another config: path='b' holds something else than when the run began; give the "
+        f"former values to continue it, which --config {tmp_path}/config.yaml has, or delete {tmp_path}/run.json to go "
+        "on with other data, or name another --run folder to start anew"
+    )
+    (tmp_path / "run.json").unlink()
+    go_on(tmp_path, Config(path="b"), path="2e")
+    go_on(tmp_path, Config(path="c"), path="2e")
+
+
+def test_what_was_not_recorded_is_known_by_its_path_only(tmp_path: Path):
+    begin(tmp_path, Config(path="a"))
+    with pytest.raises(UserError, match=r"path was 'a' and is now 'b'; .* not recorded .* write the new path into"):
+        go_on(tmp_path, Config(path="b"), path="1f")
+    (tmp_path / "config.yaml").write_text((tmp_path / "config.yaml").read_text().replace("path: a", "path: b"))
+    go_on(tmp_path, Config(path="b"), path="1f")
+    go_on(tmp_path, Config(path="c"), path="1f")  # now it is recorded
+
+
+# ---- free fields and stages ----------------------------------------------------------------------------------------
+
+
+def test_every_field_of_a_training_is_free_or_decides():
+    deciding = {
+        "batch_size", "learning_rate", "betas", "weight_decay", "warmup_steps", "schedule", "final_learning_rate",
+        "max_grad_norm", "precision", "ema_decay", "seed",
+    }  # fmt: skip
+    free = {name.removeprefix("train.") for name in FREE_FIELDS if name.startswith("train.")}
+    assert free | deciding == set(flat(asdict(TrainConfig())))
+    assert not free & deciding
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_folder_of_the_other_stage_is_refused_by_name(tmp_path: Path, recorded: bool):
+    for stage, config in (("stage one", {"model": 1, "data": 2}), ("stage two", {"model": 1, "label_dropout": 0.1})):
+        run = tmp_path / stage
+        run.mkdir()
+        write_config(run, config, RunFacts(stage=stage), continued=False)
+        if not recorded:
+            (run / "run.json").unlink()
+        assert stage_of(run) == stage
+        check_stage(run, stage)
+    with pytest.raises(UserError, match=r"stage one is a run of stage one, and this is stage two: name another"):
+        check_stage(tmp_path / "stage one", "stage two")
+    check_stage(tmp_path / "none", "stage two")
+    assert stage_of(tmp_path) is None
