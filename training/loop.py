@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from training.config import TrainConfig
 from training.data import explain_dead_workers
 from training.metrics_log import RunLog
@@ -80,34 +82,30 @@ def fit(
         with closing(log), closing(trainer.loader), explain_dead_workers():
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")
+            log.say(opening(trainer, facts or RunFacts()))
 
             if trainer.progress.step == 0:
                 trainer.start()
+            if trainer.progress.owed:
+                look(trainer, log)
 
             while (reason := trainer.reason_to_stop()) is None:
                 log.step_done(trainer.step(stop))
-                step, worth_saving = trainer.progress.step, False
                 if trainer.due(config.log_every):
                     metrics = trainer.metrics_since_last_line()
-                    log.train(step, metrics, task.warnings(metrics))
-                if trainer.due(config.validate_every) and len(validation_data):
-                    verdict = trainer.validate()
-                    worth_saving = verdict.keep or verdict.roll_back
-                    log.validation(step, trainer.progress.validation, improved=verdict.keep and task.guard is None)
-                    if verdict.warning is not None:
-                        log.say(f"warning: {verdict.warning}")
-                    if verdict.roll_back:
-                        log.say(trainer.roll_back())
-                if trainer.due(config.preview_every):
-                    log.preview(step, trainer.preview())
-                if worth_saving or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
-                    log.flush()
-                    trainer.save()
+                    log.train(trainer.progress.step, metrics, task.warnings(metrics))
+                if trainer.stopping and looks_next(trainer):
+                    # A validation may take longer than a job is given to end, and what is lost then are the steps.
+                    trainer.progress.owed = True
+                    save(trainer, log)
+                else:
+                    look(trainer, log)
 
             if trainer.progress.best_step is None:
                 trainer.save_model()
             if reason == "signal":
-                log.say(f"{stop.signal_name or 'a signal'}: step {trainer.progress.step} is done and saved")
+                later = "; what is due after it comes first next time" if trainer.progress.owed else ""
+                log.say(f"{stop.signal_name or 'a signal'}: step {trainer.progress.step} is done and saved{later}")
                 log.say(f"continue with: {this_command()}")
     return FitResult(
         run=trainer.run,
@@ -121,3 +119,59 @@ def fit(
         images_per_second=log.total.images_per_second,
         waiting_share=log.total.waiting_share,
     )
+
+
+def looks_next(trainer: Trainer) -> bool:
+    """Whether a validation or a preview is due."""
+    config = trainer.config
+    return trainer.due(config.preview_every) or (
+        trainer.due(config.validate_every) and len(trainer.validation_data) > 0
+    )
+
+
+def look(trainer: Trainer, log: RunLog) -> None:
+    """What is due after a step: a validation with what follows from it, a preview, a checkpoint."""
+    step, config, worth_saving = trainer.progress.step, trainer.config, False
+    trainer.progress.owed = False
+    if trainer.due(config.validate_every) and len(trainer.validation_data):
+        verdict = trainer.validate()
+        worth_saving = verdict.keep or verdict.roll_back
+        log.validation(step, trainer.progress.validation, improved=verdict.keep and trainer.task.guard is None)
+        if verdict.warning is not None:
+            log.warn(step, verdict.warning)
+        if verdict.roll_back:
+            log.say(trainer.roll_back())
+    if trainer.due(config.preview_every):
+        log.preview(step, trainer.preview())
+    if worth_saving or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
+        save(trainer, log)
+
+
+def save(trainer: Trainer, log: RunLog) -> None:
+    log.flush()
+    trainer.save()
+
+
+def opening(trainer: Trainer, facts: RunFacts) -> str:
+    """The first line of a run: `on cpu: 297 images and 6 held out, 1.2 million parameters, 2,000 steps of 64 are 431
+    epochs`, and where it continues."""
+    config, images, held_out = trainer.config, len(trainer.train_data), len(trainer.validation_data)
+    device, processes = trainer.accelerator.device, trainer.accelerator.num_processes
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    each = f"{processes} processes on {name}" if processes > 1 else f"on {name}"
+    epochs = config.steps * config.batch_size / images
+    done = trainer.progress.step
+    going_on = f"; continuing from step {done:,}, {max(config.steps - done, 0):,} are left" if done else ""
+    return (
+        f"{each}: {images:,} {facts.samples} and {held_out:,} held out, "
+        f"{in_words(sum(weight.numel() for weight in trainer.weights))} parameters, "
+        f"{config.steps:,} steps of {config.batch_size:,} are {epochs:,.{0 if epochs >= 10 else 1}f} epochs{going_on}"
+    )
+
+
+def in_words(count: int) -> str:
+    """`950`, `12 thousand`, `1.2 million`, `1.4 billion`"""
+    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {word}"
+    return str(count)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,6 +33,10 @@ from common.files import atomic_file, flush, write_text
 METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"
 SLOW_DATA = 0.1  # share of the training time spent waiting for data above which a person should act
+PATIENCE = 0.25  # share of a run's steps after which a warning that still holds is said again
+WARM_UP = 2  # steps that are slower than those to come, for memory to be found and code to be compiled
+MEASURED_STEPS, MEASURED_SECONDS = 20, 10.0  # whichever comes first is enough to tell how long a run will take
+FIGURE = re.compile(r"\d+(?:\.\d+)?%|\d+\.\d+(?:e[+-]?\d+)?")
 
 
 @dataclass
@@ -82,7 +87,8 @@ class RunLog:
             start_tracker(accelerator, tracker, run, step)
         self._begin = time.perf_counter() - self.total.seconds
         self._logged = replace(self.total)
-        self._warnings: set[str] = set()
+        self._said: dict[str, tuple[int, str]] = {}  # of each kind of warning: when it was said, and how
+        self._pace = Pace(steps - step)
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None if self.main else True)
 
     def say(self, text: str) -> None:
@@ -91,7 +97,9 @@ class RunLog:
             tqdm.write(text)
 
     def step_done(self, step: StepReport) -> None:
-        """Counts a step and moves the progress bar."""
+        """Counts a step and moves the progress bar; once, after the first ones, says how long the others will take."""
+        if (left := self._pace.step_done(step.seconds)) is not None:
+            self.say(left)
         self.total.images += step.images
         self.total.training_seconds += step.seconds
         self.total.waiting_seconds += step.waiting_seconds
@@ -100,7 +108,7 @@ class RunLog:
         self._bar.update()
 
     def train(self, step: int, metrics: Mapping[str, float], warnings: Sequence[str]) -> None:
-        """A line on the steps since the last one; a warning is repeated only after it was gone for a line."""
+        """A line on the steps since the last one, and its warnings, as `warn` says them."""
         if not self.main:
             return
         self.total.seconds = time.perf_counter() - self._begin
@@ -113,11 +121,20 @@ class RunLog:
         speed = f"{recent.images_per_second:,.0f} images/s, waiting for data {recent.waiting_share:.0%}"
         self.say(f"step {step}/{self.steps}  {phrase(metrics)}  {speed}")
         if recent.waiting_share > SLOW_DATA and recent.waiting_seconds > 1:
-            warnings = [*warnings, "training waits for data: raise train.workers, or use smaller image files"]
+            warnings = [*warnings, "training waits for data: try more --train.workers, or smaller image files"]
         for warning in warnings:
-            if warning not in self._warnings:
-                self.say(f"warning: {warning}")
-        self._warnings = set(warnings)
+            self.warn(step, warning)
+
+    def warn(self, step: int, warning: str) -> None:
+        """Says a warning, but not one of the same words, its figures aside, that was said before: that is repeated when
+        it has got `much_worse`, or after a good part of the run."""
+        kind = FIGURE.sub("#", warning)
+        if kind in self._said:
+            when, before = self._said[kind]
+            if step - when < PATIENCE * self.steps and not much_worse(before, warning):
+                return
+        self._said[kind] = (step, warning)
+        self.say(f"warning: {warning}")
 
     def validation(self, step: int, metrics: Mapping[str, float], *, improved: bool) -> None:
         """A line on the held-out samples."""
@@ -160,6 +177,53 @@ class RunLog:
     def _track(self, split: str, values: Mapping[str, float], step: int) -> None:
         with explain_disk_errors(self.run):
             self.accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+
+class Pace:
+    """How long a run will take, from its first steps."""
+
+    def __init__(self, steps_left: int) -> None:
+        self.left = steps_left
+        self.steps, self.seconds = -WARM_UP, 0.0
+        self.told = False
+
+    def step_done(self, seconds: float) -> str | None:
+        """A line, once; None before and after, and where a person need not wait for long."""
+        self.left -= 1
+        self.steps += 1
+        if self.told or self.steps <= 0:
+            return None
+        self.seconds += seconds
+        if self.steps < MEASURED_STEPS and self.seconds < MEASURED_SECONDS:
+            return None
+        self.told = True
+        rest = self.left * self.seconds / self.steps
+        if rest < MEASURED_SECONDS:
+            return None
+        return f"at this rate: {duration(rest)} left, validations and checkpoints not counted"
+
+
+def duration(seconds: float) -> str:
+    """`50 s`, `12 min`, `3 h 20 min`, `2 days 4 h`"""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    if hours < 24:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} day{'s' if hours >= 48 else ''} {hours % 24} h"
+
+
+def much_worse(before: str, now: str) -> bool:
+    """Whether the first figure of a warning has got worse by a factor of two: a share (`40%`), which is one of codes in
+    use, has halved, or another figure (`0.31`), which is an error or a ratio, has doubled."""
+    figures = FIGURE.search(before), FIGURE.search(now)
+    if figures[0] is None or figures[1] is None:
+        return False
+    was, is_now = (float(figure[0].rstrip("%")) for figure in figures if figure)
+    return is_now <= was / 2 if figures[1][0].endswith("%") else is_now >= 2 * was
 
 
 def start_tracker(accelerator: Accelerator, tracker: str, run: Path, step: int) -> None:

@@ -52,6 +52,7 @@ class Progress:
     best_step: int | None = None
     validations_since_best: int = 0
     rollbacks: int = 0
+    owed: bool = False  # a signal came: what was due after the last step is to be done before the next one
     # Of each metric since the last log line: sum over the steps, and number of steps that had it.
     sums: dict[str, list[float]] = field(default_factory=dict)
 
@@ -128,6 +129,8 @@ class Trainer:
         self.batches = chain(first, self.loader)
 
     def reason_to_stop(self) -> StopReason | None:
+        if self.progress.owed:
+            return "signal"
         if self.progress.step >= self.config.steps:
             return "steps"
         if 0 < self.config.patience <= self.progress.validations_since_best:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from common.model_io import load_pretrained
 from tests.training.toy import ToyData, ToyModel, toy_config, toy_fit, toy_task
-from training.loop import FitResult, fit
+from training.loop import FitResult, fit, in_words
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.task import Batch
 from training.trainer import Trainer
@@ -230,6 +230,64 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_continue(tmp_path: Path
     assert "continue with: zellige train-stage1 --run toy" in out
     assert toy_fit(cut, toy_config()).finished
     assert_same_run(cut, whole)
+
+
+@pytest.mark.parametrize(("signalled_in", "ends_at"), [(7, 8), (11, 12)])  # step 8 has a validation, 12 is the last
+def test_a_signal_in_the_step_of_a_due_validation_saves_at_once(
+    tmp_path: Path, capsys, monkeypatch, signalled_in: int, ends_at: int
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy_fit(whole, toy_config(preview_every=4))
+    events: list[tuple[str, int]] = []
+    for name in ("validate", "save"):
+        real = getattr(Trainer, name)
+        noted = lambda trainer, name=name, real=real: (events.append((name, trainer.progress.step)), real(trainer))[1]  # noqa: E731
+        monkeypatch.setattr(Trainer, name, noted)
+    result = toy_fit(cut, toy_config(preview_every=4), task=toy_task(raise_stop_at=signalled_in))
+    assert (result.steps_done, result.finished, result.stopped_by) == (ends_at, False, "signal")
+    assert events[-1] == ("save", ends_at)
+    assert ("validate", ends_at) not in events
+    assert f"step {ends_at} is done and saved; what is due after it comes first next time" in capsys.readouterr().out
+    events.clear()
+    again = toy_fit(cut, toy_config(preview_every=4))
+    assert events[0] == ("validate", ends_at)
+    assert (again.finished, again.stopped_by) == (True, "steps")
+    assert_same_run(cut, whole)
+    assert {path.name for path in (cut / "previews").iterdir()} == {
+        path.name for path in (whole / "previews").iterdir()
+    }
+
+
+def test_a_signal_in_the_last_step_of_a_run_that_owes_nothing_ends_it(tmp_path: Path):
+    result = toy_fit(tmp_path, toy_config(validate_every=0), task=toy_task(raise_stop_at=11))
+    assert (result.steps_done, result.finished, result.stopped_by) == (12, True, "steps")
+
+
+# ---- the first lines -----------------------------------------------------------------------------------------------
+
+
+def test_the_first_line_says_what_is_trained_on_what(tmp_path: Path, capsys):
+    toy_fit(tmp_path, toy_config(steps=6))
+    toy_fit(tmp_path, toy_config())
+    first, again = (line for line in capsys.readouterr().out.splitlines() if "held out" in line)
+    # 4 * 16 + 16, twice 16 of the norm, 16 + 1; 6 steps of 8 samples are 48 of 37.
+    assert first.endswith(": 37 images and 13 held out, 129 parameters, 6 steps of 8 are 1.3 epochs")
+    assert first.startswith("on ")
+    assert again.endswith("12 steps of 8 are 2.6 epochs; continuing from step 6, 6 are left")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (950, "950"),
+        (1200, "1.2 thousand"),
+        (31_400, "31 thousand"),
+        (9_900_000, "9.9 million"),
+        (2 * 10**10, "20 billion"),
+    ],
+)
+def test_counts_as_people_say_them(count: int, words: str):
+    assert in_words(count) == words
 
 
 def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_0(tmp_path: Path):

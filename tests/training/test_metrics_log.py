@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from training.metrics_log import RunLog, StepReport, Timing, keep_lines
+from training.metrics_log import RunLog, StepReport, Timing, duration, keep_lines
 
 
 def log_of(run: Path, step: int = 0, tracker: str = "none") -> RunLog:
@@ -53,18 +53,62 @@ def test_a_continued_run_takes_later_and_torn_lines_away_and_counts_on(tmp_path:
     assert keep_lines(tmp_path / "absent.jsonl", 2) == []
 
 
-def test_a_warning_is_said_when_it_appears_and_again_only_after_it_was_gone(tmp_path: Path, capsys):
+def test_a_warning_is_said_once_and_again_when_it_is_much_worse_or_after_long(tmp_path: Path, capsys):
+    log = log_of(tmp_path)  # of 100 steps
+    shares = {1: 40, 2: 31, 3: 45, 4: None, 5: 44, 6: 20, 7: 19, 8: 11, 31: 25, 32: 25}
+    for step, share in shares.items():
+        unused = [f"only {share}% of 512 codes are in use, below warn_usage_below=50%"] if share else []
+        log.train(step, {}, [*unused, f"mse is {step / 10 + 1} times its best", "the disk hums"])
+    said = [line.removeprefix("warning: ") for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert [line[5:7] for line in said if line.startswith("only")] == ["40", "20", "25"]  # halved; after 25 steps
+    assert [line for line in said if line.startswith("mse")] == [f"mse is {n} times its best" for n in (1.1, 4.1)]
+    assert said.count("the disk hums") == 2
+    assert said.index("mse is 4.1 times its best") > said.index("the disk hums")
+
+
+def test_warnings_of_different_parts_are_of_different_kinds(tmp_path: Path, capsys):
     log = log_of(tmp_path)
-    for step, warnings in enumerate([["codes die"], ["codes die"], [], ["codes die"]]):
-        log.train(step, {}, warnings)
-    assert capsys.readouterr().out.count("warning: codes die") == 2
+    for step in (1, 2):
+        log.train(step, {}, [f"depth{depth}: only {10 + depth + step}% of codes" for depth in range(3)])
+    assert capsys.readouterr().out.count("warning: depth") == 3
+
+
+def pace_lines(log: RunLog, count: int, seconds: float, capsys) -> list[str]:
+    for number in range(count):
+        log.step_done(StepReport(loss=1.0, images=8, seconds=60.0 if number < 2 else seconds, waiting_seconds=0.0))
+    return [line for line in capsys.readouterr().out.splitlines() if "at this rate" in line]
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "after", "left"),
+    [
+        (100_002, 0.01, 22, "17 min"),  # 99,980 steps; after 20 that are not the first two
+        (12_000, 1.0, 12, "3 h 20 min"),  # after 10 seconds of them
+        (10_002, 30.0, 3, "3 days 11 h"),
+        (1000, 0.001, 1000, None),  # done in a second
+    ],
+)
+def test_after_the_first_steps_a_line_tells_how_long_the_others_take(tmp_path, capsys, steps, seconds, after, left):
+    tmp_path.joinpath("run").mkdir()
+    log = RunLog(tmp_path / "run", Accelerator(cpu=True), "none", 0, steps)
+    assert pace_lines(log, after - 1, seconds, capsys) == []
+    log = RunLog(tmp_path / "run", Accelerator(cpu=True), "none", 0, steps)
+    lines = pace_lines(log, after + 100 if left else after, seconds, capsys)
+    assert lines == ([f"at this rate: {left} left, validations and checkpoints not counted"] if left else [])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(50, "50 s"), (89.6, "90 s"), (100, "2 min"), (3570, "1 h 0 min"), (86_340, "1 day 0 h")]
+)
+def test_durations_as_people_say_them(seconds: float, text: str):
+    assert duration(seconds) == text
 
 
 def test_waiting_for_data_is_a_warning_with_its_remedy(tmp_path: Path, capsys):
     log = log_of(tmp_path)
     log.step_done(StepReport(loss=1.0, images=8, seconds=10.0, waiting_seconds=5.0))
     log.train(1, {}, [])
-    assert "raise train.workers" in capsys.readouterr().out
+    assert "try more --train.workers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("channels", [1, 3])
