@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from common.errors import UserError
 from common.wording import either
 from pipelines.fields import Choice, Option, options_of, select_kinds
-from pipelines.folder_kinds import stage_of_recipe
+from pipelines.folder_kinds import stage_of_recipe, stage_of_run
 from pipelines.help import help_of
 from pipelines.mistakes import check_arguments, check_fields, explain, one_line
 
@@ -66,7 +66,7 @@ def read_recipe(
     selected = select_kinds(config_class, recipe, replaced)
     options = {
         "config": Option("text", f"the recipe: {recipes_help(recipes)}", required=True),
-        "run": Option("text", "run folder, begun or continued; left out: runs/NAME OF THE RECIPE"),
+        "run": Option("text", "run folder, begun or continued; left out: runs/NAME OF THE RECIPE, or runs/NAME_prior"),
         "device": Option("text", "cpu, cuda, cuda:1, mps ...; left out: the fastest there is, each process its own"),
         **options_of(config_class, selected),
     }
@@ -91,7 +91,18 @@ def read_recipe(
     if run == "":
         raise UserError("run is empty, expected: a folder, begun or continued; leave --run out for one in runs/")
     values.pop("config")
-    return config_class(**values), Path(run or Path("runs") / (path.stem if path is not None else command))
+    name = path.stem if path is not None else command
+    return config_class(**values), Path(run) if run else default_run(name, recipes)
+
+
+def default_run(name: str, recipes: str) -> Path:
+    """The run folder of a recipe: runs/NAME. Where both stages have a recipe of that name, that of stage two is
+    runs/NAME_prior, unless an earlier version has begun a run of stage two in runs/NAME."""
+    run = Path("runs") / name
+    if recipes != "stage2" or not (Path(str(files(configs))) / "stage1" / f"{name}.yaml").is_file():
+        return run
+    prior = run.with_name(f"{name}_prior")
+    return run if stage_of_run(run) == 2 and not prior.exists() else prior
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
@@ -162,7 +173,7 @@ def add_config(parser: ArgumentParser, config_class: type, selected: Mapping[str
 def find_recipe(name: str, recipes: str) -> Path:
     """The YAML file that `name` names: a path, or a recipe of the package folder configs/`recipes`. Raises UserError
     with the nearest name where there is none."""
-    packaged = Path(str(files("configs"))) / recipes / f"{name}.yaml"
+    packaged = Path(str(files(configs))) / recipes / f"{name}.yaml"
     for path in (Path(name), packaged):
         if path.is_file():
             return path
@@ -177,7 +188,7 @@ def find_recipe(name: str, recipes: str) -> Path:
 
 
 def recipe_names(recipes: str) -> list[str]:
-    return sorted(path.stem for path in (Path(str(files("configs"))) / recipes).glob("*.yaml"))
+    return sorted(path.stem for path in (Path(str(files(configs))) / recipes).glob("*.yaml"))
 
 
 def recipes_help(recipes: str) -> str:

@@ -79,6 +79,33 @@ def test_a_recipe_its_overrides_and_its_run_folder(tmp_path: Path):
     assert read(tmp_path, recipe, "--run", "elsewhere")[1] == Path("elsewhere")
 
 
+def test_recipes_of_one_name_have_a_run_folder_for_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(str(options.files("configs")))
+    names = {stage: {path.stem for path in (folder / stage).glob("*.yaml")} for stage in ("stage1", "stage2")}
+    shared = names["stage1"] & names["stage2"]
+    assert {"folder", "mnist_quickstart", "imagenet256_vqvae2", "faces1024_vqvae2"} <= shared
+    for stage in names:
+        for name in names[stage]:
+            expected = f"runs/{name}_prior" if stage == "stage2" and name in shared else f"runs/{name}"
+            assert options.default_run(name, stage) == Path(expected)
+    runs = [options.default_run(name, stage) for stage in names for name in names[stage]]
+    assert len(set(runs)) == len(runs)
+
+
+def test_a_run_of_stage_two_that_an_earlier_version_put_in_the_folder_of_its_name_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/folder")
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("model: {kind: vqvae}\ndata: {path: photos}\n")  # of stage one
+    assert options.default_run("folder", "stage2") == Path("runs/folder_prior")
+    assert options.default_run("folder", "stage1") == run
+    (run / "config.yaml").write_text("model: {kind: transformer}\nlabel_dropout: 0.1\n")
+    assert options.default_run("folder", "stage2") == run
+    Path("runs/folder_prior").mkdir()
+    assert options.default_run("folder", "stage2") == Path("runs/folder_prior")
+
+
 def test_the_kind_selects_the_class_of_the_model(tmp_path: Path):
     assert read(tmp_path, "model: {kind: square, side: 5}\n")[0].model == SquareModel(side=5)
     assert read(tmp_path, "inner: {size: 2}\n", "--model.kind", "square")[0].model == SquareModel()
