@@ -10,11 +10,19 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from common.errors import UserError
 
 Result = TypeVar("Result")
+
+# What accelerate launch can ask for, and how it tells: ways to spread one model over processes.
+SPREAD = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 
 
 def process_state(*, cpu: bool = False) -> PartialState:
@@ -22,9 +30,19 @@ def process_state(*, cpu: bool = False) -> PartialState:
 
     Call it before the first Accelerator. Under torchrun on a machine without GPUs Accelerate has to be told to
     use the CPU: otherwise it takes each process for the only one, and all of them write into one folder.
+
+    Raises UserError where the launcher asks for a model that is spread over the processes.
     """
+    for variable, name in SPREAD.items():
+        if parse_flag_from_env(variable):
+            raise UserError(
+                f"accelerate launch asks for {name} ({variable}={os.environ[variable]}), and here each process holds "
+                "the whole model and has a share of the batch: start it with accelerate launch --multi_gpu or with "
+                "torchrun, or on one GPU without a launcher"
+            )
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     only_cpu = accelerator is None or accelerator.type == "mps"  # no process group spans Apple GPUs
+    cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU")  # accelerate launch --cpu
     return PartialState(cpu=cpu or ("LOCAL_RANK" in os.environ and only_cpu))
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+import configs
 from common.errors import UserError
 from common.wording import either
 from pipelines.fields import Choice, Option, options_of, select_kinds

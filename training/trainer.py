@@ -27,6 +27,7 @@ from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
+from training.launcher import check_launcher
 from training.metrics_log import StepReport
 from training.optimizers import Learner, OptimizerSettings
 from training.run_folder import RunFacts, open_run_folder, write_config
@@ -389,6 +390,7 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """Device, processes, precision and tracker. Raises UserError when the machine lacks what `config` asks for."""
     if config.tracker != "none" and find_spec(config.tracker) is None:
         raise UserError(f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none")
+    check_launcher(config)
     forget_accelerator_settings()  # of a run before this one: the quickstart trains twice
     process_state()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -44,3 +45,33 @@ def test_several_processes_do_not_share_one_gpu(monkeypatch):
     monkeypatch.setattr(process_state(), "num_processes", 2)
     with pytest.raises(UserError, match="device 'meta' for 2 processes, expected cpu, or "):
         use_device("meta")
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config"),
+    ],
+)
+def test_a_launcher_that_would_spread_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, name: str):
+    monkeypatch.setenv(variable, "false")
+    process_state()
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=rf"^accelerate launch asks for {name} \({variable}=true\), .* --multi_gpu"):
+        process_state()
+
+
+@pytest.mark.parametrize(("flag", "cpu"), [("True", True), ("False", False), (None, False)])
+def test_a_launcher_that_asks_for_the_cpu_is_obeyed(monkeypatch: pytest.MonkeyPatch, flag: str | None, cpu: bool):
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("common.processes.PartialState", lambda **options: asked.append(options))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if flag is None:
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    else:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", flag)
+    process_state()
+    assert asked == [{"cpu": cpu}]

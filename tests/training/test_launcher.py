@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from tests.training.toy import toy_config, toy_fit
+from training.launcher import check_launcher
+
+ALWAYS_SAID = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, **asked: str) -> None:
+    for name, value in {**ALWAYS_SAID, **asked}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes"),
+    [
+        ({}, {}),
+        ({}, {"precision": "bf16", "compile": True, "accumulate": 4}),  # a launcher cannot say that nothing is asked
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"precision": "bf16"}),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {"accumulate": 4}),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, {"accumulate": 4}),
+    ],
+)
+def test_what_agrees_with_the_config_passes(monkeypatch: pytest.MonkeyPatch, asked, changes):
+    launched(monkeypatch, **asked)
+    check_launcher(toy_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "message"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            {},
+            r"^accelerate launch asks for mixed precision bf16, and train.precision is no: give --train.prec",
+        ),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"precision": "fp16"}, "train.precision is fp16"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, {}, "precision fp8, and train.precision is no: start it with"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {"compile": True}, "--dynamo_backend inductor, which here"),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            {"accumulate": 2},
+            "STEPS=4, and train.accumulate is 2: give --train.accumulate 4",
+        ),
+    ],
+)
+def test_what_the_config_does_not_say_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked, changes, message: str
+):
+    launched(monkeypatch, **asked)
+    with pytest.raises(UserError, match=message):
+        toy_fit(tmp_path / "run", toy_config(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("distributed_type: 'NO'\nmixed_precision: bf16\n", "accelerate launch asks for mixed precision bf16"),
+        ("distributed_type: FSDP\nmixed_precision: 'no'\n", "accelerate launch asks for FSDP"),
+    ],
+)
+def test_what_a_users_default_config_asks_for_is_refused(tmp_path: Path, settings: str, message: str):
+    config = tmp_path / "default_config.yaml"
+    machine = "compute_environment: LOCAL_MACHINE\nnum_machines: 1\nnum_processes: 1\nmachine_rank: 0\n"
+    config.write_text(machine + settings)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    program = ["-m", "tests.training.toy", str(tmp_path / "run")]
+    done = subprocess.run([*launch, *program], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
