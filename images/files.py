@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from common.errors import UserError
-from common.files import foreign_content
+from common.files import atomic_file, foreign_content
 
 FORMATS = "png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm tga jp2 avif"
 SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
@@ -269,6 +270,16 @@ class BadImages:
             if not os.path.lexists(name) or is_readable(Path(name)):
                 self.mended.add(name)
         return {name: reason for name, reason in known.items() if name not in self.mended}
+
+    def keep_only(self, folders: Sequence[str]) -> None:
+        """Takes from the record what lies in none of these folders: the images have been copied since, and a file that
+        is bad in both places would count twice. For one process, before any reads."""
+        recorded = self.recorded()
+        kept = {name: reason for name, reason in recorded.items() if any(map(Path(name).is_relative_to, folders))}
+        if self.record is not None and len(kept) < len(recorded):
+            with atomic_file(self.record) as temporary:
+                lines = (f"{quoted(name)}\t{reason}\n" for name, reason in kept.items())
+                temporary.write_bytes(os.fsencode("".join(lines)))
 
     def recorded(self) -> dict[str, str]:
         """What the record names: location -> reason."""

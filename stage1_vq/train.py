@@ -210,7 +210,19 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
         defaults=defaults_of(config),
         data=lambda: fingerprints(config, train_data, validation_data),
     )
-    return fit(task, train_data, validation_data, config.train, run, config.resolved(), facts)
+    speaks, bad_images = process_state().is_main_process, train_data.bad_images
+    if speaks:
+        bad_images.keep_only([train_data.source.title, validation_data.source.title])
+        tell(bad_images.summary())  # of those that are known from an earlier start
+    result = fit(task, train_data, validation_data, config.train, run, config.resolved(), facts)
+    if speaks:
+        tell(bad_images.summary())
+    return result
+
+
+def tell(line: str) -> None:
+    if line:
+        print(line, flush=True)
 
 
 def fingerprints(config: Stage1Config, train: ImageDataset, validation: ImageDataset) -> dict[str, str]:

@@ -36,6 +36,7 @@ SLOW_DATA = 0.1  # share of the training time spent waiting for data above which
 PATIENCE = 0.25  # share of a run's steps after which a warning that still holds is said again
 WARM_UP = 2  # steps that are slower than those to come, for memory to be found and code to be compiled
 MEASURED_STEPS, MEASURED_SECONDS = 20, 10.0  # whichever comes first is enough to tell how long a run will take
+SETTING = re.compile(r"(?<![\w.-])((?:model|data|train|perceptual|adversarial)(?:\.[a-z]\w*)+)(?:=([^\s,;]+))?")
 FIGURE = re.compile(r"\d+(?:\.\d+)?%|\d+\.\d+(?:e[+-]?\d+)?")
 
 
@@ -134,7 +135,7 @@ class RunLog:
             if step - when < PATIENCE * self.steps and not much_worse(before, warning):
                 return
         self._said[kind] = (step, warning)
-        self.say(f"warning: {warning}")
+        self.say(f"warning: {as_options(warning)}")
 
     def validation(self, step: int, metrics: Mapping[str, float], *, improved: bool) -> None:
         """A line on the held-out samples."""
@@ -224,6 +225,11 @@ def much_worse(before: str, now: str) -> bool:
         return False
     was, is_now = (float(figure[0].rstrip("%")) for figure in figures if figure)
     return is_now <= was / 2 if figures[1][0].endswith("%") else is_now >= 2 * was
+
+
+def as_options(text: str) -> str:
+    """The settings in a text as the command line takes them: `model.width=8` is `--model.width 8`."""
+    return SETTING.sub(lambda match: f"--{match[1]} {match[2]}" if match[2] else f"--{match[1]}", text)
 
 
 def start_tracker(accelerator: Accelerator, tracker: str, run: Path, step: int) -> None:

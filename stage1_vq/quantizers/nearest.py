@@ -336,5 +336,5 @@ class NearestQuantizer(Quantizer):
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
         remedies = usage_remedies(self.config.revive_after, self.config.kmeans_iterations, steps_per_epoch)
         if not self.config.l2_normalise:
-            remedies.append("model.quantizer.l2_normalise=true with lookup_dim=8")
+            remedies.append("model.quantizer.l2_normalise=true with model.quantizer.lookup_dim=8")
         return self.usage.warnings(metrics, steps_per_epoch, remedies)

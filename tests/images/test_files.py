@@ -556,3 +556,23 @@ def test_names_of_any_characters_are_recorded_once(tmp_path: Path, name: str) ->
 def test_suffixes_are_formats_that_pillow_knows() -> None:
     known = {*Image.registered_extensions(), ".avif"}  # which not every Pillow is built with
     assert image_files.SUFFIXES - known == set()
+
+
+def test_a_record_of_images_that_were_copied_since_keeps_those_of_this_place(tmp_path: Path) -> None:
+    record = tmp_path / "bad_files.txt"
+    for place in ("old", "old too", "new"):
+        (tmp_path / place).mkdir()
+        for name in ("a.png", "line\nbreak.png"):
+            (tmp_path / place / name).write_bytes(b"")
+            BadImages(1000, record).add(str(tmp_path / place / name), "no image")
+    bad_images = BadImages(1000, record)
+    bad_images.keep_only([str(tmp_path / "new"), "squares.npz"])
+    assert set(bad_images.recorded()) == {str(tmp_path / "new" / name) for name in ("a.png", "line\nbreak.png")}
+    assert bad_images.summary().startswith("2 of 1000 images cannot be read")
+    before = record.stat().st_mtime_ns
+    bad_images.keep_only([str(tmp_path / "new"), "squares.npz"])
+    assert record.stat().st_mtime_ns == before
+    bad_images.keep_only([])
+    assert bad_images.recorded() == {}
+    BadImages(1000, tmp_path / "none.txt").keep_only([])
+    assert not (tmp_path / "none.txt").exists()

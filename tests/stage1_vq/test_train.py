@@ -221,6 +221,25 @@ def test_two_processes_train_what_one_does(squares, tmp_path, model):
             assert not isinstance(value, float) or math.isclose(value, other[name], rel_tol=1e-3), name
 
 
+def test_images_that_cannot_be_read_are_told_at_the_end_and_when_known_at_the_start(tmp_path, capsys):
+    save_photos(tmp_path / "photos", 40)
+    (tmp_path / "photos" / "a" / "bad.png").write_bytes(b"no image")
+    config = make_config(str(tmp_path / "photos"), steps=5, batch_size=10, workers=1)
+    line = f"1 of 41 images cannot be read and is passed over: see {tmp_path}/run/bad_files.txt"
+    train_stage1(config, tmp_path / "run")
+    said = capsys.readouterr().out.splitlines()
+    assert (said.count(line), said[-1]) == (1, line)
+    train_stage1(replace(config, train=replace(config.train, steps=6)), tmp_path / "run")
+    said = capsys.readouterr().out.splitlines()
+    assert (said.count(line), said[0], said[-1]) == (2, line, line)
+    shutil.copytree(tmp_path / "photos", tmp_path / "scratch")
+    moved = replace(config, data=replace(config.data, path=str(tmp_path / "scratch")))
+    train_stage1(replace(moved, train=replace(config.train, steps=11)), tmp_path / "run")
+    said = capsys.readouterr().out.splitlines()
+    assert (said.count(line), said[-1]) == (1, line)
+    assert (tmp_path / "run" / "bad_files.txt").read_text().startswith(f"{tmp_path}/scratch/a/bad.png\t")
+
+
 # ---- what a run remembers of its data -------------------------------------------------------------------------------
 
 

@@ -66,6 +66,27 @@ def test_a_warning_is_said_once_and_again_when_it_is_much_worse_or_after_long(tm
     assert said.index("mse is 4.1 times its best") > said.index("the disk hums")
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "only 5% used, below warn_usage_below=50%; try a smaller model.quantizer.layer.codebook_size, or "
+            "model.quantizer.revive_after=500, or model.quantizer.l2_normalise=true with lookup_dim=8",
+            "only 5% used, below warn_usage_below=50%; try a smaller --model.quantizer.layer.codebook_size, or "
+            "--model.quantizer.revive_after 500, or --model.quantizer.l2_normalise true with lookup_dim=8",
+        ),
+        (
+            "try a smaller adversarial.weight than 0.8, or adversarial.lecam_weight=0.01",
+            "try a smaller --adversarial.weight than 0.8, or --adversarial.lecam_weight 0.01",
+        ),
+        ("try more --train.workers, or a model. Or data", "try more --train.workers, or a model. Or data"),
+    ],
+)
+def test_remedies_are_said_as_the_command_line_takes_them(tmp_path: Path, capsys, written: str, said: str):
+    log_of(tmp_path).warn(1, written)
+    assert capsys.readouterr().out.splitlines()[-1] == f"warning: {said}"
+
+
 def test_warnings_of_different_parts_are_of_different_kinds(tmp_path: Path, capsys):
     log = log_of(tmp_path)
     for step in (1, 2):
