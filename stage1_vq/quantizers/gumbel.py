@@ -76,12 +76,6 @@ class GumbelQuantizer(CountingQuantizer):
     """
 
     config_class = GumbelQuantizerConfig
-    remedies = (
-        "model.quantizer.kmeans_iterations=10",
-        "model.quantizer.diversity_weight=0.1",
-        "a smaller model.quantizer.codebook_size",
-    )
-
     updates: Tensor  # scalar, int64: the step that the schedules are at; between two steps that of the next
 
     def __init__(self, config: GumbelQuantizerConfig) -> None:
@@ -91,6 +85,14 @@ class GumbelQuantizer(CountingQuantizer):
         self.logits = nn.Conv2d(config.dim, config.codebook_size, 1)
         self.embedding = nn.Embedding(config.codebook_size, width)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
+        remedies = ["a smaller model.quantizer.codebook_size"]
+        if not self.config.kmeans_iterations:
+            remedies.append("model.quantizer.kmeans_iterations=10")
+        if not self.config.diversity_weight:
+            remedies.append("model.quantizer.diversity_weight=0.1")
+        return self.usage.warnings(metrics, steps_per_epoch, remedies)
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. The noise of training mode is drawn by PyTorch's global generator. Losses: `kl_loss`, the

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from common.compatibility import never_compiled
 from common.distributed import sum_over_processes
 
+REVIVE_AFTER = 100  # steps: the default of quantizers that revive codes
+
 
 class CodeUsage(nn.Module):
     """Counts codes between two steps, and remembers when each was last used. All processes come to the same numbers.
@@ -81,10 +83,12 @@ class CodeUsage(nn.Module):
 def usage_remedies(
     revive_after: int, kmeans_iterations: int, steps_per_epoch: int, path: str = "model.quantizer"
 ) -> list[str]:
-    """What helps when few codes are in use, by the settings of the codebook at `path` of the config."""
+    """What helps when few codes are in use, by the settings of the codebook at `path` of the config: what its defaults
+    are already is not recommended, also where an epoch is shorter than the steps after which a code is revived."""
     remedies = [f"a smaller {path}.codebook_size"]
-    if not 0 < revive_after <= steps_per_epoch:
-        remedies.append(f"{path}.revive_after={min(steps_per_epoch, 500)}")
+    soon_enough = min(max(steps_per_epoch, REVIVE_AFTER), 500)
+    if not 0 < revive_after <= soon_enough:
+        remedies.append(f"{path}.revive_after={soon_enough}")
     if not kmeans_iterations:
         remedies.append(f"{path}.kmeans_iterations=10")
     return remedies

@@ -183,3 +183,18 @@ def test_the_diversity_loss_is_minus_the_entropy_of_the_mean_posterior_in_traini
 def test_a_config_that_cannot_be_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         GumbelQuantizerConfig(**settings)
+
+
+def test_what_is_set_already_is_no_remedy():
+    for settings, expected in (
+        ({}, ("kmeans_iterations=10", "diversity_weight=0.1")),
+        ({"kmeans_iterations": 10}, ("diversity_weight=0.1",)),
+        ({"kmeans_iterations": 10, "diversity_weight": 0.1}, ()),
+    ):
+        quantizer = make(**settings)
+        quantizer(latents())
+        quantizer.update(1)
+        (line,) = quantizer.warnings({"codes_used_share": 0.1}, 1)
+        smaller, *others = line.partition("; try ")[2].split(", or ")
+        assert smaller == "a smaller model.quantizer.codebook_size"
+        assert others == [f"model.quantizer.{name}" for name in expected]

@@ -193,7 +193,7 @@ def test_a_warning_names_fields_that_exist():
     quantizer(latents())
     metrics = {name: float(value) for name, value in quantizer.update(1).items()}
     (line,) = quantizer.warnings(metrics, 1)
-    assert "try a smaller model.quantizer.codebook_size, or model.quantizer.revive_after=1" in line
+    assert "try a smaller model.quantizer.codebook_size, or model.quantizer.revive_after=100" in line
     assert "lookup_dim" not in line
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from stage1_vq.quantizers import soft_codes
+from stage1_vq.quantizers.multiscale import MultiscaleQuantizerConfig
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
+from stage1_vq.quantizers.usage import REVIVE_AFTER, usage_remedies
 
 
 def make(**settings: Any) -> NearestQuantizer:
@@ -383,9 +385,22 @@ def test_low_usage_is_told_with_its_remedies_after_a_whole_epoch():
     health = use(quantizer, 0, 1, steps_per_epoch=2)
     (warning,) = quantizer.warnings(health, steps_per_epoch=2)
     assert "only 20% of 10 codes were used in the last epoch, below warn_usage_below=30%" in warning
-    assert "model.quantizer.revive_after=2" in warning  # no later than an epoch
+    assert "model.quantizer.revive_after=100" in warning
     health = use(quantizer, 2, steps_per_epoch=2)
     assert quantizer.warnings(health, steps_per_epoch=2) == []
+
+
+@pytest.mark.parametrize(
+    ("revive_after", "steps_per_epoch", "recommended"),
+    [(0, 5, 100), (0, 300, 300), (0, 9000, 500), (100, 5, None), (500, 9000, None), (500, 5, 100), (501, 9000, 500)],
+)
+def test_revival_is_recommended_where_it_is_later_than_an_epoch_and_the_default(
+    revive_after, steps_per_epoch, recommended
+):
+    assert NearestQuantizerConfig().revive_after == REVIVE_AFTER == MultiscaleQuantizerConfig().revive_after
+    remedies = usage_remedies(revive_after, 10, steps_per_epoch)
+    revival = [] if recommended is None else [f"model.quantizer.revive_after={recommended}"]
+    assert remedies == ["a smaller model.quantizer.codebook_size", *revival]
 
 
 # ---- the start ------------------------------------------------------------------------------------------------------

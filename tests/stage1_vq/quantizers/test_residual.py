@@ -233,7 +233,7 @@ def test_a_warning_names_the_layer_and_fields_that_exist():
     lines = quantizer.warnings(metrics, 1)
     assert [line.split(":")[0] for line in lines] == ["depth0", "depth1", "depth2"]
     assert "of 500 codes were used in the last epoch" in lines[2]
-    assert "a smaller model.quantizer.layer.codebook_size, or model.quantizer.layer.revive_after=1, or" in lines[0]
+    assert "a smaller model.quantizer.layer.codebook_size, or model.quantizer.layer.revive_after=100, or" in lines[0]
     assert "lookup_dim" not in lines[0]
 
 
