@@ -39,7 +39,7 @@ def end_workers(batches: Iterator[Any]) -> None:
 
 def follow_all(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
     """average <- average + share * (weight - average), in place, for all of them in a few launches."""
-    torch._foreach_lerp_(averages, weights, share)
+    torch._foreach_lerp_(list(averages), list(weights), share)
 
 
 def is_torchscript(content: bytes) -> bool:

@@ -88,8 +88,6 @@ def test_a_run_goes_on_and_ends_as_it_would_have(place: Path, name: str, command
     expected = load_tensors(place / "finished" / f"{name}.safetensors")
     assert len(list((run / "checkpoints").iterdir())) == 2  # it began at step 4, not anew
     for key, tensor in expected.items():
-        if key == "quantizer.updates":  # then the steps done, now the number of the last one
-            tensor = tensor - 1
         torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
 
 

@@ -164,7 +164,7 @@ def opening(trainer: Trainer, facts: RunFacts) -> str:
     going_on = f"; continuing from step {done:,}, {max(config.steps - done, 0):,} are left" if done else ""
     return (
         f"{each}: {images:,} {facts.samples} and {held_out:,} held out, "
-        f"{in_words(sum(weight.numel() for weight in trainer.weights))} parameters, "
+        f"{in_words(sum(weight.numel() for weight in trainer.learner.weights))} parameters, "
         f"{config.steps:,} steps of {config.batch_size:,} are {epochs:,.{0 if epochs >= 10 else 1}f} epochs{going_on}"
     )
 
