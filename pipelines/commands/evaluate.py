@@ -14,6 +14,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import write_json
 from images.datasets import DataConfig, ImageDataset, open_images, to_float
+from images.files import MAX_BAD_SHARE
 from pipelines.devices import open_device
 from pipelines.figures import bits_of_codes, entropy, ssim
 from pipelines.two_stage import TwoStagePipeline
@@ -26,6 +27,7 @@ class EvaluateDataConfig:
 
     path: str  # a folder of images, an .npz file or a name such as cifar10
     split: Literal["train", "test"] = "test"  # of an .npz file or a named set; a folder has no such parts
+    max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +57,21 @@ def evaluate(config: EvaluateConfig) -> str:
     found = Figures(pipeline)
     for start in tqdm(range(0, count, config.batch_size), unit="batch"):
         indices = chosen[start : start + config.batch_size]
-        batch = dataset.fetch(indices, indices)
-        found.add(to_float(batch["images"]).to(device), batch["labels"].to(device))
+        batch, read = dataset.fetch_readable(indices, indices)  # another in its place would count twice
+        if read:
+            found.add(to_float(batch["images"]).to(device), batch["labels"].to(device))
+    if not found.images:
+        raise UserError(f"none of the {count} images of {config.data.path} that were chosen can be read")
     figures = {"model": config.model, "data": config.data.path, **found.means()}
     for name, value in figures.items():
         print(f"{name:<28}{value:.4f}" if isinstance(value, float) else f"{name:<28}{value}")
     if config.out is not None:
         write_json(Path(config.out), figures)
     where = f", figures in {config.out}" if config.out else ""
+    unread = dataset.bad_images.summary()
     return (
-        f"{count} images: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code, "
-        f"{figures['bits_per_pixel']:.4f} bits per pixel{where}"
+        f"{found.images} images: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code, "
+        f"{figures['bits_per_pixel']:.4f} bits per pixel{where}" + (f"; {unread}" if unread else "")
     )
 
 
@@ -78,6 +84,7 @@ def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> 
         split="train" if is_folder else data.split,
         image_size=(spec.image_height, spec.image_width),
         channels=1 if spec.image_channels == 1 else 3,
+        max_bad_share=data.max_bad_share,
     )
     source = open_images(config)
     known = pipeline.class_names

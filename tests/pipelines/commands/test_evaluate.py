@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from codes.spec import Grid
 from common.errors import UserError
@@ -105,6 +107,31 @@ def test_the_command_prints_and_writes_the_figures(model: Path, digits: Path, tm
     assert figures["images"] == 10
     assert line.startswith(f"10 images: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code")
     assert f"bits_per_code{figures['bits_per_code']:>21.4f}" in capsys.readouterr().out
+
+
+def test_a_broken_image_is_left_out_and_its_neighbour_counts_once(model: Path, tmp_path: Path):
+    generator = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(generator.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    config = EvaluateConfig(model=str(model), data=EvaluateDataConfig(path=str(tmp_path)), out=str(tmp_path / "f.json"))
+
+    def figures() -> tuple[str, dict[str, float]]:
+        line = evaluate(config)
+        return line, json.loads((tmp_path / "f.json").read_text())
+
+    (tmp_path / "b.png").rename(tmp_path / "b.txt")
+    line, without = figures()
+    assert line.startswith("2 images: ")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(
+        UserError, match=r"1 of 3 images cannot be read, and 0 may be: .* with --data.max_bad_share 0.67"
+    ):
+        figures()
+    config = replace(config, data=replace(config.data, max_bad_share=0.67))
+    line, found = figures()
+    assert found == pytest.approx(without)
+    assert line.startswith("2 images: ")
+    assert line.endswith(f"; 1 of 3 images cannot be read and is passed over: {tmp_path / 'b.png'}")
 
 
 def test_classes_are_those_of_the_prior_or_none(digits: Path):
