@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.model_io import load_pretrained
-from pipelines.options import kinds_of
+from pipelines.fields import kinds_of
 from stage1_vq.autoencoders import (
     AUTOENCODERS,
     Autoencoder,

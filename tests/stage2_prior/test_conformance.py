@@ -13,7 +13,7 @@ from torch import Tensor
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from common.model_io import load_pretrained
-from pipelines.options import kinds_of
+from pipelines.fields import kinds_of
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, AutoregressivePrior, PriorConfig
 from stage2_prior.priors.base import NO_CODE
