@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codes.spec import Codes, CodeSpec
+from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from common.files import atomic_file, read_json, sha256_of_file, write_json
 from common.tensor_files import load_tensors, save_tensors
@@ -24,6 +24,7 @@ from training.task import Batch
 INDEX_NAME = "index.json"
 LATENTS_NAME = "latents.safetensors"  # what of the autoencoder turns codes to latents, for priors that see latents
 UNFINISHED_NAME = "unfinished"  # folder of what is known of the shards until all of them are written
+CHUNK = 8192  # images that are looked at at a time
 NUMPY_TYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32}
 
 Split = Literal["train", "validation"]
@@ -230,6 +231,11 @@ class CodeDataset:
         """0 where the images have no classes."""
         return len(self.class_names or ())
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every image, n int32, -1 for none."""
+        return np.concatenate([np.empty(0, np.int32), *(tensors["labels"] for tensors in self.maps)])
+
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
         """Codes and labels of images `indices`. `draws` changes nothing: codes know no augmentation."""
         wanted = np.asarray(indices, dtype=np.int64)
@@ -242,6 +248,25 @@ class CodeDataset:
             for name, batch in {**codes, "labels": labels}.items():
                 batch[here] = self.maps[number][name][rows]
         return {"codes": tuple(map(torch.from_numpy, codes.values())), "labels": torch.from_numpy(labels)}
+
+    def stored(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """The codes of all images as they are stored, up to `CHUNK` of them at a time: one `b h w` for each grid.
+        Raises UserError for codes beyond a grid's vocabulary."""
+        for tensors in self.maps:
+            for start in range(0, len(tensors["labels"]), CHUNK):
+                grids = self.code_spec.grids
+                parts = tuple(tensors[f"codes.{grid.name}"][start : start + CHUNK] for grid in grids)
+                for part, grid in zip(parts, grids, strict=True):
+                    check_range(part, grid, self.folder)
+                yield parts
+
+    def counts(self) -> tuple[Tensor, ...]:
+        """How often each code occurs, one `k` int64 for each grid. Raises UserError as `stored` does."""
+        totals = [np.zeros(grid.vocabulary, np.int64) for grid in self.code_spec.grids]
+        for parts in self.stored():
+            for total, part in zip(totals, parts, strict=True):
+                total += np.bincount(part.ravel().astype(np.int64), minlength=len(total))
+        return tuple(map(torch.from_numpy, totals))
 
     def latents(self) -> dict[str, Tensor] | None:
         """What the autoencoder gave of itself beside the codes, None if nothing. Raises UserError if damaged."""
@@ -285,6 +310,15 @@ class CodeDataset:
                     f"{self.folder / shard.file} is damaged: its checksum is not that of {INDEX_NAME}; run "
                     "its `zellige encode` again: it replaces what is not whole"
                 )
+
+
+def check_range(stored: np.ndarray, grid: Grid, folder: str | Path) -> None:
+    """Raises UserError unless all codes are in the grid's vocabulary."""
+    if stored.size and int(stored.max()) >= grid.vocabulary:
+        raise UserError(
+            f"{folder} holds code {stored.max()} in grid {grid.name!r}, expected 0 to {grid.vocabulary - 1}; encode "
+            "the images anew"
+        )
 
 
 def map_tensors(path: Path) -> dict[str, np.ndarray]:

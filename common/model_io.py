@@ -42,8 +42,13 @@ class PretrainedModel(nn.Module):
         tokenizer."""
         return {}
 
+    def records(self) -> dict[str, Mapping[str, Tensor]]:
+        """Further files of the model folder, tensors by their names: what is known of how the model was made. Unlike
+        documents they are no part of what it is, and of its fingerprint."""
+        return {}
+
     def read_documents(self, folder: Path) -> None:
-        """Takes back from a model folder what `documents` gave it."""
+        """Takes back from a model folder what `documents` and `records` gave it. Raises UserError."""
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the model folder atomically and returns its path. Raises UserError if `folder` is something else."""
@@ -59,6 +64,8 @@ class PretrainedModel(nn.Module):
             save_tensors(self.state_dict(), temporary / WEIGHTS_NAME)
             for name, content in self.documents().items():
                 (temporary / name).write_text(content, encoding="utf-8")
+            for name, tensors in self.records().items():
+                save_tensors(tensors, temporary / name)
         return folder
 
     @classmethod

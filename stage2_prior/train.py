@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from codes.shards import CodeDataset, Split
 from codes.spec import Codes
+from codes.training_images import TrainingImages
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.model_io import PretrainedModel
@@ -202,6 +203,7 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
     else:
         prior = PRIORS[config.model.kind].for_codes(config.model, train_codes, num_classes, **facts)
     prior.tokenizer = None if encoder else tokenizer  # an encoder brings its own
+    prior.training_images = TrainingImages.of(train_codes)
     training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
     task = Stage2Task(prior, config.label_dropout, encoder)
     run_facts = RunFacts(

@@ -12,7 +12,7 @@ from pipelines.codec.archive import Archive, read_archive
 from pipelines.codec.codec import Codec
 from pipelines.codec.models import Models
 from pipelines.devices import open_device
-from pipelines.figures import decibels, ssim
+from pipelines.figures import SSIM_WINDOW, decibels, ssim
 from pipelines.image_folders import to_images
 from pipelines.pictures import to_pil
 
@@ -47,5 +47,7 @@ def quality(codec: Codec, archive: Archive, data: bytes, against: Path, title: s
     psnr = decibels(np.asarray(original), np.asarray(decoded))
     similarity = ssim(to_images(decoded), to_images(original))
     return ("PSNR: equal" if psnr is None else f"PSNR: {psnr:.2f} dB") + (
-        "" if similarity is None else f", SSIM: {float(similarity[0]):.4f}"
+        f", SSIM: {float(similarity[0]):.4f}"
+        if similarity is not None
+        else f"; no SSIM, whose windows of {SSIM_WINDOW}x{SSIM_WINDOW} pixels are larger than the image"
     )

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from codes.shards import INDEX_NAME, CodeDataset, Split, smallest_type
+from codes.shards import CHUNK, INDEX_NAME, CodeDataset, Split, check_range, smallest_type
 from codes.spec import Grid
 from common.errors import UserError
 from common.files import atomic_file, read_json, remove_leftovers, sha256_of_file, write_json
@@ -26,7 +26,6 @@ from pipelines.settings import SETTINGS_NAME
 from pipelines.stages import check_made_by
 from stage1_vq.autoencoders import AUTOENCODERS
 
-CHUNK = 8192  # images that are looked at at a time
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -92,14 +91,9 @@ def info(config: CodesInfoConfig) -> str:
         f"autoencoder: fingerprint {index.stage1_fingerprint[:12] or 'not recorded'}",
         f"made from:   {made_from or 'not recorded'}",
     ]
-    counts = {grid.name: np.zeros(grid.vocabulary, np.int64) for grid in spec.grids}
-    for tensors, _ in chunks(train):
-        for grid in spec.grids:
-            stored = tensors[f"codes.{grid.name}"]
-            check_range(stored, grid, config.codes)
-            counts[grid.name] += np.bincount(stored.ravel().astype(np.int64), minlength=grid.vocabulary)
     if len(train):
-        lines += [f"training codes of {name}: {describe_counts(count)}" for name, count in counts.items()]
+        counts = zip(spec.grids, train.counts(), strict=True)
+        lines += [f"training codes of {grid.name}: {describe_counts(count.numpy())}" for grid, count in counts]
     return "\n".join(lines)
 
 
@@ -145,15 +139,6 @@ def verify(config: CodesVerifyConfig) -> str:
         f"{config.codes} is sound: {len(index.shards)} shards, {len(datasets[0])} training and {len(datasets[1])} "
         "held-out images, all checksums right, no image more often than asked for"
     )
-
-
-def check_range(stored: np.ndarray, grid: Grid, folder: str) -> None:
-    """Raises UserError unless all codes are in the grid's vocabulary."""
-    if stored.size and int(stored.max()) >= grid.vocabulary:
-        raise UserError(
-            f"{folder} holds code {stored.max()} in grid {grid.name!r}, expected 0 to {grid.vocabulary - 1}; encode "
-            "the images anew"
-        )
 
 
 def export(config: CodesExportConfig) -> str:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jinja2 import Environment
@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from codes.shards import CodeDataset, Split
-from codes.spec import Codes
+from codes.spec import Codes, Grid
 from common.errors import UserError
 from common.files import atomic_file
 from pipelines.devices import open_device
-from pipelines.figures import bits_of_codes, entropy
+from pipelines.figures import FEW, bits_of_codes, frequency_bits, standard_error
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, to_pil
 from pipelines.stages import check_made_by
 from pipelines.two_stage import TwoStagePipeline
@@ -31,6 +31,7 @@ from stage2_prior.sampling import SamplingConfig
 from training.metrics_log import METRICS_NAME
 
 SHOWN, COLUMNS = 20, 10
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,35 +58,44 @@ class GridFigures(NamedTuple):
 
     name: str
     vocabulary: int
-    frequencies: float  # bits of a prior that knows only how frequent each code is
+    frequencies: float  # bits of held-out images under a prior that knows only how frequent codes are in training
     train: float  # bits of training images
     validation: float  # bits of held-out images
     samples: float  # bits of the prior's own samples
+    error: float  # standard error of the bits of held-out images
     real_used: float  # share of the vocabulary that so many real images use
     sampled_used: float  # share of the vocabulary that as many samples use
     never_sampled: float  # share of the codes of these real images that no sample has
+    never_trained: float  # share of them that as many training images do not have
 
 
 def diagnose(config: DiagnoseConfig) -> str:
     """Writes the page `config.out`, prints the findings, returns one line. Raises UserError."""
     _, device = open_device(config.device)
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
-    parts: dict[Split, tuple[Codes, Tensor]] = {}
-    for split in ("train", "validation"):
-        parts[split] = real_codes(config, split, pipeline)
+    datasets = {split: matching_codes(config, split, pipeline) for split in SPLITS}
+    parts = {split: real_codes(dataset, config.num, pipeline.device) for split, dataset in datasets.items()}
     codes, labels = parts["validation"]
     count = len(labels)
     sampled, asked = sample_like(pipeline, labels, config)
     bits = {
-        "train": mean_bits(pipeline, *parts["train"], config.batch_size),
-        "validation": mean_bits(pipeline, codes, labels, config.batch_size),
-        "samples": mean_bits(pipeline, sampled, asked, config.batch_size),
+        "train": bits_of_images(pipeline, *parts["train"], config.batch_size),
+        "validation": bits_of_images(pipeline, codes, labels, config.batch_size),
+        "samples": bits_of_images(pipeline, sampled, asked, config.batch_size),
     }
+    frequent = datasets["train"].counts()
     grids = [
-        grid_figures(number, {name: values[number] for name, values in bits.items()}, pipeline, codes, sampled)
+        grid_figures(
+            pipeline.prior.code_spec.grids[number],
+            {name: of_grids[number] for name, of_grids in bits.items()},
+            frequent[number],
+            trained=parts["train"][0][number][evenly(count, len(parts["train"][1]))],
+            real=codes[number],
+            sampled=sampled[number],
+        )
         for number in range(len(codes))
     ]
-    answers = findings(grids, pipeline.sampling)
+    answers = findings(grids, pipeline.sampling, min(count, len(parts["train"][1])))
     pictures = {
         "Real codes, decoded: what stage one can show": sheet(pipeline, codes),
         "Samples": sheet(pipeline, sampled),
@@ -99,8 +109,8 @@ def diagnose(config: DiagnoseConfig) -> str:
     return f"{len(answers)} findings from {count} held-out images and as many samples; the page is {config.out}"
 
 
-def real_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline) -> tuple[Codes, Tensor]:
-    """Codes and labels of up to `num` real images, evenly spread. Raises UserError for codes of something else."""
+def matching_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline) -> CodeDataset:
+    """One part of the code shards. Raises UserError for codes of something else."""
     dataset = CodeDataset(config.codes, split)
     if dataset.code_spec != pipeline.prior.code_spec:
         raise UserError(
@@ -110,10 +120,20 @@ def real_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline)
     check_made_by(dataset, pipeline.autoencoder)
     if not len(dataset):
         raise UserError(f"{config.codes} holds no {split} images, which the diagnosis compares; encode with both parts")
-    count = min(config.num, len(dataset))
-    chosen = [i * len(dataset) // count for i in range(count)]
+    return dataset
+
+
+def real_codes(dataset: CodeDataset, num: int, device: torch.device) -> tuple[Codes, Tensor]:
+    """Codes and labels of up to `num` real images, evenly spread."""
+    chosen = evenly(num, len(dataset))
     batch = dataset.fetch(chosen, chosen)
-    return tuple(grid.to(pipeline.device) for grid in batch["codes"]), batch["labels"].to(pipeline.device)
+    return tuple(grid.to(device) for grid in batch["codes"]), batch["labels"].to(device)
+
+
+def evenly(count: int, among: int) -> list[int]:
+    """Up to `count` of the positions 0 to `among` - 1, evenly spread."""
+    count = min(count, among)
+    return [i * among // count for i in range(count)]
 
 
 def sample_like(pipeline: TwoStagePipeline, labels: Tensor, config: DiagnoseConfig) -> tuple[Codes, Tensor]:
@@ -137,8 +157,8 @@ def asked_like(pipeline: TwoStagePipeline, labels: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def mean_bits(pipeline: TwoStagePipeline, codes: Codes, labels: Tensor, batch_size: int) -> list[float]:
-    """Bits per code of each grid."""
+def bits_of_images(pipeline: TwoStagePipeline, codes: Codes, labels: Tensor, batch_size: int) -> list[Tensor]:
+    """Bits per code of each image, `b` for each grid."""
     parts = [
         [
             part.mean(dim=(1, 2))
@@ -146,31 +166,41 @@ def mean_bits(pipeline: TwoStagePipeline, codes: Codes, labels: Tensor, batch_si
         ]
         for i, ls in zip(range(0, len(labels), batch_size), labels.split(batch_size), strict=True)
     ]
-    return [float(torch.cat(grid).mean()) for grid in zip(*parts, strict=True)]
+    return [torch.cat(grid) for grid in zip(*parts, strict=True)]
 
 
 def grid_figures(
-    number: int, bits: dict[str, float], pipeline: TwoStagePipeline, real: Codes, sampled: Codes
+    grid: Grid, bits: dict[str, Tensor], frequent: Tensor, *, trained: Tensor, real: Tensor, sampled: Tensor
 ) -> GridFigures:
-    grid = pipeline.prior.code_spec.grids[number]
-    of_real, of_samples = (
-        codes[number].flatten().cpu().bincount(minlength=grid.vocabulary) for codes in (real, sampled)
+    """bits: of each image, by part; frequent: how often each code occurs in all training images, `k`; then the codes of
+    training images, of held-out images and of samples, as many of each if there are."""
+    of_trained, of_real, of_sampled = (
+        codes.flatten().cpu().bincount(minlength=grid.vocabulary) for codes in (trained, real, sampled)
     )
-    missing = (of_real > 0) & (of_samples == 0)
+    used = int((of_real > 0).sum())
     return GridFigures(
         name=grid.name,
         vocabulary=grid.vocabulary,
-        frequencies=entropy(of_real),
-        **bits,
-        real_used=float((of_real > 0).double().mean()),
-        sampled_used=float((of_samples > 0).double().mean()),
-        never_sampled=float(missing.sum() / (of_real > 0).sum()),
+        frequencies=frequency_bits(of_real, frequent),
+        **{name: float(of_images.mean()) for name, of_images in bits.items()},
+        error=standard_error(bits["validation"]),
+        real_used=used / grid.vocabulary,
+        sampled_used=float((of_sampled > 0).double().mean()),
+        never_sampled=int(((of_real > 0) & (of_sampled == 0)).sum()) / used,
+        never_trained=int(((of_real > 0) & (of_trained == 0)).sum()) / used,
     )
 
 
-def findings(grids: Sequence[GridFigures], sampling: SamplingConfig) -> list[str]:
-    """What the figures say, each with its remedy."""
+def findings(grids: Sequence[GridFigures], sampling: SamplingConfig, images: int) -> list[str]:
+    """What the figures say, each with its remedy. images: how many of each part they come from."""
     found = []
+    if images < FEW:
+        error = max(grid.error for grid in grids)
+        found.append(
+            f"take all this with caution: it comes from {images} images of a part, and bits per code of others would "
+            f"differ by some {error:.2f} (standard error); a hundred and more tell, if need be by holding out more: "
+            "zellige encode --data.validation_share 0.2"
+        )
     for grid in grids:
         of = f"grid {grid.name!r}: " if len(grids) > 1 else ""
         if grid.validation - grid.train > 0.05 * grid.frequencies:
@@ -182,8 +212,8 @@ def findings(grids: Sequence[GridFigures], sampling: SamplingConfig) -> list[str
         if grid.validation > 0.9 * grid.frequencies:
             found.append(
                 f"{of}the prior has learned little more than how frequent the codes are: {grid.validation:.2f} bits "
-                f"per code, and frequencies alone need {grid.frequencies:.2f}; train longer, with a larger model or "
-                "another learning rate"
+                f"per code, and their frequencies in training alone need {grid.frequencies:.2f}; train longer, with a "
+                "larger model or another learning rate"
             )
         if grid.samples < 0.8 * grid.validation:
             found.append(
@@ -198,10 +228,11 @@ def findings(grids: Sequence[GridFigures], sampling: SamplingConfig) -> list[str
             )
         if grid.sampled_used < 0.8 * grid.real_used:
             found.append(
-                f"{of}{grid.never_sampled:.0%} of the codes that real images use are never sampled: "
+                f"{of}{grid.never_sampled:.0%} of the codes that real images use are never sampled, where as many "
+                f"training images lack {grid.never_trained:.0%} of them: "
                 f"{settings_that_narrow(sampling)}; if nothing narrows the choice, the prior is trained too little"
             )
-    if not found:
+    if len(found) == (images < FEW):
         found.append(
             "the prior fits its codes, also those it was not trained on, and samples as it was trained: where samples "
             "still look bad, the whole is too large a task for it; train longer or larger, or take fewer, coarser codes"
@@ -264,13 +295,18 @@ Sampling: {{ sampling }}.</p>
 <ul>{% for answer in answers %}<li>{{ answer }}</li>{% endfor %}</ul>
 <h2>Bits per code</h2>
 <table><tr><th>grid</th><th>uniform</th><th>frequencies</th><th>training</th><th>held out</th><th>samples</th>
-<th>codes used, real</th><th>codes used, samples</th><th>never sampled</th></tr>
+<th>codes used, real</th><th>codes used, samples</th><th>never sampled</th><th>never in training</th>
+</tr>
 {% for grid in grids %}<tr><td>{{ grid.name }}</td><td>{{ "%.2f"|format(grid.uniform) }}</td>
 <td>{{ "%.2f"|format(grid.frequencies) }}</td><td>{{ "%.2f"|format(grid.train) }}</td>
-<td>{{ "%.2f"|format(grid.validation) }}</td><td>{{ "%.2f"|format(grid.samples) }}</td>
+<td>{{ "%.2f ± %.2f"|format(grid.validation, grid.error) }}</td><td>{{ "%.2f"|format(grid.samples) }}</td>
 <td>{{ "%.0f%%"|format(100 * grid.real_used) }}</td><td>{{ "%.0f%%"|format(100 * grid.sampled_used) }}</td>
-<td>{{ "%.0f%%"|format(100 * grid.never_sampled) }}</td></tr>{% endfor %}</table>
-<p><small>uniform: all codes equally likely. frequencies: the entropy of the real codes, each by itself.</small></p>
+<td>{{ "%.0f%%"|format(100 * grid.never_sampled) }}</td>
+<td>{{ "%.0f%%"|format(100 * grid.never_trained) }}</td></tr>{% endfor %}</table>
+<p><small>uniform: all codes equally likely. frequencies: the held-out codes, each by itself, by how
+often it occurs in all training images. held out: with the standard error over the images. Codes used grow with the
+number of images, which is the same in every column; never sampled, never in training: of the codes of the held-out
+images those that no sample, and none of as many training images, has.</small></p>
 {% for title, source in pictures.items() %}<h2>{{ title }}</h2><p><img alt="{{ title }}" src="{{ source }}"></p>
 {% endfor %}</html>
 """

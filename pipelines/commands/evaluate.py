@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from codes.shards import CodeDataset
+from codes.training_images import TrainingImages, hashes_of
 from common.errors import UserError
 from common.files import write_json
 from images.datasets import DataConfig, ImageDataset, open_images, to_float
 from images.files import MAX_BAD_SHARE
 from pipelines.devices import open_device
-from pipelines.figures import bits_of_codes, entropy, ssim
+from pipelines.figures import FEW, SSIM_WINDOW, bits_of_codes, entropy, frequency_bits, ssim, standard_error
+from pipelines.stages import check_made_by
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.train import psnr
+
+SHARED = 0.02  # of the images: beyond it they are no test images; a few have the codes of another by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class EvaluateConfig:
 
     model: str  # assembled model, or a hub id
     data: EvaluateDataConfig
+    codes: str | None = None  # code shards that the prior was trained on: what their frequencies alone would need
     num: int | None = None  # so many of the images, evenly spread; left out: all
     batch_size: int = 64  # images at a time
     out: str | None = None  # JSON file for the figures; left out: they are only printed
@@ -48,13 +54,15 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> str:
-    """Prints a line a figure, writes them to `config.out`, returns one line. Raises UserError."""
+    """Prints a line a figure and what a person should know of them, writes both to `config.out`, returns one line.
+    Raises UserError."""
     _, device = open_device(config.device)
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
+    training = None if config.codes is None else training_codes(config.codes, pipeline)
     dataset = images_to_evaluate(config.data, pipeline)
     count = len(dataset) if config.num is None else min(config.num, len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]
-    found = Figures(pipeline)
+    found = Figures(pipeline, training)
     for start in tqdm(range(0, count, config.batch_size), unit="batch"):
         indices = chosen[start : start + config.batch_size]
         batch, read = dataset.fetch_readable(indices, indices)  # another in its place would count twice
@@ -62,17 +70,28 @@ def evaluate(config: EvaluateConfig) -> str:
             found.add(to_float(batch["images"]).to(device), batch["labels"].to(device))
     if not found.images:
         raise UserError(f"none of the {count} images of {config.data.path} that were chosen can be read")
-    figures = {"model": config.model, "data": config.data.path, **found.means()}
+    figures, notes = {"model": config.model, "data": config.data.path, **found.means()}, found.notes()
     for name, value in figures.items():
-        print(f"{name:<28}{value:.4f}" if isinstance(value, float) else f"{name:<28}{value}")
+        print(f"{name:<34}{value:.4f}" if isinstance(value, float) else f"{name:<34}{value}")
+    for note in notes:
+        print(note)
     if config.out is not None:
-        write_json(Path(config.out), figures)
+        write_json(Path(config.out), {**figures, "notes": notes})
     where = f", figures in {config.out}" if config.out else ""
     unread = dataset.bad_images.summary()
     return (
         f"{found.images} images: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code, "
         f"{figures['bits_per_pixel']:.4f} bits per pixel{where}" + (f"; {unread}" if unread else "")
     )
+
+
+def training_codes(folder: str, pipeline: TwoStagePipeline) -> CodeDataset:
+    """The training part of code shards. Raises UserError for codes of another model, and where there is none."""
+    dataset = CodeDataset(folder, "train")
+    check_made_by(dataset, pipeline.autoencoder)
+    if not len(dataset):
+        raise UserError(f"{folder} holds no training images; name the codes that the prior was trained on")
+    return dataset
 
 
 def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> ImageDataset:
@@ -98,14 +117,17 @@ def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> 
 
 
 class Figures:
-    """Sums over test images, batch after batch."""
+    """What test images gave, batch after batch."""
 
-    def __init__(self, pipeline: TwoStagePipeline) -> None:
+    def __init__(self, pipeline: TwoStagePipeline, training: CodeDataset | None = None) -> None:
+        """training: codes that the prior was trained on."""
         self.pipeline = pipeline
         self.spec = pipeline.prior.code_spec
-        self.images = 0
-        self.sums: dict[str, float] = {}
+        self.training_counts = None if training is None else training.counts()
+        self.known = pipeline.prior.training_images if training is None else TrainingImages.of(training)
+        self.values: dict[str, list[Tensor]] = {}  # one number for each image, float64
         self.counts = [torch.zeros(grid.vocabulary, dtype=torch.int64) for grid in self.spec.grids]
+        self.hashes: list[np.ndarray] = []  # of the images' codes
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
@@ -114,27 +136,41 @@ class Figures:
         decoded = self.pipeline.decode(codes)
         bits = bits_of_codes(self.pipeline.prior, codes, labels)
         of_image = torch.stack([part.sum(dim=(1, 2)) for part in bits]).sum(0)  # b
-        self.images += len(images)
-        self._sum("psnr", psnr((decoded - images).square().mean(dim=(1, 2, 3))))
+        self._note("psnr", psnr((decoded - images).square().mean(dim=(1, 2, 3))))
         if (similarity := ssim(decoded, images)) is not None:
-            self._sum("ssim", similarity)
-        self._sum("bits", of_image)
+            self._note("ssim", similarity)
+        self._note("bits", of_image)
         for grid, part in zip(self.spec.grids, bits, strict=True):
-            self._sum(f"bits {grid.name}", part.mean(dim=(1, 2)))
+            self._note(f"bits {grid.name}", part.mean(dim=(1, 2)))
         if (decoder := self.pipeline.autoencoder.decoder_bits(images, codes)) is not None:
-            self._sum("two_stage", of_image + decoder)
+            self._note("two_stage", of_image + decoder)
+        arrays = [grid.cpu().numpy() for grid in codes]
+        if self.pipeline.tables is not None:
+            for grid, array in zip(self.spec.grids, arrays, strict=True):
+                cost = self.pipeline.tables.grids[grid.name].bits(array)
+                self._note(f"tables {grid.name}", torch.from_numpy(cost).mean(dim=(1, 2)))
         for count, part in zip(self.counts, codes, strict=True):
             count += part.flatten().cpu().bincount(minlength=len(count))
+        self.hashes.append(hashes_of(arrays))
 
-    def _sum(self, name: str, per_image: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(per_image.cpu().double().sum())
+    def _note(self, name: str, per_image: Tensor) -> None:
+        self.values.setdefault(name, []).append(per_image.cpu().double())
+
+    def trained_on(self) -> tuple[int, int]:
+        """How many of the images the prior was trained on, of how many for which that can be told."""
+        return (0, 0) if self.known is None else self.known.among(np.concatenate(self.hashes))
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.values["psnr"]))
 
     def means(self) -> dict[str, Any]:
-        """Means over the images: PSNR in dB; SSIM (with the extra `eval`); bits per code, of each grid too, per pixel
-        and per image-dimension; where the decoder is a likelihood, the bits per dimension of both stages together, a
-        bound on the image's own; shares of each grid's codes that occur, and their entropy: what the bits per code of a
-        prior that knows only frequencies would be."""
-        mean = {name: total / self.images for name, total in self.sums.items()}
+        """Means over the images: PSNR in dB; SSIM, where they are large enough; bits per code, of each grid too, per
+        pixel and per image-dimension; where the decoder is a likelihood, the bits per dimension of both stages
+        together, a bound on the image's own; shares of each grid's codes that occur; the bits per code of a prior that
+        knows only frequencies: those in the training images, or else an estimate from these images; those of the
+        model's tables; the share of images that the prior was trained on, where that can be told."""
+        mean = {name: float(torch.cat(parts).mean()) for name, parts in self.values.items()}
         spec = self.spec
         figures: dict[str, Any] = {"images": self.images, "psnr": mean["psnr"]}
         if "ssim" in mean:
@@ -143,12 +179,51 @@ class Figures:
         if len(spec.grids) > 1:
             figures |= {f"bits_per_code of {g.name}": mean[f"bits {g.name}"] for g in spec.grids}
         figures["bits_per_pixel"] = mean["bits"] / (spec.image_height * spec.image_width)
-        figures["bits_per_pixel, packed"] = spec.bits_per_image / (spec.image_height * spec.image_width)
+        figures["packed bits_per_pixel"] = spec.bits_per_image / (spec.image_height * spec.image_width)
         figures["bits_per_dimension"] = mean["bits"] / spec.image_dimensions
         if "two_stage" in mean:
             figures["two-stage bits_per_dimension"] = mean["two_stage"] / spec.image_dimensions
-        for grid, count in zip(spec.grids, self.counts, strict=True):
+        for number, (grid, count) in enumerate(zip(spec.grids, self.counts, strict=True)):
             of = f" of {grid.name}" if len(spec.grids) > 1 else ""
             figures[f"codes used{of}"] = float((count > 0).double().mean())
-            figures[f"entropy of the codes{of}"] = entropy(count)
+            if self.training_counts is not None:
+                figures[f"bits by training frequencies{of}"] = frequency_bits(count, self.training_counts[number])
+            else:
+                figures[f"estimated entropy of the codes{of}"] = entropy(count)
+            if self.pipeline.tables is not None:
+                figures[f"bits by the model's tables{of}"] = mean[f"tables {grid.name}"]
+        trained_on, comparable = self.trained_on()
+        if comparable:
+            figures["share of training images"] = trained_on / comparable
         return figures
+
+    def notes(self) -> list[str]:
+        """What a person should know before they quote the figures."""
+        found = []
+        trained_on, comparable = self.trained_on()
+        if trained_on > SHARED * comparable:
+            which = "all" if trained_on == comparable else f"{trained_on} of {comparable}"
+            found.append(
+                f"warning: {which} of these images have exactly the codes of images that the prior was trained on, so "
+                "the figures flatter it; name images that it has not seen"
+            )
+        elif self.known is not None and comparable < SHARED * self.images:
+            found.append(
+                "note: whether the prior was trained on these images cannot be told: their codes are too alike"
+            )
+        if self.known is None:
+            found.append(
+                "note: whether the model was trained on these images is not known, as it does not record its training "
+                "images; --codes, the code shards of its training, would tell"
+            )
+        if "ssim" not in self.values:
+            found.append(
+                f"note: ssim is left out: its windows of {SSIM_WINDOW}x{SSIM_WINDOW} pixels are larger than the images"
+            )
+        if self.images < FEW:
+            psnr_error, bits_error = (standard_error(torch.cat(self.values[name])) for name in ("psnr", "bits"))
+            found.append(
+                f"note: {self.images} images are few: figures of others would differ by some {psnr_error:.2f} dB and "
+                f"{bits_error / self.spec.codes_per_image:.2f} bits per code (standard errors), and use other codes"
+            )
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -10,16 +10,20 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors import SafetensorError
 from torch import Tensor
 
 from codes.shards import CodeDataset
 from codes.spec import Codes, CodeSpec, Grid
+from codes.training_images import TrainingImages
 from common.errors import UserError
 from common.model_io import PretrainedModel
+from common.tensor_files import load_tensors
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.stepping import Stepper
 from stage2_prior.text import TOKENIZER_NAME, tokenize
 
+TRAINING_IMAGES_NAME = "training_images.safetensors"
 NO_CODE = -1e4  # a logit of probability 0, yet finite in every type
 
 
@@ -73,6 +77,7 @@ class Prior(PretrainedModel):
         self.given = tuple(given)
         self.text = text
         self.embeddings = embeddings
+        self.training_images: TrainingImages | None = None  # None: not recorded
         self.tokenizer: str | None = None  # content of the tokenizer.json that its text is made with
         self.class_names = None if class_names is None else tuple(class_names)
         self.stage1_fingerprint = stage1_fingerprint
@@ -105,9 +110,17 @@ class Prior(PretrainedModel):
     def documents(self) -> dict[str, str]:
         return {} if self.tokenizer is None else {TOKENIZER_NAME: self.tokenizer}
 
+    def records(self) -> dict[str, Mapping[str, Tensor]]:
+        return {} if self.training_images is None else {TRAINING_IMAGES_NAME: self.training_images.tensors()}
+
     def read_documents(self, folder: Path) -> None:
         if (folder / TOKENIZER_NAME).exists():
             self.tokenizer = (folder / TOKENIZER_NAME).read_text(encoding="utf-8")
+        if (path := folder / TRAINING_IMAGES_NAME).exists():
+            try:
+                self.training_images = TrainingImages.from_tensors(load_tensors(path))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is damaged ({error}); copy it again, or delete it: it is a record") from error
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """`Condition.text` of prompts, `b t`; of an empty one it is that of no text. Raises UserError for a prior that

@@ -114,6 +114,7 @@ class Hierarchical(AutoregressivePrior):
         for own, level in zip(joined.levels, levels, strict=True):
             take_types(own, level.state_dict())
             own.load_state_dict(level.state_dict())
+        joined.training_images = top.training_images
         return joined.eval()
 
     # ---- the levels, each with what it is given ---------------------------------------------------------------------

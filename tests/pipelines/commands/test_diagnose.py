@@ -11,7 +11,8 @@ from codes.shards import CodeShardWriter
 from codes.spec import CodeSpec, Grid
 from common.errors import UserError
 from pipelines import TwoStagePipeline
-from pipelines.commands.diagnose import DiagnoseConfig, GridFigures, diagnose, findings
+from pipelines.commands.diagnose import DiagnoseConfig, GridFigures, diagnose, evenly, findings, grid_figures
+from pipelines.figures import training_shares
 from stage2_prior.sampling import SamplingConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.pipelines.test_prompts_and_sizes import text_pipeline
@@ -32,7 +33,7 @@ def write_codes(
 
 GOOD = GridFigures(
     name="codes", vocabulary=64, frequencies=5.5, train=3.0, validation=3.1, samples=3.0, real_used=0.9,
-    sampled_used=0.85, never_sampled=0.06,
+    sampled_used=0.85, never_sampled=0.06, never_trained=0.05, error=0.01,
 )  # fmt: skip
 
 
@@ -41,31 +42,73 @@ GOOD = GridFigures(
     [
         ({}, "the prior fits its codes"),
         ({"train": 1.5}, "the prior knows its training images by heart: 1.50 bits per code there and 3.10"),
-        ({"train": 5.2, "validation": 5.3, "samples": 5.3}, "little more than how frequent the codes are: 5.30 bits"),
+        (
+            {"train": 5.2, "validation": 5.3, "samples": 5.3},
+            "5.30 bits per code, and their frequencies in training alone need 5.50; train longer",
+        ),
         ({"samples": 2.0}, "samples are more predictable than real images, 2.00 bits per code against 3.10"),
         ({"samples": 4.5}, "samples drift into what the prior itself finds improbable, 4.50 bits per code"),
-        ({"sampled_used": 0.3, "never_sampled": 0.7}, "70% of the codes that real images use are never sampled"),
+        (
+            {"sampled_used": 0.3, "never_sampled": 0.7},
+            "70% of the codes that real images use are never sampled, where as many training images lack 5%",
+        ),
     ],
 )
 def test_each_fault_is_found_alone(fault, said):
-    (answer,) = findings([GOOD._replace(**fault)], SamplingConfig())
+    (answer,) = findings([GOOD._replace(**fault)], SamplingConfig(), 500)
     assert said in answer
+
+
+def test_of_few_images_it_says_how_little_they_tell():
+    caution, answer = findings([GOOD._replace(error=0.31)], SamplingConfig(), 24)
+    assert caution.startswith("take all this with caution: it comes from 24 images of a part, and bits per code of")
+    assert "would differ by some 0.31 (standard error)" in caution
+    assert answer.startswith("the prior fits its codes")
+    assert "caution" not in findings([GOOD], SamplingConfig(), 100)[0]
+
+
+def test_a_prior_is_held_against_the_frequencies_of_training_not_of_a_few_held_out_codes():
+    """384 codes of 256 fit their own frequencies in 6.9 bits a code, and those of training in 7.3."""
+    shares = 1 / (torch.arange(256, dtype=torch.float64) + 10)
+    generator = torch.Generator().manual_seed(0)
+    training, held_out, sampled = (
+        torch.multinomial(shares, count, replacement=True, generator=generator).view(-1, 4, 4)
+        for count in (64_000, 384, 384)
+    )
+    counts = training.flatten().bincount(minlength=256)
+    bits = {"train": torch.full((24,), 6.4), "validation": torch.full((24,), 6.5), "samples": torch.full((24,), 6.5)}
+    figures = grid_figures(
+        Grid("codes", 4, 4, 256), bits, counts, trained=training[:24], real=held_out, sampled=sampled
+    )
+    assert figures.frequencies == pytest.approx(float(-training_shares(counts)[held_out.flatten()].log2().mean()))
+    assert figures.frequencies > 7.2
+    assert (figures.train, figures.validation, figures.error) == (pytest.approx(6.4), 6.5, 0)
+    missing = len(set(held_out.flatten().tolist()) - set(training[:24].flatten().tolist()))
+    assert figures.never_trained == pytest.approx(missing / len(held_out.unique()))
+    # It saves 0.8 bits a code; held against the entropy of these few codes it would have learned next to nothing.
+    said = findings([figures], SamplingConfig(), 24)
+    assert not any("little more than how frequent" in answer for answer in said)
 
 
 def test_settings_that_narrow_the_choice_are_named():
     fault = GOOD._replace(samples=2.0)
     assert (
         "the model samples with temperature=0.5, top_k=3;"
-        in findings([fault], SamplingConfig(temperature=0.5, top_k=3))[0]
+        in findings([fault], SamplingConfig(temperature=0.5, top_k=3), 500)[0]
     )
-    assert "its sampling settings are those of training" in findings([fault], SamplingConfig())[0]
+    assert "its sampling settings are those of training" in findings([fault], SamplingConfig(), 500)[0]
 
 
 def test_of_several_grids_each_is_named_and_the_least_predictable_too():
     grids = [GOOD._replace(name="top", train=1.0), GOOD._replace(name="bottom", validation=4.9, train=4.9, samples=4.9)]
-    overfit, worst = findings(grids, SamplingConfig())
+    overfit, worst = findings(grids, SamplingConfig(), 500)
     assert overfit.startswith("grid 'top': the prior knows its training images by heart")
     assert worst.startswith("grid 'bottom' is the least predictable, 89% of its frequencies' bits")
+
+
+def test_images_are_taken_from_all_over_a_part():
+    assert evenly(3, 10) == [0, 3, 6]
+    assert evenly(5, 2) == [0, 1]
 
 
 def test_the_page_holds_figures_findings_and_pictures(model: Path, tmp_path: Path, capsys):

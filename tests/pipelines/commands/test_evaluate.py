@@ -6,18 +6,30 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from codes.shards import CodeDataset, CodeShardWriter
 from codes.spec import Grid
+from codes.training_images import TrainingImages, hashes_of
 from common.errors import UserError
 from images.datasets import to_float
 from pipelines import TwoStagePipeline
-from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, Figures, evaluate, images_to_evaluate
-from pipelines.figures import bits_of_codes, entropy
+from pipelines.codec.tables import fit_tables_to_shards
+from pipelines.commands.evaluate import (
+    EvaluateConfig,
+    EvaluateDataConfig,
+    Figures,
+    evaluate,
+    images_to_evaluate,
+    training_codes,
+)
+from pipelines.figures import bits_of_codes, entropy, ssim, training_shares
+from pipelines.pictures import to_pil
 from stage1_vq.autoencoders import DVAE, DVAEConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
@@ -28,6 +40,14 @@ from tests.stage2_prior.tiny import tiny_prior
 def some_images(count: int) -> torch.Tensor:
     pixels = torch.randint(256, (count, 1, 16, 16), generator=torch.Generator().manual_seed(0))
     return to_float(pixels.to(torch.uint8))
+
+
+def pipeline_that_tells_apart(images: torch.Tensor) -> TwoStagePipeline:
+    """With a codebook that was fitted to the images, all of whose codes differ."""
+    autoencoder = make_autoencoder()
+    autoencoder.initialise([images])
+    assert len(np.unique(hashes_of(autoencoder.encode(images)))) == len(images)
+    return TwoStagePipeline(autoencoder, make_prior(autoencoder, 0))
 
 
 def test_figures_are_means_over_images_whatever_the_batches():
@@ -45,10 +65,12 @@ def test_figures_are_means_over_images_whatever_the_batches():
     assert found["images"] == 7
     assert found["bits_per_code"] == pytest.approx(float(bits.mean()))
     assert found["bits_per_pixel"] == pytest.approx(float(bits.sum(1).mean()) / 256)
-    assert found["bits_per_pixel, packed"] == pytest.approx(16 * 4 / 256)
+    assert found["packed bits_per_pixel"] == pytest.approx(16 * 4 / 256)
     error = (pipeline.decode(codes) - images).square().mean(dim=(1, 2, 3))
     assert found["psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()))
     assert found["codes used"] == len(codes[0].unique()) / 16
+    assert found["ssim"] == pytest.approx(float(ssim(pipeline.decode(codes), images).mean()))
+    assert found["estimated entropy of the codes"] == pytest.approx(entropy(codes[0].flatten().bincount(minlength=16)))
     assert "two-stage bits_per_dimension" not in found  # a VQ-VAE's decoder is no likelihood
 
 
@@ -78,10 +100,6 @@ def test_bits_of_a_prior_of_captions_are_those_without_any():
     torch.testing.assert_close(found, expected.double())
 
 
-def test_entropy_is_that_of_the_frequencies():
-    assert entropy(torch.tensor([4, 0, 2, 2])) == pytest.approx(1.5)
-
-
 def test_both_stages_together_bound_the_bits_of_an_image():
     torch.manual_seed(0)
     quantizer = GumbelQuantizerConfig(codebook_size=16, dim=8, embedding_dim=4)
@@ -106,7 +124,107 @@ def test_the_command_prints_and_writes_the_figures(model: Path, digits: Path, tm
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["images"] == 10
     assert line.startswith(f"10 images: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code")
-    assert f"bits_per_code{figures['bits_per_code']:>21.4f}" in capsys.readouterr().out
+    assert f"bits_per_code{figures['bits_per_code']:>27.4f}" in capsys.readouterr().out
+
+
+def write_training_codes(pipeline: TwoStagePipeline, images: torch.Tensor, folder: Path, **options: str) -> Path:
+    codes, options = pipeline.encode(images), {"stage1_fingerprint": pipeline.autoencoder.fingerprint(), **options}
+    writer = CodeShardWriter(folder, pipeline.prior.code_spec, ["train"], **options)
+    writer.write(0, codes, torch.full((len(images),), -1), [f"{i}" for i in range(len(images))])
+    writer.finish()
+    return folder
+
+
+def write_pictures(images: torch.Tensor, folder: Path) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(images):
+        to_pil(image).save(folder / f"renamed {number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_training_images_are_no_test_images_whatever_they_are_called(recorded: bool, tmp_path: Path, capsys):
+    """Known to the model itself, or by the codes of its training."""
+    images = some_images(140)
+    pipeline = pipeline_that_tells_apart(images)
+    codes = write_training_codes(pipeline, images[:120], tmp_path / "codes")
+    if recorded:
+        pipeline.prior.training_images = TrainingImages.of(CodeDataset(codes))
+    model = pipeline.save_pretrained(tmp_path / "model")
+    named = None if recorded else str(codes)
+
+    def figures_of(name: str, chosen: torch.Tensor) -> tuple[dict[str, Any], str]:
+        data = EvaluateDataConfig(path=str(write_pictures(chosen, tmp_path / name)))
+        evaluate(EvaluateConfig(model=str(model), data=data, codes=named, out=str(tmp_path / "figures.json")))
+        return json.loads((tmp_path / "figures.json").read_text()), capsys.readouterr().out
+
+    figures, printed = figures_of("seen", images[:110])
+    said = "warning: all of these images have exactly the codes of images that the prior was trained on"
+    assert figures["share of training images"] == 1
+    assert said in printed
+    assert figures["notes"][0].startswith(said)
+    figures, printed = figures_of("some", images[10:])
+    assert figures["share of training images"] == pytest.approx(110 / 130)
+    assert "warning: 110 of 130 of these images have exactly the codes" in printed
+    figures, printed = figures_of("others", images[120:])
+    assert figures["share of training images"] == 0
+    assert "warning" not in printed
+
+
+def test_images_whose_codes_are_alike_are_not_taken_for_training_images(tmp_path: Path):
+    pipeline, images = make_pipeline(num_classes=0), some_images(1).expand(110, -1, -1, -1)
+    pipeline.prior.training_images = TrainingImages.of(
+        CodeDataset(write_training_codes(pipeline, images[:1], tmp_path / "codes"))
+    )
+    figures = Figures(pipeline)
+    figures.add(images, torch.full((110,), -1))
+    assert "share of training images" not in figures.means()
+    assert figures.notes() == [
+        "note: whether the prior was trained on these images cannot be told: their codes are too alike"
+    ]
+
+
+def test_a_model_that_records_no_training_images_says_that_nothing_is_known(model: Path, digits: Path, capsys):
+    evaluate(EvaluateConfig(model=str(model), data=EvaluateDataConfig(path=str(digits), split="train")))
+    printed = capsys.readouterr().out
+    assert "note: whether the model was trained on these images is not known" in printed
+    assert "share of training images" not in printed
+
+
+def test_frequencies_are_those_of_training_where_its_codes_are_named(tmp_path: Path):
+    pipeline, images = make_pipeline(num_classes=0), some_images(60)
+    training = CodeDataset(write_training_codes(pipeline, images[:50], tmp_path / "codes"))
+    pipeline.tables = fit_tables_to_shards(training)
+    figures = Figures(pipeline, training)
+    for part in images[50:].split(4):
+        figures.add(part, torch.full((len(part),), -1))
+    found, codes = figures.means(), pipeline.encode(images[50:])[0]
+    shares = training_shares(training.counts()[0])
+    assert found["bits by training frequencies"] == pytest.approx(float(-shares[codes.flatten()].log2().mean()))
+    assert found["bits by the model's tables"] == pytest.approx(
+        pipeline.tables.grids["codes"].bits(codes.numpy()).mean()
+    )
+    assert "estimated entropy of the codes" not in found
+    other = write_training_codes(pipeline, images[:5], tmp_path / "other", stage1_fingerprint="another")
+    with pytest.raises(UserError, match=r"holds codes of autoencoder another, .*; encode images with this model"):
+        training_codes(str(other), pipeline)
+
+
+def test_few_images_and_small_ones_are_told(tmp_path: Path):
+    autoencoder = make_autoencoder(image_size=(8, 8))
+    figures = Figures(TwoStagePipeline(autoencoder, make_prior(autoencoder, 0)))
+    images = some_images(5)[..., :8, :8]
+    figures.add(images, torch.full((5,), -1))
+    assert "ssim" not in figures.means()
+    notes = " ".join(figures.notes())
+    assert "ssim is left out: its windows of 11x11 pixels are larger than the images" in notes
+    bits = torch.cat(figures.values["bits"]) / 4
+    error = float(bits.std()) / math.sqrt(5)
+    assert "5 images are few: figures of others would differ by some" in notes
+    assert f"{error:.2f} bits per code (standard errors)" in notes
+    for _ in range(19):
+        figures.add(images, torch.full((5,), -1))
+    assert "images are few" not in " ".join(figures.notes())
 
 
 def test_a_broken_image_is_left_out_and_its_neighbour_counts_once(model: Path, tmp_path: Path):
