@@ -1,30 +1,22 @@
-"""Pictures for people: tensors to PIL, sheets of many images, training curves."""
+"""Pictures for people: files, rows of sheets (images/sheets.py), training curves."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image
 
 from common.errors import explain_disk_errors
 from common.files import atomic_file
-from images.datasets import to_uint8
+from images.sheets import contact_sheet as contact_sheet
+from images.sheets import to_pil as to_pil
 
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the empty last chunk with its checksum
-LEGIBLE = 56  # pixels: images with a shorter side are magnified on sheets
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """One image, c H W float in [-1, 1], c = 1 or 3, as a PIL image of mode "L" or "RGB"."""
-    pixels = to_uint8(image).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 @contextmanager
@@ -55,32 +47,6 @@ def is_complete_png(path: Path) -> bool:
             return file.read() == PNG_END
     except OSError:
         return False
-
-
-def contact_sheet(rows: Sequence[Sequence[Image.Image]], row_names: Sequence[str] | None = None) -> Image.Image:
-    """Rows of pictures on one page, each picture in the middle of a cell as large as the largest.
-
-    Small ones are magnified by a whole number, pixel by pixel, so that a person sees them. `row_names` stand
-    at the left of their rows.
-    """
-    width = max(picture.width for row in rows for picture in row)
-    height = max(picture.height for row in rows for picture in row)
-    zoom = max(1, math.ceil(LEGIBLE / min(width, height)))
-    gap, columns = 2 * zoom, max(len(row) for row in rows)
-    font = ImageFont.load_default(max(12, min(height * zoom // 4, 24)))
-    margin = gap if row_names is None else 2 * gap + math.ceil(max(font.getlength(name) for name in row_names))
-    cell_width, cell_height = width * zoom + gap, height * zoom + gap
-    sheet = Image.new("RGB", (margin + columns * cell_width, gap + len(rows) * cell_height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for r, row in enumerate(rows):
-        top = gap + r * cell_height
-        for column, picture in enumerate(row):
-            shown = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-            left = margin + column * cell_width
-            sheet.paste(shown, (left + (width * zoom - shown.width) // 2, top + (height * zoom - shown.height) // 2))
-        if row_names is not None:
-            draw.text((gap, top + height * zoom // 2), row_names[r], fill="black", font=font, anchor="lm")
-    return sheet
 
 
 def in_columns(pictures: Sequence[Image.Image], columns: int) -> list[Sequence[Image.Image]]:

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import reduce
+from PIL import Image
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -19,6 +21,7 @@ from common.files import sha256_of_file
 from common.model_io import PretrainedModel
 from common.processes import process_state
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
+from images.sheets import contact_sheet, to_pil, to_tensor
 from images.sources import NAMES, FileSource
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
@@ -26,13 +29,14 @@ from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
 from training.data import batches_of
 from training.loop import FitResult, TrainConfig, fit
+from training.previews import preview_rows
 from training.run_folder import RunFacts, check_stage, defaults_of
 from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 STAGE = "stage one"
 BAD_FILES_NAME = "bad_files.txt"
 SIZES = 1000  # files whose sizes tell one set of images from another of the same names
-PREVIEW_IMAGES, PREVIEW_COLUMNS = 16, 8
+PREVIEW_SIDE = 112  # pixels: smaller images are magnified in previews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,25 +154,31 @@ class Stage1Task:
         return metrics
 
     def preview(self, model: nn.Module) -> Tensor | None:
-        """Held-out images, always the same and from all over the set, each row above that of their reconstructions."""
-        held_out = len(self.validation_data)
-        columns = min(PREVIEW_COLUMNS, held_out)
-        if not held_out:
+        """Held-out images, always the same, of all classes and from all over the set, each row above what is decoded of
+        it: a sheet with names, 3 H W."""
+        if not len(self.validation_data):
             return None
-        count = min(PREVIEW_IMAGES, held_out) // columns * columns
-        indices = [i * held_out // count for i in range(count)]
-        pairs: dict[int, Tensor] = {}  # 2 c h w of each image
-        for batch in batches_of(self.validation_data, indices, count):
-            images = to_float(self.validation_data.fetch(batch, batch)["images"])
-            images = images.to(next(model.parameters()).device)
-            output: Stage1Output = model(images)
-            shown = torch.stack([images, output.reconstruction.float().clamp(-1, 1)], dim=1)
-            pairs.update(zip(batch, shown, strict=True))
-        height, width = (max(pair.shape[axis] for pair in pairs.values()) for axis in (2, 3))
-        cells = [  # white where an image is smaller than its cell
-            F.pad(pairs[i], (0, width - pairs[i].shape[3], 0, height - pairs[i].shape[2]), value=1.0) for i in indices
-        ]
-        return rearrange(cells, "(rows columns) pair c h w -> c (rows pair h) (columns w)", columns=columns)
+        data = self.validation_data
+        labels, names = np.full(len(data), -1), None
+        if isinstance(data, ImageDataset):
+            labels, names = data.labels, data.class_names
+        rows = preview_rows(labels)
+        real: dict[int, Image.Image] = {}
+        decoded: dict[int, Image.Image] = {}
+        chosen = [i for row in rows for i in row]
+        for batch in batches_of(data, chosen, len(chosen)):
+            images = to_float(data.fetch(batch, batch)["images"])
+            output: Stage1Output = model(images.to(next(model.parameters()).device))
+            real |= zip(batch, map(to_pil, images), strict=True)
+            decoded |= zip(batch, map(to_pil, output.reconstruction.float().clamp(-1, 1)), strict=True)
+        titled = [[names[labels[i]] for i in row] if names else [] for row in rows]
+        sheet = contact_sheet(
+            [[pictures[i] for i in row] for row in rows for pictures in (real, decoded)],
+            ["real", "decoded"] * len(rows),
+            [title for row in titled for title in (row, [])],
+            legible=PREVIEW_SIDE,
+        )
+        return to_tensor(sheet)
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         return self.autoencoder.warnings(metrics, self.steps_per_epoch)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from codes.shards import CodeDataset, Split
@@ -22,13 +23,16 @@ from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, HierarchicalConfig, Prior, PriorConfig
 from stage2_prior.priors.hierarchical import prior_of_level
+from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.text import FILE_NAMES, captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
 from stage2_prior.text_encoder import TextEncoder
 from training.loop import FitResult, TrainConfig, fit
+from training.previews import preview_rows
 from training.run_folder import RunFacts, check_stage, defaults_of
 from training.task import Batch, Companion, Guard, StepOutput
 
 STAGE = "stage two"
+PREVIEW_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,7 @@ class Stage2Config:
     text_encoder: str | None = None  # folder or hub id of a text encoder whose vectors are read in place of tokens
     text_vocabulary: int = 1024  # tokens of a tokenizer that is trained here
     text_length: int = 64  # tokens of a caption; longer ones are cut
+    decoder: str | None = None  # autoencoder that made the codes, run or model folder: previews show samples as images
     label_dropout: float = 0.1  # share of samples that train without label and text, as guidance needs it; 0 = none
     # The rest comes from the code shards and is recorded in the run; a value given here must agree with them.
     grids: str | None = None  # of the codes, such as `8x8 codes of 512`
@@ -105,6 +110,22 @@ class Stage2Config:
         return replace(self, codes=str(codes.folder), **found)
 
 
+DrawCodes = Callable[[Sequence[Codes], Sequence[str], Sequence[Sequence[str]]], Tensor]
+"""Makes a picture, c H W in [-1, 1], of rows of codes, each of some images with one `b h w` for each grid, with a name
+for each row and, where it is not empty, one for each image: what a preview asks of whoever knows the decoder."""
+
+
+@dataclass(frozen=True)
+class SamplePreview:
+    """What previews of samples need beside the prior."""
+
+    data: CodesInCompany  # held-out images: samples are of their classes, captions and given codes
+    draw: DrawCodes
+
+    def rows(self) -> list[list[int]]:
+        return preview_rows(self.data.codes.labels)
+
+
 class Stage2Task:
     """training.task.Task of stage two. Batches are {"codes": tuple of int64 b h w, "labels": int64 b}, a label below 0
     for none, with "given" and "text" where `CodesInCompany` adds them.
@@ -115,14 +136,21 @@ class Stage2Task:
 
     best_metric = "bits_per_code"
 
-    def __init__(self, model: Prior, label_dropout: float, text_encoder: TextEncoder | None = None) -> None:
-        """text_encoder: "text" holds its tokens, and the prior reads its vectors."""
+    def __init__(
+        self,
+        model: Prior,
+        label_dropout: float,
+        text_encoder: TextEncoder | None = None,
+        samples: SamplePreview | None = None,
+    ) -> None:
+        """text_encoder: "text" holds its tokens, and the prior reads its vectors; samples: None for no previews."""
         self.model: PretrainedModel = model
         self.companions = {} if text_encoder is None else {"text_encoder": Companion(text_encoder.model)}
         self.guard: Guard | None = None
         self.prior = model
         self.label_dropout = label_dropout
         self.text_encoder = text_encoder
+        self.samples = samples
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         pass
@@ -145,7 +173,26 @@ class Stage2Task:
         return self.metrics(model.nll(codes, condition).mean(dim=1))
 
     def preview(self, model: nn.Module) -> Tensor | None:
-        return None  # codes are no picture without the decoder, which stage two does not know
+        """Samples, drawn with the same noise in every preview, each below the real codes whose class, caption or given
+        codes it goes by. One level of a hierarchy is drawn between the real codes of the others. None without a
+        decoder, which alone makes a picture of codes."""
+        if self.samples is None or not len(self.samples.data):
+            return None
+        assert isinstance(model, Prior)
+        data, drawn, names = self.samples.data, list[Codes](), list[str]()
+        titles: list[list[str]] = []
+        device, classes, number = next(model.parameters()).device, data.codes.class_names, 0
+        for row in self.samples.rows():
+            batch = send_to_device(data.fetch(row, row), device)
+            indices = range(number, number + len(row))
+            found = sample_codes(model, indices, self.split(batch)[1], PREVIEW_SEED, SamplingConfig())
+            real, first = batch["codes"], len(self.prior.given) - len(batch.get("given", ()))  # of its own grids
+            drawn += [real, (*real[:first], *found, *real[first + len(found) :])]
+            names += ["real codes", "sampled"]
+            labels = batch["labels"].tolist()
+            titles += [[classes[label] if label >= 0 else "" for label in labels] if classes else [], []]
+            number += len(row)
+        return self.samples.draw(drawn, names, titles)
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         return []
@@ -170,9 +217,9 @@ class Stage2Task:
         return {"nll": nll, "bits_per_code": bits, "bits_per_dimension": bits_per_dimension}
 
 
-def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
+def train_stage2(config: Stage2Config, codes: Path, run: Path, draw: DrawCodes | None = None) -> FitResult:
     """Trains the prior of `config` on the code shards in `codes`, in the folder `run`, or continues there; best weights
-    in `run/model`.
+    in `run/model`. draw: makes pictures of codes, for previews of samples.
 
     Raises UserError, before the first step, when the codes are not what `config` says or not what its prior can model.
     """
@@ -205,7 +252,7 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path) -> FitResult:
     prior.tokenizer = None if encoder else tokenizer  # an encoder brings its own
     prior.training_images = TrainingImages.of(train_codes)
     training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
-    task = Stage2Task(prior, config.label_dropout, encoder)
+    task = Stage2Task(prior, config.label_dropout, encoder, None if draw is None else SamplePreview(validation, draw))
     run_facts = RunFacts(
         stage=STAGE,
         samples="encoded images",

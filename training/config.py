@@ -27,7 +27,7 @@ class TrainConfig:
     ema_decay: float = 0.0  # moving average of the weights, validated and saved in their place; 0 is off
     log_every: int = 50  # steps
     validate_every: int = 500  # steps, and after the last one; 0 is off
-    preview_every: int = 500  # steps, and after the last one; 0 is off; stage two, without a decoder, makes no pictures
+    preview_every: int = 500  # steps, and after the last one; 0 is off; stage two needs --decoder for them
     save_every: int = 500  # steps, after the last one, and after each validation that is the best so far
     keep_newest: int = 3  # checkpoints, besides that of the best validation
     patience: int = 0  # stop after so many validations without a new best; 0 is off

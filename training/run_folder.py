@@ -43,6 +43,7 @@ FREE_FIELDS = {
     "data.max_bad_share",
     "data.download_folder",  # what is in it is compared
     "model.backbone_pretrained",  # where the weights began is of no account once they have moved on
+    "decoder",
 }
 FREE_NAMES = {"download", "warn_usage_below"}  # of any part: leave to fetch a file, and when to warn
 

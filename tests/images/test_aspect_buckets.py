@@ -20,7 +20,8 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from images.aspect_buckets import Buckets, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
-from images.files import open_upright
+from images.files import open_upright, to_array
+from images.sheets import contact_sheet, to_pil
 from images.sources import ArraySource, FileSource, open_folder
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig
 from stage1_vq.losses.adversarial import AdversarialConfig
@@ -36,6 +37,7 @@ from tests.stage1_vq.test_conformance import (
 )
 from training.data import GroupedOrder, batches_of, sample_order
 from training.loop import TrainConfig
+from training.previews import preview_rows
 
 # ---- shapes ---------------------------------------------------------------------------------------------------------
 
@@ -267,7 +269,8 @@ def test_a_run_over_mixed_photos_continues_as_if_it_had_not_been_interrupted(pho
     assert other.fingerprint() == model.fingerprint()
     assert lines(tmp_path / "whole") == lines(tmp_path / "continued")
     with Image.open(tmp_path / "whole" / "previews" / "step_00000012.png") as preview:
-        assert preview.size == (8 * 32, 4 * 32)  # cells that hold the widest and the tallest
+        cell = 4 * 32 + 8  # holds the widest and the tallest, 32 pixels, four times as large
+        assert preview.height - 8 - 4 * cell in (0, 2 * (14 + 8))  # with the names of classes
 
 
 @pytest.mark.parametrize("run", [".", "runs/one"])
@@ -279,24 +282,29 @@ def test_a_run_inside_the_folder_of_its_images_is_refused(photos: Path, run: str
     assert sorted(photos.rglob("*")) == before
 
 
-def test_the_preview_shows_each_image_at_its_own_shape_above_its_reconstruction(photos: Path):
+def test_the_preview_shows_each_image_at_its_own_shape_above_its_reconstruction(photos: Path, monkeypatch):
     config = run_config(photos)
     held_out = image_datasets(config.data, 0, stride=8, batch_size=8)[1]
     torch.manual_seed(0)
     task = Stage1Task(AUTOENCODERS["vqvae"](MODEL, (24, 24)), held_out, 4)
     task.model.eval()
-    picture = task.preview(task.model)
-    for place in range(16):
-        index = place * 20 // 16
-        images = to_float(held_out.fetch([index], [index])["images"])
-        H, W = images.shape[2:]
-        top, left = place // 8 * 64, place % 8 * 32
-        cell = picture[:, top : top + 64, left : left + 32]
-        assert torch.equal(cell[:, :H, :W], images[0])
-        reconstruction = task.model.decode(task.model.encode(images))[0]
-        torch.testing.assert_close(cell[:, 32 : 32 + H, :W], reconstruction)
-        assert (cell[:, H:32] == 1).all()
-        assert (cell[:, :, W:] == 1).all()
+    seen: list[list[list[Image.Image]]] = []
+
+    def sheet(rows, names, titles, legible):
+        seen.append(rows)
+        return contact_sheet(rows, names, titles, legible)
+
+    monkeypatch.setattr("stage1_vq.train.contact_sheet", sheet)
+    task.preview(task.model)
+    (rows,) = seen
+    for number, row in enumerate(preview_rows(held_out.labels)):
+        for column, index in enumerate(row):
+            images = to_float(held_out.fetch([index], [index])["images"])
+            reconstruction = task.model.decode(task.model.encode(images))[0]
+            shown, decoded = rows[2 * number][column], rows[2 * number + 1][column]
+            assert shown.size == decoded.size == (images.shape[3], images.shape[2])
+            assert shown.tobytes() == to_pil(images[0]).tobytes()
+            assert abs(to_array(decoded).astype(int) - to_array(to_pil(reconstruction))).max() <= 1
 
 
 @pytest.mark.parametrize("row", AUTOENCODER_ROWS)

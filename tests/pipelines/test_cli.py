@@ -277,7 +277,15 @@ def test_from_images_to_new_images(recipes, digits, capsys):
     train_stage2 = ["train-stage2", "--config", "stage2.yaml", "--codes", "codes", "--run", "prior"]
     code, line, _ = zellige(capsys, *train_stage2)
     assert code == 0
-    assert "the model is in prior/model; next: zellige assemble" in line
+    assert "the model is in prior/model; next: zellige assemble --stage1 RUN --stage2 prior" in line
+    assert not list(Path("prior/previews").glob("*"))
+    code, line, _ = zellige(
+        capsys, *train_stage2, "--train.steps", "7", "--train.preview_every", "7", "--decoder", "runs/stage1"
+    )
+    assert code == 0
+    assert "next: zellige assemble --stage1 runs/stage1 --stage2 prior" in line
+    with Image.open("prior/previews/step_00000007.png") as sheet:  # a row of real codes above one of samples, twice
+        assert sheet.height > 4 * 112
 
     code, line, _ = zellige(
         capsys,
@@ -308,7 +316,7 @@ def test_from_images_to_new_images(recipes, digits, capsys):
     assert code == 0
     assert line.startswith("6 images in again, mean PSNR ")  # five and their sheet
 
-    for command in (train_stage1, train_stage2):  # what is finished is not done again
+    for command in (train_stage1, [*train_stage2, "--train.steps", "7"]):  # what is finished is not done again
         metrics = {path: path.read_bytes() for path in Path().glob("*/**/metrics.jsonl")}
         assert zellige(capsys, *command)[0] == 0
         assert {path: path.read_bytes() for path in metrics} == metrics
@@ -356,6 +364,11 @@ def test_stages_of_different_runs_are_not_assembled(recipes, digits, capsys):
     assert code == 2
     assert err.startswith("zellige: the two stages do not fit: the prior was trained on codes of autoencoder ")
     assert not Path("model").exists()
+    previews = ["train-stage2", "--config", "stage2.yaml", "--codes", "codes", "--run", "other", "--decoder", "b"]
+    code, _, err = zellige(capsys, *previews)
+    assert code == 2
+    assert err.startswith("zellige: codes holds codes of autoencoder ")
+    assert not Path("other").exists()
 
 
 @pytest.mark.slow

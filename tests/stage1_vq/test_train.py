@@ -22,6 +22,7 @@ from PIL import Image
 from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float
+from images.sheets import contact_sheet, to_pil
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.losses.perceptual import LPIPSConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
@@ -124,28 +125,58 @@ def test_psnr_of_known_errors():
     torch.testing.assert_close(psnr(errors), torch.tensor([0.0, 20.0, 100.0]))
 
 
-def test_the_preview_shows_held_out_images_each_row_above_its_reconstructions(squares):
+@pytest.fixture
+def sheets(monkeypatch) -> list[tuple[Any, ...]]:
+    """What was laid out on sheets: pictures, names of the rows, titles of the pictures."""
+    seen: list[tuple[Any, ...]] = []
+
+    def sheet(rows, names, titles, legible):
+        seen.append((rows, names, titles))
+        return contact_sheet(rows, names, titles, legible)
+
+    monkeypatch.setattr("stage1_vq.train.contact_sheet", sheet)
+    return seen
+
+
+def test_the_preview_shows_held_out_images_each_row_above_its_reconstructions(squares, sheets):
     task = make_task(squares)
     picture = task.preview(task.model.eval())
-    assert picture.shape == (1, 4 * 8, 8 * 8)
+    ((rows, names, titles),) = sheets
+    assert names == ["real", "decoded", "real", "decoded"]
+    assert titles == [[], [], [], []]  # these images have no classes
     everywhere = [i * len(task.validation_data) // 16 for i in range(16)]
-    assert everywhere[-1] > 15  # not only the first, which are all of one class
     images = to_float(task.validation_data.fetch(everywhere, everywhere)["images"])
     reconstructions = task.model.decode(task.model.encode(images))
-    for number in (0, 7, 8, 15):
-        top, left = number // 8 * 16, number % 8 * 8
-        assert torch.equal(picture[:, top : top + 8, left : left + 8], images[number])
-        shown = picture[:, top + 8 : top + 16, left : left + 8]
-        torch.testing.assert_close(shown, reconstructions[number])
+    for number in range(16):
+        row, column = number // 8 * 2, number % 8
+        assert rows[row][column].tobytes() == to_pil(images[number]).tobytes()
+        assert rows[row + 1][column].tobytes() == to_pil(reconstructions[number]).tobytes()
+    assert picture.shape[0] == 3
+    assert picture.shape[1] == 28 + 4 * (112 + 28)  # 8x8 pixels are magnified to 112x112
 
 
-@pytest.mark.parametrize(("count", "shape"), [(0, None), (3, (1, 16, 24)), (11, (1, 16, 64))])
-def test_the_preview_of_few_held_out_images(squares, count, shape):
+def test_the_preview_shows_all_classes_by_name(tmp_path, sheets):
+    labels = np.arange(60) % 3
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "named.npz", images=images, labels=labels, class_names=["ash", "birch", "cedar"])
+    task = make_task(str(tmp_path / "named.npz"))
+    task.preview(task.model.eval())
+    ((rows, _, titles),) = sheets
+    assert titles == [["ash", "ash", "birch", "birch", "cedar", "cedar"], []] * 2
+    shown = [image.tobytes() for row in rows[::2] for image in row]
+    known = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    assert [known[pixels] for pixels in shown] == [0, 0, 1, 1, 2, 2] * 2
+    assert len(set(shown)) == 12
+
+
+@pytest.mark.parametrize(("count", "shape"), [(0, None), (3, [3, 3]), (11, [8, 8, 3, 3])])
+def test_the_preview_of_few_held_out_images(squares, count, shape, sheets):
     task = make_task(squares)
     config = replace(make_config(squares).data, validation_count=count)
     task.validation_data = image_datasets(config, seed=0)[1]
     picture = task.preview(task.model.eval())
-    assert (picture is None) if shape is None else (picture.shape == shape)
+    assert (picture is None) == (shape is None)
+    assert [[len(row) for row in rows] for rows, *_ in sheets] == ([] if shape is None else [shape])
 
 
 def test_the_warning_about_unused_codes_reaches_the_log(squares):

@@ -8,18 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from codes.shards import CodeDataset, CodeShardWriter
 from codes.spec import CodeSpec, Grid
+from codes.training_images import hashes_of
 from common.errors import UserError
 from common.model_io import load_pretrained
+from stage2_prior.companions import CodesInCompany
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, MaskedPrior, Transformer
-from stage2_prior.train import Stage2Config, Stage2Task, train_stage2
-from tests.stage2_prior.tiny import CLASSES, TINY, condition_for, random_codes, tiny_prior, tiny_spec
+from stage2_prior.sampling import SamplingConfig, sample_codes
+from stage2_prior.train import SamplePreview, Stage2Config, Stage2Task, train_stage2
+from tests.stage2_prior.tiny import CLASSES, TINY, condition_for, random_codes, spec_of, tiny_prior, tiny_spec
 from training.loop import TrainConfig
+from training.previews import preview_rows
 
 NAMES = ("ash", "birch", "cedar", "dogwood")
 
@@ -67,7 +72,7 @@ def batch_for(prior: Any, count: int = 6) -> dict[str, Any]:
 def test_the_loss_is_the_mean_nll_and_metrics_are_its_units():
     prior = tiny_prior("transformer")
     batch = batch_for(prior)
-    loss, metrics = Stage2Task(prior, label_dropout=0.0).step(prior, batch, 0)
+    loss, metrics, _ = Stage2Task(prior, label_dropout=0.0).step(prior, batch, 0)
     expected = prior.nll(batch["codes"], Condition(batch["labels"])).mean()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics["bits_per_code"], expected.detach() / math.log(2))
@@ -232,3 +237,99 @@ def test_dropout_is_off_in_validation(codes, tmp_path):
     batch = CodeDataset(codes, "validation").fetch(range(16), range(16))
     bits = Stage2Task(prior, 0.1).validate(prior, batch)["bits_per_code"].mean()
     assert result.metrics["bits_per_code"] == pytest.approx(bits.item(), rel=1e-6)
+
+
+def test_a_prior_remembers_its_training_images_and_is_the_same_model_without(codes: Path, tmp_path: Path):
+    train_stage2(make_config(train={"steps": 1, "ema_decay": 0.9}), codes, tmp_path / "run")
+    prior = load_pretrained(tmp_path / "run", PRIORS)
+    seen = CodeDataset(codes, "train").fetch(range(48), range(48))["codes"]
+    assert np.isin(hashes_of(seen), prior.training_images.hashes).all()
+    assert not np.isin(hashes_of([grid + 5 for grid in seen]), prior.training_images.hashes).any()
+    again = load_pretrained(prior.save_pretrained(tmp_path / "again"), PRIORS)
+    assert np.array_equal(again.training_images.hashes, prior.training_images.hashes)
+    (tmp_path / "again" / "training_images.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"training_images.safetensors is damaged .*; copy it again, or delete it"):
+        load_pretrained(tmp_path / "again", PRIORS)
+    (tmp_path / "again" / "training_images.safetensors").unlink()
+    forgetful = load_pretrained(tmp_path / "again", PRIORS)
+    assert forgetful.training_images is None
+    assert forgetful.fingerprint() == prior.fingerprint()
+
+
+# ---- previews -------------------------------------------------------------------------------------------------------
+
+
+class Drawn:
+    """Stands for the decoder: keeps what it was asked to draw."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, rows, names, titles):
+        self.calls.append((rows, names, titles))
+        return torch.zeros(3, 4, 5)
+
+
+def test_a_preview_shows_samples_of_the_classes_of_real_codes_above_them(codes: Path):
+    prior, draw = tiny_prior("transformer", class_names=NAMES), Drawn()
+    held_out = CodesInCompany(CodeDataset(codes, "validation"))
+    task = Stage2Task(prior, 0.1, samples=SamplePreview(held_out, draw))
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert task.preview(prior).shape == (3, 4, 5)
+        task.preview(prior)
+    assert torch.equal(torch.get_rng_state(), state)  # a preview changes nothing of what is trained
+    (rows, names, titles), again = draw.calls
+    assert names == ["real codes", "sampled"] * 2
+    assert titles == [[name for name in NAMES for _ in range(2)], []] * 2
+    chosen = [i for row in preview_rows([i % 4 for i in range(16)]) for i in row]
+    real = held_out.fetch(chosen, chosen)["codes"][0]
+    assert torch.equal(torch.cat([rows[0][0], rows[2][0]]), real)
+    labels = torch.arange(4).repeat_interleave(2).repeat(2)
+    expected = sample_codes(prior, range(16), Condition(labels), 0, SamplingConfig())[0]
+    assert torch.equal(torch.cat([rows[1][0], rows[3][0]]), expected)
+    for row, same in zip(rows, again[0], strict=True):
+        assert torch.equal(row[0], same[0])
+    assert Stage2Task(prior, 0.1).preview(prior) is None
+
+
+def test_a_level_is_shown_between_the_real_codes_of_the_others(tmp_path: Path):
+    spec, draw = spec_of("hierarchical"), Drawn()
+    folder = write_codes(tmp_path / "codes", spec)
+    config = make_config("hierarchical", {"steps": 2, "preview_every": 1}, level=1)
+    train_stage2(config, folder, tmp_path / "run", draw)
+    assert len(list((tmp_path / "run" / "previews").glob("step_*.png"))) == 2
+    assert len(draw.calls) == 2
+    for rows, names, _ in draw.calls:
+        real, sampled = rows[:2]
+        assert names[:2] == ["real codes", "sampled"]
+        spec.check(sampled)
+        assert torch.equal(sampled[0], real[0])
+        assert torch.equal(sampled[2], real[2])
+        assert not torch.equal(sampled[1], real[1])
+
+
+def test_previews_go_by_captions_and_given_codes(pair, tmp_path: Path):
+    draw, (codes, maps) = Drawn(), pair
+    train = {"steps": 60, "preview_every": 60}
+    train_stage2(make_config(given=str(maps), train=train), codes, tmp_path / "maps", draw)
+    train_stage2(
+        make_config(captions="file-names", text_vocabulary=300, text_length=4, train=train),
+        codes,
+        tmp_path / "text",
+        draw,
+    )
+    assert len(draw.calls) == 2
+    for rows, _, titles in draw.calls:
+        assert titles == [[], []] * 2
+        for real, sampled in (rows[:2], rows[2:]):  # the map and the word tell the one number that all codes are
+            assert (real[0] == sampled[0]).float().mean() > 0.9
+
+
+def test_a_decoder_may_be_named_for_a_run_that_goes_on(codes: Path, tmp_path: Path):
+    config = make_config(train={"steps": 2})
+    train_stage2(config, codes, tmp_path / "run")
+    longer = replace(config, decoder="runs/stage1", train=replace(config.train, steps=3, preview_every=3))
+    draw = Drawn()
+    assert train_stage2(longer, codes, tmp_path / "run", draw).steps_done == 3
+    assert len(draw.calls) == 1
