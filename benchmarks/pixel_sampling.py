@@ -19,8 +19,9 @@ from torch import Tensor
 from benchmarks.timing import medians
 from codes.spec import CodeSpec, Grid
 from stage2_prior.condition import Condition
+from stage2_prior.drawing import inverse_cdf, noise, probabilities
 from stage2_prior.priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig
-from stage2_prior.sampling import SamplingConfig, inverse_cdf, noise, probabilities, sample_codes
+from stage2_prior.sampling import SamplingConfig, sample_codes
 
 SIDE, VOCABULARY, CLASSES = 16, 512, 10
 SPEC = CodeSpec((Grid("codes", SIDE, SIDE, VOCABULARY),), 4 * SIDE, 4 * SIDE)

@@ -18,8 +18,9 @@ from torch import Tensor
 from codes.spec import CodeSpec, Grid
 from common.model_io import load_pretrained
 from stage2_prior.condition import Condition
+from stage2_prior.drawing import noise, probabilities
 from stage2_prior.priors import PRIORS, PixelCNN, PixelCNNConfig, Prior, Transformer, TransformerConfig
-from stage2_prior.sampling import SamplingConfig, noise, probabilities, sample_codes
+from stage2_prior.sampling import SamplingConfig, sample_codes
 
 
 def fresh_priors() -> dict[str, Prior]:

@@ -34,8 +34,9 @@ from pipelines.stages import KIND, check_fit, load_stages
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
+from stage2_prior.drawing import noise
 from stage2_prior.priors import AutoregressivePrior, Prior
-from stage2_prior.sampling import SamplingConfig, draw_in_order, noise, sample_codes
+from stage2_prior.sampling import SamplingConfig, draw_in_order, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
 from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder

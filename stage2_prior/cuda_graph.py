@@ -7,19 +7,17 @@ once, those of all steps are launched together. Nothing is compiled or computed 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.sampling_config import SamplingConfig
 from stage2_prior.stepping import step_dtype
 
-if TYPE_CHECKING:
-    from stage2_prior.sampling import SamplingConfig
-
-Draw = Callable[[AutoregressivePrior, Condition, Tensor, "SamplingConfig", Tensor | None], tuple[Tensor, Tensor]]
+Draw = Callable[[AutoregressivePrior, Condition, Tensor, SamplingConfig, Tensor | None], tuple[Tensor, Tensor]]
 """`draw_in_order` of sampling.py."""
 
 

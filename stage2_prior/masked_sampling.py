@@ -1,7 +1,7 @@
 """How a masked prior fills in the codes of an image: some at each step, from logits that know all those filled before.
 
 What `walk` is for priors that go by an order (stepping.py), `unmask` is for those that do not. They differ in which
-codes a step fills: `SurestFirst` for MaskGIT, `InRandomOrder` for absorbing diffusion.
+codes a step fills, which each says itself (`MaskedPrior.filling`): `SurestFirst` and `InRandomOrder` are two ways.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stage2_prior.condition import Condition
-from stage2_prior.priors.masked import MaskedPrior
-from stage2_prior.stepping import guided
-
 Draw = Callable[[Tensor, Tensor], Tensor]
 """(logits b m k, uniform numbers b m) -> codes b m"""
+
+Uniforms = Callable[[int, int], Tensor]
+"""(how many, stream) -> uniform numbers in [0, 1), `b` of so many: those of a sample are the same in any batch."""
+
+CODE_STREAM = 0  # of the numbers that codes are drawn with
+CHOICE_STREAM = 2  # of those that decide which codes come first
 
 
 def cosine_share(progress: float) -> float:
@@ -41,37 +43,6 @@ def codes_per_step(hidden: int, steps: int, share: Callable[[float], float]) -> 
     for step in range(1, steps + 1):
         left.append(max(steps - step, min(left[-1] - 1, math.floor(hidden * share(step / steps)))))
     return [before - after for before, after in pairwise(left)]
-
-
-class MaskedPasses:
-    """Logits `b n k`, float32, of a sequence at each step: one pass of the prior, or with guidance one of the labels
-    and one of the null label. One pass of both, as steppers do it, costs more on a CPU, whose caches it overflows.
-
-    The null label takes no pass at steps without guidance. At a first step that knows no code, one sample stands for
-    all.
-    """
-
-    def __init__(
-        self, prior: MaskedPrior, condition: Condition, guidance: Sequence[Sequence[float]] | None, anything_known: bool
-    ):
-        """guidance: of the steps of each sample, fewer for some; None for none at all. anything_known: there are codes
-        in the sequence of the first step."""
-        self.prior = prior
-        self.condition = condition
-        self.null = None if guidance is None else prior.unconditional(condition)
-        self.weights = padded([[weight - 1 for weight in row] for row in guidance or []]).to(prior.masks.device) + 1
-        self.guided = (self.weights != 1).any(dim=0).tolist()  # of each step
-        self.alike_at_first = not anything_known and condition.codes is None
-
-    def __call__(self, step: int, sequence: Tensor) -> Tensor:
-        logits = self.prior.masked_logits(sequence, self.condition).float()
-        if self.null is None or not self.guided[step]:
-            return logits
-        null = self.null
-        if step == 0 and self.alike_at_first:
-            sequence, null = sequence[:1], null.map(lambda tensor: tensor[:1])
-        unguided = self.prior.masked_logits(sequence, null).float()
-        return guided(logits, unguided, self.weights[:, step, None, None])
 
 
 class Fill(Protocol):

@@ -24,8 +24,10 @@ from torch import Tensor
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.drawing import draw, uniforms_of
 from stage2_prior.priors.base import AutoregressivePrior, Prior
-from stage2_prior.sampling import SamplingConfig, check_finite, check_request, draw, uniforms_of
+from stage2_prior.sampling import check_finite, check_request
+from stage2_prior.sampling_config import SamplingConfig
 from stage2_prior.stepping import guided
 
 WINDOWS_AT_ONCE = 64  # in one pass, over all samples

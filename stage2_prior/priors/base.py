@@ -40,6 +40,8 @@ class Prior(PretrainedModel):
     reads_text: ClassVar[bool] = False  # may be made with `text` and `embeddings`
     padded_left: ClassVar[bool] = False  # embeddings of a short caption stand at the end of their places
     reads_given: ClassVar[bool] = True  # may be made with `given`
+    sampling_steps: ClassVar[int | None] = None  # for an image, unless one says; None: it goes by an order of its own
+    choice_temperature: ClassVar[float | None] = None  # of the chance in which codes it keeps; None: it chooses none
 
     def __init__(
         self,

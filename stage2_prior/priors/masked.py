@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.masked_sampling import Draw, Fill, Uniforms
 from stage2_prior.priors.base import NO_CODE, Prior
 from stage2_prior.priors.transformer import FeedForward, RMSNorm, TransformerConfig, place_angles, turn
 
@@ -91,9 +92,10 @@ class Block(nn.Module):
 
 class MaskedPrior(Prior):
     """Codes of any number of grids, in any order: `masked_logits`. Kinds differ in which shares of the codes they hide
-    in training, how they weigh the loss, and how they sample (masked_sampling.py)."""
+    in training, how they weigh the loss, and in `sampling_steps`, `hidden_share` and `filling`, by which they are
+    sampled."""
 
-    sampling_steps: ClassVar[int]  # of an image, where SamplingConfig does not say
+    sampling_steps: ClassVar[int]
     config: MaskedConfig
 
     def __init__(self, config: MaskedConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
@@ -174,6 +176,23 @@ class MaskedPrior(Prior):
         if condition.labels is None:
             return self.classes.weight[-1].expand(batch, -1)
         return self.classes(condition.labels)
+
+    def hidden_share(self, progress: float) -> float:
+        """Share of the codes that are still hidden when `progress` (0 to 1) of the sampling steps are done: 1 to 0."""
+        raise NotImplementedError
+
+    def filling(
+        self,
+        counts: Sequence[Sequence[int]],
+        known: Tensor,
+        uniforms: Uniforms,
+        draw: Draw,
+        choice_temperature: float | None,
+    ) -> Fill:
+        """Which hidden codes a step fills in, and with what. counts: how many each step fills of each sample
+        (`codes_per_step`). known: b n, bool, where no code is hidden. choice_temperature: None for a prior that has
+        none of its own."""
+        raise NotImplementedError
 
     def hidden_nll(self, sequence: Tensor, hidden: Tensor, condition: Condition, label_smoothing: float = 0) -> Tensor:
         """Cross-entropy `b n`, float32, in nats, of the codes that are `hidden` (bool, b n) given the others, which

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,32 @@ from torch import Tensor, nn
 from codes.spec import Codes, Grid
 from stage2_prior.condition import Condition
 from stage2_prior.priors.column_blocks import ColumnBlocks, join
-from stage2_prior.priors.gated_convolutions import CausalConvolution, Convolution, GatedResidual, place_features
+from stage2_prior.priors.gated_convolutions import (
+    CausalConvolution,
+    CodeConvolution,
+    Convolution,
+    GatedResidual,
+    place_features,
+)
+from stage2_prior.priors.given_codes import GivenCodes
+from stage2_prior.priors.pixelsnail_layers import Block, GateBias, PixelSNAILConfig
 from stage2_prior.stepping import step_dtype
 
-if TYPE_CHECKING:
-    from stage2_prior.priors.pixelsnail import Block, GateBias, PixelSNAIL
+
+class PixelSNAILParts(Protocol):
+    """What of a PixelSNAIL its steps are made of."""
+
+    config: PixelSNAILConfig
+    grid: Grid
+    above: CodeConvolution
+    left: CodeConvolution
+    given_codes: GivenCodes | None
+    blocks: nn.ModuleList  # of Block
+    output_blocks: nn.Sequential  # of GatedResidual
+    output: Convolution
+
+    def check(self, batch: int, condition: Condition) -> None: ...
+    def seen(self, codes: Tensor) -> Tensor: ...
 
 
 def matrix(convolution: Convolution) -> Tensor:
@@ -203,7 +224,7 @@ class StepResidual:
         return x + self.second(F.elu(torch.addmm(self.first_bias, F.elu(x), self.first), inplace=True))
 
 
-def stamps(prior: PixelSNAIL) -> Tensor:
+def stamps(prior: PixelSNAILParts) -> Tensor:
     """What each code adds to the features of the places that see it, k (rows columns d): of the rows from its own on,
     and of as many columns before as after."""
     above, left = (
@@ -222,7 +243,7 @@ class PixelSNAILStepper:
     pass. Computes in autocast's type where autocast is on when it is made, else in the weights' type."""
 
     @torch.inference_mode()
-    def __init__(self, prior: PixelSNAIL, batch: int, condition: Condition):
+    def __init__(self, prior: PixelSNAILParts, batch: int, condition: Condition):
         prior.check(batch, condition)
         weight, grid, reach = prior.output.direction, prior.grid, prior.config.kernel_size // 2
         condition, dtype = condition.to(weight.device), step_dtype(weight)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from stage2_prior.condition import Condition
+from stage2_prior.drawing import inverse_cdf, noise
 from stage2_prior.masked_sampling import (
     InRandomOrder,
     SurestFirst,
@@ -20,8 +22,8 @@ from stage2_prior.masked_sampling import (
     padded,
     unmask,
 )
-from stage2_prior.priors import MaskedPrior
-from stage2_prior.sampling import SamplingConfig, inverse_cdf, noise, sample_codes
+from stage2_prior.priors import MaskedPrior, MaskGIT, MaskGITConfig
+from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import labelled, tiny_prior, tiny_spec
 
 
@@ -172,3 +174,36 @@ def test_first_places_come_in_order_and_others_fill_up():
 
 def test_rows_are_padded_with_zeros():
     assert padded([[3, 2], [1], []]).tolist() == [[3, 2], [1, 0], [0, 0]]
+
+
+class FromTheLeft(MaskGIT):
+    """A kind that sampling.py has never heard of: fills in its codes from the left, and notes what it is asked
+    with."""
+
+    sampling_steps = 3
+    choice_temperature = 0.25
+    asked: ClassVar[list[float | None]] = []
+
+    def hidden_share(self, progress: float) -> float:
+        return (1 - progress) ** 2
+
+    def filling(self, counts, known, uniforms, draw, choice_temperature):
+        self.asked.append(choice_temperature)
+        places = torch.arange(known.shape[1], dtype=torch.float64) / known.shape[1]
+        return InRandomOrder(counts, uniforms(known.shape[1], 0), places.expand(len(known), -1), known, draw)
+
+
+def test_a_new_masked_prior_says_itself_how_it_is_sampled(monkeypatch):
+    prior = FromTheLeft(MaskGITConfig(layers=1, width=16, heads=2), tiny_spec(1, 9, 5), 0).eval()
+    seen, compute = [], prior.masked_logits
+
+    def noted(sequence: Tensor, condition: Condition) -> Tensor:
+        seen.append((sequence[0] >= 0).tolist())
+        return compute(sequence, condition)
+
+    monkeypatch.setattr(prior, "masked_logits", noted)
+    sample_codes(prior, range(2), Condition(), 0, SamplingConfig())
+    assert seen == [[place < filled for place in range(9)] for filled in (0, 5, 8)]  # 9, 4 and 1 of 9 are hidden
+    sample_codes(prior, range(2), Condition(), 0, SamplingConfig(steps=1, choice_temperature=2.0))
+    assert len(seen) == 4
+    assert prior.asked == [0.25, 2.0]

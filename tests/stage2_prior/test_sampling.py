@@ -11,7 +11,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.sampling import SamplingConfig, inverse_cdf, noise, probabilities, sample_codes
+from stage2_prior.drawing import inverse_cdf, noise, probabilities
+from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import CLASSES, labelled, tiny_prior, tiny_spec
 
 

@@ -9,7 +9,8 @@ from codes.spec import CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior import sliding_window
 from stage2_prior.condition import Condition, TextSpec
-from stage2_prior.sampling import SamplingConfig, draw, sample_codes, uniforms_of
+from stage2_prior.drawing import draw, uniforms_of
+from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.sliding_window import places, sample_larger_codes, window_logits
 from tests.stage2_prior.tiny import condition_for, labelled, random_codes, tiny_prior, tiny_spec
 

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.drawing import inverse_cdf, noise
 from stage2_prior.priors.pixelcnn import Layer, PixelCNN, PixelCNNConfig, gate
-from stage2_prior.sampling import inverse_cdf, noise
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import condition_for, labelled, random_codes, tiny_prior, tiny_spec
 

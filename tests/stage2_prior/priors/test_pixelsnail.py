@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.drawing import inverse_cdf, noise
 from stage2_prior.priors.gated_convolutions import CausalConvolution, Convolution
-from stage2_prior.priors.pixelsnail import Attention, PixelSNAIL, PixelSNAILConfig
-from stage2_prior.sampling import inverse_cdf, noise
+from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from stage2_prior.priors.pixelsnail_layers import Attention
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import TINY, condition_for, labelled, random_codes, tiny_prior, tiny_spec
 
