@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codes.spec import Codes
-from stage2_prior.priors import Prior
 from stage2_prior.drawing import precise
+from stage2_prior.priors import Prior
 
 SSIM_WINDOW = 11  # pixels along each side
 FEW = 100  # images below which figures come with a caution

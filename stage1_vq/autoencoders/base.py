@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from torch import Tensor, nn
@@ -71,6 +72,11 @@ class Autoencoder(PretrainedModel):
 
     def encode(self, images: Tensor) -> Codes:
         """images: b c H W in [-1, 1]; returns one b h w per grid. Raises UserError for an impossible shape."""
+        raise NotImplementedError
+
+    def completing(self, images: Tensor) -> Callable[[Codes], Codes]:
+        """`encode` for images, b c H W, whose first grids of codes somebody else chooses: (those grids, b h w each) ->
+        the codes of all grids, the others as `encode` finds them after such a beginning. Of no grids: `encode`."""
         raise NotImplementedError
 
     def decode(self, codes: Codes) -> Tensor:
@@ -183,6 +189,9 @@ class QuantizedAutoencoder(Autoencoder):
 
     def encode(self, images: Tensor) -> Codes:
         return self.quantizer.codes(self.latents(images))
+
+    def completing(self, images: Tensor) -> Callable[[Codes], Codes]:
+        return partial(self.quantizer.codes_after, self.latents(images))
 
     def decode(self, codes: Codes) -> Tensor:
         self.check_codes(codes, self.stride)

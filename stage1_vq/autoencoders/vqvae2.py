@@ -6,8 +6,9 @@ used open implementation, vq-vae-2-pytorch, so that its weights fit (stage1_vq/i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -115,10 +116,19 @@ class VQVAE2(Autoencoder):
         return CodeSpec(tuple(grids), height, width, self.channels)
 
     def encode(self, images: Tensor) -> Codes:
-        features, above = self.features(images), None
+        return self.completing(images)(())
+
+    def completing(self, images: Tensor) -> Callable[[Codes], Codes]:
+        """A level's latents go by the code vectors above it, so that they are encoded after those that were chosen."""
+        return partial(self.codes_of, self.features(images))
+
+    def codes_of(self, features: Sequence[Tensor], chosen: Codes = ()) -> Codes:
+        """The codes of all levels, of which the first grids are `chosen`."""
+        above, per_level = None, len(self.code_spec().grids) // self.config.levels
         found: list[Tensor] = []
         for level, quantizer in enumerate(self.quantizer_of_levels()):
-            codes = quantizer.codes(self.latents(level, features, above))
+            own = chosen[len(found) : len(found) + per_level]
+            codes = quantizer.codes_after(self.latents(level, features, above), own)
             above = self.join(level, above, in_type_of(self.decoder, quantizer.codes_to_latents(codes)))
             found += codes
         return tuple(found)

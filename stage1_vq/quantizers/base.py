@@ -63,6 +63,11 @@ class Quantizer(nn.Module):
         """The codes of `forward`, where nothing else is wanted."""
         return self.forward(z).codes
 
+    def codes_after(self, z: Tensor, chosen: Codes) -> Codes:
+        """The codes of z whose first grids somebody else has chosen, b h w each: these, and those of the other grids as
+        `codes` finds them after such a beginning. Here grids do not depend on each other."""
+        return (*chosen, *self.codes(z)[len(chosen) :])
+
     def codes_to_latents(self, codes: Codes) -> Tensor:
         """The z_q of these codes: b d h w."""
         raise NotImplementedError

@@ -142,6 +142,16 @@ class GroupedQuantizer(Quantizer):
         found = [layer.codes(part) for layer, part in zip(self.different(), self.parts(z), strict=True)]
         return self.layer_by_layer(self.of_groups(found))
 
+    def codes_after(self, z: Tensor, chosen: Codes) -> Codes:
+        """Groups do not depend on each other, the layers of a group do."""
+        self.check_latents(z)
+        count, parts = self.config.groups, self.parts(z)
+        if self.config.shared_codebook:
+            parts = list(rearrange(parts[0], "(b g) d h w -> g b d h w", g=count))
+        groups = enumerate(zip(self.groups(), parts, strict=True))
+        found = [group.codes_after(part, chosen[number::count]) for number, (group, part) in groups]
+        return self.layer_by_layer(found)
+
     def layer_by_layer(self, of_groups: Sequence[Codes]) -> Codes:
         """The codes of each group in the order of `grids`."""
         return tuple(grid for layer in zip(*of_groups, strict=True) for grid in layer)

@@ -137,20 +137,26 @@ class MultiscaleQuantizer(Quantizer):
             z_q = StraightThrough.apply(latents, total.detach()).to(z.dtype)
             return Quantized(z_q, tuple(found), losses, statistics)
 
-    @torch.no_grad()
     def codes(self, z: Tensor) -> Codes:
+        return self.codes_after(z, ())
+
+    @torch.no_grad()
+    def codes_after(self, z: Tensor, chosen: Codes) -> Codes:
+        """Each scale describes what the ones before it, as they were chosen, leave of z."""
         self.check_latents(z)
         with torch.autocast(z.device.type, enabled=False):
-            return self.walk(z.float())[1]
+            return self.walk(z.float(), chosen)[1]
 
-    def walk(self, z: Tensor) -> tuple[list[Tensor], Codes]:
-        """What each scale has to describe, and its codes: the loop of `forward` without its losses."""
+    def walk(self, z: Tensor, chosen: Codes = ()) -> tuple[list[Tensor], Codes]:
+        """What each scale has to describe, and its codes: the loop of `forward` without its losses. chosen: as for
+        `codes_after`."""
         total = torch.zeros_like(z)
         rests: list[Tensor] = []
         found: list[Tensor] = []
         for number, size in enumerate(self.sizes(*z.shape[2:])):
             rests.append(self.shrink(z - total, number, size))
-            found.append(self.layer.nearest(rests[-1], self.layer.codebook, note=False))
+            known = number < len(chosen)
+            found.append(chosen[number] if known else self.layer.nearest(rests[-1], self.layer.codebook, note=False))
             total = total + self.grow(found[-1], number, z.shape[2:])
         return rests, tuple(found)
 

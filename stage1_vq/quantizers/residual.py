@@ -132,14 +132,18 @@ class ResidualQuantizer(Quantizer):
         drawn = torch.randint(1, self.config.depth + 1, (b,))
         return torch.where(torch.rand(b) < self.config.quantizer_dropout, drawn, self.config.depth)
 
-    @torch.no_grad()
     def codes(self, z: Tensor) -> Codes:
+        return self.codes_after(z, ())
+
+    @torch.no_grad()
+    def codes_after(self, z: Tensor, chosen: Codes) -> Codes:
+        """Each layer describes what the ones before it, as they were chosen, leave of z."""
         self.check_latents(z)
         with torch.autocast(z.device.type, enabled=False):
             residual = self.project_in(z.float())
             found: list[Tensor] = []
-            for layer in self.stack():
-                codes = layer.codes(residual)
+            for number, layer in enumerate(self.stack()):
+                codes = chosen[number : number + 1] or layer.codes(residual)
                 residual = residual - layer.codes_to_latents(codes)
                 found += codes
         return tuple(found)

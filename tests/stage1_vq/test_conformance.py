@@ -292,6 +292,26 @@ def test_codes_of_an_image_do_not_depend_on_its_batch(row):
 
 
 @each_quantizer
+def test_after_a_beginning_of_its_own_come_its_own_codes_and_after_another_none_that_fit_worse(row):
+    """Codes of grids that somebody else chose stay, and those of later grids make up for them as far as they can."""
+    quantizer, z = make_quantizer(row).eval(), latents(3)
+    own, other = quantizer.codes(z), quantizer.codes(latents(3, seed=2))
+    for number in range(len(own)):
+        completed = quantizer.codes_after(z, own[:number])
+        assert all(map(torch.equal, completed, own))
+    for number in range(1, len(own)):
+        made_up = quantizer.codes_after(z, other[:number])
+        assert all(map(torch.equal, made_up[:number], other[:number]))
+        with torch.no_grad():
+            error, former = (
+                (quantizer.codes_to_latents(codes) - quantizer.codes_to_latents(own)).square().mean()
+                for codes in (made_up, (*other[:number], *own[number:]))
+            )
+        dependent = row.startswith(("residual", "multiscale", "grouped residual"))
+        assert error < former if dependent else error == former
+
+
+@each_quantizer
 def test_losses_are_means_so_that_they_do_not_depend_on_the_batch_size(row):
     quantizer, z = make_quantizer(row).eval(), latents(3)
     one, many = quantizer(z).losses, quantizer(z.repeat(5, 1, 1, 1)).losses
@@ -400,6 +420,19 @@ def test_codes_are_as_the_code_spec_says_and_decode_to_images_of_that_size(row, 
     assert decoded.shape == images.shape
     assert -1 <= decoded.min() <= decoded.max() <= 1
     assert autoencoder.code_spec() == autoencoder.code_spec(*IMAGE_SIZE)
+
+
+@each_autoencoder
+def test_completing_what_somebody_else_began_keeps_it_and_of_its_own_beginnings_makes_encode(row):
+    autoencoder = make_autoencoder(row).eval()
+    images, others = images_for(autoencoder, 2), images_for(autoencoder, 2, seed=2)
+    with torch.no_grad():
+        own, other, complete = autoencoder.encode(images), autoencoder.encode(others), autoencoder.completing(images)
+        for number in range(len(own) + 1):
+            assert all(map(torch.equal, complete(own[:number]), own))
+            mixed = complete(other[:number])
+            assert all(map(torch.equal, mixed[:number], other[:number]))
+            autoencoder.code_spec(*IMAGE_SIZE).check(mixed)
 
 
 @each_autoencoder
