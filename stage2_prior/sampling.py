@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, count
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.sampling_config import SamplingConfig
 from stage2_prior.stepping import GuidedStepper, Stepper, guided, walk
 
+Complete = Callable[[Codes], Codes]
+"""(the first grids of codes) -> all grids: the same, and those that an autoencoder finds for some image after such a
+beginning (`Autoencoder.completing`)."""
+
 
 def sample_codes(
     prior: Prior,
@@ -29,10 +34,16 @@ def sample_codes(
     sampling: SamplingConfig,
     known: Codes | None = None,
     recorded: RecordedDraw | None = None,
+    complete: Complete | None = None,
 ) -> Codes:
     """Codes of samples `indices` of `seed`, each grid `b h w` on the prior's device; `condition` holds their labels.
     known: codes that are kept, one `b h w` for each grid, -1 where a code is to be drawn (inpainting). recorded: draws
     the codes of a prior that goes by an order as one CUDA graph, the same for all batches that are alike.
+
+    complete: for codes that mean something only after those of the grids before, as scales and levels do. Where a
+    known code stands in any grid but the first, the one that `complete` finds after what was chosen takes its place.
+    An ordered prior goes on from it. A masked one, whose order is none of grids, has by then drawn beside the known
+    ones. Grids of equal sides need none: whoever keeps a place keeps all its codes.
 
     A sample depends on its index, its label, the seed and the settings, not on the batch that it is drawn in.
     Raises UserError for labels that the prior does not have, for guidance it cannot give, and for a prior whose
@@ -42,14 +53,28 @@ def sample_codes(
     condition = condition.to(device)
     check_request(prior, len(indices), condition, sampling)
     kept = None if known is None else prior.sequence(tuple(grid.to(device) for grid in known), condition)  # b n
+    if kept is None or len({(grid.height, grid.width) for grid in prior.code_spec.grids}) == 1:
+        complete = None
     if isinstance(prior, AutoregressivePrior):
         uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
-        codes, finite = (recorded or draw_in_order)(prior, condition, uniforms, sampling, kept)
+        if complete is None:
+            codes, finite = (recorded or draw_in_order)(prior, condition, uniforms, sampling, kept)
+        else:
+            codes, finite = draw_in_order(prior, condition, uniforms, sampling, kept, complete)
+        check_finite(finite, sampling)
     else:
         assert isinstance(prior, MaskedPrior)
         codes, finite = fill_in(prior, indices, condition, seed, sampling, kept)
-    check_finite(finite, sampling)
+        check_finite(finite, sampling)
+        if kept is not None and complete is not None:
+            for number in range(1, len(prior.code_spec.grids)):
+                codes = torch.where(kept < 0, codes, completed(prior, condition, codes, number, complete))
     return prior.grids_of(codes.clone())  # a tensor that may be changed, where that of inference mode may not
+
+
+def completed(prior: Prior, condition: Condition, sequence: Tensor, number: int, complete: Complete) -> Tensor:
+    """`complete` after the first `number` grids of a sequence b n."""
+    return prior.sequence(complete(prior.grids_of(sequence)[:number]), condition)
 
 
 def check_request(prior: Prior, batch: int, condition: Condition, sampling: SamplingConfig) -> None:
@@ -69,11 +94,16 @@ def check_finite(finite: Tensor, sampling: SamplingConfig) -> None:
 
 
 def draw_in_order(
-    prior: AutoregressivePrior, condition: Condition, uniforms: Tensor, sampling: SamplingConfig, known: Tensor | None
+    prior: AutoregressivePrior,
+    condition: Condition,
+    uniforms: Tensor,
+    sampling: SamplingConfig,
+    known: Tensor | None,
+    complete: Complete | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes `b n`, each drawn given those before it by its uniform number of `uniforms` (b n), and whether all logits
     were finite: a scalar, to be looked at in the end. Nothing in here waits for the device or copies to it. known:
-    `b n`, -1 where a code is to be drawn."""
+    `b n`, -1 where a code is to be drawn. complete: as for `sample_codes`, of a prior that goes grid after grid."""
     batch, device = len(uniforms), uniforms.device
     stepper: Stepper
     if sampling.guidance == 1:
@@ -83,11 +113,22 @@ def draw_in_order(
         stepper = GuidedStepper(doubled, [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)])
     total = torch.zeros((), device=device)  # of all logits: one that is not finite makes it so
 
+    grids_before = dict(zip(accumulate(grid.size for grid in prior.code_spec.grids), count(1), strict=False))
+    chosen: list[Tensor] = []
+
     def choose(position: int, logits: Tensor) -> Tensor:
+        nonlocal known
+        if known is not None and complete is not None and position in grids_before:
+            so_far = torch.cat([*chosen, known[:, position:]], dim=1)
+            found = completed(prior, condition, so_far, grids_before[position], complete)
+            known = torch.where(known < 0, known, found)
         total.add_(logits.sum())
         here = slice(position, position + logits.shape[1])
         codes = draw(logits, uniforms[:, here], sampling)
-        return codes if known is None else torch.where(known[:, here] < 0, codes, known[:, here])
+        if known is not None:
+            codes = torch.where(known[:, here] < 0, codes, known[:, here])
+        chosen.append(codes)
+        return codes
 
     codes = walk(stepper, prior.code_spec.codes_per_image, choose)
     return codes, total.isfinite()

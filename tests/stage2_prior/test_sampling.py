@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from codes.spec import Codes
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.drawing import inverse_cdf, noise, probabilities
+from stage2_prior.priors import PRIORS, AutoregressivePrior
 from stage2_prior.sampling import SamplingConfig, sample_codes
-from tests.stage2_prior.tiny import CLASSES, labelled, tiny_prior, tiny_spec
+from tests.stage2_prior.tiny import CLASSES, SPECS, labelled, random_codes, tiny_prior, tiny_spec
 
 
 def some_logits(batch: int = 4, vocabulary: int = 20) -> Tensor:
@@ -272,3 +274,41 @@ def test_impossible_settings_are_refused(setting, message):
 def test_large_seeds_are_told_apart():
     seeds = (2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1)
     assert len({float(noise(seed, [0], 1)) for seed in seeds}) == 4
+
+
+@pytest.mark.parametrize("kind", ["var", "hierarchical", "transformer", "maskgit", "diffusion"])
+def test_known_codes_of_later_grids_follow_what_was_chosen_before_them(kind):
+    spec = SPECS[kind] if kind in SPECS else SPECS["hierarchical"]
+    prior = tiny_prior(kind, spec=spec)
+    known = tuple(torch.where(grid % 2 == 0, grid, -1) for grid in random_codes(6, prior))
+
+    def complete(beginning: Codes) -> Codes:
+        """Every grid holds the sum of those before it."""
+        grids = list(beginning)
+        for grid in spec.grids[len(beginning) :]:
+            before = sum((each.flatten(1).sum(1) for each in grids), torch.zeros(6, dtype=torch.int64))
+            grids.append((before % grid.vocabulary).view(-1, 1, 1).expand(-1, grid.height, grid.width))
+        return tuple(grids)
+
+    codes = sample_codes(prior, range(6), labelled(6, prior), 0, SamplingConfig(), known, complete=complete)
+    spec.check(codes)
+    literal = sample_codes(prior, range(6), labelled(6, prior), 0, SamplingConfig(), known)
+    assert torch.equal(codes[0], literal[0])  # nothing comes before the first grid
+    for number in range(1, len(codes)):
+        kept = known[number] >= 0
+        assert torch.equal(codes[number][kept], complete(codes[:number])[number][kept])
+        assert torch.equal(literal[number][kept], known[number][kept])
+    drawn = known[-1] < 0
+    if issubclass(PRIORS[kind], AutoregressivePrior):  # what is drawn goes by them
+        assert not torch.equal(codes[-1][drawn], literal[-1][drawn])
+    else:
+        assert torch.equal(codes[-1][drawn], literal[-1][drawn])
+
+
+def test_known_codes_of_grids_of_equal_sides_stay_as_they_are():
+    prior = tiny_prior("rq_transformer")
+    keep = torch.tensor([True, False, True])  # columns
+    known = tuple(torch.where(keep, grid, -1) for grid in random_codes(4, prior))
+    codes = sample_codes(prior, range(4), labelled(4, prior), 0, SamplingConfig(), known, complete=pytest.fail)
+    for grid, kept in zip(codes, known, strict=True):
+        assert torch.equal(grid[..., keep], kept[..., keep])
