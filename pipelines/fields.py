@@ -83,7 +83,7 @@ def options_of(
     """
     hints, comments = get_type_hints(config_class), comments_of(config_class)
     options: dict[str, Option] = {}
-    for field in fields(config_class):
+    for field in own_first(config_class):
         path = f"{prefix}{field.name}"
         choice = selected.get(path) if selected else None
         inner = choice.config_class if choice else hints[field.name]
@@ -101,6 +101,12 @@ def options_of(
     return options
 
 
+def own_first(config_class: type) -> list[Field]:
+    """The fields of a config before those that it shares with others, which a dataclass inherits first."""
+    names = [name for each in config_class.__mro__ for name in vars(each).get("__annotations__", {})]
+    return sorted(fields(config_class), key=lambda field: names.index(field.name))
+
+
 def type_in_words(annotation: Any) -> str:
     """`a whole number`, `no, bf16 or fp16`; of what may be None the other types."""
     if get_origin(annotation) is Literal:
@@ -116,7 +122,17 @@ def type_in_words(annotation: Any) -> str:
 
 
 def comments_of(config_class: type) -> dict[str, str]:
-    """The comment on the last line of each field's definition: configs and their help are one thing."""
+    """The comment on the last line of each field's definition, inherited ones too: configs and their help are one
+    thing."""
+    comments: dict[str, str] = {}
+    for each in reversed(config_class.__mro__):
+        if is_dataclass(each):
+            comments |= own_comments(each)
+    return comments
+
+
+def own_comments(config_class: type) -> dict[str, str]:
+    """Those of `comments_of` that stand in the class itself."""
     source = textwrap.dedent(inspect.getsource(config_class))
     on_line = {
         token.start[0]: token.string.lstrip("# ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate, count
 
@@ -55,26 +56,36 @@ def sample_codes(
     kept = None if known is None else prior.sequence(tuple(grid.to(device) for grid in known), condition)  # b n
     if kept is None or len({(grid.height, grid.width) for grid in prior.code_spec.grids}) == 1:
         complete = None
-    if isinstance(prior, AutoregressivePrior):
-        uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
-        if complete is None:
-            codes, finite = (recorded or draw_in_order)(prior, condition, uniforms, sampling, kept)
+    with computing(sampling, device, recorded is not None):
+        if isinstance(prior, AutoregressivePrior):
+            uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
+            if complete is None:
+                codes, finite = (recorded or draw_in_order)(prior, condition, uniforms, sampling, kept)
+            else:
+                codes, finite = draw_in_order(prior, condition, uniforms, sampling, kept, complete)
+            check_finite(finite, sampling)
         else:
-            codes, finite = draw_in_order(prior, condition, uniforms, sampling, kept, complete)
-        check_finite(finite, sampling)
-    else:
-        assert isinstance(prior, MaskedPrior)
-        codes, finite = fill_in(prior, indices, condition, seed, sampling, kept)
-        check_finite(finite, sampling)
-        if kept is not None and complete is not None:
-            for number in range(1, len(prior.code_spec.grids)):
-                codes = torch.where(kept < 0, codes, completed(prior, condition, codes, number, complete))
+            assert isinstance(prior, MaskedPrior)
+            codes, finite = fill_in(prior, indices, condition, seed, sampling, kept)
+            check_finite(finite, sampling)
+            if kept is not None and complete is not None:
+                for number in range(1, len(prior.code_spec.grids)):
+                    codes = torch.where(kept < 0, codes, completed(prior, condition, codes, number, complete))
     return prior.grids_of(codes.clone())  # a tensor that may be changed, where that of inference mode may not
 
 
 def completed(prior: Prior, condition: Condition, sequence: Tensor, number: int, complete: Complete) -> Tensor:
     """`complete` after the first `number` grids of a sequence b n."""
-    return prior.sequence(complete(prior.grids_of(sequence)[:number]), condition)
+    with torch.autocast(sequence.device.type, enabled=False):  # as the images were encoded
+        return prior.sequence(complete(prior.grids_of(sequence)[:number]), condition)
+
+
+def computing(sampling: SamplingConfig, device: torch.device, recorded: bool = False) -> AbstractContextManager[object]:
+    """The type that a prior computes in. recorded: as a CUDA graph, in which no weights may be remembered that were
+    cast before it began."""
+    if sampling.precision is None:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=not recorded)
 
 
 def check_request(prior: Prior, batch: int, condition: Condition, sampling: SamplingConfig) -> None:

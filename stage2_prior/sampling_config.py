@@ -24,6 +24,7 @@ class SamplingConfig:
     guidance_end: float = 1.0  # share of an image's steps after which there is none
     steps: int | None = None  # of a masked prior for an image; None = its own: 12 of maskgit, 64 of diffusion
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; None = 4.5, as published
+    precision: Literal["bf16"] | None = None  # what the prior computes in; None = as its weights are
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -41,6 +42,8 @@ class SamplingConfig:
                 f"guidance_start={self.guidance_start} and guidance_end={self.guidance_end}, expected shares of the "
                 "steps from 0 to 1, the start not after the end"
             )
+        if self.precision not in (None, "bf16"):
+            raise UserError(f"precision={self.precision}, expected bf16; leave it out for the type of the weights")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps={self.steps}, expected at least 1; leave it out for the prior's own number")
         if self.choice_temperature is not None and not 0 <= self.choice_temperature < math.inf:

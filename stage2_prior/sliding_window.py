@@ -26,7 +26,7 @@ from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.drawing import draw, uniforms_of
 from stage2_prior.priors.base import AutoregressivePrior, Prior
-from stage2_prior.sampling import check_finite, check_request
+from stage2_prior.sampling import check_finite, check_request, computing
 from stage2_prior.sampling_config import SamplingConfig
 from stage2_prior.stepping import guided
 
@@ -102,17 +102,18 @@ def sample_larger_codes(
     training = prior.training
     prior.eval()  # no dropout
     try:
-        for at in places(grid, window):
-            if doubled is None:
-                logits = window_logits(prior, codes, at, condition)
-            else:
-                steps = [place.row * grid.width + place.column for place in at]
-                guidance = torch.tensor([sampling.guidance_at(step, grid.size) for step in steps], device=device)
-                label, null = window_logits(prior, codes.repeat(2, 1, 1), at, doubled).chunk(2)
-                logits = guided(label, null, guidance[:, None])
-            finite.logical_and_(logits.sum().isfinite())
-            rows, columns = ([getattr(place, name) for place in at] for name in ("row", "column"))
-            codes[:, rows, columns] = draw(logits, uniforms[:, rows, columns], sampling)
+        with computing(sampling, device):
+            for at in places(grid, window):
+                if doubled is None:
+                    logits = window_logits(prior, codes, at, condition)
+                else:
+                    steps = [place.row * grid.width + place.column for place in at]
+                    guidance = torch.tensor([sampling.guidance_at(step, grid.size) for step in steps], device=device)
+                    label, null = window_logits(prior, codes.repeat(2, 1, 1), at, doubled).chunk(2)
+                    logits = guided(label, null, guidance[:, None])
+                finite.logical_and_(logits.sum().isfinite())
+                rows, columns = ([getattr(place, name) for place in at] for name in ("row", "column"))
+                codes[:, rows, columns] = draw(logits, uniforms[:, rows, columns], sampling)
     finally:
         prior.train(training)
     check_finite(finite, sampling)

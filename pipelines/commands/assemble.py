@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from codes.spec import CodeSpec
 from common.errors import UserError
@@ -15,34 +14,21 @@ from common.model_io import load_pretrained
 from pipelines.codec.shard_tables import tables_of_shards
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME, stage_folder
+from pipelines.sampling_options import SamplingOptions
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage2_prior.priors import PRIORS, Hierarchical, Prior
-from stage2_prior.sampling import SamplingConfig
+from stage2_prior.sampling_config import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class AssembleConfig:
+class AssembleConfig(SamplingOptions):
     """One model folder from two runs, with the sampling settings that it will use by default."""
 
     stage1: str  # run or model folder of the autoencoder, a model that was assembled with it, or a hub id
     stage2: tuple[str, ...] | str  # the same of the prior; "[RUN, RUN ...]" where its levels were trained one by one
     out: str  # the model folder to write
     codes: str | None = None  # code shards of this autoencoder, for tables that compress images without the prior
-    temperature: float = 1.0  # divides the logits
-    top_k: int | None = None  # draw from the k most probable codes; left out: from all
-    top_p: float = 1.0  # draw from the fewest codes that hold this share of the probability; 1: from all
-    min_p: float = 0.0  # draw only from codes at least this share as probable as the most probable one; 0: from all
-    guidance: float = 1.0  # weight of the class against no class; 1: none
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it rises over an image's steps
-    guidance_start: float = 0.0  # share of an image's steps before which there is none
-    guidance_end: float = 1.0  # share of an image's steps after which there is none
-    steps: int | None = None  # of a maskgit or diffusion prior for an image; left out: 12 of maskgit, 64 of diffusion
-    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; left out: 4.5, 0: none
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        return SamplingConfig(**{field.name: getattr(self, field.name) for field in fields(SamplingConfig)})
 
 
 def assemble(config: AssembleConfig) -> str:
@@ -55,11 +41,12 @@ def assemble(config: AssembleConfig) -> str:
     priors = [load_pretrained(stage_folder(name, "stage2"), PRIORS) for name in names]
     check_complete(autoencoder.code_spec(), priors)
     prior = priors[0] if len(priors) == 1 else Hierarchical.from_levels(priors)
-    config.sampling.check_fits(prior)
+    sampling = config.sampling(SamplingConfig())
+    sampling.check_fits(prior)
     out = Path(config.out)
     former = read_json(out / INDEX_NAME).get("fingerprint") if (out / INDEX_NAME).is_file() else None
     tables = kept_tables(out, autoencoder) if config.codes is None else tables_of_shards(config.codes, autoencoder)
-    pipeline = TwoStagePipeline(autoencoder, prior, config.sampling, tables)
+    pipeline = TwoStagePipeline(autoencoder, prior, sampling, tables)
     folder = pipeline.save_pretrained(out)
     replaced = "" if former in (None, pipeline.fingerprint()) else ", in place of another one"
     return f"the model is in {folder}{replaced}; next: zellige generate --model {folder} --num 64 --out DIR"

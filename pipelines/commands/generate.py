@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +22,10 @@ from pipelines.devices import open_device
 from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
+from pipelines.sampling_options import DrawingOptions
 from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
 from pipelines.stages import check_given
 from pipelines.two_stage import TwoStagePipeline
-from stage2_prior.sampling import SamplingConfig
 from training.task import Batch
 
 SAMPLES_NAME = "samples.jsonl"
@@ -36,41 +36,27 @@ BATCH_SIZE = 64  # when nothing else is said
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(DrawingOptions):
     """New images from an assembled model, one PNG file each."""
 
     model: str  # pipeline folder that `zellige assemble` or `zellige quickstart` wrote, or a hub id
     out: str  # folder for the images, sheet.png and samples.jsonl
     num: int = 64  # images; a later run with a larger number adds those that are missing
     label: int | str | None = None  # class, by number or name; left out: that of the given codes, or all in turn
-    prompt: str | None = None  # text of all images, for a model that was trained on captions
-    text_encoder: str | None = None  # folder or hub id of the text encoder; left out: as the model records
     given: str | None = None  # folder of code shards, for a model that goes by other codes: sample i by image i of it
     given_split: Literal["train", "validation"] = "validation"  # which images of that folder
     size: tuple[int, int] | None = None  # (H, W) in pixels, larger than the training size; left out: that
     seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
     batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
-    temperature: float | None = None  # divides the logits; left out, as all settings of sampling: the model's own
-    top_k: int | None = None  # draw from the k most probable codes; as many as there are: from all
-    top_p: float | None = None  # draw from the fewest codes that hold this share of the probability
-    min_p: float | None = None  # draw only from codes at least this share as probable as the most probable one
-    guidance: float | None = None  # weight of the class against no class; 1 is none
-    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None  # how it rises over an image's steps
-    guidance_start: float | None = None  # share of an image's steps before which there is none
-    guidance_end: float | None = None  # share of an image's steps after which there is none
-    steps: int | None = None  # of a maskgit or diffusion prior for an image: fewer are faster
-    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
     candidates: int = 1  # draw so many for each image and keep the one that `judge` finds most probable
     judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
-    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
     cuda_graph: bool = False  # all steps of a batch as one graph: the same codes, sooner; not for maskgit, diffusion
 
     def __post_init__(self) -> None:
         if self.num < 1:
             raise UserError(f"num={self.num}, expected at least 1 image")
-        if not 0 <= self.seed < 2**64:
-            raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
+        super().__post_init__()
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
         if self.judge is not None and not (self.prompt is None and self.given is None and self.size is None):
@@ -88,11 +74,6 @@ class GenerateConfig:
             raise UserError(
                 f"got cuda_graph with size={self.size}, expected either: larger images are drawn without one"
             )
-
-    def sampling(self, default: SamplingConfig) -> SamplingConfig:
-        """The model's own settings, with those that were given in their place."""
-        given = {name: getattr(self, name) for name in asdict(default)}
-        return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 def generate_files(config: GenerateConfig) -> str:

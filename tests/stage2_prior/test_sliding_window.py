@@ -39,6 +39,15 @@ def test_of_the_training_size_the_samples_are_those_of_the_prior(kind, sampling)
     assert torch.equal(larger[0], sample_codes(prior, range(4), condition, 3, sampling)[0])
 
 
+def test_precision_is_that_of_autocast():
+    prior, condition, spec = tiny_prior("transformer"), labelled(4, tiny_prior("transformer")), tiny_spec(4, 7)
+    rough = sample_larger_codes(prior, spec, range(4), condition, 3, SamplingConfig(precision="bf16"))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = sample_larger_codes(prior, spec, range(4), condition, 3, SamplingConfig())
+    assert torch.equal(rough[0], expected[0])
+    assert not torch.equal(rough[0], sample_larger_codes(prior, spec, range(4), condition, 3, SamplingConfig())[0])
+
+
 def slow(prior, spec: CodeSpec, condition: Condition, sampling: SamplingConfig) -> torch.Tensor:
     """Code after code in raster order, each from a window cut out of the image so far."""
     grid, window = spec.grids[0], prior.only_grid()

@@ -1,0 +1,46 @@
+"""Options that commands share: how a prior is sampled, and what is drawn from an assembled model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from common.errors import UserError
+from stage2_prior.sampling_config import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Settings of sampling. Those that are left out are the model's own."""
+
+    temperature: float | None = None  # divides the logits; left out, as all of sampling: as the model records
+    top_k: int | None = None  # draw from the k most probable codes; as many as there are: from all
+    top_p: float | None = None  # draw from the fewest codes that hold this share of the probability; 1: from all
+    min_p: float | None = None  # draw only from codes at least this share as probable as the most probable; 0: from all
+    guidance: float | None = None  # weight of the class or prompt against none; 1 is none
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None  # how it rises over an image's steps
+    guidance_start: float | None = None  # share of an image's steps before which there is none
+    guidance_end: float | None = None  # share of an image's steps after which there is none
+    steps: int | None = None  # of a maskgit or diffusion prior for an image (12 and 64): fewer are faster
+    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
+    precision: Literal["bf16"] | None = None  # bf16: compute in bfloat16, faster on GPUs; else as the weights are
+
+    def sampling(self, default: SamplingConfig) -> SamplingConfig:
+        """`default`, with those that were given in their place."""
+        given = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
+        return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions(SamplingOptions):
+    """What an assembled model is asked to draw."""
+
+    label: int | str | None = None  # class to draw, by number or name; left out: any
+    prompt: str | None = None  # text of all images, for a model that was trained on captions
+    text_encoder: str | None = None  # folder or hub id of the text encoder; left out: as the model records
+    seed: int = 0  # another number, other images
+    device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
