@@ -24,6 +24,10 @@ def encode_any_size(autoencoder: Autoencoder, images: Tensor) -> Codes:
     device = next(autoencoder.parameters()).device
     padding = (0, -width % autoencoder.stride, 0, -height % autoencoder.stride)
     padded = F.pad(images.to(device), padding, mode="replicate")
-    # Always in the same layout: a convolution rounds otherwise when channels lie innermost, and one vector in 100,000
-    # or so, between two codes, would fall to the other.
-    return autoencoder.encode(padded.clone(memory_format=torch.contiguous_format))
+    return autoencoder.encode(in_one_layout(padded))
+
+
+def in_one_layout(images: Tensor) -> Tensor:
+    """The images, always in the same layout: a convolution rounds otherwise when channels lie innermost, and one vector
+    in 100,000 or so, between two codes, would fall to the other."""
+    return images.clone(memory_format=torch.contiguous_format)

@@ -99,14 +99,16 @@ COMMANDS = {
         "write new images", from_options("generate", "pipelines.commands.generate", "GenerateConfig", "generate_files")
     ),
     "inpaint": Command(
-        "draw what is not kept of images", from_options("inpaint", "pipelines.edit", "InpaintConfig", "inpaint_files")
+        "draw what is not kept of images",
+        from_options("inpaint", "pipelines.commands.inpaint", "InpaintConfig", "inpaint_files"),
     ),
     "vary": Command(
-        "draw a share of the codes of images anew", from_options("vary", "pipelines.edit", "VaryConfig", "vary_files")
+        "draw a share of the codes of images anew",
+        from_options("vary", "pipelines.commands.vary", "VaryConfig", "vary_files"),
     ),
     "interpolate": Command(
         "walk from one image to another, code by code",
-        from_options("interpolate", "pipelines.edit", "InterpolateConfig", "interpolate_files"),
+        from_options("interpolate", "pipelines.commands.interpolate", "InterpolateConfig", "interpolate_files"),
     ),
     "evaluate": Command(
         "measure reconstruction and likelihood on test images",

@@ -25,33 +25,24 @@ def codes_of_kept_pixels(codes: Codes, keep: Tensor) -> Codes:
     return tuple(grid.masked_fill(drawn, DRAWN) for grid, drawn in zip(codes, places, strict=True))
 
 
-def codes_but_a_share(codes: Codes, share: float, uniforms: Tensor) -> Codes:
-    """The codes, -1 at a random `share` of the places of each grid, rounded to whole places. `uniforms`, `b n` over all
-    grids, decide which: a larger share draws all that a smaller one does, and more."""
+def random_places(codes: Codes, share: float, uniforms: Tensor) -> tuple[Tensor, ...]:
+    """A random `share` of the places of each grid, rounded to whole ones: bool, one `b h w` per grid. `uniforms`, `b n`
+    over all grids, decide which: a larger share has all places of a smaller one, and more. Grids of the same sides have
+    the same: the codes of a place add up to one latent, or are parts of one."""
     parts = uniforms.to(codes[0].device).split([grid[0].numel() for grid in codes], dim=1)
-    return tuple(
-        grid.masked_fill(rearrange(rank(part) < round(share * part.shape[1]), "b (h w) -> b h w", h=grid.shape[1]), -1)
-        for grid, part in zip(codes, parts, strict=True)
-    )
+    of_sides: dict[torch.Size, Tensor] = {}
+    for grid, part in zip(codes, parts, strict=True):
+        places = rearrange(rank(part) < round(share * part.shape[1]), "b (h w) -> b h w", h=grid.shape[1])
+        of_sides.setdefault(grid.shape[1:], places)
+    return tuple(of_sides[grid.shape[1:]] for grid in codes)
 
 
-def codes_between(first: Codes, second: Codes, share: float, uniforms: Tensor) -> Codes:
-    """Codes of `first` with a random `share` of the places of each grid taken from `second`: a step on a walk from one
-    to the other, on which every place changes once. Arguments as for `codes_but_a_share`."""
-    taken = codes_but_a_share(first, share, uniforms)
-    return tuple(torch.where(part == DRAWN, new, part) for part, new in zip(taken, second, strict=True))
+def codes_but_a_share(codes: Codes, share: float, uniforms: Tensor) -> Codes:
+    """The codes, -1 at `random_places`."""
+    places = random_places(codes, share, uniforms)
+    return tuple(grid.masked_fill(drawn, DRAWN) for grid, drawn in zip(codes, places, strict=True))
 
 
-def rectangle(height: int, width: int, part: str) -> Tensor:
-    """`H W` bool, True in the named part of an image: left, right, top or bottom half, or the middle (half of each
-    side)."""
-    keep = torch.zeros(height, width, dtype=torch.bool)
-    rows, columns = {
-        "left": (slice(None), slice(0, width // 2)),
-        "right": (slice(None), slice(width // 2, None)),
-        "top": (slice(0, height // 2), slice(None)),
-        "bottom": (slice(height // 2, None), slice(None)),
-        "middle": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)),
-    }[part]
-    keep[rows, columns] = True
-    return keep
+def codes_at(places: tuple[Tensor, ...], taken: Codes, others: Codes) -> Codes:
+    """The codes of `taken` at the places, bool, and those of `others` elsewhere: one `b h w` per grid each."""
+    return tuple(torch.where(*parts) for parts in zip(places, taken, others, strict=True))

@@ -22,12 +22,13 @@ from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
 from common.model_io import weight_types
 from common.processes import usable_device
-from pipelines.any_size import encode_any_size, reconstruct
+from pipelines.any_size import encode_any_size, in_one_layout, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
-from pipelines.image_input import Pictures, as_images, stacked
-from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels
+from pipelines.image_input import Picture, Pictures, as_images, stacked
+from pipelines.known_codes import codes_at, codes_but_a_share, codes_of_kept_pixels, random_places
 from pipelines.labels import class_named
+from pipelines.masks import Mask, mask_of, pasted
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
 from pipelines.pictures import save_png, to_pil
 from pipelines.stages import KIND, check_fit, load_stages
@@ -36,7 +37,7 @@ from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.drawing import noise
 from stage2_prior.priors import AutoregressivePrior, Prior
-from stage2_prior.sampling import SamplingConfig, draw_in_order, sample_codes
+from stage2_prior.sampling import Complete, SamplingConfig, draw_in_order, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
 from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
@@ -348,55 +349,83 @@ class TwoStagePipeline:
         """For many files: it computes the fingerprints of the models, which takes a while, only once."""
         return Codec(self.autoencoder, self.prior, self.tables)
 
-    def inpaint(self, images: Tensor, keep: Tensor, **settings: Any) -> Generated:
+    def inpaint(self, images: Pictures, keep: Mask, *, paste: bool = True, **settings: Any) -> Generated:
         """Images whose kept parts tell the prior how to go on: b c H W in [-1, 1], of the size the model makes; keep:
-        `b H W` or `H W`, bool, True for a pixel that stays. Codes of places that are kept whole stay bit for bit, the
-        others are drawn. settings: as for `redraw`.
+        `b H W` or `H W`, bool, True for a pixel that stays, or a picture that is white there. Codes of places that are
+        kept whole stay, or, where they mean something only after coarser ones that were drawn, are those that an
+        encoder finds after these. The others are drawn. settings: as for `redraw`.
+
+        paste: kept pixels are those of the images, exactly, and the border fades out inside what is drawn
+        (`masks.pasted`); without it every pixel is decoded from the codes. Raises UserError for a mask of another size,
+        and for one that keeps nothing or everything.
 
         A prior that walks the codes in an order sees, at each place, only what stands before it: what is kept below
         and right of a hole does not shape what fills it. A masked prior (maskgit, diffusion) sees all of it.
         """
-        return self.redraw(codes_of_kept_pixels(self.encode_whole(images), keep), **settings)
+        whole = self.whole_images(images)
+        mask = mask_of(keep, len(whole), *whole.shape[2:])
+        complete = self.completing(whole)
+        made = self.redraw(codes_of_kept_pixels(complete(()), mask), complete=complete, **settings)
+        if not paste:
+            return made
+        reach = self.autoencoder.stride
+        return made._replace(images=pasted(made.images, whole.to(made.images), mask.to(self.device), reach))
 
-    def vary(self, images: Tensor, share: float, *, seed: int = 0, first_index: int = 0, **settings: Any) -> Generated:
-        """The images, b c H W in [-1, 1], with a random `share` of their codes drawn anew; settings as for `redraw`."""
-        codes = self.encode_whole(images)
+    def vary(
+        self, images: Pictures, share: float, *, seed: int = 0, first_index: int = 0, **settings: Any
+    ) -> Generated:
+        """The images, b c H W in [-1, 1], with a random `share` of their codes drawn anew; those that stay as for
+        `inpaint`, settings as for `redraw`."""
+        complete = self.completing(self.whole_images(images))
+        codes = complete(())
         known = codes_but_a_share(codes, share, self._places(codes, seed, first_index))
-        return self.redraw(known, seed=seed, first_index=first_index, **settings)
+        return self.redraw(known, complete=complete, seed=seed, first_index=first_index, **settings)
 
     def interpolate(
-        self, first: Tensor, second: Tensor, steps: int, *, redrawn: float = 0.0, seed: int = 0, **settings: Any
+        self, first: Picture, second: Picture, steps: int, *, redrawn: float = 0.0, seed: int = 0, **settings: Any
     ) -> Generated:
         """`steps` images on the way from one image to another, c H W each in [-1, 1], both included: place after place,
         in random order, takes the code of the second. redrawn: share of the places of each image between them whose
         code the prior draws instead, so that both mix. settings: as for `redraw`."""
         if steps < 2:
             raise UserError(f"got steps={steps}, expected at least 2: the first image and the second")
-        both = self.encode_whole(torch.stack([first, second]))
-        start, end = (tuple(grid[i : i + 1] for grid in both) for i in (0, 1))
-        order = self._places(start, seed, 0)
-        stages = [codes_between(start, end, step / (steps - 1), order) for step in range(steps)]
-        between = tuple(torch.cat(grids) for grids in zip(*stages[1:-1], strict=True)) if steps > 2 else ()
-        if between:
+        ends = [self.whole_images([end]).expand(steps, -1, -1, -1) for end in (first, second)]
+        of_first, of_second = map(self.completing, ends)
+        start = of_first(())
+        alone = tuple(grid[:1] for grid in start)
+        order = self._places(alone, seed, 0)
+        stages = [random_places(alone, step / (steps - 1), order) for step in range(steps)]
+        passed = tuple(torch.cat(grids) for grids in zip(*stages, strict=True))  # steps h w: the second's places
+
+        def complete(beginning: Codes) -> Codes:
+            return codes_at(passed, of_second(beginning), of_first(beginning))
+
+        known = complete(())
+        if steps > 2:
+            between = tuple(grid[1:-1] for grid in known)
             between = codes_but_a_share(between, redrawn, self._places(between, seed, 1))
-        known = tuple(torch.cat(parts) for parts in zip(*filter(None, (start, between, end)), strict=True))
-        return self.redraw(known, seed=seed, **settings)
+            known = tuple(torch.cat([k[:1], b, k[-1:]]) for k, b in zip(known, between, strict=True))
+        return self.redraw(known, complete=complete, seed=seed, **settings)
 
     def redraw(
         self,
         known: Codes,
         *,
-        labels: int | Sequence[int] | None = None,
+        complete: Complete | None = None,
+        labels: Labels = None,
         prompts: str | Sequence[str] | None = None,
         given: Codes | None = None,
         seed: int = 0,
         first_index: int = 0,
         sampling: SamplingConfig | None = None,
+        **settings: Any,
     ) -> Generated:
         """Images of codes that are partly known, one b h w per grid, -1 where the prior draws: samples first_index,
-        first_index + 1, ... of `seed`. labels, prompts, given: as for `generate`, but without labels a prior of classes
-        draws for any class, without guidance. Raises UserError for a prior that never saw the null label."""
-        sampling = sampling or self.sampling
+        first_index + 1, ... of `seed`. complete: as for `stage2_prior.sampling.sample_codes`, of the images that the
+        known codes are of (`completing`); without it all of them stay as they are. labels, prompts, given, sampling,
+        settings: as for `generate`, but without labels a prior of classes draws for any class, without guidance. Raises
+        UserError for a prior that never saw the null label."""
+        sampling = self.settings(sampling, settings)
         indices = range(first_index, first_index + len(known[0]))
         chosen: list[int] | None
         if labels is None and self.num_classes:
@@ -409,18 +438,24 @@ class TwoStagePipeline:
         else:
             chosen = self.labels_of(indices, labels)
         condition = self.condition(chosen, self.prompts_of(indices, prompts), given)
-        codes = sample_codes(self.prior, indices, condition, seed, sampling, known)
+        codes = sample_codes(self.prior, indices, condition, seed, sampling, known, complete=complete)
         return Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
 
-    def encode_whole(self, images: Tensor) -> Codes:
-        """Codes of images of exactly the size the model makes. Raises UserError for another."""
-        spec = self.prior.code_spec
+    def whole_images(self, pictures: Pictures) -> Tensor:
+        """`images`, of exactly the size the model makes. Raises UserError for another."""
+        images, spec = self.images(pictures), self.prior.code_spec
         if tuple(images.shape[1:]) != (spec.image_channels, spec.image_height, spec.image_width):
             raise UserError(
                 f"got images of {'x'.join(map(str, images.shape[1:]))}, expected {spec.image_channels}x"
                 f"{spec.image_height}x{spec.image_width}, the size that this model makes; resize and crop them to it"
             )
-        return self.encode(images)
+        return images
+
+    @torch.no_grad()
+    def completing(self, images: Tensor) -> Complete:
+        """`Autoencoder.completing` of images on its stride, on the pipeline's device and without gradients."""
+        complete = self.autoencoder.completing(in_one_layout(images.to(self.device)))
+        return torch.no_grad()(complete)
 
     def _places(self, codes: Codes, seed: int, first_index: int) -> Tensor:
         """A random number for each code, `b n`, of another stream than those the codes are drawn with."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
@@ -36,6 +37,21 @@ def make_prior(autoencoder: VQVAE, num_classes: int = 3) -> Transformer:
 def make_pipeline(num_classes: int = 3) -> TwoStagePipeline:
     autoencoder = make_autoencoder()
     return TwoStagePipeline(autoencoder, make_prior(autoencoder, num_classes))
+
+
+def some_images(count: int = 3) -> torch.Tensor:
+    """count 1 16 16, in [-1, 1]"""
+    return torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with `some_images` as 0.png, 1.png and 2.png."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, image in enumerate(some_images()):
+        to_pil(image).save(folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

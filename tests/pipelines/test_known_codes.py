@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import torch
 
-from pipelines.known_codes import codes_between, codes_but_a_share, codes_of_kept_pixels, rectangle
+from pipelines.known_codes import codes_at, codes_but_a_share, codes_of_kept_pixels, random_places
 
 
 def test_a_code_is_kept_where_all_its_pixels_are():
@@ -40,15 +39,15 @@ def test_a_share_of_each_grid_is_drawn_and_a_larger_share_draws_more():
 def test_a_walk_changes_every_place_once():
     first, second = (torch.zeros(1, 4, 5, dtype=torch.int64),), (torch.ones(1, 4, 5, dtype=torch.int64),)
     uniforms = torch.rand(1, 20, generator=torch.Generator().manual_seed(0))
-    stages = [codes_between(first, second, step / 4, uniforms)[0] for step in range(5)]
+    places = [random_places(first, step / 4, uniforms) for step in range(5)]
+    stages = [codes_at(passed, second, first)[0] for passed in places]
     assert [int(stage.sum()) for stage in stages] == [0, 5, 10, 15, 20]
     assert all((after >= before).all() for before, after in itertools.pairwise(stages))
 
 
-@pytest.mark.parametrize(("part", "kept"), {"left": 8, "right": 12, "top": 10, "bottom": 10, "middle": 2 * 3}.items())
-def test_named_parts(part, kept):
-    keep = rectangle(4, 5, part)
-    assert keep.shape == (4, 5)
-    assert keep.sum() == kept
-    corner = {"left": (0, 0), "top": (0, 0), "right": (3, 4), "bottom": (3, 4), "middle": (2, 2)}[part]
-    assert keep[corner]
+def test_grids_of_the_same_sides_share_their_places():
+    grid, fine = torch.zeros(2, 4, 4, dtype=torch.int64), torch.zeros(2, 8, 8, dtype=torch.int64)
+    uniforms = torch.rand(2, 16 + 64 + 16, generator=torch.Generator().manual_seed(0))
+    first, between, last = random_places((grid, fine, grid), 0.5, uniforms)
+    assert torch.equal(first, last)
+    assert torch.equal(between, random_places((grid, fine), 0.5, uniforms[:, :80])[1])

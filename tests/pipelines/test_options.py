@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from pipelines import options
 from pipelines.cli import main
 from pipelines.fields import Option, type_in_words
 from pipelines.options import with_bare_flags
+from stage2_prior.sampling_config import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,3 +312,35 @@ def help_text(command: str) -> str:
     with redirect_stdout(shown), pytest.raises(SystemExit):
         main([command, "--help"])
     return shown.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    warmth: float = 1.0  # of the oven
+    depth: int = 2  # of the tin
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakingConfig(SharedOptions):
+    """Bakes."""
+
+    flour: str  # which
+    depth: int = 3  # of the dish
+
+
+def test_inherited_fields_have_their_help_and_come_after_the_own_ones():
+    shown = io.StringIO()
+    with redirect_stdout(shown), pytest.raises(SystemExit):
+        options.read_options("bake", BakingConfig, ["--help"])
+    places = [shown.getvalue().index(part) for part in ("which", "of the dish", "of the oven")]
+    assert places == sorted(places)
+    assert "of the tin" not in shown.getvalue()
+    baking = options.read_options("bake", BakingConfig, ["--flour", "rye", "--warmth", "2"])
+    assert baking == BakingConfig(flour="rye", warmth=2)
+
+
+@pytest.mark.parametrize("command", ["generate", "inpaint", "vary", "interpolate", "assemble"])
+def test_all_commands_that_sample_take_the_same_settings_and_explain_them(command):
+    text = " ".join(help_text(command).split())
+    for name in (each.name for each in fields(SamplingConfig)):
+        assert re.search(rf"--{name} [A-Z_]+ [a-z0-9]", text), name  # a comment, not the type in brackets
