@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.errors import UserError
 from pipelines.commands.generate import GenerateConfig, generate_files
+from pipelines.commands.vary import VaryConfig, vary_files
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import Transformer, TransformerConfig
@@ -69,6 +70,19 @@ def test_without_a_prompt_a_prior_of_captions_draws_anything():
     assert torch.equal(pipeline.generate(2, prompts=["", " "]).codes[0], expected[0])
     with pytest.raises(UserError, match="trained with label_dropout=0 and must be told what to draw; give a prompt"):
         text_pipeline(knows_null_label=False).generate(2)
+
+
+def test_vary_takes_a_prompt(text_model, pictures, tmp_path):
+    asked = {"model": str(text_model), "images": str(pictures / "0.png"), "variants": 1, "share": 1.0}
+    made = {}
+    for prompt in ("a red fox", "a grey owl"):
+        out = tmp_path / prompt
+        vary_files(VaryConfig(**asked, out=str(out), prompt=prompt, temperature=0.0))
+        with Image.open(out / "0_0.png") as picture:
+            made[prompt] = np.array(picture)
+        drawn = text_pipeline().vary(pictures / "0.png", 1.0, prompts=prompt, temperature=0.0)
+        assert (made[prompt] == np.array(drawn.pil()[0])).all()
+    assert (made["a red fox"] != made["a grey owl"]).any()
 
 
 def test_what_is_drawn_anew_follows_the_prompt():
