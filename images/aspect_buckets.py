@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from common.processes import process_state
+from common.progress import progress_bar
 from images.sources import ImageSource
 
 Shape = tuple[int, int]
@@ -88,8 +88,13 @@ def read_sizes(source: ImageSource) -> np.ndarray:
     mine = blocks[state.process_index :: state.num_processes]
     with ThreadPoolExecutor(THREADS) as pool:
         read = pool.map(source.sizes, mine)
-        silent = None if state.is_main_process else True  # None: where no person looks on
-        found = list(tqdm(read, total=len(mine), desc="reading image sizes", delay=2, disable=silent))
+        found = []
+        with progress_bar(
+            sum(map(len, mine)), "images", shown=state.is_main_process, what="reading image sizes", delay=2
+        ) as progress:
+            for sizes_of_block in read:
+                found.append(sizes_of_block)
+                progress.update(len(sizes_of_block))
     sizes = np.empty((len(source), 2), dtype=np.int64)
     for process, parts in enumerate(gather_object([found])):
         for block, part in zip(blocks[process :: state.num_processes], parts, strict=True):

@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.files import remove_leftovers
 from common.model_io import load_pretrained, model_folder
 from common.processes import process_state, use_device
+from common.progress import progress_bar
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
@@ -184,7 +185,7 @@ def encode_images(
     mine = missing[state.process_index :: state.num_processes]
     autoencoder = autoencoder.to(state.device).eval()
     total = sum(pieces[number].images for number in mine)
-    with tqdm(total=total, unit="image", desc="encode", disable=not state.is_main_process) as progress:
+    with progress_bar(total, "images", shown=state.is_main_process) as progress:
         for number in mine:
             codes, labels, names = encode_piece(autoencoder, pieces[number], batch_size, workers, progress)
             writer.write(number, codes, labels, names)

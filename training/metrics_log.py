@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from common.errors import explain_disk_errors
 from common.files import atomic_file, flush, write_text
+from common.progress import progress_bar
 
 METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"
@@ -90,7 +91,7 @@ class RunLog:
         self._logged = replace(self.total)
         self._said: dict[str, tuple[int, str]] = {}  # of each kind of warning: when it was said, and how
         self._pace = Pace(steps - step)
-        self._bar = tqdm(total=steps, initial=step, unit="step", disable=None if self.main else True)
+        self._bar = progress_bar(steps, "steps", shown=self.main, done=step)
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""

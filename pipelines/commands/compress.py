@@ -10,10 +10,10 @@ from typing import Literal
 
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
+from common.progress import progress_bar
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.codec.archive import SUFFIX, Entry, read_archive
 from pipelines.codec.codec import BATCH, LANES, PIXELS, Codec
@@ -83,7 +83,7 @@ def compress_files(config: CompressConfig) -> str:
         return f"{out / ARCHIVE_NAME} is there already"
     mine = list(enumerate(names))[state.process_index :: state.num_processes]
     todo = [(i, name) for i, name in mine if config.archive or not is_sound(out / targets[name])]
-    with tqdm(total=len(todo), unit="image", disable=not state.is_main_process) as progress:
+    with progress_bar(len(todo), "images", shown=state.is_main_process) as progress:
         for numbers, images, read in read_parts(todo, root, codec.autoencoder.channels, config.batch_size, bad_images):
             entries, said = codec.entries(images, numbers, config.mode, [label] * len(images), config.lanes)
             notes.update(said)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import remove_leftovers_below, write_json
+from common.progress import progress_bar
 from pipelines.codec.archive import SUFFIX, Archive, Entry, read_archive, read_file
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
 from pipelines.codec.models import Models
@@ -61,7 +61,7 @@ def decompress_files(config: DecompressConfig) -> str:
     folders = {folder for name in files for folder in Path(name).parents}
     written = kept = 0
     failures: list[str] = []
-    with tqdm(total=len(mine), unit="file", disable=not state.is_main_process) as progress:
+    with progress_bar(len(mine), "files", shown=state.is_main_process) as progress:
         for start in range(0, len(mine), BATCH):
             part = mine[start : start + BATCH]
             todo: list[Wanted] = []

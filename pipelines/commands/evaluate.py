@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codes.shards import CodeDataset
 from codes.training_images import TrainingImages, hashes_of
 from common.errors import UserError
 from common.files import write_json
+from common.progress import with_progress
 from images.datasets import DataConfig, ImageDataset, open_images, to_float
 from images.files import MAX_BAD_SHARE
 from pipelines.devices import open_device
@@ -63,7 +64,8 @@ def evaluate(config: EvaluateConfig) -> str:
     count = len(dataset) if config.num is None else min(config.num, len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]
     found = Figures(pipeline, training)
-    for start in tqdm(range(0, count, config.batch_size), unit="batch"):
+    starts = range(0, count, config.batch_size)
+    for start in with_progress(starts, "images", size=lambda start: min(config.batch_size, count - start)):
         indices = chosen[start : start + config.batch_size]
         batch, read = dataset.fetch_readable(indices, indices)  # another in its place would count twice
         if read:
@@ -177,24 +179,24 @@ class Figures:
             figures["ssim"] = mean["ssim"]
         figures["bits_per_code"] = mean["bits"] / spec.codes_per_image
         if len(spec.grids) > 1:
-            figures |= {f"bits_per_code of {g.name}": mean[f"bits {g.name}"] for g in spec.grids}
+            figures |= {f"bits_per_code_{word(g.name)}": mean[f"bits {g.name}"] for g in spec.grids}
         figures["bits_per_pixel"] = mean["bits"] / (spec.image_height * spec.image_width)
-        figures["packed bits_per_pixel"] = spec.bits_per_image / (spec.image_height * spec.image_width)
+        figures["bits_per_pixel_packed"] = spec.bits_per_image / (spec.image_height * spec.image_width)
         figures["bits_per_dimension"] = mean["bits"] / spec.image_dimensions
         if "two_stage" in mean:
-            figures["two-stage bits_per_dimension"] = mean["two_stage"] / spec.image_dimensions
+            figures["two_stage_bits_per_dimension"] = mean["two_stage"] / spec.image_dimensions
         for number, (grid, count) in enumerate(zip(spec.grids, self.counts, strict=True)):
-            of = f" of {grid.name}" if len(spec.grids) > 1 else ""
-            figures[f"codes used{of}"] = float((count > 0).double().mean())
+            of = f"_{word(grid.name)}" if len(spec.grids) > 1 else ""
+            figures[f"codes_used{of}"] = float((count > 0).double().mean())
             if self.training_counts is not None:
-                figures[f"bits by training frequencies{of}"] = frequency_bits(count, self.training_counts[number])
+                figures[f"bits_by_training_frequencies{of}"] = frequency_bits(count, self.training_counts[number])
             else:
-                figures[f"estimated entropy of the codes{of}"] = entropy(count)
+                figures[f"estimated_entropy_of_codes{of}"] = entropy(count)
             if self.pipeline.tables is not None:
-                figures[f"bits by the model's tables{of}"] = mean[f"tables {grid.name}"]
+                figures[f"bits_by_tables{of}"] = mean[f"tables {grid.name}"]
         trained_on, comparable = self.trained_on()
         if comparable:
-            figures["share of training images"] = trained_on / comparable
+            figures["share_of_training_images"] = trained_on / comparable
         return figures
 
     def notes(self) -> list[str]:
@@ -227,3 +229,8 @@ class Figures:
                 f"{bits_error / self.spec.codes_per_image:.2f} bits per code (standard errors), and use other codes"
             )
         return found
+
+
+def word(name: str) -> str:
+    """A grid's name as part of a key: letters, digits and underscores."""
+    return re.sub(r"\W", "_", name)

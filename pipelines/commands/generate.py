@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from codes.shards import CodeDataset, Split
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_file, remove_leftovers, write_json
+from common.progress import with_progress
 from pipelines.devices import open_device
 from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
@@ -127,7 +127,7 @@ def generate_files(config: GenerateConfig) -> str:
         write_json(out / SETTINGS_NAME, settings)
     state.wait_for_everyone()  # all have looked before one writes
     mine = missing[state.process_index :: state.num_processes]
-    for batch in tqdm(mine, unit="batch", disable=not state.is_main_process):
+    for batch in with_progress(mine, "images", shown=state.is_main_process, size=len):
         asked = labels_of(batch)
         if judge is None:
             texts = pipeline.prompts_of(batch, config.prompt)

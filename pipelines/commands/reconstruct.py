@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
+from common.progress import with_progress
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
@@ -74,7 +74,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     bad_images = BadImages(len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share")
     psnr: dict[str, float | None] = {}
     mine = list(targets.items())[state.process_index :: state.num_processes]
-    for name, target in tqdm(mine, unit="image", disable=not state.is_main_process):
+    for name, target in with_progress(mine, "images", shown=state.is_main_process):
         try:
             original = scale_within(open_upright(root / name, autoencoder.channels), config.max_side)
         except BadImageError as error:

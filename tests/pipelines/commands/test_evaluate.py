@@ -65,13 +65,13 @@ def test_figures_are_means_over_images_whatever_the_batches():
     assert found["images"] == 7
     assert found["bits_per_code"] == pytest.approx(float(bits.mean()))
     assert found["bits_per_pixel"] == pytest.approx(float(bits.sum(1).mean()) / 256)
-    assert found["packed bits_per_pixel"] == pytest.approx(16 * 4 / 256)
+    assert found["bits_per_pixel_packed"] == pytest.approx(16 * 4 / 256)
     error = (pipeline.decode(codes) - images).square().mean(dim=(1, 2, 3))
     assert found["psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()))
-    assert found["codes used"] == len(codes[0].unique()) / 16
+    assert found["codes_used"] == len(codes[0].unique()) / 16
     assert found["ssim"] == pytest.approx(float(ssim(pipeline.decode(codes), images).mean()))
-    assert found["estimated entropy of the codes"] == pytest.approx(entropy(codes[0].flatten().bincount(minlength=16)))
-    assert "two-stage bits_per_dimension" not in found  # a VQ-VAE's decoder is no likelihood
+    assert found["estimated_entropy_of_codes"] == pytest.approx(entropy(codes[0].flatten().bincount(minlength=16)))
+    assert "two_stage_bits_per_dimension" not in found  # a VQ-VAE's decoder is no likelihood
 
 
 def test_bits_of_a_prior_that_must_be_told_more_are_refused():
@@ -114,8 +114,8 @@ def test_both_stages_together_bound_the_bits_of_an_image():
         bits = autoencoder.decoder_bits(images, codes) + pipeline.prior.nll(codes, Condition()).double().sum(
             1
         ) / math.log(2)
-    assert found["two-stage bits_per_dimension"] == pytest.approx(float(bits.mean()) / 256)
-    assert 4 < found["two-stage bits_per_dimension"] < 20  # noise cannot be had for less than some 8 bits
+    assert found["two_stage_bits_per_dimension"] == pytest.approx(float(bits.mean()) / 256)
+    assert 4 < found["two_stage_bits_per_dimension"] < 20  # noise cannot be had for less than some 8 bits
 
 
 def test_the_command_prints_and_writes_the_figures(model: Path, digits: Path, tmp_path: Path, capsys):
@@ -160,14 +160,14 @@ def test_training_images_are_no_test_images_whatever_they_are_called(recorded: b
 
     figures, printed = figures_of("seen", images[:110])
     said = "warning: all of these images have exactly the codes of images that the prior was trained on"
-    assert figures["share of training images"] == 1
+    assert figures["share_of_training_images"] == 1
     assert said in printed
     assert figures["notes"][0].startswith(said)
     figures, printed = figures_of("some", images[10:])
-    assert figures["share of training images"] == pytest.approx(110 / 130)
+    assert figures["share_of_training_images"] == pytest.approx(110 / 130)
     assert "warning: 110 of 130 of these images have exactly the codes" in printed
     figures, printed = figures_of("others", images[120:])
-    assert figures["share of training images"] == 0
+    assert figures["share_of_training_images"] == 0
     assert "warning" not in printed
 
 
@@ -178,7 +178,7 @@ def test_images_whose_codes_are_alike_are_not_taken_for_training_images(tmp_path
     )
     figures = Figures(pipeline)
     figures.add(images, torch.full((110,), -1))
-    assert "share of training images" not in figures.means()
+    assert "share_of_training_images" not in figures.means()
     assert figures.notes() == [
         "note: whether the prior was trained on these images cannot be told: their codes are too alike"
     ]
@@ -188,7 +188,7 @@ def test_a_model_that_records_no_training_images_says_that_nothing_is_known(mode
     evaluate(EvaluateConfig(model=str(model), data=EvaluateDataConfig(path=str(digits), split="train")))
     printed = capsys.readouterr().out
     assert "note: whether the model was trained on these images is not known" in printed
-    assert "share of training images" not in printed
+    assert "share_of_training_images" not in printed
 
 
 def test_frequencies_are_those_of_training_where_its_codes_are_named(tmp_path: Path):
@@ -200,11 +200,11 @@ def test_frequencies_are_those_of_training_where_its_codes_are_named(tmp_path: P
         figures.add(part, torch.full((len(part),), -1))
     found, codes = figures.means(), pipeline.encode(images[50:])[0]
     shares = training_shares(training.counts()[0])
-    assert found["bits by training frequencies"] == pytest.approx(float(-shares[codes.flatten()].log2().mean()))
-    assert found["bits by the model's tables"] == pytest.approx(
+    assert found["bits_by_training_frequencies"] == pytest.approx(float(-shares[codes.flatten()].log2().mean()))
+    assert found["bits_by_tables"] == pytest.approx(
         pipeline.tables.grids["codes"].bits(codes.numpy()).mean()
     )
-    assert "estimated entropy of the codes" not in found
+    assert "estimated_entropy_of_codes" not in found
     other = write_training_codes(pipeline, images[:5], tmp_path / "other", stage1_fingerprint="another")
     with pytest.raises(UserError, match=r"holds codes of autoencoder another, .*; encode images with this model"):
         training_codes(str(other), pipeline)
@@ -265,3 +265,17 @@ def test_classes_are_those_of_the_prior_or_none(digits: Path):
 def test_impossible_options_are_refused():
     with pytest.raises(UserError, match="num=0, expected at least 1"):
         EvaluateConfig(model="m", data=EvaluateDataConfig(path="d"), num=0)
+
+
+def test_every_key_is_a_plain_identifier_of_one_grid_and_of_several():
+    levels = VQVAE2Config(channels=1, width=8, residual_width=8, residual_blocks=1)
+    autoencoder = VQVAE2(levels, (16, 16)).eval()
+    several = TwoStagePipeline(autoencoder, make_prior(autoencoder, 0))
+    for pipeline in (make_pipeline(), several):
+        figures = Figures(pipeline)
+        figures.add(some_images(2), torch.tensor([-1, -1]))
+        assert [name for name in figures.means() if not re.fullmatch("[a-z][a-z0-9_]*", name)] == []
+    names = [grid.name for grid in autoencoder.code_spec().grids]
+    assert len(names) == 2
+    for name in names:
+        assert {f"bits_per_code_{name}", f"codes_used_{name}", f"entropy_of_codes_{name}"} <= figures.means().keys()
