@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 image`, `2 images`; with a plural that does not end in s: `2 batches`."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 

@@ -16,6 +16,7 @@ from PIL import Image
 from common.errors import UserError
 from common.files import foreign_content
 from common.processes import process_state
+from common.wording import counted
 from images.files import SUFFIXES, read_image, read_size, scale_to_cover, scan_folder, to_array
 
 Split = Literal["train", "test"]
@@ -167,7 +168,7 @@ def check_labels(
     if labels.min() < 0 or labels.max() >= len(names):
         raise UserError(
             f"the labels of {title} go from {labels.min()} to {labels.max()}, "
-            f"expected 0 to {len(names) - 1}: it has {len(names)} classes"
+            f"expected 0 to {len(names) - 1}: it has {counted(len(names), 'class', 'classes')}"
         )
     return labels, names
 

@@ -22,6 +22,7 @@ from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
 from common.model_io import weight_types
 from common.processes import usable_device
+from common.wording import counted
 from pipelines.any_size import encode_any_size, in_one_layout, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
@@ -100,7 +101,7 @@ class TwoStagePipeline:
     def __repr__(self) -> str:
         spec = self.prior.code_spec
         weights = sum(weight.numel() for model in (self.autoencoder, self.prior) for weight in model.parameters())
-        asked = [f"{self.num_classes} classes"] if self.num_classes else []
+        asked = [counted(self.num_classes, "class", "classes")] if self.num_classes else []
         asked += ["captions"] if self.prior.reads_prompts else []
         return (
             f"TwoStagePipeline({self.autoencoder.kind} + {self.prior.kind}, {spec.describe()}, "
@@ -272,7 +273,9 @@ class TwoStagePipeline:
             prompts = ""
         texts = [prompts] * len(indices) if isinstance(prompts, str) else list(prompts)
         if len(texts) != len(indices):
-            raise UserError(f"got {len(texts)} prompts for {len(indices)} images, expected one prompt for each image")
+            raise UserError(
+                f"got {counted(len(texts), 'prompt')} for {counted(len(indices), 'image')}, expected one for each"
+            )
         return texts
 
     def settings(self, sampling: SamplingConfig | None, settings: Mapping[str, Any]) -> SamplingConfig:
@@ -299,7 +302,9 @@ class TwoStagePipeline:
             labels = [labels] * len(indices)
         chosen = [class_named(self.class_names, label) if isinstance(label, str) else int(label) for label in labels]
         if len(chosen) != len(indices):
-            raise UserError(f"got {len(chosen)} labels for {len(indices)} images, expected one label for each image")
+            raise UserError(
+                f"got {counted(len(chosen), 'label')} for {counted(len(indices), 'image')}, expected one for each"
+            )
         for label in chosen:
             if not 0 <= label < self.num_classes:
                 raise UserError(

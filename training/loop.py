@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from common.wording import counted
 from training.config import TrainConfig
 from training.data import explain_dead_workers
 from training.metrics_log import RunLog
@@ -50,7 +51,7 @@ class FitResult:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         validated = f", validation: {figures} (kept: step {self.best_step})" if figures else ""
         return (
-            f"{self.steps_done} steps in {self.minutes:.1f} minutes{validated}; "
+            f"{counted(self.steps_done, 'step')} in {self.minutes:.1f} minutes{validated}; "
             f"the model is in {self.run / 'model'}; next: {next_command}"
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from common.model_io import load_pretrained
+from common.wording import counted
 from pipelines.any_size import encode_any_size
 from pipelines.codec.archive import (
     DEVICES,
@@ -123,7 +124,9 @@ class Codec:
         else:
             chosen = [int(label) for label in labels]
         if len(chosen) != len(images) or not chosen:
-            raise UserError(f"got {len(chosen)} labels for {len(images)} images, expected one label for each image")
+            raise UserError(
+                f"got {counted(len(chosen), 'label')} for {counted(len(images), 'image')}, expected one for each"
+            )
         entries: list[Entry] = []
         notes: list[str] = []
         for start in range(0, len(images), BATCH):
@@ -201,9 +204,10 @@ class Codec:
         payloads: list[bytes | None] = [None] * len(rows)
         if mode == Mode.prior:
             payloads = self.verified_payloads(codes, told, lanes)
-            if None in payloads:
+            if fallen := payloads.count(None):
+                those = "1 image is" if fallen == 1 else f"{fallen} images are"
                 notes.append(
-                    f"{payloads.count(None)} images are in mode {fallback.name}: the prior's probabilities were not "
+                    f"{those} in mode {fallback.name}: the prior's probabilities were not "
                     "the same bit for bit when they were computed again"
                 )
         for row, payload, (lane, label) in zip(rows, payloads, told, strict=True):

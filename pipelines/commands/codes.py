@@ -20,6 +20,7 @@ from codes.spec import Grid
 from common.errors import UserError
 from common.files import atomic_file, read_json, remove_leftovers, sha256_of_file, write_json
 from common.model_io import load_pretrained
+from common.wording import counted
 from pipelines.codec.entropy_coding import packed_length
 from pipelines.model_folders import stage_folder
 from pipelines.settings import SETTINGS_NAME
@@ -132,12 +133,12 @@ def verify(config: CodesVerifyConfig) -> str:
         if seen and max(seen.values()) > copies:
             name, count = seen.most_common(1)[0]
             raise UserError(
-                f"{config.codes} holds image {name!r} {count} times among the {split} images, expected at most "
-                f"{copies}; encode the images anew"
+                f"{config.codes} holds image {name!r} {counted(count, 'time')} among the {split} images, expected at "
+                f"most {copies}; encode the images anew"
             )
     return (
-        f"{config.codes} is sound: {len(index.shards)} shards, {len(datasets[0])} training and {len(datasets[1])} "
-        "held-out images, all checksums right, no image more often than asked for"
+        f"{config.codes} is sound: {counted(len(index.shards), 'shard')}, {len(datasets[0])} training and "
+        f"{len(datasets[1])} held-out images, all checksums right, no image more often than asked for"
     )
 
 
@@ -166,7 +167,7 @@ def export(config: CodesExportConfig) -> str:
         else:
             files += write_webdataset(codes, out, split, config.images_per_file)
     names = ", ".join(file.name for file in files[:3])
-    return f"{len(files)} files in {out}: {names}{', ...' if len(files) > 3 else ''}"
+    return f"{counted(len(files), 'file')} in {out}: {names}{', ...' if len(files) > 3 else ''}"
 
 
 def write_npz(codes: CodeDataset, path: Path) -> Path:

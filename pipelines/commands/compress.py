@@ -14,6 +14,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
 from common.progress import progress_bar
+from common.wording import counted
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.codec.archive import SUFFIX, Entry, read_archive
 from pipelines.codec.codec import BATCH, LANES, PIXELS, Codec
@@ -111,7 +112,7 @@ def compress_files(config: CompressConfig) -> str:
     kept = len(names) - made["images"] - unread
     return "; ".join(
         [
-            f"{made['images']} images compressed to {made['bytes']} bytes in {where}{bits}",
+            f"{counted(made['images'], 'image')} compressed to {counted(made['bytes'], 'byte')} in {where}{bits}",
             *([f"{kept} were there already"] if kept else []),
             *([f"{unread} could not be read, see {out / BAD_FILES_NAME}"] if unread else []),
             *(note for note, _ in notes.most_common(3)),

@@ -14,6 +14,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import remove_leftovers_below, write_json
 from common.progress import progress_bar
+from common.wording import counted
 from pipelines.codec.archive import SUFFIX, Archive, Entry, read_archive, read_file
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
 from pipelines.codec.models import Models
@@ -87,7 +88,7 @@ def decompress_files(config: DecompressConfig) -> str:
     if failures:
         more = f" ({len(failures) - 1} more such failures)" if len(failures) > 1 else ""
         raise UserError(f"{failures[0]}{more}; {written} other images are in {out}" if written else failures[0] + more)
-    return f"{written} images in {out}" + (f"; {kept} were there already" if kept else "")
+    return f"{counted(written, 'image')} in {out}" + (f"; {kept} were there already" if kept else "")
 
 
 def wanted_of(name: str, archive: Archive, root: Path, out: Path, models: Models, folders: set[Path]) -> list[Wanted]:

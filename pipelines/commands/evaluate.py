@@ -16,6 +16,7 @@ from codes.training_images import TrainingImages, hashes_of
 from common.errors import UserError
 from common.files import write_json
 from common.progress import with_progress
+from common.wording import counted
 from images.datasets import DataConfig, ImageDataset, open_images, to_float
 from images.files import MAX_BAD_SHARE
 from pipelines.devices import open_device
@@ -82,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> str:
     where = f", figures in {config.out}" if config.out else ""
     unread = dataset.bad_images.summary()
     return (
-        f"{found.images} images: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code, "
+        f"{counted(found.images, 'image')}: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code, "
         f"{figures['bits_per_pixel']:.4f} bits per pixel{where}" + (f"; {unread}" if unread else "")
     )
 

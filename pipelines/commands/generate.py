@@ -18,6 +18,7 @@ from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_file, remove_leftovers, write_json
 from common.progress import with_progress
+from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
@@ -145,7 +146,7 @@ def generate_files(config: GenerateConfig) -> str:
         save_png(sheet(out, there, turns, pipeline.class_names), out / SHEET_NAME)
     made = sum(len(names(batch, num)) for batch in missing)
     return (
-        f"{num} images in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
+        f"{counted(num, 'image')} in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
         f"settings in {out / SAMPLES_NAME}"
     )
 

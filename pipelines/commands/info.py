@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.wording import count
+from common.wording import counted
 from pipelines.codec.archive import SUFFIX, Archive, read_archive, read_file
 from pipelines.folder_kinds import files_of, kind_of_folder
 
@@ -61,7 +61,7 @@ def describe_folder(folder: Path, config: InfoConfig) -> str:
     contents = [(read_file(path), str(path)) for path in paths]
     archives = [read_archive(data, title) for data, title in contents]
     size = sum(len(data) for data, _ in contents)
-    return "\n".join(describe(f"{folder}: {count(len(paths), 'file')}, ", archives, size))
+    return "\n".join(describe(f"{folder}: {counted(len(paths), 'file')}, ", archives, size))
 
 
 def describe(beginning: str, archives: Sequence[Archive], size: int) -> list[str]:
@@ -73,7 +73,7 @@ def describe(beginning: str, archives: Sequence[Archive], size: int) -> list[str
     shapes = Counter(entry.shape for entry in entries)
     of_mode = (f"{mode} ({number})" if len(modes) > 1 else mode for mode, number in modes.items())
     lines = [
-        f"{beginning}{count(len(entries), 'image')}, {count(size, 'byte')} "
+        f"{beginning}{counted(len(entries), 'image')}, {counted(size, 'byte')} "
         f"({-(-payloads // 8)} of codes), {8 * size / pixels:.4f} bits per pixel",
         f"mode: {', '.join(of_mode)}",
     ]
@@ -81,7 +81,7 @@ def describe(beginning: str, archives: Sequence[Archive], size: int) -> list[str
         grids = " + ".join(f"{h}x{w} codes of {k}" for h, w, k in shape.grids)
         lines.append(f"{number} of {shape.height}x{shape.width} pixels: {grids}")
     if len(shapes) > SHOWN_SHAPES:
-        lines.append(f"and images of {count(len(shapes) - SHOWN_SHAPES, 'more size')}")
+        lines.append(f"and images of {counted(len(shapes) - SHOWN_SHAPES, 'more size')}")
     lines += by_file("autoencoder", [archive.stage1.hex() for archive in archives])
     lines += by_file("prior", [f"{one.prior.hex()}, on {one.environment}" for one in archives if one.prior])
     return lines + by_file("tables", [one.tables.hex() for one in archives if one.tables])
@@ -91,6 +91,6 @@ def by_file(what: str, values: Sequence[str]) -> list[str]:
     """A line for each of the values, with the number of files that have it where there are several."""
     files = Counter(values)
     return [
-        f"{what}: {value}" + (f" ({count(number, 'file')})" if len(files) > 1 else "")
+        f"{what}: {value}" + (f" ({counted(number, 'file')})" if len(files) > 1 else "")
         for value, number in files.items()
     ]

@@ -14,6 +14,7 @@ from PIL import Image
 from common.errors import UserError
 from common.files import remove_leftovers, write_json
 from common.progress import with_progress
+from common.wording import counted
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
@@ -94,7 +95,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         save_png(contact_sheet(in_columns(first, SHEET_COLUMNS)), out / SHEET_NAME)
     unread = len(targets) - len(psnr)
     return (
-        f"{len(psnr)} images in {out}, mean PSNR {mean:.2f} dB; the first are on {out / SHEET_NAME}, "
+        f"{counted(len(psnr), 'image')} in {out}, mean PSNR {mean:.2f} dB; the first are on {out / SHEET_NAME}, "
         f"each image's PSNR in {out / PSNR_NAME}"
         + (f"; {unread} could not be read, see {out / BAD_FILES_NAME}" if unread else "")
     )

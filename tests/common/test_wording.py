@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from common.wording import count, either
+from common.wording import counted, either
 
 
 def test_one_is_singular_and_anything_else_plural():
-    assert [count(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
-    assert [count(number, "batch", "batches") for number in (1, 21)] == ["1 batch", "21 batches"]
+    assert [counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(number, "batch", "batches") for number in (1, 21)] == ["1 batch", "21 batches"]
 
 
 def test_the_last_of_several_choices_comes_after_or():

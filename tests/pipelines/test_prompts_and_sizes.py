@@ -93,7 +93,7 @@ def test_what_is_drawn_anew_follows_the_prompt():
 
 
 def test_prompts_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="got 2 prompts for 3 images, expected one prompt for each image"):
+    with pytest.raises(UserError, match="got 2 prompts for 3 images, expected one for each"):
         text_pipeline().generate(3, prompts=["a", "b"])
     with pytest.raises(UserError, match="this model was not trained on captions and knows no prompt; leave the prompt"):
         make_pipeline().generate(3, prompts="a fox")
@@ -169,7 +169,7 @@ def test_another_place_of_the_encoder_is_named_when_generating(encoder_folder, t
     config = GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=1, prompt="red")
     with pytest.raises(UserError, match="reads vectors of captions, but does not record whose; give text_encoder"):
         generate_files(config)
-    assert "1 images" in generate_files(replace(config, text_encoder=str(encoder_folder)))
+    assert "1 image in" in generate_files(replace(config, text_encoder=str(encoder_folder)))
     other = save_text_encoder(tmp_path, width=WIDTH + 4)
     with pytest.raises(UserError, match=f"gives vectors of {WIDTH + 4} numbers, expected {WIDTH}: those that"):
         generate_files(replace(config, text_encoder=str(other)))

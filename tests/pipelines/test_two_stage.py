@@ -75,7 +75,7 @@ def test_the_pipelines_own_sampling_settings_hold_unless_others_are_given():
             {"labels": [0, -1]},
             "label -1 is out of range: this model knows the 3 classes 0 to 2; choose one of them",
         ),
-        ({"num": 3, "labels": [0, 1]}, "got 2 labels for 3 images, expected one label for each image"),
+        ({"num": 3, "labels": [0, 1]}, "got 2 labels for 3 images, expected one for each"),
     ],
 )
 def test_impossible_requests_are_refused(arguments, message):

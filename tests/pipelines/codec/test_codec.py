@@ -173,7 +173,7 @@ def test_what_differs_when_decoded_again_falls_back_and_says_so(codec, monkeypat
     data, notes = codec.compress(photos(3), "prior")
     assert [entry.mode.name for entry in read_archive(data).entries] == ["prior", "table", "prior"]
     assert notes == (
-        "1 images are in mode table: the prior's probabilities were not the same bit for bit when they were computed "
+        "1 image is in mode table: the prior's probabilities were not the same bit for bit when they were computed "
         "again",
     )
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_files_of_another_model_are_refused(codec):
         ({"mode": "zip"}, "mode='zip', expected one of prior, table and packed"),
         ({"lanes": 0}, "lanes=0, expected 1 to 64"),
         ({"lanes": 65}, "lanes=65, expected 1 to 64"),
-        ({"labels": [0]}, "got 1 labels for 2 images, expected one label for each image"),
+        ({"labels": [0]}, "got 1 label for 2 images, expected one for each"),
         ({"labels": [0, 3]}, "label 3 is out of range: this model knows the 3 classes 0 to 2; choose one of them"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_rerun_keeps_what_is_sound_and_makes_the_rest(model, images, tmp_path)
     decompress_files(back)
     pictures = {path: path.read_bytes() for path in sorted((tmp_path / "png").rglob("*.png"))}
     (tmp_path / "png" / "05.png").unlink()
-    assert decompress_files(back) == f"1 images in {tmp_path / 'png'}; 11 were there already"
+    assert decompress_files(back) == f"1 image in {tmp_path / 'png'}; 11 were there already"
     assert sorted(pictures) == sorted((tmp_path / "png").rglob("*.png"))
 
 
@@ -121,7 +121,7 @@ def test_images_of_files_that_were_made_anew_are_made_anew(model, images, tmp_pa
     (out / "00.zlg").write_bytes(other)
     later = (png / "00.png").stat().st_mtime_ns + 10**9
     os.utime(out / "00.zlg", ns=(later, later))
-    assert decompress_files(back) == f"1 images in {png}"
+    assert decompress_files(back) == f"1 image in {png}"
     assert (png / "00.png").read_bytes() != before
 
 
@@ -221,7 +221,7 @@ def test_the_model_is_found_by_its_fingerprint(model, images, tmp_path):
     ):
         decompress_files(config)
     TwoStagePipeline.from_pretrained(model).save_pretrained(models / "d")
-    assert decompress_files(config) == f"1 images in {tmp_path / 'png'}"
+    assert decompress_files(config) == f"1 image in {tmp_path / 'png'}"
 
 
 def test_info_tells_bytes_bits_model_and_quality(model, images, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from pipelines.commands.evaluate import (
 )
 from pipelines.figures import bits_of_codes, entropy, ssim, training_shares
 from pipelines.pictures import to_pil
-from stage1_vq.autoencoders import DVAE, DVAEConfig
+from stage1_vq.autoencoders import DVAE, VQVAE2, DVAEConfig, VQVAE2Config
 from stage1_vq.quantizers import GumbelQuantizerConfig
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior

@@ -155,7 +155,7 @@ def test_an_imported_model_reconstructs_images(tmp_path):
     config = ReconstructConfig(
         model=str(tmp_path / "model"), images=str(tmp_path / "photo.png"), out=str(tmp_path / "out")
     )
-    assert reconstruct_files(config).startswith("1 images in ")
+    assert reconstruct_files(config).startswith("1 image in ")
 
 
 # ---- priors ----------------------------------------------------------------------------------------------------------
