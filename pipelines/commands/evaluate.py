@@ -83,7 +83,8 @@ def evaluate(config: EvaluateConfig) -> str:
     where = f", figures in {config.out}" if config.out else ""
     unread = dataset.bad_images.summary()
     return (
-        f"{counted(found.images, 'image')}: PSNR {figures['psnr']:.2f} dB, {figures['bits_per_code']:.3f} bits per code, "
+        f"{counted(found.images, 'image')}: PSNR {figures['psnr']:.2f} dB, "
+        f"{figures['bits_per_code']:.3f} bits per code, "
         f"{figures['bits_per_pixel']:.4f} bits per pixel{where}" + (f"; {unread}" if unread else "")
     )
 

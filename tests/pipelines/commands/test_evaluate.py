@@ -202,9 +202,7 @@ def test_frequencies_are_those_of_training_where_its_codes_are_named(tmp_path: P
     found, codes = figures.means(), pipeline.encode(images[50:])[0]
     shares = training_shares(training.counts()[0])
     assert found["bits_by_training_frequencies"] == pytest.approx(float(-shares[codes.flatten()].log2().mean()))
-    assert found["bits_by_tables"] == pytest.approx(
-        pipeline.tables.grids["codes"].bits(codes.numpy()).mean()
-    )
+    assert found["bits_by_tables"] == pytest.approx(pipeline.tables.grids["codes"].bits(codes.numpy()).mean())
     assert "estimated_entropy_of_codes" not in found
     other = write_training_codes(pipeline, images[:5], tmp_path / "other", stage1_fingerprint="another")
     with pytest.raises(UserError, match=r"holds codes of autoencoder another, .*; encode images with this model"):
