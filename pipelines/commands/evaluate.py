@@ -166,7 +166,7 @@ class Figures:
 
     @property
     def images(self) -> int:
-        return sum(map(len, self.values["psnr"]))
+        return sum(map(len, self.values.get("psnr", [])))
 
     def means(self) -> dict[str, Any]:
         """Means over the images: PSNR in dB; SSIM, where they are large enough; bits per code, of each grid too, per
@@ -226,9 +226,11 @@ class Figures:
             )
         if self.images < FEW:
             psnr_error, bits_error = (standard_error(torch.cat(self.values[name])) for name in ("psnr", "bits"))
+            differ = f"{psnr_error:.2f} dB and {bits_error / self.spec.codes_per_image:.2f} bits per code"
             found.append(
-                f"note: {self.images} images are few: figures of others would differ by some {psnr_error:.2f} dB and "
-                f"{bits_error / self.spec.codes_per_image:.2f} bits per code (standard errors), and use other codes"
+                f"note: these are figures of {counted(self.images, 'image')} only: those of others would "
+                + (f"differ by some {differ} (standard errors), and " if self.images > 1 else "differ, and ")
+                + "use other codes"
             )
         return found
 

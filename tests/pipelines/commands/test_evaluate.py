@@ -219,11 +219,14 @@ def test_few_images_and_small_ones_are_told(tmp_path: Path):
     assert "ssim is left out: its windows of 11x11 pixels are larger than the images" in notes
     bits = torch.cat(figures.values["bits"]) / 4
     error = float(bits.std()) / math.sqrt(5)
-    assert "5 images are few: figures of others would differ by some" in notes
+    assert "figures of 5 images only: those of others would differ by some" in notes
     assert f"{error:.2f} bits per code (standard errors)" in notes
     for _ in range(19):
         figures.add(images, torch.full((5,), -1))
-    assert "images are few" not in " ".join(figures.notes())
+    assert "images only" not in " ".join(figures.notes())
+    one = Figures(figures.pipeline)
+    one.add(images[:1], torch.full((1,), -1))
+    assert "figures of 1 image only: those of others would differ, and use other codes" in one.notes()[-1]
 
 
 def test_a_broken_image_is_left_out_and_its_neighbour_counts_once(model: Path, tmp_path: Path):
@@ -232,9 +235,11 @@ def test_a_broken_image_is_left_out_and_its_neighbour_counts_once(model: Path, t
         Image.fromarray(generator.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     config = EvaluateConfig(model=str(model), data=EvaluateDataConfig(path=str(tmp_path)), out=str(tmp_path / "f.json"))
 
-    def figures() -> tuple[str, dict[str, float]]:
+    def figures() -> tuple[str, dict[str, Any]]:
         line = evaluate(config)
-        return line, json.loads((tmp_path / "f.json").read_text())
+        found = json.loads((tmp_path / "f.json").read_text())
+        assert "figures of 2 images only" in found.pop("notes")[-1]
+        return line, found
 
     (tmp_path / "b.png").rename(tmp_path / "b.txt")
     line, without = figures()
@@ -249,6 +254,15 @@ def test_a_broken_image_is_left_out_and_its_neighbour_counts_once(model: Path, t
     assert found == pytest.approx(without)
     assert line.startswith("2 images: ")
     assert line.endswith(f"; 1 of 3 images cannot be read and is passed over: {tmp_path / 'b.png'}")
+
+
+def test_where_no_image_can_be_read_it_says_so(model: Path, tmp_path: Path):
+    (tmp_path / "broken").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "broken" / name).write_bytes(b"nothing")
+    data = EvaluateDataConfig(path=str(tmp_path / "broken"), max_bad_share=1.0)
+    with pytest.raises(UserError, match=r"none of the 2 images of .*broken that were chosen can be read"):
+        evaluate(EvaluateConfig(model=str(model), data=data))
 
 
 def test_classes_are_those_of_the_prior_or_none(digits: Path):
@@ -277,4 +291,8 @@ def test_every_key_is_a_plain_identifier_of_one_grid_and_of_several():
     names = [grid.name for grid in autoencoder.code_spec().grids]
     assert len(names) == 2
     for name in names:
-        assert {f"bits_per_code_{name}", f"codes_used_{name}", f"entropy_of_codes_{name}"} <= figures.means().keys()
+        assert {
+            f"bits_per_code_{name}",
+            f"codes_used_{name}",
+            f"estimated_entropy_of_codes_{name}",
+        } <= figures.means().keys()
