@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 
 # Windows knows no quota.
@@ -13,6 +14,41 @@ NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 class UserError(ValueError):
     """One sentence: what was given, what was expected, how to fix it. The command line exits with 2 on it."""
+
+
+class FieldError(UserError):
+    """A field of a config cannot have its value. A config does not know what it is part of: those who know put the path
+    before the field by `at`."""
+
+    def __init__(self, config: object, field: str, expected: str, path: str = "") -> None:
+        """field: of `config`, or of a config inside it, such as `layer.dim`; path: of `config`, as far as known."""
+        place = f"{path}.{field}" if path else field
+        super().__init__(f"{place}={attrgetter(field)(config)}, expected {expected}")
+        self.config, self.field, self.expected, self.path = config, field, expected, path
+
+    def at(self, path: str) -> FieldError:
+        """The same error in a config that stands at `path`, such as `model.quantizer`."""
+        return FieldError(self.config, self.field, self.expected, f"{path}.{self.path}" if self.path else path)
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
+        return UserError, (str(self),)
+
+
+@contextmanager
+def fields_at(path: str) -> Iterator[None]:
+    """Errors on fields of a config that is built here name them by `path`."""
+    try:
+        yield
+    except FieldError as error:
+        raise error.at(path) from error
+
+
+def check_fields(config: object, rules: Iterable[tuple[str, bool, str]]) -> None:
+    """Raises FieldError for the first rule that does not hold: a field's name, whether its value is valid, and what
+    was expected."""
+    for name, valid, expected in rules:
+        if not valid:
+            raise FieldError(config, name, expected)
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -17,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 import configs
-from common.errors import UserError
+from common.errors import FieldError, UserError
 from common.wording import either
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.folder_kinds import stage_of_recipe, stage_of_run
@@ -87,7 +88,7 @@ def read_recipe(
     parser.add_argument("--run", type=str)
     add_config(parser, config_class, selected)
     given = [] if path is None else ["--config", yaml.safe_dump(recipe) if replaced else str(path)]
-    values = parse(parser, options, [*given, *rest])
+    values = parse(parser, options, [*given, *rest], selected)
     run = values.pop("run")
     if run == "":
         raise UserError("run is empty, expected: a folder, begun or continued; leave --run out for one in runs/")
@@ -223,8 +224,13 @@ def new_parser() -> ArgumentParser:
     return ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
 
 
-def parse(parser: ArgumentParser, options: Mapping[str, Option], arguments: Sequence[str]) -> dict[str, Any]:
-    """The parsed values, nested configs built. Raises UserError."""
+def parse(
+    parser: ArgumentParser,
+    options: Mapping[str, Option],
+    arguments: Sequence[str],
+    selected: Mapping[str, Choice] | None = None,
+) -> dict[str, Any]:
+    """The parsed values, nested configs built; selected: of `select_kinds`. Raises UserError."""
     check_arguments(arguments, options)
     try:
         values = parser.parse_args(with_bare_flags(arguments, options))
@@ -232,9 +238,29 @@ def parse(parser: ArgumentParser, options: Mapping[str, Option], arguments: Sequ
             for number in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(number, float) and not math.isfinite(number):
                     raise UserError(f"{path}: expected a finite number, got {number}")
-        return vars(parser.instantiate(values))
+        with naming_paths(selected or {}, vars(values.as_flat())):
+            return vars(parser.instantiate(values))
     except ArgumentError as error:
         raise UserError(explain(str(error), options, arguments)) from error
+
+
+@contextmanager
+def naming_paths(selected: Mapping[str, Choice], values: Mapping[str, Any]) -> Iterator[None]:
+    """Puts the path before a field that a config refuses: that of a config of its class which has these values."""
+    try:
+        yield
+    except FieldError as error:
+        own = {field.name: getattr(error.config, field.name) for field in fields(error.config)}  # type: ignore[arg-type]
+        for path, choice in selected.items():
+            given = {name: values.get(f"{path}.{name}", value) for name, value in own.items()}
+            if choice.config_class is type(error.config) and all(same(given[name], own[name]) for name in own):
+                raise error.at(path) from error
+        raise
+
+
+def same(given: Any, value: Any) -> bool:
+    """Whether a config's value is the given one, which may be a list where configs have tuples."""
+    return bool(given == (list(value) if isinstance(given, list) and isinstance(value, tuple) else value))
 
 
 def with_bare_flags(arguments: Sequence[str], options: Mapping[str, Option]) -> list[str]:

@@ -91,9 +91,19 @@ class Checkpoints:
         return read_json(self.path(step) / STATE_NAME)
 
 
+def names_of_weights(model: nn.Module) -> dict[Tensor, str]:
+    """By which the state dict has each weight, of tied ones the first: saved models and optimisers use the same, and
+    they last longer than where a weight lies in the code."""
+    names: dict[Tensor, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, nn.Parameter):
+            names.setdefault(tensor, name)
+    return names
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimiser's state as tensors named `entry/weight`, such as `exp_avg/decoder.weight`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names = names_of_weights(model)
     return {
         f"{entry}/{names[parameter]}": value
         for parameter, entries in optimizer.state.items()
@@ -103,7 +113,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`, for an optimiser of the same weights."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = names_of_weights(model)
     description = optimizer.state_dict()  # numbers the weights group by group, which is how state must be given back
     numbers = {
         names[parameter]: number

@@ -31,6 +31,7 @@ class Quantizer(nn.Module):
     config_class: ClassVar[type]  # a frozen dataclass with `kind` and `dim`
     dim: int  # d, width of z
     dim_out: int  # width of z_q; that of z for all but a few
+    path: str = "model.quantizer"  # where its config stands in a recipe: what messages call its fields by
 
     def __init__(self, dim: int, dim_out: int | None = None) -> None:
         super().__init__()
@@ -100,5 +101,5 @@ class Quantizer(nn.Module):
         if z.ndim != 4 or z.shape[1] != self.dim:
             raise UserError(
                 f"got latents of shape {tuple(z.shape)}, expected (batch, {self.dim}, height, width): "
-                "quantizer.dim must be the width of the encoder's output"
+                f"{self.path}.dim must be the width of the encoder's output"
             )

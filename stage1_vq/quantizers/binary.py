@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
-from common.errors import UserError
+from common.errors import check_fields
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bits import bits_to_codes, codes_to_bits
-from stage1_vq.quantizers.nearest import StraightThrough
+from stage1_vq.quantizers.float32 import float32_island
+from stage1_vq.quantizers.gradients import StraightThrough
 from stage1_vq.quantizers.parts import figures_of, health_over
 from stage1_vq.quantizers.usage import CodeUsage
 
@@ -37,14 +38,13 @@ class BinaryQuantizerConfig:
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
+        rules = [
             ("dim", self.dim >= 1, "at least 1"),
             ("commitment_weight", self.commitment_weight >= 0, "0 or more"),
             ("bits_per_code", 1 <= self.bits_per_code <= MOST_BITS_PER_CODE, f"from 1 to {MOST_BITS_PER_CODE}"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
-        ):
-            if not valid:
-                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+        ]
+        check_fields(self, rules)
 
 
 class BinaryQuantizer(Quantizer):
@@ -70,7 +70,7 @@ class BinaryQuantizer(Quantizer):
         """z: b d h w. Losses: `commitment_loss`, the squared error of z beside -1 and 1 per bit, times its weight;
         statistics: `quantization_error`, the same without weight."""
         self.check_latents(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             bits = z.detach() > 0
             codes = self.codes_of(bits)
             if self.training:
@@ -109,7 +109,7 @@ class BinaryQuantizer(Quantizer):
             usage.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        remedies = ["a smaller model.quantizer.dim"]
+        remedies = [f"a smaller {self.path}.dim"]
         if len(self.bits) == 1:
             return self.usages()[0].warnings(metrics, steps_per_epoch, remedies)
         return [

@@ -15,7 +15,7 @@ class CountingQuantizer(Quantizer):
     """Nothing of it changes between steps but the count of its codes: in training mode, its `forward` calls
     `self.usage.note(codes)`."""
 
-    remedies: ClassVar[tuple[str, ...]]  # what a person may try when few codes are in use
+    remedies: ClassVar[tuple[str, ...]]  # what a person may try when few codes are in use; {path} is that of the config
 
     def __init__(self, dim: int, codebook_size: int, warn_below: float, dim_out: int | None = None) -> None:
         """codebook_size: k; warn_below: the share of codes used in an epoch below which the log warns."""
@@ -32,4 +32,5 @@ class CountingQuantizer(Quantizer):
         self.usage.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        return self.usage.warnings(metrics, steps_per_epoch, self.remedies)
+        remedies = [remedy.format(path=self.path) for remedy in self.remedies]
+        return self.usage.warnings(metrics, steps_per_epoch, remedies)

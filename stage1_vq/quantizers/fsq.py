@@ -16,10 +16,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes
-from common.errors import UserError
+from common.errors import check_fields
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.nearest import StraightThrough
+from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.gradients import StraightThrough
 
 WIDENING = 1e-3  # of the range of tanh, so that the outermost levels are reached by finite latents
 MOST_CODES = 2**24
@@ -37,14 +38,13 @@ class FSQConfig:
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
+        rules = [
             ("levels", len(self.levels) > 0 and min(self.levels) >= 2, "numbers of at least 2, such as [8, 5, 5, 5]"),
             ("levels", math.prod(self.levels) <= MOST_CODES, f"a product of at most {MOST_CODES}: use fewer or lower"),
             ("dim", self.dim >= 1, "at least 1"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
-        ):
-            if not valid:
-                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+        ]
+        check_fields(self, rules)
 
 
 class FSQuantizer(CountingQuantizer):
@@ -55,7 +55,7 @@ class FSQuantizer(CountingQuantizer):
     """
 
     config_class = FSQConfig
-    remedies = ("fewer or lower model.quantizer.levels",)
+    remedies = ("fewer or lower {path}.levels",)
 
     levels: Tensor  # levels 1 1
     places: Tensor  # levels 1 1, int64: what a digit is worth in the code
@@ -69,8 +69,8 @@ class FSQuantizer(CountingQuantizer):
         self.config = config
         count = len(config.levels)
         projected = config.dim != count
-        self.project_in = nn.Conv2d(config.dim, count, 1) if projected else nn.Identity()
-        self.project_out = nn.Conv2d(count, config.dim, 1) if projected else nn.Identity()
+        self.project_in = ProductConv2d(config.dim, count) if projected else nn.Identity()
+        self.project_out = ProductConv2d(count, config.dim) if projected else nn.Identity()
 
         half_ranges, shifts, centres, steps = [], [], [], []
         for levels in config.levels:
@@ -95,7 +95,7 @@ class FSQuantizer(CountingQuantizer):
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. No losses; statistics: `quantization_error`, the squared error per number of the narrow latent,
         on the scale of its levels in z_q."""
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             bounded = self.bounded(z)
             digits = self.digits(bounded)
             codes = self.codes_of(digits)
@@ -106,12 +106,12 @@ class FSQuantizer(CountingQuantizer):
             return Quantized(z_q, (codes,), {}, {"quantization_error": error})
 
     def codes(self, z: Tensor) -> Codes:
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             return (self.codes_of(self.digits(self.bounded(z))),)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
         (only,) = codes
-        with torch.autocast(only.device.type, enabled=False):
+        with float32_island(only.device.type):
             digits = rearrange(only, "b h w -> b 1 h w") // self.places % self.levels
             return self.project_out(self.values(digits.float()))
 

@@ -16,9 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
-from common.errors import UserError
+from common.errors import check_fields, fields_at
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
+from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
 from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
 from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
@@ -47,10 +48,11 @@ class GroupedQuantizerConfig:
     dim: int | None = None  # d, width of z and z_q, projected to all groups and back; null: theirs, no projection
 
     def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise UserError(f"model.quantizer.groups={self.groups}, expected at least 1")
-        if self.dim is not None and self.dim < 1:
-            raise UserError(f"model.quantizer.dim={self.dim}, expected at least 1, or null for that of all groups")
+        rules = [
+            ("groups", self.groups >= 1, "at least 1"),
+            ("dim", self.dim is None or self.dim >= 1, "at least 1, or null for that of all groups"),
+        ]
+        check_fields(self, rules)
 
     @property
     def inner_dim(self) -> int:
@@ -74,15 +76,18 @@ class GroupedQuantizer(Quantizer):
         super().__init__(config.dim or inner)
         self.config = config
         projected = config.dim not in (None, inner)
-        self.project_in = nn.Conv2d(self.dim, inner, 1) if projected else nn.Identity()
-        self.project_out = nn.Conv2d(inner, self.dim, 1) if projected else nn.Identity()
+        self.project_in = ProductConv2d(self.dim, inner) if projected else nn.Identity()
+        self.project_out = ProductConv2d(inner, self.dim) if projected else nn.Identity()
         different = 1 if config.shared_codebook else config.groups
         self.layers = nn.ModuleList(LAYERS[config.layer.kind](config.layer) for _ in range(different))
+        for layer in self.different():
+            layer.path = f"{self.path}.layer"
 
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> GroupedQuantizerConfig:
-        layer = values["layer"]
-        return super().config_from({**values, "layer": LAYERS[layer["kind"]].config_from(layer)})
+        with fields_at("layer"):
+            layer = LAYERS[values["layer"]["kind"]].config_from(values["layer"])
+        return super().config_from({**values, "layer": layer})
 
     def groups(self) -> list[Quantizer]:
         """The quantizer of each group; with a shared codebook G times the same."""
@@ -96,7 +101,7 @@ class GroupedQuantizer(Quantizer):
     def parts(self, z: Tensor) -> list[Tensor]:
         """What each of `different` quantizes of z, b d h w: its group, or all of them as G b images, those of an image
         side by side."""
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             vectors = self.project_in(z.float())
         if self.config.shared_codebook:
             return [rearrange(vectors, "b (g d) h w -> (b g) d h w", g=self.config.groups)]
@@ -128,7 +133,7 @@ class GroupedQuantizer(Quantizer):
             side_by_side = rearrange(found[0].z_q, "(b g) d h w -> b (g d) h w", g=self.config.groups)
         else:
             side_by_side = torch.cat([quantized.z_q for quantized in found], 1)
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             z_q = self.project_out(side_by_side).to(z.dtype)
         return Quantized(
             z_q,
@@ -159,7 +164,7 @@ class GroupedQuantizer(Quantizer):
     def codes_to_latents(self, codes: Codes) -> Tensor:
         count = self.config.groups
         parts = [group.codes_to_latents(codes[n::count]) for n, group in enumerate(self.groups())]
-        with torch.autocast(codes[0].device.type, enabled=False):
+        with float32_island(codes[0].device.type):
             return self.project_out(torch.cat(parts, 1))
 
     # ---- the codebooks, once per step -------------------------------------------------------------------------------
@@ -184,7 +189,6 @@ class GroupedQuantizer(Quantizer):
         for number, layer in enumerate(self.different()):
             shared = self.config.shared_codebook
             figures = metrics if shared else figures_of(f"group{number}", metrics)
-            for line in layer.warnings(figures, steps_per_epoch):
-                line = line.replace("model.quantizer.", "model.quantizer.layer.")
-                found.append(line if shared else f"group{number}: {line}")
+            lines = layer.warnings(figures, steps_per_epoch)
+            found += lines if shared else [f"group{number}: {line}" for line in lines]
         return found

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from codes.spec import Codes
 from common.distributed import global_mean, mean_over_processes
-from common.errors import UserError
+from common.errors import check_fields
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.counting import CountingQuantizer
+from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
 
@@ -50,7 +51,7 @@ class GumbelQuantizerConfig:
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
+        rules = [
             ("codebook_size", self.codebook_size >= 2, "at least 2: one code carries no bits"),
             ("dim", self.dim >= 1, "at least 1"),
             ("embedding_dim", self.embedding_dim is None or self.embedding_dim >= 1, "at least 1, or null for dim"),
@@ -63,9 +64,8 @@ class GumbelQuantizerConfig:
             ("diversity_weight", self.diversity_weight >= 0, "0 or more; wav2vec 2.0 has 0.1"),
             ("kmeans_iterations", self.kmeans_iterations >= 0, "0 or more"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
-        ):
-            if not valid:
-                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+        ]
+        check_fields(self, rules)
 
 
 class GumbelQuantizer(CountingQuantizer):
@@ -82,16 +82,16 @@ class GumbelQuantizer(CountingQuantizer):
         width = config.embedding_dim or config.dim
         super().__init__(config.dim, config.codebook_size, config.warn_usage_below, dim_out=width)
         self.config = config
-        self.logits = nn.Conv2d(config.dim, config.codebook_size, 1)
+        self.logits = ProductConv2d(config.dim, config.codebook_size)
         self.embedding = nn.Embedding(config.codebook_size, width)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        remedies = ["a smaller model.quantizer.codebook_size"]
+        remedies = [f"a smaller {self.path}.codebook_size"]
         if not self.config.kmeans_iterations:
-            remedies.append("model.quantizer.kmeans_iterations=10")
+            remedies.append(f"{self.path}.kmeans_iterations=10")
         if not self.config.diversity_weight:
-            remedies.append("model.quantizer.diversity_weight=0.1")
+            remedies.append(f"{self.path}.diversity_weight=0.1")
         return self.usage.warnings(metrics, steps_per_epoch, remedies)
 
     def forward(self, z: Tensor) -> Quantized:
@@ -99,7 +99,7 @@ class GumbelQuantizer(CountingQuantizer):
         divergence of the posterior from the uniform prior in nats, mean over codes, times the weight of this step; in
         training mode `diversity_loss`, minus the entropy of the batch's mean posterior in nats, times its weight.
         Statistics: `temperature`, and the figures without weights, `kl` and `batch_entropy`, if they are computed."""
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             logits = self.logits_of(z)
             codes = logits.argmax(1)
             if self.training:
@@ -121,7 +121,7 @@ class GumbelQuantizer(CountingQuantizer):
             return Quantized(z_q.to(z.dtype), (codes,), losses, statistics)
 
     def codes(self, z: Tensor) -> Codes:
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             return (self.logits_of(z).argmax(1),)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:

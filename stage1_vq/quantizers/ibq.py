@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from codes.spec import Codes
 from common.distributed import global_mean
-from common.errors import UserError
+from common.errors import check_fields
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.counting import CountingQuantizer
+from stage1_vq.quantizers.float32 import float32_island
 from stage1_vq.quantizers.search import codes_of_largest_product
 from stage1_vq.quantizers.soft_codes import index_backpropagation, soft_statistics
 
@@ -36,7 +37,7 @@ class IBQConfig:
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
+        rules = [
             ("codebook_size", self.codebook_size >= 2, "at least 2: one code carries no bits"),
             ("dim", self.dim >= 1, "at least 1"),
             ("commitment_weight", self.commitment_weight >= 0, "0 or more; 0.25 is common"),
@@ -44,9 +45,8 @@ class IBQConfig:
             ("diversity", self.diversity >= 0, "0 (first entropy term only) or more"),
             ("temperature", self.temperature > 0, "above 0; 0.01 is common"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
-        ):
-            if not valid:
-                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+        ]
+        check_fields(self, rules)
 
 
 class IBQuantizer(CountingQuantizer):
@@ -57,7 +57,7 @@ class IBQuantizer(CountingQuantizer):
     """
 
     config_class = IBQConfig
-    remedies = ("a higher model.quantizer.entropy_weight", "a smaller model.quantizer.codebook_size")
+    remedies = ("a higher {path}.entropy_weight", "a smaller {path}.codebook_size")
 
     def __init__(self, config: IBQConfig) -> None:
         super().__init__(config.dim, config.codebook_size, config.warn_usage_below)
@@ -70,7 +70,7 @@ class IBQuantizer(CountingQuantizer):
         (`commitment_loss`). In training mode, times their weights and in nats: `entropy_loss`, the entropy of the soft
         assignment, mean over latents, and `diversity_loss`, minus the entropy of its mean over latents. Statistics:
         `quantization_error`, and the entropies without weights, `sample_entropy` and `batch_entropy`."""
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             b, _, h, w = z.shape
             vectors = self.rows(z)  # n d
             numbers = codes_of_largest_product(vectors.detach(), self.codebook.detach())
@@ -100,7 +100,7 @@ class IBQuantizer(CountingQuantizer):
 
     def codes(self, z: Tensor) -> Codes:
         b, _, h, w = z.shape
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             numbers = codes_of_largest_product(self.rows(z).detach(), self.codebook.detach())
             return (rearrange(numbers, "(b h w) -> b h w", b=b, h=h, w=w),)
 

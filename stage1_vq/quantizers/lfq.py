@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes
 from common.distributed import global_mean, mean_over_processes
-from common.errors import UserError
+from common.errors import FieldError, check_fields
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import (
     bit_entropy,
@@ -30,7 +30,8 @@ from stage1_vq.quantizers.bits import (
     mean_joint_probabilities,
 )
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.nearest import StraightThrough
+from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.gradients import StraightThrough
 
 MOST_BITS = 24
 
@@ -54,17 +55,18 @@ class LFQConfig:
     def __post_init__(self) -> None:
         check_bits_config(self)
         if self.corner <= 0:
-            raise UserError(f"model.quantizer.corner={self.corner}, expected above 0; the paper has 1")
+            raise FieldError(self, "corner", "above 0; the paper has 1")
         if self.soft_clamp is not None and self.soft_clamp < self.corner:
-            raise UserError(
-                f"model.quantizer.soft_clamp={self.soft_clamp}, expected at least corner={self.corner}, which no "
-                "latent could reach otherwise, or null for none"
+            raise FieldError(
+                self,
+                "soft_clamp",
+                f"at least corner={self.corner}, which no latent could reach otherwise, or null for none",
             )
 
 
 def check_bits_config(config: Any) -> None:
     """Raises UserError for a config of LFQ or BSQ that cannot be."""
-    for name, valid, expected in (
+    rules = [
         ("bits", 1 <= config.bits <= MOST_BITS, f"from 1 to {MOST_BITS}"),
         ("dim", config.dim >= 1, "at least 1"),
         ("commitment_weight", config.commitment_weight >= 0, "0 or more"),
@@ -73,9 +75,8 @@ def check_bits_config(config: Any) -> None:
         ("inverse_temperature", config.inverse_temperature > 0, "above 0"),
         ("entropy_bits", 1 <= config.entropy_bits <= MOST_BITS, f"from 1 to {MOST_BITS}; 9 is common"),
         ("warn_usage_below", 0 <= config.warn_usage_below <= 1, "a share from 0 to 1"),
-    ):
-        if not valid:
-            raise UserError(f"model.quantizer.{name}={getattr(config, name)}, expected {expected}")
+    ]
+    check_fields(config, rules)
 
 
 class LFQuantizer(CountingQuantizer):
@@ -87,14 +88,14 @@ class LFQuantizer(CountingQuantizer):
 
     config_class: ClassVar[type] = LFQConfig
     config: Any  # LFQConfig, or BSQ's
-    remedies = ("a higher model.quantizer.entropy_weight", "fewer model.quantizer.bits")
+    remedies = ("a higher {path}.entropy_weight", "fewer {path}.bits")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config.dim, 2**config.bits, config.warn_usage_below)
         self.config = config
         projected = config.dim != config.bits
-        self.project_in = nn.Conv2d(config.dim, config.bits, 1) if projected else nn.Identity()
-        self.project_out = nn.Conv2d(config.bits, config.dim, 1) if projected else nn.Identity()
+        self.project_in = ProductConv2d(config.dim, config.bits) if projected else nn.Identity()
+        self.project_out = ProductConv2d(config.bits, config.dim) if projected else nn.Identity()
         self.corner = config.corner
 
     def forward(self, z: Tensor) -> Quantized:
@@ -102,7 +103,7 @@ class LFQuantizer(CountingQuantizer):
         `entropy_loss`, the entropy of the soft assignment, mean over latents, and `diversity_loss`, minus the entropy
         of its mean over latents, both in nats. Statistics: `quantization_error`, and the entropies without weights,
         `sample_entropy` and `batch_entropy`."""
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             vectors = self.lookup_vectors(z)  # b bits h w
             bits = vectors.detach() > 0
             codes, corners = bits_to_codes(bits), self.corners(bits)
@@ -126,12 +127,12 @@ class LFQuantizer(CountingQuantizer):
             return Quantized(z_q, (codes,), losses, statistics)
 
     def codes(self, z: Tensor) -> Codes:
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             return (bits_to_codes(self.lookup_vectors(z) > 0),)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
         (only,) = codes
-        with torch.autocast(only.device.type, enabled=False):
+        with float32_island(only.device.type):
             return self.project_out(self.corners(codes_to_bits(only, self.config.bits)))
 
     @torch.no_grad()
@@ -140,7 +141,7 @@ class LFQuantizer(CountingQuantizer):
         one, takes away the mean. A bit that is the same for all latents would stay so, for far from the border the
         soft assignment has no slope."""
         if isinstance(self.project_in, nn.Conv2d):
-            with torch.autocast(batches[0].device.type, enabled=False):
+            with float32_island(batches[0].device.type):
                 means = torch.stack([self.project_in(z.float()).mean((0, 2, 3)) for z in batches]).mean(0)
             self.project_in.get_parameter("bias").sub_(mean_over_processes(means))
 

@@ -17,11 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
-from common.errors import UserError
+from common.errors import check_fields
 from stage1_vq.quantizers.base import Quantized, Quantizer
-from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, StraightThrough
-from stage1_vq.quantizers.parts import join_recent
-from stage1_vq.quantizers.usage import usage_remedies
+from stage1_vq.quantizers.codebook import Codebook, CodebookSettings, CodebookUpdate, codebook_rules
+from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.gradients import StraightThrough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class MultiscaleQuantizerConfig:
     codebook_size: int = 4096  # k, of the one codebook of all scales
     dim: int = 32  # d, width of z and z_q
     commitment_weight: float = 0.25  # beta: pulls the latents to the sum of the scales
-    codebook_update: Literal["ema", "gradient"] = "ema"  # how code vectors follow what they stand for
+    codebook_update: CodebookUpdate = "ema"  # how code vectors follow what they stand for
     decay: float = 0.99  # of the moving averages (ema only)
     phis: int = 4  # 3x3 convolutions after up-sampling, each shared by neighbouring scales
     phi_share: float = 0.5  # of the convolution in what phi adds; the rest is the up-sampled map itself
@@ -46,24 +46,18 @@ class MultiscaleQuantizerConfig:
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
-        rising = self.scales and self.scales[0] >= 1 and list(self.scales) == sorted(set(self.scales))
+        rising = min(self.scales, default=0) >= 1 and list(self.scales) == sorted(set(self.scales))
         count = len(self.scales)
         fitting = [phis for phis in range(1, count + 1) if len(set(phi_of_each_scale(count, phis))) == phis]
-        for name, valid, expected in (
+        rules = [
+            *codebook_rules(self),
             ("scales", rising, "one or more rising sides from 1 on, such as 1, 2, 4, 8"),
-            ("codebook_size", self.codebook_size >= 2, "at least 2: one code carries no bits"),
             ("dim", self.dim >= 1, "at least 1"),
             ("commitment_weight", self.commitment_weight >= 0, "0 or more; the paper has 0.25"),
-            ("codebook_update", self.codebook_update in ("ema", "gradient"), "ema or gradient"),
-            ("decay", 0 <= self.decay < 1, "from 0 to below 1; 0.99 is common"),
             ("phis", self.phis in fitting, f"one of {fitting}, of which {count} scales leave none unused"),
             ("phi_share", 0 < self.phi_share <= 1, "above 0 and at most 1; the paper has 0.5"),
-            ("kmeans_iterations", self.kmeans_iterations >= 0, "0 or more"),
-            ("revive_after", self.revive_after >= 0, "0 (never) or a number of steps"),
-            ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
-        ):
-            if not valid:
-                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+        ]
+        check_fields(self, rules)
 
 
 class MultiscaleQuantizer(Quantizer):
@@ -82,11 +76,11 @@ class MultiscaleQuantizer(Quantizer):
     def __init__(self, config: MultiscaleQuantizerConfig) -> None:
         super().__init__(config.dim)
         self.config = config
-        self.layer = NearestQuantizer(
-            NearestQuantizerConfig(
-                codebook_size=config.codebook_size,
-                dim=config.dim,
-                codebook_update=config.codebook_update,
+        self.layer = Codebook(
+            CodebookSettings(
+                size=config.codebook_size,
+                width=config.dim,
+                update=config.codebook_update,
                 decay=config.decay,
                 kmeans_iterations=config.kmeans_iterations,
                 revive_after=config.revive_after,
@@ -117,7 +111,7 @@ class MultiscaleQuantizer(Quantizer):
         """z: b d h w. Losses, squared errors per element of the sum after each scale, averaged over the scales:
         `commitment_loss`, times its weight, and `codebook_loss`; statistics: `quantization_error`, that of the last."""
         self.check_latents(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             latents = z.float()
             target, total = latents.detach(), torch.zeros_like(latents)
             found: list[Tensor] = []
@@ -131,7 +125,7 @@ class MultiscaleQuantizer(Quantizer):
                     error = F.mse_loss(latents, total.detach())
                     errors["commitment_loss"].append(self.config.commitment_weight * error)
             if self.training:
-                join_recent(self.layer, len(found), len(z))
+                self.layer.join_calls(len(found), len(z))
             losses = {name: torch.stack(values).mean() for name, values in errors.items() if values}
             statistics = {"quantization_error": errors["codebook_loss"][-1].detach()}
             z_q = StraightThrough.apply(latents, total.detach()).to(z.dtype)
@@ -144,7 +138,7 @@ class MultiscaleQuantizer(Quantizer):
     def codes_after(self, z: Tensor, chosen: Codes) -> Codes:
         """Each scale describes what the ones before it, as they were chosen, leave of z."""
         self.check_latents(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             return self.walk(z.float(), chosen)[1]
 
     def walk(self, z: Tensor, chosen: Codes = ()) -> tuple[list[Tensor], Codes]:
@@ -155,8 +149,7 @@ class MultiscaleQuantizer(Quantizer):
         found: list[Tensor] = []
         for number, size in enumerate(self.sizes(*z.shape[2:])):
             rests.append(self.shrink(z - total, number, size))
-            known = number < len(chosen)
-            found.append(chosen[number] if known else self.layer.nearest(rests[-1], self.layer.codebook, note=False))
+            found.append(chosen[number] if number < len(chosen) else self.layer.codes(rests[-1]))
             total = total + self.grow(found[-1], number, z.shape[2:])
         return rests, tuple(found)
 
@@ -165,7 +158,7 @@ class MultiscaleQuantizer(Quantizer):
 
     def latents_of_prefix(self, codes: Sequence[Tensor], height: int, width: int) -> Tensor:
         """The sum, b d `height` `width`, of the first scales alone: as many as there are codes, b h w each."""
-        with torch.autocast(codes[0].device.type, enabled=False):
+        with float32_island(codes[0].device.type):
             b = len(codes[0])
             total = torch.zeros(b, self.dim, height, width, device=codes[0].device)
             for number, grid in enumerate(codes):
@@ -180,7 +173,7 @@ class MultiscaleQuantizer(Quantizer):
     def next_scale_inputs(self, codes: Codes) -> tuple[Tensor, ...]:
         """`next_scale_input` of all scales but the first, given all codes: what a prior is trained on."""
         height, width = codes[-1].shape[1:]
-        with torch.autocast(codes[0].device.type, enabled=False):
+        with float32_island(codes[0].device.type):
             total = torch.zeros(len(codes[0]), self.dim, height, width, device=codes[0].device)
             inputs: list[Tensor] = []
             for number, grid in enumerate(codes[:-1]):
@@ -223,7 +216,7 @@ class MultiscaleQuantizer(Quantizer):
         gives."""
         if not self.config.kmeans_iterations:
             return
-        with torch.autocast(batches[0].device.type, enabled=False):
+        with float32_island(batches[0].device.type):
             latents = [z.float() for z in batches]
             self.layer.initialise(latents)
             of_scales = [self.walk(z)[0] for z in latents]
@@ -231,20 +224,19 @@ class MultiscaleQuantizer(Quantizer):
             self.layer.initialise([torch.cat(rests, 2) for rests in rows])
 
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Moves the codebook (ema) by what all scales saw, revives dead codes; health: of `NearestQuantizer.update`."""
+        """Moves the codebook (ema) by what all scales saw, revives dead codes; health: of `Codebook.update`."""
         return self.layer.update(steps_per_epoch)
 
     def discard(self) -> None:
         self.layer.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        remedies = usage_remedies(self.config.revive_after, self.config.kmeans_iterations, steps_per_epoch)
-        return self.layer.usage.warnings(metrics, steps_per_epoch, remedies)
+        return self.layer.warnings(metrics, steps_per_epoch, self.path)
 
 
-def identity_convolution(channels: int) -> nn.Conv2d:
+def identity_convolution(channels: int) -> ProductConv2d:
     """3x3. Beginning as the identity, phi leaves the sums what k-means on the rests takes them for."""
-    convolution = nn.Conv2d(channels, channels, 3, padding=1)
+    convolution = ProductConv2d(channels, channels, 3)
     nn.init.dirac_(convolution.weight)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor
-
-from common.compatibility import never_compiled
-from stage1_vq.quantizers.nearest import NearestQuantizer
 
 
 def named(part: str, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -38,15 +34,3 @@ def health_over(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     for part, figures in parts.items():
         together |= named(part, {name: value for name, value in figures.items() if not name.endswith("_codes")})
     return together
-
-
-@never_compiled
-def join_recent(layer: NearestQuantizer, calls: int, b: int) -> None:
-    """Makes one micro-batch of the vectors that `layer` remembers of its last `calls` passes over the same b images.
-
-    They go image by image, so that revival draws the same vectors whether a batch came whole or in micro-batches.
-    """
-    if layer.training and layer.config.revive_after:
-        passes = [layer.recent.pop() for _ in range(min(calls, len(layer.recent)))][::-1]
-        by_image = torch.cat([rearrange(rows, "(b n) d -> b n d", b=b) for rows in passes], 1)
-        layer.recent.append(rearrange(by_image, "b n d -> (b n) d"))

@@ -8,7 +8,7 @@ dropout.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,11 +16,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
-from common.errors import UserError
+from common.errors import FieldError, check_fields, fields_at
 from stage1_vq.quantizers.base import Quantized, Quantizer
-from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, Rotation, StraightThrough
-from stage1_vq.quantizers.parts import figures_of, health_over, join_recent, mean_over
-from stage1_vq.quantizers.usage import usage_remedies
+from stage1_vq.quantizers.codebook import Codebook, look_up
+from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.gradients import pass_gradient
+from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, lookup_losses
+from stage1_vq.quantizers.parts import figures_of, health_over, mean_over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,29 +37,33 @@ class ResidualQuantizerConfig:
     shared_codebook: bool = False  # one codebook for all layers
     dim: int | None = None  # d, width of z and z_q, projected to layer.dim and back; null: layer.dim, no projection
     quantizer_dropout: float = 0.0  # share of training images whose z_q ends after a random number of layers
+    gradient_through: Literal["sum", "layers"] = "sum"  # from z_q to z: once, or by each layer to its own residual
 
     def __post_init__(self) -> None:
         sizes, layer = self.codebook_sizes, self.layer
-        for name, valid, expected in (
+        rules = [
             ("depth", self.depth >= 1, "at least 1"),
             ("codebook_sizes", not sizes or len(sizes) == self.depth, f"one for each of the depth={self.depth} layers"),
             ("codebook_sizes", all(size >= 2 for size in sizes), "at least 2 each: one code carries no bits"),
             ("codebook_sizes", not (sizes and self.shared_codebook), "none where shared_codebook=true"),
             ("dim", self.dim is None or self.dim >= 1, "at least 1, or null for layer.dim"),
             ("quantizer_dropout", 0 <= self.quantizer_dropout <= 1, "a share from 0 to 1; SoundStream has 1"),
-        ):
-            if not valid:
-                raise UserError(f"model.quantizer.{name}={getattr(self, name)}, expected {expected}")
+            ("gradient_through", self.gradient_through in ("sum", "layers"), "sum or layers"),
+        ]
+        check_fields(self, rules)
         if layer.lookup_dim is not None:
-            raise UserError(
-                f"model.quantizer.layer.lookup_dim={layer.lookup_dim}, expected null: residuals are left in the space "
-                f"of the code vectors, so give that width as layer.dim={layer.lookup_dim} and model.quantizer.dim"
-                f"={layer.dim} for the latents; the projections then stand once around all layers"
+            raise FieldError(
+                self,
+                "layer.lookup_dim",
+                "null: residuals are left in the space of the code vectors, so give that width as "
+                f"layer.dim={layer.lookup_dim}, and dim={layer.dim} beside layer for the latents; the projections then "
+                "stand once around all layers",
             )
         if layer.l2_normalise:
-            raise UserError(
-                "model.quantizer.layer.l2_normalise=True, expected False: residuals grow shorter from layer to layer, "
-                "and code vectors of length 1 cannot follow them"
+            raise FieldError(
+                self,
+                "layer.l2_normalise",
+                "False: residuals grow shorter from layer to layer, and code vectors of length 1 cannot follow them",
             )
 
 
@@ -65,8 +71,11 @@ class ResidualQuantizer(Quantizer):
     """z -> [1x1 convolution to layer.dim] -> r; r_1 = r, e_i nearest to r_i, r_i+1 = r_i - e_i; e_1 + ... + e_D -> [1x1
     convolution to dim] -> z_q.
 
-    The gradient passes from z_q to z once, as through a single quantizer. Each layer's commitment loss pulls the latent
-    to the sum of the code vectors so far; the losses are means over the layers. All of it in float32.
+    The gradient passes from z_q to z once, as through a single quantizer, so that the rotation trick turns z into the
+    whole sum. With gradient_through=layers each layer passes it to its own residual, which adds them up at z: as in
+    vector-quantize-pytorch, where the rotation trick turns each residual into its code vector, and the straight-through
+    gradient reaches z D times. Each layer's commitment loss pulls the latent to the sum of the code vectors so far; the
+    losses are means over the layers. All of it in float32.
     """
 
     config_class = ResidualQuantizerConfig
@@ -76,24 +85,26 @@ class ResidualQuantizer(Quantizer):
         super().__init__(config.dim or inner)
         self.config = config
         projected = config.dim not in (None, inner)
-        self.project_in = nn.Conv2d(self.dim, inner, 1) if projected else nn.Identity()
-        self.project_out = nn.Conv2d(inner, self.dim, 1) if projected else nn.Identity()
+        self.project_in = ProductConv2d(self.dim, inner) if projected else nn.Identity()
+        self.project_out = ProductConv2d(inner, self.dim) if projected else nn.Identity()
         sizes = config.codebook_sizes or config.depth * (config.layer.codebook_size,)
         different = sizes[:1] if config.shared_codebook else sizes
-        self.layers = nn.ModuleList(NearestQuantizer(replace(config.layer, codebook_size=k)) for k in different)
+        self.layers = nn.ModuleList(Codebook(config.layer.codebook_settings(size)) for size in different)
 
     @classmethod
     def config_from(cls, values: Mapping[str, Any]) -> ResidualQuantizerConfig:
-        return super().config_from({**values, "layer": NearestQuantizer.config_from(values["layer"])})
+        with fields_at("layer"):
+            layer = NearestQuantizer.config_from(values["layer"])
+        return super().config_from({**values, "layer": layer})
 
-    def stack(self) -> list[NearestQuantizer]:
-        """The quantizer of each layer; with a shared codebook D times the same."""
+    def stack(self) -> list[Codebook]:
+        """The codebook of each layer; with a shared one D times the same."""
         layers: Any = list(self.layers)
         return self.config.depth * layers if self.config.shared_codebook else layers
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """One per layer, `depth0` first."""
-        sizes = [layer.config.codebook_size for layer in self.stack()]
+        sizes = [layer.settings.size for layer in self.stack()]
         return tuple(Grid(f"depth{number}", height, width, k) for number, k in enumerate(sizes))
 
     # ---- latents to codes and back ----------------------------------------------------------------------------------
@@ -102,26 +113,30 @@ class ResidualQuantizer(Quantizer):
         """z: b d h w. Losses: those of the layers, averaged; statistics: `quantization_error`, the squared error per
         element that all layers together leave."""
         self.check_latents(z)
+        layer_config, by_layers = self.config.layer, self.config.gradient_through == "layers"
         dropout = self.training and self.config.quantizer_dropout > 0
         kept = self.draw_layers_kept(len(z)).to(z.device).view(-1, 1, 1, 1) if dropout else None
-        with torch.autocast(z.device.type, enabled=False):
-            vectors = self.project_in(z.float())
-            residual, total = vectors, torch.zeros_like(vectors)
-            layers: list[Quantized] = []
+        with float32_island(z.device.type):
+            latents = self.project_in(z.float())
+            residual, total = latents, torch.zeros_like(latents)
+            codes: list[Tensor] = []
+            losses: list[dict[str, Tensor]] = []
             for number, layer in enumerate(self.stack()):
-                quantized = layer(residual)
-                layers.append(quantized)
-                nearest = quantized.z_q.detach()
+                vectors = layer.code_vectors()
+                codes.append(layer.nearest(residual.detach(), vectors.detach(), note=self.training))
+                nearest = look_up(codes[-1], vectors.detach())
+                losses.append(
+                    lookup_losses(layer_config, residual, nearest, codes[-1], vectors, training=self.training)
+                )
+                passed = pass_gradient(layer_config.gradient, residual, nearest) if by_layers else nearest
+                total = total + (passed if kept is None else passed * (number < kept))
                 residual = residual - nearest
-                total = total + (nearest if kept is None else nearest * (number < kept))
             if self.config.shared_codebook:
-                join_recent(self.stack()[0], self.config.depth, len(z))
-
-            pass_gradient = StraightThrough if self.config.layer.gradient == "straight-through" else Rotation
-            z_q = self.project_out(pass_gradient.apply(vectors, total)).to(z.dtype)
-        codes = tuple(quantized.codes[0] for quantized in layers)
-        losses = mean_over([quantized.losses for quantized in layers])
-        return Quantized(z_q, codes, losses, {"quantization_error": residual.detach().square().mean()})
+                self.stack()[0].join_calls(self.config.depth, len(z))
+            passed = total if by_layers else pass_gradient(layer_config.gradient, latents, total)
+            z_q = self.project_out(passed).to(z.dtype)
+        error = residual.detach().square().mean()
+        return Quantized(z_q, tuple(codes), mean_over(losses), {"quantization_error": error})
 
     def draw_layers_kept(self, b: int) -> Tensor:
         """How many layers the decoder sees of each of b images: all, or with chance `quantizer_dropout` 1 to D alike.
@@ -139,18 +154,17 @@ class ResidualQuantizer(Quantizer):
     def codes_after(self, z: Tensor, chosen: Codes) -> Codes:
         """Each layer describes what the ones before it, as they were chosen, leave of z."""
         self.check_latents(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with float32_island(z.device.type):
             residual = self.project_in(z.float())
             found: list[Tensor] = []
             for number, layer in enumerate(self.stack()):
-                codes = chosen[number : number + 1] or layer.codes(residual)
-                residual = residual - layer.codes_to_latents(codes)
-                found += codes
+                found.append(chosen[number] if number < len(chosen) else layer.codes(residual))
+                residual = residual - layer.look_up(found[-1])
         return tuple(found)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
-        with torch.autocast(codes[0].device.type, enabled=False):
-            parts = [layer.codes_to_latents((grid,)) for layer, grid in zip(self.stack(), codes, strict=True)]
+        with float32_island(codes[0].device.type):
+            parts = [layer.look_up(grid) for layer, grid in zip(self.stack(), codes, strict=True)]
             return self.project_out(torch.stack(parts).sum(0))
 
     # ---- the codebooks, once per step -------------------------------------------------------------------------------
@@ -161,13 +175,13 @@ class ResidualQuantizer(Quantizer):
         latents, and then over them and the residuals which that codebook leaves."""
         if not self.config.layer.kmeans_iterations:
             return
-        with torch.autocast(batches[0].device.type, enabled=False):
+        with float32_island(batches[0].device.type):
             residuals = [[self.project_in(z.float())] for z in batches]  # of each micro-batch, layer by layer
             for number, layer in enumerate(self.stack()):
                 if number == 0 or not self.config.shared_codebook:
                     layer.initialise([batch[-1] for batch in residuals])
                 for batch in residuals:
-                    batch.append(batch[-1] - layer.codes_to_latents(layer.codes(batch[-1])))
+                    batch.append(batch[-1] - layer.look_up(layer.codes(batch[-1])))
             if self.config.shared_codebook:
                 by_image = [torch.stack(batch[:-1], 1) for batch in residuals]
                 layer.initialise([rearrange(batch, "b depth d h w -> (b depth) d h w") for batch in by_image])
@@ -183,12 +197,11 @@ class ResidualQuantizer(Quantizer):
             layer.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        config, path = self.config.layer, "model.quantizer.layer"
-        remedies = usage_remedies(config.revive_after, config.kmeans_iterations, steps_per_epoch, path)
+        path = f"{self.path}.layer"
         if self.config.shared_codebook:
-            return self.stack()[0].usage.warnings(metrics, steps_per_epoch, remedies)
+            return self.stack()[0].warnings(metrics, steps_per_epoch, path)
         found: list[str] = []
         for number, layer in enumerate(self.stack()):
-            figures = figures_of(f"depth{number}", metrics)
-            found += [f"depth{number}: {line}" for line in layer.usage.warnings(figures, steps_per_epoch, remedies)]
+            lines = layer.warnings(figures_of(f"depth{number}", metrics), steps_per_epoch, path)
+            found += [f"depth{number}: {line}" for line in lines]
         return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.compatibility import never_compiled
+from stage1_vq.quantizers.float32 import full_precision
 
 CPU_TILE = 2**20  # scores at a time: 4 MB, of the order of a core's share of the cache
 CPU_ROWS = 512  # vectors at a time, at most
@@ -24,10 +25,11 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the code vector nearest to each vector by Euclidean distance; of equal ones the lowest.
 
     vectors: n d; codebook: k d, both float32; returns n, int64. Which of two codes wins whose distances differ by less
-    than float32 rounding is not defined, and on a GPU also depends on TF32 where the user has switched that on.
+    than float32 rounding is not defined.
     """
     search = search_on_cpu if vectors.device.type == "cpu" else search_on_gpu
-    return search(vectors, codebook)
+    with full_precision():
+        return search(vectors, codebook)
 
 
 @never_compiled
@@ -35,7 +37,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 def codes_of_largest_product(vectors: Tensor, codebook: Tensor) -> Tensor:
     """As `nearest_codes`, but the code vector whose inner product with the vector is the largest."""
     search = search_on_cpu if vectors.device.type == "cpu" else search_on_gpu
-    return search(vectors, codebook, codebook.new_zeros(len(codebook)))
+    with full_precision():
+        return search(vectors, codebook, codebook.new_zeros(len(codebook)))
 
 
 def search_on_cpu(vectors: Tensor, codebook: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -80,9 +80,7 @@ class CodeUsage(nn.Module):
         ]
 
 
-def usage_remedies(
-    revive_after: int, kmeans_iterations: int, steps_per_epoch: int, path: str = "model.quantizer"
-) -> list[str]:
+def usage_remedies(revive_after: int, kmeans_iterations: int, steps_per_epoch: int, path: str) -> list[str]:
     """What helps when few codes are in use, by the settings of the codebook at `path` of the config: what its defaults
     are already is not recommended, also where an epoch is shorter than the steps after which a code is revived."""
     remedies = [f"a smaller {path}.codebook_size"]

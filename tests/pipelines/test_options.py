@@ -15,8 +15,11 @@ from common.errors import UserError
 from pipelines import options
 from pipelines.cli import main
 from pipelines.fields import Option, type_in_words
-from pipelines.options import with_bare_flags
+from pipelines.options import read_recipe, with_bare_flags
+from stage1_vq.train import Stage1Config
 from stage2_prior.sampling_config import SamplingConfig
+
+GROUPED = "cifar10_vqvae --model.quantizer.kind grouped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,3 +347,26 @@ def test_all_commands_that_sample_take_the_same_settings_and_explain_them(comman
     text = " ".join(help_text(command).split())
     for name in (each.name for each in fields(SamplingConfig)):
         assert re.search(rf"--{name} [A-Z_]+ [a-z0-9]", text), name  # a comment, not the type in brackets
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("cifar10_vqvae --model.quantizer.decay 2", "model.quantizer.decay=2.0, expected from 0 to below 1"),
+        ("cifar10_multiscale --model.quantizer.decay 2", "model.quantizer.decay=2.0, expected from 0 to below 1"),
+        ("cifar10_residual --model.quantizer.layer.decay 2", "model.quantizer.layer.decay=2.0, expected"),
+        ("cifar10_residual --model.quantizer.depth 0", "model.quantizer.depth=0, expected at least 1"),
+        ("cifar10_residual --model.quantizer.codebook_sizes [4,1,4,4]", r"model.quantizer.codebook_sizes=\(4"),
+        ("cifar10_residual --model.quantizer.layer.l2_normalise true", "model.quantizer.layer.l2_normalise=True, exp"),
+        (f"{GROUPED} --model.quantizer.layer.decay 2", "model.quantizer.layer.decay=2.0, expected"),
+        (f"{GROUPED} --model.quantizer.layer.kind lfq --model.quantizer.layer.corner 0", "model.quantizer.layer.corn"),
+        (f"{GROUPED} --model.quantizer.layer.kind fsq --model.quantizer.layer.levels [1]", "model.quantizer.layer.lev"),
+        (
+            f"{GROUPED} --model.quantizer.layer.kind residual --model.quantizer.layer.layer.decay 2",
+            "model.quantizer.layer.layer.decay=2.0, expected",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refused_field_is_named_by_its_whole_path(arguments, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        read_recipe("train-stage1", Stage1Config, "stage1", ["--config", *arguments.split()])

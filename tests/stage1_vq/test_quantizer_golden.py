@@ -39,7 +39,7 @@ from stage1_vq.quantizers import (
 )
 from stage1_vq.quantizers.bits import codes_to_bits, entropy
 from stage1_vq.quantizers.codebook_losses import mean_soft_assignment
-from stage1_vq.quantizers.nearest import Rotation, StraightThrough
+from stage1_vq.quantizers.gradients import Rotation, StraightThrough
 from stage1_vq.quantizers.soft_codes import soft_statistics
 from tests.golden import golden
 
@@ -579,7 +579,7 @@ def test_normalised_codebook_by_gradient_with_entropy_terms():
     close(quantized.losses["commitment_loss"], outputs["train/commit_loss"], 5e-5)
 
     rows = rearrange(quantizer.lookup_vectors(z), "b d h w -> (b h w) d").contiguous()
-    sample_entropy, mean = soft_statistics(rows, quantizer.code_vectors(), 2 / 0.01)
+    sample_entropy, mean = soft_statistics(rows, quantizer.entries.code_vectors(), 2 / 0.01)
     entropy_loss = config["entropy_loss_ratio"] * (sample_entropy + (mean * (mean + 1e-5).log()).sum())
     close(entropy_loss, outputs["train/entropy_loss"], 5e-5)
     ((quantized.z_q * file.inputs["cotangent"]).sum() + sum(quantized.losses.values()) + entropy_loss).backward()

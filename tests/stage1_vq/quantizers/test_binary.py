@@ -52,5 +52,5 @@ def test_bits_that_never_change_are_warned_of(dim, prefix):
 
 @pytest.mark.parametrize("value", [0, 17])
 def test_a_config_that_cannot_be_is_refused(value):
-    with pytest.raises(UserError, match=f"model.quantizer.bits_per_code={value}, expected from 1 to 16"):
+    with pytest.raises(UserError, match=f"bits_per_code={value}, expected from 1 to 16"):
         BinaryQuantizerConfig(bits_per_code=value)

@@ -57,10 +57,10 @@ def test_the_gradient_is_that_without_rounding(symmetric):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"levels": ()}, r"model.quantizer.levels=\(\), expected numbers of at least 2"),
-        ({"levels": (5, 1)}, r"model.quantizer.levels=\(5, 1\), expected numbers of at least 2"),
+        ({"levels": ()}, r"levels=\(\), expected numbers of at least 2"),
+        ({"levels": (5, 1)}, r"levels=\(5, 1\), expected numbers of at least 2"),
         ({"levels": (16,) * 7}, "expected a product of at most"),
-        ({"dim": 0}, "model.quantizer.dim=0, expected at least 1"),
+        ({"dim": 0}, "dim=0, expected at least 1"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(settings, message):

@@ -88,8 +88,8 @@ def test_a_config_survives_json(layer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"groups": 0}, "model.quantizer.groups=0, expected at least 1"),
-        ({"dim": 0}, "model.quantizer.dim=0, expected at least 1, or null for that of all groups"),
+        ({"groups": 0}, "groups=0, expected at least 1"),
+        ({"dim": 0}, "dim=0, expected at least 1, or null for that of all groups"),
     ],
 )
 def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):

@@ -173,11 +173,11 @@ def test_the_diversity_loss_is_minus_the_entropy_of_the_mean_posterior_in_traini
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"diversity_weight": -1}, "model.quantizer.diversity_weight=-1, expected 0 or more; wav2vec 2.0 has 0.1"),
-        ({"kmeans_iterations": -1}, "model.quantizer.kmeans_iterations=-1, expected 0 or more"),
-        ({"embedding_dim": 0}, "model.quantizer.embedding_dim=0, expected at least 1, or null for dim"),
-        ({"temperature_end": 0}, "model.quantizer.temperature_end=0, expected above 0; the paper has 0.0625"),
-        ({"sample": "hard"}, "model.quantizer.sample=hard, expected soft or straight-through"),
+        ({"diversity_weight": -1}, "diversity_weight=-1, expected 0 or more; wav2vec 2.0 has 0.1"),
+        ({"kmeans_iterations": -1}, "kmeans_iterations=-1, expected 0 or more"),
+        ({"embedding_dim": 0}, "embedding_dim=0, expected at least 1, or null for dim"),
+        ({"temperature_end": 0}, "temperature_end=0, expected above 0; the paper has 0.0625"),
+        ({"sample": "hard"}, "sample=hard, expected soft or straight-through"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(settings, message):

@@ -90,8 +90,8 @@ def test_terms_of_weight_0_are_not_computed(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"codebook_size": 1}, "model.quantizer.codebook_size=1, expected at least 2"),
-        ({"temperature": 0}, "model.quantizer.temperature=0, expected above 0"),
+        ({"codebook_size": 1}, "codebook_size=1, expected at least 2"),
+        ({"temperature": 0}, "temperature=0, expected above 0"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(settings, message):

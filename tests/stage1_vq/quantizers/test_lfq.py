@@ -123,8 +123,8 @@ def test_corners_and_soft_clamp():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"corner": 0.0}, "model.quantizer.corner=0.0, expected above 0"),
-        ({"soft_clamp": 0.5}, "model.quantizer.soft_clamp=0.5, expected at least corner=1.0"),
+        ({"corner": 0.0}, "corner=0.0, expected above 0"),
+        ({"soft_clamp": 0.5}, "soft_clamp=0.5, expected at least corner=1.0"),
     ],
 )
 def test_corners_that_cannot_be_are_refused(settings, message):
@@ -136,10 +136,10 @@ def test_corners_that_cannot_be_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 0}, "model.quantizer.bits=0, expected from 1 to 24"),
-        ({"bits": 30}, "model.quantizer.bits=30, expected from 1 to 24"),
-        ({"entropy_weight": -1}, r"model.quantizer.entropy_weight=-1, expected 0 \(no entropy terms\) or more"),
-        ({"inverse_temperature": 0}, "model.quantizer.inverse_temperature=0, expected above 0"),
+        ({"bits": 0}, "bits=0, expected from 1 to 24"),
+        ({"bits": 30}, "bits=30, expected from 1 to 24"),
+        ({"entropy_weight": -1}, r"entropy_weight=-1, expected 0 \(no entropy terms\) or more"),
+        ({"inverse_temperature": 0}, "inverse_temperature=0, expected above 0"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(kind, settings, message):

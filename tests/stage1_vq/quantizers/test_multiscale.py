@@ -200,12 +200,12 @@ def test_a_warning_names_fields_that_exist():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scales": ()}, r"model.quantizer.scales=\(\), expected one or more rising sides"),
-        ({"scales": (1, 4, 2)}, r"model.quantizer.scales=\(1, 4, 2\), expected one or more rising sides"),
-        ({"codebook_size": 1}, "model.quantizer.codebook_size=1, expected at least 2"),
-        ({"phis": 4}, r"model.quantizer.phis=4, expected one of \[1, 2, 3\], of which"),
-        ({"phi_share": 0.0}, "model.quantizer.phi_share=0.0, expected above 0"),
-        ({"commitment_weight": -1.0}, "model.quantizer.commitment_weight=-1.0, expected 0 or more"),
+        ({"scales": ()}, r"scales=\(\), expected one or more rising sides"),
+        ({"scales": (1, 4, 2)}, r"scales=\(1, 4, 2\), expected one or more rising sides"),
+        ({"codebook_size": 1}, "codebook_size=1, expected at least 2"),
+        ({"phis": 4}, r"phis=4, expected one of \[1, 2, 3\], of which"),
+        ({"phi_share": 0.0}, "phi_share=0.0, expected above 0"),
+        ({"commitment_weight": -1.0}, "commitment_weight=-1.0, expected 0 or more"),
     ],
 )
 def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):

@@ -252,7 +252,7 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
 
 def test_an_ema_update_gives_the_numbers_of_the_formula():
     quantizer, z = hand_made(decay=0.9, epsilon=1e-5, revive_after=0)
-    quantizer.vector_sums.copy_(quantizer.codebook)
+    quantizer.entries.vector_sums.copy_(quantizer.codebook)
     quantizer(z)
     health = quantizer.update(steps_per_epoch=1)
     sizes = torch.tensor([0.9 + 0.1, 0.9, 0.9 + 0.1])
@@ -266,7 +266,7 @@ def test_an_ema_update_gives_the_numbers_of_the_formula():
 def test_a_codebook_on_fixed_clusters_converges_to_their_means():
     quantizer = make(codebook_size=3, dim=2, decay=0.8, kmeans_iterations=0, revive_after=0)
     quantizer.codebook.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]]))
-    quantizer.vector_sums.copy_(quantizer.codebook)
+    quantizer.entries.vector_sums.copy_(quantizer.codebook)
     centres = torch.tensor([[0.0, 3.0], [3.0, 0.0], [-3.0, 0.0]])
     for step in range(60):
         noise = 0.1 * torch.randn(1, 2, 30, 3, generator=torch.Generator().manual_seed(step))
@@ -291,7 +291,7 @@ def collapsed(update: str = "ema", **settings: Any) -> NearestQuantizer:
     with torch.no_grad():
         quantizer.codebook[2:] += 100
         if update == "ema":
-            quantizer.vector_sums.copy_(quantizer.codebook)
+            quantizer.entries.vector_sums.copy_(quantizer.codebook)
     return quantizer
 
 
@@ -339,7 +339,7 @@ def test_nothing_is_revived_when_it_is_switched_off_and_no_latents_are_kept():
     quantizer = make(revive_after=0)
     for step in range(5):
         quantizer(latents(seed=step) + 50)
-        assert not quantizer.recent
+        assert not quantizer.entries.recent
         assert quantizer.update(steps_per_epoch=10)["revived_codes"] == 0
 
 
@@ -347,7 +347,7 @@ def test_forward_passes_without_an_update_keep_a_bounded_number_of_batches():
     quantizer = make(revive_after=5)
     for _ in range(200):
         quantizer(latents(b=1, h=1, w=1))
-    assert len(quantizer.recent) == 64
+    assert len(quantizer.entries.recent) == 64
 
 
 # ---- health ---------------------------------------------------------------------------------------------------------
@@ -431,22 +431,22 @@ def test_no_kmeans_iterations_leave_the_random_start():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"codebook_size": 1}, "model.quantizer.codebook_size=1, expected at least 2: one code carries no bits"),
-        ({"dim": 0}, "model.quantizer.dim=0, expected at least 1"),
-        ({"decay": 1.0}, "model.quantizer.decay=1.0, expected from 0 to below 1"),
-        ({"commitment_weight": -1.0}, "model.quantizer.commitment_weight=-1.0, expected 0 or more"),
-        ({"gradient": "none"}, "model.quantizer.gradient=none, expected straight-through or rotation"),
-        ({"codebook_update": "adam"}, "model.quantizer.codebook_update=adam, expected ema or gradient"),
-        ({"warn_usage_below": 50}, "model.quantizer.warn_usage_below=50, expected a share from 0 to 1"),
-        ({"lookup_dim": 0}, "model.quantizer.lookup_dim=0, expected at least 1"),
-        ({"revive_after": -1}, "model.quantizer.revive_after=-1, expected 0"),
-        ({"revive_below": 1.0}, "model.quantizer.revive_below=1.0, expected 0 .no use at all is dead. to below 1"),
-        ({"revive_below": 0.5, "revive_after": 0}, "model.quantizer.revive_below=0.5, expected 0 unless revive_after"),
-        ({"commitment": "l1"}, "model.quantizer.commitment=l1, expected squared-error or cross-entropy"),
+        ({"codebook_size": 1}, "codebook_size=1, expected at least 2: one code carries no bits"),
+        ({"dim": 0}, "dim=0, expected at least 1"),
+        ({"decay": 1.0}, "decay=1.0, expected from 0 to below 1"),
+        ({"commitment_weight": -1.0}, "commitment_weight=-1.0, expected 0 or more"),
+        ({"gradient": "none"}, "gradient=none, expected straight-through or rotation"),
+        ({"codebook_update": "adam"}, "codebook_update=adam, expected ema or gradient"),
+        ({"warn_usage_below": 50}, "warn_usage_below=50, expected a share from 0 to 1"),
+        ({"lookup_dim": 0}, "lookup_dim=0, expected at least 1"),
+        ({"revive_after": -1}, "revive_after=-1, expected 0"),
+        ({"revive_below": 1.0}, "revive_below=1.0, expected 0 .no use at all is dead. to below 1"),
+        ({"revive_below": 0.5, "revive_after": 0}, "revive_below=0.5, expected 0 unless revive_after"),
+        ({"commitment": "l1"}, "commitment=l1, expected squared-error or cross-entropy"),
         ({"orthogonal_weight": 1.0}, "orthogonal_weight=1.0, expected 0 where codebook_update=ema: give codebook_up"),
-        ({"orthogonal_weight": -1.0}, "model.quantizer.orthogonal_weight=-1.0, expected 0 or more"),
-        ({"diversity_weight": -1.0}, "model.quantizer.diversity_weight=-1.0, expected 0 or more"),
-        ({"diversity_temperature": 0.0}, "model.quantizer.diversity_temperature=0.0, expected above 0"),
+        ({"orthogonal_weight": -1.0}, "orthogonal_weight=-1.0, expected 0 or more"),
+        ({"diversity_weight": -1.0}, "diversity_weight=-1.0, expected 0 or more"),
+        ({"diversity_temperature": 0.0}, "diversity_temperature=0.0, expected above 0"),
     ],
 )
 def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):
@@ -461,7 +461,7 @@ def test_a_code_that_is_used_now_and_then_is_revived_if_its_share_is_below_the_b
     centres = torch.randn(15, 6, generator=torch.Generator().manual_seed(3))
     odd = torch.full((6,), 50.0)
     quantizer.codebook.copy_(torch.cat([odd.unsqueeze(0), centres]))
-    quantizer.vector_sums.copy_(quantizer.codebook)
+    quantizer.entries.vector_sums.copy_(quantizer.codebook)
     moved = False
     for step in range(20):
         rows = centres[torch.arange(63) % 15] + 0.01 * torch.randn(63, 6)
@@ -471,7 +471,7 @@ def test_a_code_that_is_used_now_and_then_is_revived_if_its_share_is_below_the_b
         moved |= bool((quantizer.codebook[0] - odd).norm() > 50)
     assert moved == (share > 0)
     if share:  # and the code is of use where it is now
-        assert quantizer.cluster_sizes[0] > 0.25 * quantizer.cluster_sizes.mean()
+        assert quantizer.entries.cluster_sizes[0] > 0.25 * quantizer.entries.cluster_sizes.mean()
 
 
 def test_latents_of_another_width_are_refused():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from stage1_vq.quantizers import build_quantizer
+from stage1_vq.quantizers.codebook import Codebook
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tests.golden import Golden, golden
@@ -74,9 +75,7 @@ def test_the_gradient_passes_once_through_the_whole_stack():
 def test_the_commitment_loss_is_the_mean_over_the_layers_and_pulls_to_each_partial_sum():
     quantizer, z = make(), latents().requires_grad_()
     quantized = quantizer(z)
-    vectors = [
-        layer.look_up(grid, layer.codebook) for layer, grid in zip(quantizer.stack(), quantized.codes, strict=True)
-    ]
+    vectors = [layer.look_up(grid) for layer, grid in zip(quantizer.stack(), quantized.codes, strict=True)]
     partial_sums = torch.stack(vectors).cumsum(0)  # of each layer
     expected = 0.25 * (z - partial_sums).square().mean()
     torch.testing.assert_close(quantized.losses["commitment_loss"], expected)
@@ -115,7 +114,7 @@ def test_k_means_of_a_layer_sees_what_the_layers_before_it_left():
     for layer, expected in zip(quantizer.stack(), by_hand.stack(), strict=True):
         expected.initialise(residuals)
         assert torch.equal(layer.codebook, expected.codebook)
-        residuals = [z - expected.codes_to_latents(expected.codes(z)) for z in residuals]
+        residuals = [z - expected.look_up(expected.codes(z)) for z in residuals]
 
 
 def test_each_layer_lowers_the_error_once_the_codebooks_are_initialised():
@@ -143,11 +142,11 @@ def test_a_shared_codebook_is_initialised_for_latents_and_residuals():
 def test_a_shared_codebook_moves_once_by_what_all_layers_saw():
     quantizer, z = make(shared_codebook=True), latents()
     (layer,) = quantizer.layers
-    by_hand = NearestQuantizer(layer.config)
+    by_hand = NearestQuantizer(quantizer.config.layer)
     by_hand.load_state_dict(layer.state_dict())
     residuals = [z]
     for grid in quantizer.codes(z):
-        residuals.append(residuals[-1] - layer.codes_to_latents((grid,)))
+        residuals.append(residuals[-1] - layer.look_up(grid))
     by_hand(torch.cat(residuals[:-1]))
     quantizer(z)
     for one in (quantizer, by_hand):
@@ -182,7 +181,7 @@ def test_dropout_shows_the_decoder_the_first_layers_of_each_image(monkeypatch):
     z_q = quantizer(z).z_q
     for image, kept in enumerate([1, 3, 2, 3]):
         pairs = list(zip(quantizer.stack(), quantizer.codes(z), strict=True))[:kept]
-        expected = sum(layer.look_up(grid, layer.codebook)[image] for layer, grid in pairs)
+        expected = sum(layer.look_up(grid)[image] for layer, grid in pairs)
         torch.testing.assert_close(z_q[image], expected)
     assert torch.equal(quantizer.eval()(z).z_q, make()(z).z_q)  # all layers where nothing is trained
 
@@ -240,19 +239,20 @@ def test_a_warning_names_the_layer_and_fields_that_exist():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"depth": 0}, "model.quantizer.depth=0, expected at least 1"),
-        ({"codebook_sizes": (4, 4)}, r"model.quantizer.codebook_sizes=\(4, 4\), expected one for each of the depth=3"),
+        ({"depth": 0}, "depth=0, expected at least 1"),
+        ({"codebook_sizes": (4, 4)}, r"codebook_sizes=\(4, 4\), expected one for each of the depth=3"),
         ({"codebook_sizes": (4, 4, 1)}, "expected at least 2 each"),
         ({"codebook_sizes": (4, 4, 4), "shared_codebook": True}, "expected none where shared_codebook=true"),
-        ({"dim": 0}, "model.quantizer.dim=0, expected at least 1"),
-        ({"quantizer_dropout": 1.5}, "model.quantizer.quantizer_dropout=1.5, expected a share from 0 to 1"),
+        ({"dim": 0}, "dim=0, expected at least 1"),
+        ({"gradient_through": "all"}, "gradient_through=all, expected sum or layers"),
+        ({"quantizer_dropout": 1.5}, "quantizer_dropout=1.5, expected a share from 0 to 1"),
         (
             {"layer": NearestQuantizerConfig(dim=64, lookup_dim=8)},
-            "model.quantizer.layer.lookup_dim=8, expected null: .* as layer.dim=8 and model.quantizer.dim=64",
+            "layer.lookup_dim=8, expected null: .* as layer.dim=8, and dim=64 beside layer",
         ),
         (
             {"layer": NearestQuantizerConfig(l2_normalise=True)},
-            "model.quantizer.layer.l2_normalise=True, expected False",
+            "layer.l2_normalise=True, expected False",
         ),
     ],
 )
@@ -270,13 +270,13 @@ def reference() -> Golden:
     return golden("vqp_residualvq")
 
 
-def load_layer(layer: NearestQuantizer, weights: dict[str, Tensor], name: str) -> None:
+def load_layer(layer: Codebook, weights: dict[str, Tensor], name: str) -> None:
     layer.codebook.copy_(weights[f"{name}._codebook.embed"][0])
     layer.vector_sums.copy_(weights[f"{name}._codebook.embed_avg"][0])
     layer.cluster_sizes.copy_(weights[f"{name}._codebook.cluster_size"][0])
 
 
-def peer(data: Golden, variant: str, **settings: Any) -> ResidualQuantizer:
+def peer(data: Golden, variant: str, gradient_through: Literal["sum", "layers"] = "sum") -> ResidualQuantizer:
     """Our quantizer with the weights of the variant."""
     config = data.config[variant]
     uneven = isinstance(config["codebook_size"], list)
@@ -296,6 +296,7 @@ def peer(data: Golden, variant: str, **settings: Any) -> ResidualQuantizer:
             shared_codebook=config.get("shared_codebook", False),
             dim=config["dim"],
             quantizer_dropout=float(config.get("quantize_dropout", False)),
+            gradient_through=gradient_through,
         )
     )
     with torch.no_grad():
@@ -366,37 +367,47 @@ def test_a_shared_codebook_whose_averages_decay_once_per_layer_is_that_of_vector
         codes, rows = grid.flatten(), rearrange(residual, "b d n 1 -> (b n) d")
         sums = torch.zeros_like(layer.codebook).index_add_(0, codes, rows)
         steps.append((torch.bincount(codes, minlength=len(sums)), sums))
-        residual = residual - layer.codes_to_latents((grid,))
+        residual = residual - layer.look_up(grid)
     for counts, sums in steps:
-        layer.move_codebook(counts, sums)
+        layer.move(counts, sums)
     after = "shared/train/after/layers.0._codebook"
     assert_same(layer.codebook, data.outputs[f"{after}.embed"][0])
     assert_same(layer.vector_sums, data.outputs[f"{after}.embed_avg"][0])
     assert_same(layer.cluster_sizes, data.outputs[f"{after}.cluster_size"][0])
 
 
-@pytest.mark.parametrize("variant", ["plain", "shared", "uneven"])
-def test_gradients_as_vector_quantize_pytorch_but_for_its_factor(variant):
-    """There each layer passes the gradient of z_q on, so that z gets it `depth` times; the losses are summed."""
+@pytest.mark.parametrize("variant", ["plain", "rot", "shared", "uneven"])
+def test_gradients_layer_by_layer_are_those_of_vector_quantize_pytorch(variant):
+    """There the losses of the layers are summed, here they are their mean."""
     data = reference()
-    quantizer, x = peer(data, variant), as_map(data.inputs[f"{variant}.x"]).requires_grad_()
+    quantizer, x = peer(data, variant, "layers"), as_map(data.inputs[f"{variant}.x"]).requires_grad_()
     quantized = quantizer(x)
-    total = (quantized.z_q * as_map(data.inputs[f"{variant}.cotangent"])).sum() + quantized.losses["commitment_loss"]
-    (quantizer.config.depth * total).backward()
+    output = (quantized.z_q * as_map(data.inputs[f"{variant}.cotangent"])).sum()
+    (output + quantizer.config.depth * quantized.losses["commitment_loss"]).backward()
     assert_same(as_vectors(x.grad), data.outputs[f"{variant}/grad/x"])
 
 
-def test_the_rotation_of_a_single_layer_is_that_of_vector_quantize_pytorch():
-    """There each layer's residual is rotated by itself: the same sum from our layers."""
+def test_the_straight_through_gradient_through_the_sum_is_theirs_without_the_factor_of_the_depth():
     data = reference()
-    quantizer, x = peer(data, "rot"), as_map(data.inputs["rot.x"]).requires_grad_()
-    residual, total, loss = x, torch.zeros_like(x), torch.zeros(())
-    for layer in quantizer.stack():
-        quantized = layer(residual)
-        residual, total = residual - quantized.z_q.detach(), total + quantized.z_q
-        loss = loss + quantized.losses["commitment_loss"]
-    ((total * as_map(data.inputs["rot.cotangent"])).sum() + loss).backward()
-    assert_same(as_vectors(x.grad), data.outputs["rot/grad/x"])
+    quantizer, x = peer(data, "plain"), as_map(data.inputs["plain.x"]).requires_grad_()
+    quantized = quantizer(x)
+    total = (quantized.z_q * as_map(data.inputs["plain.cotangent"])).sum() + quantized.losses["commitment_loss"]
+    (quantizer.config.depth * total).backward()
+    assert_same(as_vectors(x.grad), data.outputs["plain/grad/x"])
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
+def test_layers_that_dropout_leaves_out_pass_no_gradient(gradient, monkeypatch):
+    layer = NearestQuantizerConfig(codebook_size=12, dim=5, gradient=gradient)
+    whole, dropped = (make(layer, gradient_through="layers", quantizer_dropout=share) for share in (0.0, 1.0))
+    monkeypatch.setattr(dropped, "draw_layers_kept", lambda b: torch.full((b,), 1))
+    first = make(layer, depth=1)
+    gradients = []
+    for quantizer in (whole, dropped, first):
+        z = latents().requires_grad_()
+        gradients.append(torch.autograd.grad(quantizer(z).z_q, z, latents(seed=2))[0])
+    torch.testing.assert_close(gradients[1], gradients[2])
+    assert not torch.allclose(gradients[0], gradients[2])
 
 
 def test_a_config_survives_json():

@@ -49,9 +49,9 @@ def test_a_hidden_layer_makes_the_map_bend():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"codebook_size": 1}, "model.quantizer.codebook_size=1, expected at least 2"),
-        ({"hidden_dim": 0}, "model.quantizer.hidden_dim=0, expected at least 1, or null for a linear map"),
-        ({"frozen_dim": 0}, "model.quantizer.frozen_dim=0, expected at least 1, or null for dim"),
+        ({"codebook_size": 1}, "codebook_size=1, expected at least 2"),
+        ({"hidden_dim": 0}, "hidden_dim=0, expected at least 1, or null for a linear map"),
+        ({"frozen_dim": 0}, "frozen_dim=0, expected at least 1, or null for dim"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(settings, message):
