@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.compatibility import follow_all
 from common.model_io import PretrainedModel
+
+
+@runtime_checkable
+class AmendsAverage(Protocol):
+    """A module some of whose weights jump: between what they were and what they are an average means nothing."""
+
+    def amend_average(self, average: Any) -> None:
+        """Gives its counterpart in the averaged model what no average should be taken of. Called after each step, when
+        the average has followed the weights."""
+        ...
 
 
 class EMA:
@@ -26,16 +37,24 @@ class EMA:
         self.model: PretrainedModel = copy.deepcopy(source).requires_grad_(False).eval()
         self._averages: list[Tensor] = list(self.model.parameters())
         self._weights: list[Tensor] = list(source.parameters())
-        parameters = dict(source.named_parameters(remove_duplicate=False))
-        self._buffers = [name for name in source.state_dict() if name not in parameters]
+        copies = self.model.state_dict(keep_vars=True)
+        self._buffers = [
+            (copies[name], buffer)
+            for name, buffer in source.state_dict(keep_vars=True).items()
+            if not isinstance(buffer, nn.Parameter)
+        ]
+        pairs = zip(source.modules(), self.model.modules(), strict=True)
+        self._amending = [(module, average) for module, average in pairs if isinstance(module, AmendsAverage)]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follows the source after step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         follow_all(self._averages, self._weights, 1 - decay)
-        for name in self._buffers:
-            self.model.get_buffer(name).copy_(self.source.get_buffer(name))
+        for average, buffer in self._buffers:
+            average.copy_(buffer)
+        for module, average_module in self._amending:
+            module.amend_average(average_module)
 
     def reset(self) -> None:
         """Takes over the source's weights as they are."""

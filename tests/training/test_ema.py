@@ -53,3 +53,21 @@ def test_tied_weights_stay_tied_and_move_once():
     ema.update(1000)
     assert ema.model.layers[1].weight is ema.model.layers[1].bias
     assert ema.model.layers[1].bias.tolist() == [0.5] * 4
+
+
+class Jumping(ToyModel):
+    """One bias of its last layer has jumped."""
+
+    def amend_average(self, average: ToyModel) -> None:
+        average.layers[4].bias.copy_(self.layers[4].bias)
+
+
+def test_a_module_says_of_what_no_average_is_taken():
+    model = Jumping()
+    ema = EMA(model, decay=0.999)
+    with torch.no_grad():
+        model.layers[4].bias.fill_(7)
+        model.layers[0].bias.fill_(7)
+    ema.update(100_000)
+    assert ema.model.layers[4].bias.tolist() == [7.0]
+    assert (ema.model.layers[0].bias < 1).all()
