@@ -57,6 +57,8 @@ def import_gumbelvq(weights: Weights, config: Arguments | None = None) -> VQGAN:
         dim=arguments.get("embed_dim", d),
         sample="straight-through",
         kl_weight=arguments.get("kl_weight", 1e-8),
+        kl_warmup_steps=0,  # there the weight is the same at all steps
+        **temperatures(arguments),
     )
     names = {
         "quantizer.logits.weight": "quantize.proj.weight",
@@ -64,6 +66,19 @@ def import_gumbelvq(weights: Weights, config: Arguments | None = None) -> VQGAN:
         "quantizer.embedding.weight": "quantize.embed.weight",
     }
     return build(weights, arguments, quantizer, names)
+
+
+def temperatures(arguments: Arguments) -> dict[str, Any]:
+    """The fields of GumbelQuantizerConfig that the original's temperature follows in training: half a cosine wave by
+    its `LambdaWarmUpCosineScheduler`, if the arguments tell one; its warm-up, which the published models have not, is
+    left out. Else the temperature is 1 throughout."""
+    schedule = {"lr_max": 1.0, "lr_min": 1.0, "max_decay_steps": 0, "warm_up_steps": 0}
+    schedule |= look_up(arguments, "temperature_scheduler_config.params") or {}
+    return {
+        "temperature_start": float(schedule["lr_max"]),
+        "temperature_end": float(schedule["lr_min"]),
+        "temperature_steps": max(0, int(schedule["max_decay_steps"] - schedule["warm_up_steps"])),
+    }
 
 
 def first_stage(weights: Weights, arguments: Arguments) -> tuple[Weights, Arguments]:

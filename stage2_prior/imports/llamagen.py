@@ -67,6 +67,15 @@ def build_llamagen(weights: Weights, config: Arguments | None = None, stage1: Fi
             f"the config has block_size={arguments['block_size']}, but the first stage makes "
             f"{stage1.code_spec.describe()}; import it anew with the --image_size of this prior"
         )
+    told_by_shapes = {"dim": width, "n_layer": layers, "vocab_size": vocabulary}
+    if CAPTION in weights:
+        told_by_shapes |= dict(zip(("cls_token_num", "caption_dim"), weights[CAPTION].shape, strict=True))
+    for name, value in told_by_shapes.items():
+        if arguments.get(name, value) != value:
+            raise UserError(
+                f"the config has {name}={arguments[name]}, but the weights are of a model with {name}={value}; give "
+                "the config of this model, or none"
+            )
     prior_config = LlamaGenConfig(
         layers=layers,
         width=width,
@@ -105,7 +114,13 @@ def classes_of(weights: Weights, arguments: Arguments) -> tuple[int, bool, Weigh
     if CLASSES not in weights:
         return 0, True, weights
     rows = weights[CLASSES]
-    if arguments.get("num_classes", len(rows) - 1) == len(rows):
+    given_classes = arguments.get("num_classes")
+    if given_classes not in (None, len(rows), len(rows) - 1):
+        raise UserError(
+            f"the config has num_classes={given_classes}, but the table of classes has {len(rows)} rows: expected "
+            f"{len(rows) - 1}, and a row for no class, or {len(rows)}; give the config of this model, or none"
+        )
+    if given_classes == len(rows):
         return len(rows), False, {**weights, CLASSES: torch.cat([rows, torch.zeros_like(rows[:1])])}
     return len(rows) - 1, True, weights
 

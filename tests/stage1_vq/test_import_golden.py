@@ -113,6 +113,25 @@ def test_losses_and_gradients_of_llamagens_quantizer_are_the_originals_without_i
     close(losses["commitment_loss"], reference.outputs["train/commit_loss"], 5e-5)
 
 
+def test_the_divergence_of_gumbelvq_has_its_weight_from_the_first_step_on():
+    model, reference, tolerance = imported("taming_gumbelvq")
+    loss = model.quantizer(reference.outputs["prequant"]).losses["kl_loss"]
+    assert reference.outputs["diff"] > 1e-4
+    close(loss, reference.outputs["diff"], tolerance * float(reference.outputs["diff"]))
+    assert model.quantizer.temperature() == 1  # of the original, which no schedule moves here
+
+
+def test_the_temperature_of_gumbelvq_follows_the_originals_schedule():
+    reference = golden("taming_gumbelvq")
+    schedule = {"warm_up_steps": 0, "max_decay_steps": 1000001, "lr_start": 0.9, "lr_max": 0.9, "lr_min": 1e-06}
+    config = {**reference.config, "temperature_scheduler_config": {"target": "taming.lr_scheduler", "params": schedule}}
+    quantizer = KINDS["taming-gumbelvq"].build(reference.weights, config).quantizer
+    assert quantizer.temperature() == pytest.approx(0.9)
+    for step, expected in ((500_000, 0.45), (2_000_000, 1e-6)):
+        quantizer.begin_step(step)
+        assert float(quantizer.temperature()) == pytest.approx(expected, rel=1e-4)
+
+
 def former_name(name: str) -> str:
     """Of a diffusers attention layer's weights, before its names became to_q and so on."""
     return renamed(

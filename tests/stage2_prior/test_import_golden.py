@@ -340,6 +340,11 @@ TWO_GRIDS = CodeSpec((Grid("top", 2, 2, 64), Grid("bottom", 4, 4, 64)), 16, 16)
         ("taming-net2net", {"target": "taming.modules.transformer.mingpt.CodeGPT"}, "target='taming.*' is not support"),
         ("llamagen-gpt", {"n_kv_head": 2}, "the original's n_kv_head=2 is not supported: expected 4"),
         ("llamagen-gpt", {"rope_base": 500}, "the original's rope_base=500 is not supported: expected 10000.0"),
+        ("llamagen-gpt", {"num_classes": 14}, "num_classes=14, but the table of classes has 11 rows: expected 10, and"),
+        ("llamagen-gpt", {"num_classes": 7}, "num_classes=7, but the table of classes has 11 rows: expected 10, and"),
+        ("llamagen-gpt", {"n_layer": 3}, "the config has n_layer=3, but the weights are of a model with n_layer=2"),
+        ("llamagen-gpt", {"dim": 64}, "the config has dim=64, but the weights are of a model with dim=32"),
+        ("llamagen-gpt", {"vocab_size": 63}, "the config has vocab_size=63, but the weights are of a model with"),
         ("llamagen-gpt", {"block_size": 15}, "the config has block_size=15, expected a square number"),
     ],
 )
