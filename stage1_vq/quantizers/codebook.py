@@ -26,6 +26,7 @@ from stage1_vq.quantizers.usage import CodeUsage, usage_remedies
 REMEMBERED_BATCHES = 64  # micro-batches of one step that dead codes are revived from
 
 CodebookUpdate = Literal["ema", "gradient"]
+CodebookInit = Literal["unit", "uniform", "normal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class CodebookSettings:
     decay: float
     epsilon: float = 1e-5
     unit_length: bool = False  # the vectors are compared by direction, at length 1
+    init: CodebookInit
     kmeans_iterations: int
     revive_after: int
     revive_below: float = 0.0
@@ -54,6 +56,8 @@ class CodebookFields(Protocol):
     @property
     def decay(self) -> float: ...
     @property
+    def init(self) -> str: ...
+    @property
     def kmeans_iterations(self) -> int: ...
     @property
     def revive_after(self) -> int: ...
@@ -67,6 +71,7 @@ def codebook_rules(config: CodebookFields) -> list[tuple[str, bool, str]]:
         ("codebook_size", config.codebook_size >= 2, "at least 2: one code carries no bits"),
         ("codebook_update", config.codebook_update in ("ema", "gradient"), "ema or gradient"),
         ("decay", 0 <= config.decay < 1, "from 0 to below 1; 0.99 is common"),
+        ("init", config.init in ("unit", "uniform", "normal"), "unit, uniform or normal"),
         ("kmeans_iterations", config.kmeans_iterations >= 0, "0 or more"),
         ("revive_after", config.revive_after >= 0, "0 (never) or a number of steps"),
         ("warn_usage_below", 0 <= config.warn_usage_below <= 1, "a share from 0 to 1"),
@@ -90,7 +95,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.settings = settings
         k, d = settings.size, settings.width
-        codebook = torch.randn(k, d) / d**0.5  # of length 1 or so
+        codebook = first_vectors(settings.init, k, d)
         if settings.unit_length:
             codebook = F.normalize(codebook, dim=1)
         if settings.update == "ema":
@@ -228,6 +233,15 @@ class Codebook(nn.Module):
         settings = self.settings
         remedies = usage_remedies(settings.revive_after, settings.kmeans_iterations, steps_per_epoch, path)
         return self.usage.warnings(metrics, steps_per_epoch, [*remedies, *further_remedies])
+
+
+def first_vectors(init: CodebookInit, k: int, d: int) -> Tensor:
+    """k d: normal and of length 1 or so; uniform from -1/k to 1/k, as in VQ-GAN and what followed it, all of them near
+    the origin; or normal of deviation 1."""
+    if init == "uniform":
+        return torch.empty(k, d).uniform_(-1 / k, 1 / k)
+    vectors = torch.randn(k, d)
+    return vectors / d**0.5 if init == "unit" else vectors
 
 
 def rows_and_codes(z: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

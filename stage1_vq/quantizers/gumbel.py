@@ -49,6 +49,7 @@ class GumbelQuantizerConfig:
     diversity_weight: float = 0.0  # of minus the entropy of the batch's mean posterior, in nats; wav2vec 2.0 has 0.1
     kmeans_iterations: int = 0  # on the first batch's latents, to start from their nearest codes; 0: the paper's noise
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
+    init: Literal["normal", "dalle"] = "normal"  # code vectors at first: normal(0, 1); or, with the logits, DALL-E's
 
     def __post_init__(self) -> None:
         rules = [
@@ -64,6 +65,7 @@ class GumbelQuantizerConfig:
             ("diversity_weight", self.diversity_weight >= 0, "0 or more; wav2vec 2.0 has 0.1"),
             ("kmeans_iterations", self.kmeans_iterations >= 0, "0 or more"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
+            ("init", self.init in ("normal", "dalle"), "normal or dalle"),
         ]
         check_fields(self, rules)
 
@@ -84,6 +86,12 @@ class GumbelQuantizer(CountingQuantizer):
         self.config = config
         self.logits = ProductConv2d(config.dim, config.codebook_size)
         self.embedding = nn.Embedding(config.codebook_size, width)
+        if config.init == "dalle":
+            # As there the logits, and the decoder's first layer as a convolution of one-hot codes: outputs begin with
+            # the variance of their inputs, code vectors with that of 1 / k.
+            nn.init.normal_(self.logits.weight, std=config.dim**-0.5)
+            nn.init.zeros_(self.logits.get_parameter("bias"))
+            nn.init.normal_(self.embedding.weight, std=config.codebook_size**-0.5)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:

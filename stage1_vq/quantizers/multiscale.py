@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, Grid
 from common.errors import check_fields
 from stage1_vq.quantizers.base import Quantized, Quantizer
-from stage1_vq.quantizers.codebook import Codebook, CodebookSettings, CodebookUpdate, codebook_rules
+from stage1_vq.quantizers.codebook import Codebook, CodebookInit, CodebookSettings, CodebookUpdate, codebook_rules
 from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
 from stage1_vq.quantizers.gradients import StraightThrough
 
@@ -44,6 +44,9 @@ class MultiscaleQuantizerConfig:
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
     revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
+    init: CodebookInit = (
+        "unit"  # code vectors at first: of length 1 or so, uniform in +-1/codebook_size, or normal(0, 1)
+    )
 
     def __post_init__(self) -> None:
         rising = min(self.scales, default=0) >= 1 and list(self.scales) == sorted(set(self.scales))
@@ -82,6 +85,7 @@ class MultiscaleQuantizer(Quantizer):
                 width=config.dim,
                 update=config.codebook_update,
                 decay=config.decay,
+                init=config.init,
                 kmeans_iterations=config.kmeans_iterations,
                 revive_after=config.revive_after,
                 warn_usage_below=config.warn_usage_below,

@@ -23,6 +23,7 @@ from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.codebook import (
     Codebook,
+    CodebookInit,
     CodebookSettings,
     CodebookUpdate,
     codebook_rules,
@@ -61,6 +62,9 @@ class NearestQuantizerConfig:
         0.0  # share of an even use of all codes, by moving average, below which a code is dead too (ema)
     )
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
+    init: CodebookInit = (
+        "unit"  # code vectors at first: of length 1 or so, uniform in +-1/codebook_size, or normal(0, 1)
+    )
 
     def __post_init__(self) -> None:
         rules = [
@@ -97,6 +101,7 @@ class NearestQuantizerConfig:
             decay=self.decay,
             epsilon=self.epsilon,
             unit_length=self.l2_normalise,
+            init=self.init,
             kmeans_iterations=self.kmeans_iterations,
             revive_after=self.revive_after,
             revive_below=self.revive_below,

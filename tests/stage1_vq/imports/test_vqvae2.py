@@ -55,8 +55,8 @@ def test_three_training_steps_move_the_codebooks_alike():
         for quantizer, level in zip(model.quantizers, "tb", strict=True):
             after = f"step{step}/after/quantize_{level}"
             assert_same(quantizer.codebook.t(), data.outputs[f"{after}.embed"])
-            assert_same(quantizer.vector_sums.t(), data.outputs[f"{after}.embed_avg"])
-            assert_same(quantizer.cluster_sizes, data.outputs[f"{after}.cluster_size"])
+            assert_same(quantizer.entries.vector_sums.t(), data.outputs[f"{after}.embed_avg"])
+            assert_same(quantizer.entries.cluster_sizes, data.outputs[f"{after}.cluster_size"])
 
 
 def test_the_published_model_is_recognised_by_its_shapes():

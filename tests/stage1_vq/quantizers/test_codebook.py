@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.options import read_recipe
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import (
     MultiscaleQuantizerConfig,
@@ -18,6 +19,7 @@ from stage1_vq.quantizers import (
     QuantizerConfig,
     ResidualQuantizerConfig,
 )
+from stage1_vq.train import Stage1Config
 from training.checkpoint import load_optimizer_tensors, names_of_weights, optimizer_tensors
 from training.ema import EMA
 
@@ -88,6 +90,44 @@ def test_a_codebook_by_moving_averages_is_copied_beside_the_averaged_networks():
     ema = EMA(model, decay=0.999)
     train(model, ema, 3)
     assert torch.equal(ema.model.quantizer.codebook, model.quantizer.codebook)
+
+
+# ---- first vectors --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+@pytest.mark.parametrize(
+    ("init", "length", "largest"),
+    [
+        ("unit", 1.0, 1.0),
+        ("normal", 8.0, 5.5),
+        ("uniform", (64 / 3) ** 0.5 / 512, 1 / 512),  # as VQ-GAN's: all codes begin near the origin
+    ],
+)
+def test_code_vectors_begin_as_the_config_says(update, init, length, largest):
+    torch.manual_seed(0)
+    quantizer = NearestQuantizer(
+        NearestQuantizerConfig(codebook_size=512, dim=64, codebook_update=update, init=init, kmeans_iterations=0)
+    )
+    codebook = quantizer.codebook.detach()
+    assert float(codebook.norm(dim=1).mean()) == pytest.approx(length, rel=0.02)
+    assert 0.5 * largest < float(codebook.abs().max()) <= largest
+    assert update == "gradient" or torch.equal(quantizer.entries.vector_sums, codebook)
+
+
+def test_vectors_compared_by_direction_begin_at_length_one_however_they_are_drawn():
+    for init in ("unit", "normal", "uniform"):
+        quantizer = NearestQuantizer(NearestQuantizerConfig(codebook_size=32, dim=4, l2_normalise=True, init=init))
+        torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(32))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "init"),
+    [("imagenet256_vqgan", "uniform"), ("imagenet256_multiscale", "uniform"), ("imagenet256_dvae", "dalle")],
+)
+def test_published_recipes_begin_as_their_sources(recipe, init):
+    config, _ = read_recipe("train-stage1", Stage1Config, "stage1", ["--config", recipe, "--data.path", "."])
+    assert config.model.quantizer.init == init
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

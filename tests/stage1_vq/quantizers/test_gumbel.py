@@ -198,3 +198,14 @@ def test_what_is_set_already_is_no_remedy():
         smaller, *others = line.partition("; try ")[2].split(", or ")
         assert smaller == "a smaller model.quantizer.codebook_size"
         assert others == [f"model.quantizer.{name}" for name in expected]
+
+
+def test_dalle_begins_with_logits_and_code_vectors_of_its_convolutions():
+    """Of the variance of the input, and of 1 / k: the decoder's first layer is a convolution of one-hot codes."""
+    torch.manual_seed(0)
+    quantizer = GumbelQuantizer(GumbelQuantizerConfig(codebook_size=1024, dim=256, embedding_dim=64, init="dalle"))
+    assert float(quantizer.embedding.weight.detach().std()) == pytest.approx(1 / 32, rel=0.02)
+    assert float(quantizer.logits_of(torch.randn(8, 256, 4, 4)).detach().std()) == pytest.approx(1, rel=0.02)
+    assert not quantizer.logits.bias.any()
+    plain = GumbelQuantizer(GumbelQuantizerConfig(codebook_size=1024, dim=256, embedding_dim=64))
+    assert float(plain.embedding.weight.detach().std()) == pytest.approx(1, rel=0.02)

@@ -398,7 +398,7 @@ def test_revival_is_recommended_where_it_is_later_than_an_epoch_and_the_default(
     revive_after, steps_per_epoch, recommended
 ):
     assert NearestQuantizerConfig().revive_after == REVIVE_AFTER == MultiscaleQuantizerConfig().revive_after
-    remedies = usage_remedies(revive_after, 10, steps_per_epoch)
+    remedies = usage_remedies(revive_after, 10, steps_per_epoch, "model.quantizer")
     revival = [] if recommended is None else [f"model.quantizer.revive_after={recommended}"]
     assert remedies == ["a smaller model.quantizer.codebook_size", *revival]
 
