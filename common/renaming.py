@@ -1,9 +1,12 @@
-"""Weights under the names of another project into a model of ours: each tensor finds its place, or all is refused."""
+"""Weights under the names of another project into a model of ours: each tensor finds its place, or all is refused; and
+names in saved models that outlast where a tensor lies in the code."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -60,3 +63,25 @@ def renamed(name: str, rules: Mapping[str, str | Callable[[re.Match[str]], str]]
     for pattern, replacement in rules.items():
         name = re.sub(pattern, replacement, name)
     return name
+
+
+# ---- names of our own in saved models -------------------------------------------------------------------------------
+
+
+def name_as_own(owner: nn.Module, child: str) -> None:
+    """In state dicts, the tensors of `owner.child` go by names of the owner itself: in those of models that are saved
+    since before there was the child."""
+    owner.register_state_dict_post_hook(partial(name_without, child))
+    owner.register_load_state_dict_pre_hook(partial(name_with, child))
+
+
+def name_without(child: str, owner: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    inner = f"{prefix}{child}."
+    for name in [name for name in state if name.startswith(inner)]:
+        state[prefix + name.removeprefix(inner)] = state.pop(name)
+
+
+def name_with(child: str, owner: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in owner.get_submodule(child).state_dict():
+        if prefix + name in state:
+            state[f"{prefix}{child}.{name}"] = state.pop(prefix + name)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.distributed import several_processes, sum_over_processes
 from common.errors import UserError
-from stage1_vq.losses.features import TimmFeatures, check_channels
+from stage1_vq.losses.features import FrozenFeatures, check_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +323,7 @@ class FeatureDiscriminator(nn.Module):
 
     def __init__(self, config: FeatureDiscriminatorConfig) -> None:
         super().__init__()
-        self.features = TimmFeatures(
+        self.features = FrozenFeatures(
             config.backbone, config.weights, config.download, config.layers, "adversarial.discriminator"
         )
         self.heads = nn.ModuleList(

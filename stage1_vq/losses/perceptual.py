@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.processes import process_state
-from stage1_vq.losses.features import FrozenNetwork, TimmFeatures, as_colour, check_channels, one_line
+from stage1_vq.losses.features import FrozenFeatures, FrozenNetwork, as_colour, check_channels, one_line
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SIZE = "528 MB"
@@ -107,7 +107,7 @@ class TimmPerceptual(nn.Module):
 
     def __init__(self, config: TimmPerceptualConfig) -> None:
         super().__init__()
-        self.features = TimmFeatures(config.backbone, config.weights, config.download, config.layers, "perceptual")
+        self.features = FrozenFeatures(config.backbone, config.weights, config.download, config.layers, "perceptual")
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """b c H W each, in [-1, 1]; returns b. Gradients reach `images` only."""

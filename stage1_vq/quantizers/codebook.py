@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -268,25 +267,3 @@ def look_up(codes: Tensor, vectors: Tensor) -> Tensor:
     numbers = rearrange(codes, "b h w -> b 1 (h w)").expand(-1, vectors.shape[1], -1)
     columns = vectors.t().contiguous().expand(b, -1, -1)  # b d k
     return rearrange(columns.gather(2, numbers), "b d (h w) -> b d h w", h=h, w=w)
-
-
-# ---- names in saved models ------------------------------------------------------------------------------------------
-
-
-def name_as_own(owner: nn.Module, child: str) -> None:
-    """In state dicts, the tensors of `owner.child` go by names of the owner itself: in those of models that are saved
-    since before there was the child."""
-    owner.register_state_dict_post_hook(partial(name_without, child))
-    owner.register_load_state_dict_pre_hook(partial(name_with, child))
-
-
-def name_without(child: str, owner: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    inner = f"{prefix}{child}."
-    for name in [name for name in state if name.startswith(inner)]:
-        state[prefix + name.removeprefix(inner)] = state.pop(name)
-
-
-def name_with(child: str, owner: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name in owner.get_submodule(child).state_dict():
-        if prefix + name in state:
-            state[f"{prefix}{child}.{name}"] = state.pop(prefix + name)

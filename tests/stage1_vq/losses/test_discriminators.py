@@ -102,7 +102,7 @@ def test_frozen_features_are_neither_trained_nor_saved(backbones):
     backbone = discriminator.features.network._network[0]
     assert not any(weight.requires_grad for weight in backbone.parameters())
     assert not any(module.training for module in backbone.modules())
-    assert discriminator.to(torch.float64).features.network._network[0].conv1[0].weight.dtype == torch.float64
+    assert discriminator.to(torch.float64).features.network._network[0].features.conv1[0].weight.dtype == torch.float64
 
 
 # ---- as published ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.model_io import load_pretrained
 from stage1_vq.autoencoders import AUTOENCODERS, VQGAN, VQGANConfig
-from stage1_vq.networks import backbone
+from stage1_vq.networks import timm_features
 from stage1_vq.networks.backbone import TimmBackbone
 from stage1_vq.quantizers import NearestQuantizerConfig
 
@@ -41,7 +41,7 @@ def features(network: TimmBackbone, x: Tensor) -> Tensor:
 def test_features_are_those_of_timm_for_normalised_images(stride, level):
     network = make(stride=stride)
     timms = timm.create_model("test_convnext", features_only=True).eval()
-    timms.load_state_dict(network.features.state_dict(), strict=False)  # ours ends with the level it needs
+    timms.load_state_dict(network.network.features.state_dict(), strict=False)  # ours ends with the level it needs
     mean, std = (torch.tensor(timms.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
     x = images(height=64, width=96)
     expected = timms(((x + 1) / 2 - mean) / std)[level]
@@ -65,7 +65,7 @@ def test_grey_images_are_normalised_by_the_mean_of_the_colours():
     network = make(channels=1)
     assert network(images(channels=1)).shape == (2, 5, 4, 6)
     colour = make()
-    torch.testing.assert_close(network.mean.flatten(), colour.mean.mean().view(1))
+    torch.testing.assert_close(network.network.mean.flatten(), colour.network.mean.mean().view(1))
 
 
 @pytest.mark.parametrize(("name", "stride"), [("test_convnext", 8), ("test_resnet", 8), ("test_efficientnet", 8)])
@@ -113,7 +113,9 @@ def test_weights_come_from_a_file(tmp_path, suffix):
     network.load_pretrained(str(published(tmp_path, suffix=suffix)))
     torch.manual_seed(7)
     timms = timm.create_model("test_convnext").eval()
-    expected = timms.forward_intermediates((x - network.mean) / network.deviation, indices=[1], intermediates_only=True)
+    expected = timms.forward_intermediates(
+        (x - network.network.mean) / network.network.deviation, indices=[1], intermediates_only=True
+    )
     torch.testing.assert_close(features(network, x), expected[0])
     assert torch.equal(network.output.weight, before)
 
@@ -124,7 +126,10 @@ def test_weights_for_colour_are_summed_for_grey_images(tmp_path):
     grey, colour = make(channels=1), make()
     grey.load_pretrained(str(path))
     colour.load_pretrained(str(path))
-    first = [next(weight for weight in network.features.parameters() if weight.ndim == 4) for network in (grey, colour)]
+    first = [
+        next(weight for weight in network.network.features.parameters() if weight.ndim == 4)
+        for network in (grey, colour)
+    ]
     torch.testing.assert_close(first[0], first[1].sum(1, keepdim=True))
 
 
@@ -146,10 +151,10 @@ def test_a_download_is_announced_and_without_a_network_says_what_to_do(monkeypat
     def offline(*arguments: object, **settings: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(backbone, "create", offline)
+    monkeypatch.setattr(timm_features, "create", offline)
     with pytest.raises(UserError, match=r"of model.backbone=test_convnext could not be downloaded .*no route to host"):
         network.load_pretrained("download")
-    assert "test_convnext: weights of huggingface.co/timm/test_convnext.r160_in1k" in capsys.readouterr().out
+    assert "test_convnext: weights of https://huggingface.co/timm/test_convnext.r160_in1k" in capsys.readouterr().out
 
 
 # ---- in an autoencoder ----------------------------------------------------------------------------------------------
@@ -165,10 +170,10 @@ def test_a_run_begins_with_the_pretrained_weights_and_its_model_does_not_ask_for
     path = published(tmp_path)
     torch.manual_seed(0)
     model = VQGAN(vqgan_config(backbone="test_convnext", backbone_pretrained=str(path)), (32, 48))
-    fresh = model.encoder.body.features.state_dict()["stem_0.weight"].clone()
+    fresh = model.encoder.body.network.features.state_dict()["stem_0.weight"].clone()
     with torch.no_grad():
         model.initialise([images()])
-    begun = model.encoder.body.features.state_dict()["stem_0.weight"]
+    begun = model.encoder.body.network.features.state_dict()["stem_0.weight"]
     torch.manual_seed(7)
     assert torch.equal(begun, timm.create_model("test_convnext").state_dict()["stem.0.weight"])
     assert not torch.equal(begun, fresh)
@@ -199,3 +204,14 @@ def test_a_stride_that_is_not_offered_is_told_with_those_that_are():
 def test_a_network_without_features_is_refused():
     with pytest.raises(UserError, match=r"model.backbone=mixer_s32_224 cannot be an encoder"):
         make("mixer_s32_224", stride=32)
+
+
+def test_saved_models_have_the_network_under_the_names_that_they_had():
+    state = make().state_dict()
+    assert {name.split(".")[0] for name in state} == {"features", "mean", "deviation", "output"}
+    other = make()
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.zero_()
+    other.load_state_dict(state)
+    assert torch.equal(other(images()), make()(images()))
