@@ -133,7 +133,9 @@ def published_at(name: str) -> str | None:
     pretrained = timm.get_pretrained_cfg(name)
     if pretrained is None:
         return None
-    return f"https://huggingface.co/{pretrained.hf_hub_id}" if pretrained.hf_hub_id else pretrained.url or None
+    return (
+        f"https://huggingface.co/{pretrained.hf_hub_id}" if pretrained.hf_hub_id else str(pretrained.url or "") or None
+    )
 
 
 def create(name: str, **settings: Any) -> Any:
