@@ -14,6 +14,7 @@ from torch import Tensor
 from codes.spec import CodeSpec
 from common.errors import UserError
 from common.files import remove_leftovers_below, write_json
+from common.wording import counted
 from images.files import BadImageError, open_upright, read_size
 from pipelines.devices import open_device
 from pipelines.image_folders import SHEET_NAME, image_names, scale_within, target_names, to_images
@@ -208,10 +209,9 @@ def write_variants(
     if not rows:
         raise UserError(f"none of the images of {source} can be read; name a folder of images or an image file")
     save_png(contact_sheet(rows), folder / SHEET_NAME)
-    made = (
-        f"{variants} variants of each of {len(names) - unread} images in {folder}, the first on {folder / SHEET_NAME}"
-    )
-    return made + (f"; {unread} images could not be read" if unread else "")
+    of_each = f"{counted(variants, 'variant')} of {'each of ' * (len(names) - unread > 1)}"
+    made = f"{of_each}{counted(len(names) - unread, 'image')} in {folder}, the first on {folder / SHEET_NAME}"
+    return made + (f"; {counted(unread, 'image')} could not be read" if unread else "")
 
 
 def check_variants(variants: int) -> None:

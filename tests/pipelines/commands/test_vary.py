@@ -16,7 +16,7 @@ from tests.pipelines.conftest import make_pipeline
 
 def test_vary_writes_its_files(model: Path, pictures: Path, tmp_path: Path):
     line = vary_files(VaryConfig(model=str(model), images=str(pictures / "0.png"), out=str(tmp_path / "v"), variants=3))
-    assert line.startswith("3 variants of each of 1 images in ")
+    assert line.startswith("3 variants of 1 image in ")
     names = [*(f"0_{variant}.png" for variant in range(3)), "settings.json", "sheet.png"]
     assert sorted(path.name for path in (tmp_path / "v").iterdir()) == names
 
@@ -68,7 +68,7 @@ def test_originals_are_not_written_over(model: Path, pictures: Path):
 def test_an_unreadable_image_is_left_out_and_counted(model: Path, pictures: Path, tmp_path: Path):
     (pictures / "3.png").write_bytes(b"no image")
     config = VaryConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=1)
-    assert vary_files(config).endswith("; 1 images could not be read")
+    assert vary_files(config).endswith("; 1 image could not be read")
 
 
 def test_impossible_options_are_refused():
