@@ -66,9 +66,10 @@ def read_recipe(
     check_stage(recipe, str(path), recipes)
     replaced = kinds_given(rest)
     selected = select_kinds(config_class, recipe, replaced)
+    behind = ", and _prior behind it where stage one has a recipe of that name" if recipes == "stage2" else ""
     options = {
         "config": Option("text", f"the recipe: {recipes_help(recipes)}", required=True),
-        "run": Option("text", "run folder, begun or continued; left out: runs/NAME OF THE RECIPE, or runs/NAME_prior"),
+        "run": Option("text", f"run folder, begun or continued; left out: runs/NAME OF THE RECIPE{behind}"),
         "device": Option("text", "cpu, cuda, cuda:1, mps ...; left out: the fastest there is, each process its own"),
         **options_of(config_class, selected),
     }
@@ -101,7 +102,7 @@ def default_run(name: str, recipes: str) -> Path:
     """The run folder of a recipe: runs/NAME. Where both stages have a recipe of that name, that of stage two is
     runs/NAME_prior, unless an earlier version has begun a run of stage two in runs/NAME."""
     run = Path("runs") / name
-    if recipes != "stage2" or not (Path(str(files(configs))) / "stage1" / f"{name}.yaml").is_file():
+    if recipes != "stage2" or name not in recipe_names("stage1"):
         return run
     prior = run.with_name(f"{name}_prior")
     return run if stage_of_run(run) == 2 and not prior.exists() else prior

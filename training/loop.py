@@ -22,7 +22,7 @@ from training.config import TrainConfig
 from training.data import explain_dead_workers
 from training.metrics_log import RunLog
 from training.run_folder import RunFacts
-from training.signals import stop_on_signals, this_command
+from training.signals import StopRequest, stop_on_signals, this_command
 from training.task import Dataset, Task
 from training.trainer import StopReason, Trainer
 
@@ -88,7 +88,7 @@ def fit(
             if trainer.progress.step == 0:
                 trainer.start()
             if trainer.progress.owed:
-                look(trainer, log)
+                look(trainer, log, stop)
 
             while (reason := trainer.reason_to_stop()) is None:
                 log.step_done(trainer.step(stop))
@@ -96,11 +96,9 @@ def fit(
                     metrics = trainer.metrics_since_last_line()
                     log.train(trainer.progress.step, metrics, task.warnings(metrics))
                 if trainer.stopping and looks_next(trainer):
-                    # A validation may take longer than a job is given to end, and what is lost then are the steps.
-                    trainer.progress.owed = True
-                    save(trainer, log)
+                    put_off(trainer, log)
                 else:
-                    look(trainer, log)
+                    look(trainer, log, stop)
 
             if trainer.progress.best_step is None:
                 trainer.save_model()
@@ -130,12 +128,21 @@ def looks_next(trainer: Trainer) -> bool:
     )
 
 
-def look(trainer: Trainer, log: RunLog) -> None:
+def put_off(trainer: Trainer, log: RunLog) -> None:
+    """Saves before what is due: it may take longer than a job is given to end, and the steps would be lost."""
+    trainer.progress.owed = True
+    save(trainer, log)
+
+
+def look(trainer: Trainer, log: RunLog, stop: StopRequest) -> None:
     """What is due after a step: a validation with what follows from it, a preview, a checkpoint."""
     step, config, worth_saving = trainer.progress.step, trainer.config, False
     trainer.progress.owed = False
     if trainer.due(config.validate_every) and len(trainer.validation_data):
-        verdict = trainer.validate()
+        verdict = trainer.validate(stop)
+        if verdict is None:
+            put_off(trainer, log)
+            return
         worth_saving = verdict.keep or verdict.roll_back
         log.validation(step, trainer.progress.validation, improved=verdict.keep and trainer.task.guard is None)
         if verdict.warning is not None:

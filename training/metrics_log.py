@@ -34,7 +34,7 @@ from common.progress import progress_bar
 METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"
 SLOW_DATA = 0.1  # share of the training time spent waiting for data above which a person should act
-PATIENCE = 0.25  # share of a run's steps after which a warning that still holds is said again
+PATIENCE = 0.5  # share of a run's steps after which a warning that still holds is said again
 WARM_UP = 2  # steps that are slower than those to come, for memory to be found and code to be compiled
 MEASURED_STEPS, MEASURED_SECONDS = 20, 10.0  # whichever comes first is enough to tell how long a run will take
 SETTING = re.compile(r"(?<![\w.-])((?:model|data|train|perceptual|adversarial)(?:\.[a-z]\w*)+)(?:=([^\s,;]+))?")
@@ -129,7 +129,7 @@ class RunLog:
 
     def warn(self, step: int, warning: str) -> None:
         """Says a warning, but not one of the same words, its figures aside, that was said before: that is repeated when
-        it has got `much_worse`, or after a good part of the run."""
+        it has got `much_worse`, or after half of the run."""
         kind = FIGURE.sub("#", warning)
         if kind in self._said:
             when, before = self._said[kind]

@@ -239,9 +239,10 @@ class Trainer:
 
     # ---- between steps -------------------------------------------------------------------------------------
 
-    def validate(self) -> Verdict:
+    def validate(self, stop: StopRequest | None = None) -> Verdict | None:
         """Means over the held-out samples, whatever process saw them, to `progress`. A new best, or what the task's
-        guard keeps, is saved to run/model."""
+        guard keeps, is saved to run/model. None, and nothing else, if `stop` comes meanwhile to a run of one process:
+        several would have to agree on it after each batch."""
         count = len(self.validation_data)
         batches_of_all = batches_of(self.validation_data, range(count), self.share.size)
         mine = islice(batches_of_all, self.accelerator.process_index, None, self.accelerator.num_processes)
@@ -249,6 +250,8 @@ class Trainer:
         values: dict[str, list[Tensor]] = {}
         with closing(self._loader(self.validation_data, requests)) as batches, self._at_rest() as model:
             for batch in batches:
+                if stop and self.accelerator.num_processes == 1:
+                    return None
                 for name, per_sample in self.task.validate(model, batch).items():
                     values.setdefault(name, []).append(per_sample.float())
         seen = gather_object([{name: torch.cat(parts).tolist() for name, parts in values.items()}])

@@ -85,8 +85,7 @@ def test_a_recipe_its_overrides_and_its_run_folder(tmp_path: Path):
 
 def test_recipes_of_one_name_have_a_run_folder_for_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    folder = Path(str(options.files("configs")))
-    names = {stage: {path.stem for path in (folder / stage).glob("*.yaml")} for stage in ("stage1", "stage2")}
+    names = {stage: set(options.recipe_names(stage)) for stage in ("stage1", "stage2")}
     shared = names["stage1"] & names["stage2"]
     assert {"folder", "mnist_quickstart", "imagenet256_vqvae2", "faces1024_vqvae2"} <= shared
     for stage in names:

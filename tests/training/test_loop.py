@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from common.model_io import load_pretrained
-from tests.training.toy import ToyData, ToyModel, toy_config, toy_fit, toy_task
+from tests.training.toy import ToyData, ToyModel, ToyTask, toy_config, toy_fit, toy_task
 from training.loop import FitResult, fit, in_words
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.task import Batch
@@ -241,7 +241,11 @@ def test_a_signal_in_the_step_of_a_due_validation_saves_at_once(
     events: list[tuple[str, int]] = []
     for name in ("validate", "save"):
         real = getattr(Trainer, name)
-        noted = lambda trainer, name=name, real=real: (events.append((name, trainer.progress.step)), real(trainer))[1]  # noqa: E731
+
+        def noted(trainer: Trainer, *given: Any, name: str = name, real: Callable[..., Any] = real) -> Any:
+            events.append((name, trainer.progress.step))
+            return real(trainer, *given)
+
         monkeypatch.setattr(Trainer, name, noted)
     result = toy_fit(cut, toy_config(preview_every=4), task=toy_task(raise_stop_at=signalled_in))
     assert (result.steps_done, result.finished, result.stopped_by) == (ends_at, False, "signal")
@@ -256,6 +260,27 @@ def test_a_signal_in_the_step_of_a_due_validation_saves_at_once(
     assert {path.name for path in (cut / "previews").iterdir()} == {
         path.name for path in (whole / "previews").iterdir()
     }
+
+
+def test_a_signal_during_a_validation_ends_it_and_saves(tmp_path: Path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    toy_fit(whole, toy_config())
+    validated: list[int] = []
+
+    class Interrupted(ToyTask):
+        def validate(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+            validated.append(len(self.seen))
+            if validated == [4, 4, 8]:  # the first of two batches of the second validation
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().validate(model, batch)
+
+    torch.manual_seed(0)
+    result = toy_fit(cut, toy_config(), task=Interrupted(ToyModel()))
+    assert validated == [4, 4, 8]
+    assert (result.steps_done, result.finished, result.stopped_by) == (8, False, "signal")
+    assert max(path.name for path in (cut / "checkpoints").iterdir()) == "step_00000008"
+    assert toy_fit(cut, toy_config()).finished
+    assert_same_run(cut, whole)
 
 
 def test_a_signal_in_the_last_step_of_a_run_that_owes_nothing_ends_it(tmp_path: Path):
