@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec
@@ -159,7 +160,7 @@ class QuantizedAutoencoder(Autoencoder):
 
     encoder: nn.Module
     quantizer: Quantizer
-    decoder: nn.Module
+    decoder: Any  # stage1_vq.networks.decoder.Decoder, an nn.Module
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """decoded: the decoder's output, float32; images: b c H W. Returns scalars, means per element, weighted."""
@@ -204,9 +205,18 @@ class QuantizedAutoencoder(Autoencoder):
 
     def forward(self, images: Tensor) -> Stage1Output:
         z_q, codes, losses, statistics = self.quantizer(self.latents(images))
-        decoded = self.decoder(z_q).float()
-        losses = {**self.reconstruction_losses(decoded, images.float()), **losses}
-        return Stage1Output(self.images_of(decoded), codes, losses, statistics)
+        reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(z_q), images)
+        return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics)
+
+    @torch.compiler.disable
+    def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images, and their losses, of all but the decoder's last layer.
+
+        Not compiled: a compiled part has one backward pass, of all or nothing, and the adaptive weight of an
+        adversarial loss asks for the gradients at the last layer alone. Each would cost a backward pass of the whole.
+        """
+        decoded = self.decoder.last(features).float()
+        return self.images_of(decoded), self.reconstruction_losses(decoded, images.float())
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
         self.quantizer.initialise([self.latents(images) for images in batches])

@@ -106,7 +106,13 @@ class Decoder(nn.Module):
         self.body = body
 
     def forward(self, z_q: Tensor) -> Tensor:
-        return self.body(self.post_quant_conv(z_q), z_q)
+        return self.last(self.trunk(z_q))
+
+    def trunk(self, z_q: Tensor) -> Tensor:
+        return self.body.trunk(self.post_quant_conv(z_q), z_q)
+
+    def last(self, features: Tensor) -> Tensor:
+        return self.body.conv_out(features)
 
 
 class VQGAN(QuantizedAutoencoder):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
+from stage1_vq.networks.decoder import SequentialDecoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
 
 
@@ -85,7 +86,9 @@ class VQVAE(QuantizedAutoencoder):
         down.pop()  # the block that follows begins with a ReLU of its own
         self.quantizer = build_quantizer(config.quantizer)
         self.encoder = nn.Sequential(*down, *residual_blocks(), nn.ReLU(), nn.Conv2d(width, self.quantizer.dim, 1))
-        self.decoder = nn.Sequential(nn.Conv2d(self.quantizer.dim_out, width, 3, padding=1), *residual_blocks(), *up)
+        self.decoder = SequentialDecoder(
+            nn.Conv2d(self.quantizer.dim_out, width, 3, padding=1), *residual_blocks(), *up
+        )
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         return {"reconstruction_loss": F.mse_loss(decoded, images) / self.config.data_variance}

@@ -20,6 +20,7 @@ from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output, in_type_of
 from stage1_vq.autoencoders.vqvae import ResidualBlock
+from stage1_vq.networks.decoder import SequentialDecoder
 from stage1_vq.quantizers import NearestQuantizerConfig, Quantizer, QuantizerConfig, build_quantizer
 from stage1_vq.quantizers.parts import figures_of, health_over, named
 
@@ -177,10 +178,15 @@ class VQVAE2(Autoencoder):
             codes += quantized.codes
             losses |= named(f"level{level}", quantized.losses)
             statistics |= named(f"level{level}", quantized.statistics)
-        decoded = self.decoder(above).float()
-        reconstruction_loss = F.mse_loss(decoded, images.float()) / self.config.data_variance
-        losses = {"reconstruction_loss": reconstruction_loss, **losses}
-        return Stage1Output(decoded, tuple(codes), losses, statistics)
+        assert above is not None  # there is a level
+        decoded, reconstruction_losses = self.finish(self.decoder.trunk(above), images)
+        return Stage1Output(decoded, tuple(codes), {**reconstruction_losses, **losses}, statistics)
+
+    @torch.compiler.disable  # as QuantizedAutoencoder.finish
+    def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images, and their loss, of all but the decoder's last layer."""
+        decoded = self.decoder.last(features).float()
+        return decoded, {"reconstruction_loss": F.mse_loss(decoded, images.float()) / self.config.data_variance}
 
     def last_layer(self) -> nn.Parameter:
         weight: Any = self.decoder[-1].weight
@@ -232,7 +238,7 @@ def down(config: VQVAE2Config, channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def up(config: VQVAE2Config, coming: int, channels: int, stride: int) -> nn.Sequential:
+def up(config: VQVAE2Config, coming: int, channels: int, stride: int) -> SequentialDecoder:
     """A decoder: a 3x3 convolution, residual blocks; 4x4 transposed convolutions of stride 2, of several the last from
     half the width."""
     doublings = stride.bit_length() - 1
@@ -240,4 +246,4 @@ def up(config: VQVAE2Config, coming: int, channels: int, stride: int) -> nn.Sequ
     widths = [*(doublings - 1) * [config.width], config.width // 2] if doublings > 1 else [config.width]
     for wide, narrow in pairwise([*widths, channels]):
         layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
-    return nn.Sequential(*layers)
+    return SequentialDecoder(*layers)

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from common.distributed import mean_over_processes
 from common.errors import UserError
@@ -140,6 +141,26 @@ def adaptive_weight(other_losses: Tensor, adversarial_loss: Tensor, last_layer: 
     return (other / (adversarial + 1e-4)).clamp(0, LARGEST_ADAPTIVE_WEIGHT).detach()
 
 
+def passed_to(images: Tensor, loss: Tensor) -> Tensor:
+    """The same loss, a scalar, with its gradient passed back as far as `images`, which it depends on: backward passes
+    go on from there, and the network between the two, whose graph is free again, is not gone through a second time."""
+    (gradient,) = torch.autograd.grad(loss, images)
+    return PassedTo.apply(images, loss.detach(), gradient)
+
+
+class PassedTo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None
+
+
 def r1_penalty(real: Tensor, images: Tensor) -> Tensor:
     """Half the squared gradient of an image's logit with respect to its pixels, a mean over images (Mescheder et al.
     2018, arXiv:1801.04406). Where an image has several logits, of their mean. real: b ..., the logits of `images`."""
@@ -206,12 +227,6 @@ class Adversary(nn.Module):
         self.noted: list[Tensor] = []  # 2 each: mean logits of the micro-batches since the last update
         self.register_load_state_dict_pre_hook(take_former_counters)
         self.register_load_state_dict_post_hook(lambda module, keys: module.discard())
-        if config.adaptive:
-            # A compiled autoencoder would free what its backward pass needs after the first one, and the last layer's
-            # gradients are taken before it.
-            from torch._functorch import config as compiler
-
-            compiler.donated_buffer = False
 
     def now(self, step: int) -> Now:
         """The schedule at this step."""
@@ -249,6 +264,8 @@ class Adversary(nn.Module):
         self.discriminator.requires_grad_(False)
         try:
             loss = generator_loss(self.config.loss, self.logits(reconstruction))
+            if self.config.adaptive:
+                loss = passed_to(reconstruction, loss)
         finally:
             self.discriminator.requires_grad_(True)
         factor = adaptive_weight(other_losses, loss, last_layer) if self.config.adaptive else loss.new_tensor(1.0)
@@ -262,7 +279,8 @@ class Adversary(nn.Module):
         if not now.learning:
             return {}, {}
         images = images.detach().requires_grad_(now.penalise)
-        real, fake = self.logits(images, twice=now.penalise), self.logits(reconstruction.detach())
+        eager = now.penalise  # both: a compiled pass would move the statistics of a norm that the other's graph holds
+        real, fake = self.logits(images, eager=eager), self.logits(reconstruction.detach(), eager=eager)
         with torch.autocast(images.device.type, enabled=False):
             loss = config.discriminator_factor * discriminator_loss(config.loss, real, fake)
             figures = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
@@ -278,11 +296,11 @@ class Adversary(nn.Module):
             self.noted.append(torch.stack([figures["logits_real"], figures["logits_fake"]]))
         return {COMPANION: loss}, figures
 
-    def logits(self, images: Tensor, *, twice: bool = False) -> Tensor:
+    def logits(self, images: Tensor, *, eager: bool = False) -> Tensor:
         """In float32 under float16 autocast, whose range activations without a norm and the gradients of a penalty
-        leave. twice: the gradient is to have a gradient, which compiled passes do not know."""
+        leave. eager: not compiled, as a penalty needs the gradient of a gradient."""
         with full_precision_for_float16(images.device.type):
-            return (self.forward(images) if twice else self(images)).float()
+            return (self.forward(images) if eager else self(images)).float()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.discriminator(images)

@@ -85,7 +85,13 @@ class DalleDecoder(nn.Module):
         self.output = convolution(width, channels, 1)
 
     def forward(self, z_q: Tensor) -> Tensor:
+        return self.last(self.trunk(z_q))
+
+    def trunk(self, z_q: Tensor) -> Tensor:
         x = z_q
         for number, group in enumerate(self.groups):
             x = group(F.interpolate(x, scale_factor=2, mode="nearest") if number else x)
-        return self.output(F.relu(x))
+        return F.relu(x)
+
+    def last(self, features: Tensor) -> Tensor:
+        return self.output(features)

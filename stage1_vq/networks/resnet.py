@@ -303,7 +303,11 @@ class ResnetDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, features: Tensor, z_q: Tensor | None = None) -> Tensor:
+        return self.conv_out(self.trunk(features, z_q))
+
+    def trunk(self, features: Tensor, z_q: Tensor | None = None) -> Tensor:
+        """What `conv_out` makes the images of."""
         x = self.mid(self.conv_in(features), z_q)
         for level in reversed(self.up):
             x = level(x, z_q)
-        return self.conv_out(self.norm_out.swish(x, z_q))
+        return self.norm_out.swish(x, z_q)

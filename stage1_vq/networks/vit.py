@@ -121,6 +121,13 @@ class ViTDecoder(nn.Module):
         self.apply(initialise_linear)
 
     def forward(self, z_q: Tensor) -> Tensor:
-        h, w = z_q.shape[2:]
-        patches = self.head(self.transformer(self.input(z_q)))
-        return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=self.patch, q=self.patch)
+        return self.last(self.trunk(z_q))
+
+    def trunk(self, z_q: Tensor) -> Tensor:
+        """All but the last layer of the head: b h w d."""
+        tokens = self.transformer(self.input(z_q))
+        return rearrange(self.head[:-1](tokens), "b (h w) d -> b h w d", h=z_q.shape[2], w=z_q.shape[3])
+
+    def last(self, features: Tensor) -> Tensor:
+        patches = self.head[-1](features)
+        return rearrange(patches, "b h w (c p q) -> b c (h p) (w q)", p=self.patch, q=self.patch)

@@ -17,13 +17,14 @@ import pytest
 import torch
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig
-from stage1_vq.autoencoders import AUTOENCODERS, VQGANConfig
+from stage1_vq.autoencoders import AUTOENCODERS, ViTVQGANConfig, VQGANConfig
 from stage1_vq.losses.adversarial import AdversarialConfig, Adversary
-from stage1_vq.losses.discriminators import PatchGANConfig
+from stage1_vq.losses.discriminators import DiscriminatorConfig, PatchGANConfig, StyleGANDiscriminatorConfig
 from stage1_vq.losses.perceptual import TimmPerceptualConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, companions, train_stage1
@@ -142,6 +143,68 @@ class ImageStub:
 
     def fetch(self, indices: Any, draws: Any) -> Any:
         raise NotImplementedError
+
+
+# ---- compiled -------------------------------------------------------------------------------------------------------
+
+GRAPHS_ONLY = "aot_eager"  # forward and backward graphs as torch.compile cuts them, without the minutes of a compiler
+COMPILED: dict[str, tuple[Any, DiscriminatorConfig]] = {
+    "vqgan, patchgan": (MODEL, PatchGANConfig(width=8, layers=1)),
+    "vit_vqgan, stylegan": (
+        ViTVQGANConfig(channels=1, patch=4, width=8, blocks=1, heads=2, quantizer=replace(QUANTIZER, dim=8)),
+        StyleGANDiscriminatorConfig(width=4, max_width=8),
+    ),
+}
+
+
+def a_step(row: str, compiled: bool, step: int) -> tuple[dict[str, Tensor], int]:
+    """The gradients of a step of both networks, and how many convolutions were passed backwards."""
+    model_config, discriminator = COMPILED[row]
+    always = replace(ADVERSARIAL, start=0.0, warmup=0.0, ramp=0.0, discriminator=discriminator)
+    torch.manual_seed(0)
+    model = AUTOENCODERS[model_config.kind](model_config, (8, 8))
+    adversary = Adversary(always, 1, (8, 8), steps=10)
+    task = Stage1Task(model, ImageStub(), 3, adversary=adversary)
+    called = torch.compile(model, backend=GRAPHS_ONLY) if compiled else model
+    if compiled:
+        adversary.compile(backend=GRAPHS_ONLY)
+    batch = {"images": torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8)}
+
+    def pass_through() -> None:
+        loss, _, companion_losses = task.step(called, batch, step)
+        for each in (*companion_losses.values(), loss):
+            each.backward()
+        task.discard_step()
+
+    pass_through()  # compiles
+    model.zero_grad()
+    adversary.zero_grad()
+    with torch.profiler.profile() as profile:
+        pass_through()
+    weights = [*model.named_parameters(), *adversary.named_parameters()]
+    counts = {event.key: event.count for event in profile.key_averages()}
+    return {name: weight.grad for name, weight in weights}, counts["aten::convolution_backward"]
+
+
+@pytest.mark.parametrize("row", COMPILED)
+@pytest.mark.parametrize("step", [0, 1])  # with the R1 penalty, and without
+def test_a_compiled_step_has_one_backward_pass_of_the_decoder_and_eagers_gradients(row, step):
+    plain, convolutions = a_step(row, compiled=False, step=step)
+    compiled, compiled_convolutions = a_step(row, compiled=True, step=step)
+    assert compiled_convolutions == convolutions
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_adaptive_weight_costs_two_passes_of_the_last_layer_and_none_of_anything_else():
+    _, convolutions = a_step("vqgan, patchgan", compiled=False, step=1)
+    model = AUTOENCODERS["vqgan"](MODEL, (8, 8))
+    adversary = Adversary(ADVERSARIAL, 1, (8, 8), steps=10)
+    of_model, of_discriminator = (
+        sum(isinstance(module, nn.Conv2d) for module in network.modules()) for network in (model, adversary)
+    )
+    # The discriminator's for the autoencoder's sake, for images, and for reconstructions.
+    assert convolutions == of_model + 2 + 3 * of_discriminator
 
 
 # ---- killed and continued -------------------------------------------------------------------------------------------
