@@ -19,6 +19,7 @@ from codes.training_images import TrainingImages
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.model_io import PretrainedModel
+from common.wording import counted
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, HierarchicalConfig, Prior, PriorConfig
@@ -26,12 +27,13 @@ from stage2_prior.priors.hierarchical import prior_of_level
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.text import FILE_NAMES, captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
 from stage2_prior.text_encoder import TextEncoder
-from training.loop import FitResult, TrainConfig, fit
+from training.loop import FitResult, TrainConfig, fit, in_words
 from training.previews import preview_rows
 from training.run_folder import RunFacts, check_stage, defaults_of
 from training.task import Batch, Companion, Guard, StepOutput
 
 STAGE = "stage two"
+MOST_WEIGHTS_PER_CODE = 50  # of a prior for its training codes, before a note says so
 PREVIEW_SEED = 0
 
 
@@ -258,8 +260,23 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path, draw: DrawCodes |
         samples="encoded images",
         defaults=defaults_of(config),
         data=lambda: fingerprints(config, train_codes, given),
+        notes=notes_on_size(prior, len(train_codes)),
     )
     return fit(task, training, validation, config.train, run, asdict(config), run_facts)
+
+
+def notes_on_size(prior: Prior, images: int) -> tuple[str, ...]:
+    """A line where a prior is so large for its training codes that it will only learn them by heart."""
+    weights = sum(weight.numel() for weight in prior.parameters())
+    codes = images * prior.code_spec.codes_per_image
+    if weights <= MOST_WEIGHTS_PER_CODE * codes:
+        return ()
+    return (
+        f"{in_words(weights)} parameters for {in_words(codes)} codes of {counted(images, 'image')}: such a prior "
+        f"learns them by heart before it learns what they have in common, and each of its checkpoints takes "
+        f"{12 * weights / 1e6:,.0f} MB and more; the recipe folder_short has a smaller one, or give a smaller "
+        "--model.width and --model.layers",
+    )
 
 
 def fingerprints(config: Stage2Config, codes: CodeDataset, given: CodeDataset | None) -> dict[str, str]:

@@ -83,7 +83,10 @@ def fit(
         with closing(log), closing(trainer.loader), explain_dead_workers():
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")
-            log.say(opening(trainer, facts or RunFacts()))
+            facts = facts or RunFacts()
+            log.say(opening(trainer, facts))
+            for note in facts.notes:
+                log.say(f"note: {note}")
 
             if trainer.progress.step == 0:
                 trainer.start()

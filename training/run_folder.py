@@ -61,6 +61,7 @@ class RunFacts:
     defaults: Mapping[str, Any] | None = None  # of the fields of the config, by path, as `defaults_of` gives them
     # Fingerprints of what fields of the config name, by the path of the field. Called on the main process only.
     data: Callable[[], dict[str, str]] = nothing_named
+    notes: tuple[str, ...] = ()  # what a person should know before the first step
 
 
 def open_run_folder(run: Path) -> None:

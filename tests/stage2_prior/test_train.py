@@ -21,7 +21,7 @@ from stage2_prior.companions import CodesInCompany
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, MaskedPrior, Transformer
 from stage2_prior.sampling import SamplingConfig, sample_codes
-from stage2_prior.train import SamplePreview, Stage2Config, Stage2Task, train_stage2
+from stage2_prior.train import SamplePreview, Stage2Config, Stage2Task, notes_on_size, train_stage2
 from tests.stage2_prior.tiny import CLASSES, TINY, condition_for, random_codes, spec_of, tiny_prior, tiny_spec
 from training.loop import TrainConfig
 from training.previews import preview_rows
@@ -96,6 +96,16 @@ def test_validation_is_per_sample_and_keeps_every_label():
     torch.testing.assert_close(metrics["nll"], prior.nll(batch["codes"], Condition(batch["labels"])).mean(1))
     assert {name: value.shape for name, value in metrics.items()} == dict.fromkeys(metrics, torch.Size([6]))
     assert Stage2Task.best_metric in metrics
+
+
+def test_a_prior_too_large_for_its_codes_is_said_so():
+    prior = tiny_prior("transformer")
+    weights, codes = sum(weight.numel() for weight in prior.parameters()), prior.code_spec.codes_per_image
+    enough = weights // (50 * codes) + 1
+    assert notes_on_size(prior, enough) == ()
+    (note,) = notes_on_size(prior, 1)
+    assert "codes of 1 image: such a prior learns them by heart" in note
+    assert "folder_short" in note
 
 
 def test_label_dropout_trains_the_null_label_on_its_share_of_samples():
