@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from common.errors import UserError
+
+ASSEMBLED, QUICKSTART = "an assembled model", "a run of quickstart"
+SHARDS, COMPRESSED = "a folder of code shards", "a folder of .zlg files"
 
 
 class FolderKind(NamedTuple):
@@ -19,7 +24,7 @@ class FolderKind(NamedTuple):
 def kind_of_folder(folder: Path) -> FolderKind | None:
     """None for a folder of something else: images, or nothing of ours."""
     if (folder / "model_index.json").is_file():
-        return FolderKind("an assembled model", f"zellige generate --model {folder} --num 64 --out IMAGES")
+        return FolderKind(ASSEMBLED, f"zellige generate --model {folder} --num 64 --out IMAGES")
     if (folder / "config.json").is_file() and (kind := json_of(folder / "config.json").get("kind")):
         shown = f"zellige reconstruct --model {folder} --images IMAGES --out RECONSTRUCTED"
         if "stage1_fingerprint" in json_of(folder / "config.json").get("arguments", {}):
@@ -30,12 +35,22 @@ def kind_of_folder(folder: Path) -> FolderKind | None:
             return FolderKind("a run of stage one", f"zellige encode --model {folder} --out CODES")
         return FolderKind("a run of stage two", f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL")
     if (folder / "model" / "model_index.json").is_file():
-        return FolderKind("a run of quickstart", f"zellige generate --model {folder} --num 64 --out IMAGES")
+        return FolderKind(QUICKSTART, f"zellige generate --model {folder} --num 64 --out IMAGES")
     if (folder / "index.json").is_file() and "code_spec" in json_of(folder / "index.json"):
-        return FolderKind("a folder of code shards", f"zellige codes info --codes {folder}")
+        return FolderKind(SHARDS, f"zellige codes info --codes {folder}")
     if next(files_of(folder, ".zlg"), None) is not None:
-        return FolderKind("a folder of .zlg files", f"zellige info --file {folder}")
+        return FolderKind(COMPRESSED, f"zellige info --file {folder}")
     return None
+
+
+def check_kind(folder: Path, expected: str, advice: str, *, among: Sequence[str] = (), but: Sequence[str] = ()) -> None:
+    """Raises UserError, which ends in `advice`, for a file, and for a folder whose kind is not `among` or is one of
+    `but`. A folder without a kind passes, and so does what is not there: who reads it knows more."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, expected {expected}; {advice}")
+    kind = kind_of_folder(folder)
+    if kind is not None and ((among and kind.what not in among) or kind.what in but):
+        raise UserError(f"{folder} is {kind.what}, expected {expected}; {advice}")
 
 
 def stage_of_run(folder: Path) -> int | None:

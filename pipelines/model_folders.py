@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.model_io import CONFIG_NAME, model_folder
+from pipelines.folder_kinds import ASSEMBLED, COMPRESSED, QUICKSTART, SHARDS, check_kind
 
 INDEX_NAME = "model_index.json"
 
@@ -13,15 +14,14 @@ INDEX_NAME = "model_index.json"
 def pipeline_folder(folder_or_hub_id: str | Path) -> Path:
     """Local folder of an assembled model, for a path (a quickstart run stands for its `model/`) or a hub id. Raises
     UserError."""
-    return model_folder(
-        folder_or_hub_id,
-        INDEX_NAME,
-        advice="put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that",
-    )
+    advice = "put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that"
+    check_kind(Path(folder_or_hub_id), "an assembled model", advice, among=(ASSEMBLED, QUICKSTART))
+    return model_folder(folder_or_hub_id, INDEX_NAME, advice=advice)
 
 
 def any_model_folder(folder_or_hub_id: str | Path) -> Path:
     """Local folder of a model, assembled or single, for a path or a hub id. Raises UserError."""
+    check_kind(Path(folder_or_hub_id), "a model", "name its folder, or a run", but=(SHARDS, COMPRESSED))
     return model_folder(folder_or_hub_id, INDEX_NAME, CONFIG_NAME)
 
 

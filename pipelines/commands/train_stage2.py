@@ -12,6 +12,7 @@ from codes.spec import Codes
 from common.errors import UserError
 from common.processes import use_device
 from images.sheets import contact_sheet, to_pil, to_tensor
+from pipelines.folder_kinds import SHARDS, check_kind
 from pipelines.options import read_recipe, split_device
 from pipelines.stages import check_made_by, load_autoencoder
 from stage1_vq.autoencoders import Autoencoder
@@ -27,6 +28,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], str]:
     if not config.codes:
         raise UserError("codes is empty: expected a folder that `zellige encode` wrote; give --codes")
     codes, decoder = Path(config.codes), config.decoder
+    check_kind(codes, "code shards", "name the folder that `zellige encode` wrote", among=(SHARDS,))
     following = f"zellige assemble --stage1 {decoder or 'RUN'} --stage2 {run} --out MODEL"
 
     def train() -> str:

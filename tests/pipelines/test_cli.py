@@ -162,6 +162,14 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
         ("generate --out o", "missing: --model; see --help"),
         ("generate --model nowhere --out o", "there is no folder nowhere; put both stages together by "
          "`zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that, or a hub id such as owner/name"),
+        ("generate --model MODEL/stage1 --out o", "ASSEMBLED/stage1 is a model of kind vqvae, expected an assembled "
+         "model; put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that"),
+        ("generate --model stage1.yaml --out o", "stage1.yaml is a file, expected an assembled model; put both stages "
+         "together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that"),
+        ("encode --model SHARDS --out o", "SHARDS is a folder of code shards, expected a model; name its folder, or a "
+         "run"),
+        ("train-stage2 --config stage2.yaml --codes MODEL", "ASSEMBLED is an assembled model, expected code shards; "
+         "name the folder that `zellige encode` wrote"),
         ("generate --model MODEL --out o --label 3", "label 3 is out of range: this model knows the 3 classes "
          "0 to 2; choose one of them"),
         ("generate --model MODEL --out o --temperature nan", "temperature: expected a finite number, got nan"),
@@ -206,7 +214,8 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
     ],
 )  # fmt: skip
 def test_mistakes_are_one_sentence_and_leave_nothing(recipes, model, capsys, line, message):
-    before = sorted(recipes.rglob("*"))
+    before, shards = sorted(recipes.rglob("*")), str(EARLIER_BUILDS / "shards")
+    line, message = line.replace("SHARDS", shards), message.replace("SHARDS", shards)
     code, out, err = zellige(capsys, *line.replace("MODEL", str(model)).split())
     assert (code, out, err) == (2, "", f"zellige: {message.replace('ASSEMBLED', str(model))}\n")
     assert sorted(recipes.rglob("*")) == before

@@ -198,7 +198,7 @@ def test_a_prior_that_records_no_autoencoder_is_taken_at_its_word():
 def test_a_single_model_is_not_a_pipeline(tmp_path: Path):
     folder = make_autoencoder().save_pretrained(tmp_path / "autoencoder")
     with pytest.raises(
-        UserError, match=r"autoencoder is not a model folder: it holds no model_index.json.*zellige assemble"
+        UserError, match=r"autoencoder is a model of kind vqvae, expected an assembled model; .*zellige assemble"
     ):
         TwoStagePipeline.from_pretrained(folder)
 
