@@ -7,10 +7,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-import torch
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec
+from common.compatibility import never_compiled
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from stage1_vq.quantizers import Quantizer, quantizer_config
@@ -208,7 +208,7 @@ class QuantizedAutoencoder(Autoencoder):
         reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(z_q), images)
         return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics)
 
-    @torch.compiler.disable
+    @never_compiled
     def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The images, and their losses, of all but the decoder's last layer.
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec, Grid
+from common.compatibility import never_compiled
 from common.errors import UserError
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output, in_type_of
 from stage1_vq.autoencoders.vqvae import ResidualBlock
@@ -182,7 +183,7 @@ class VQVAE2(Autoencoder):
         decoded, reconstruction_losses = self.finish(self.decoder.trunk(above), images)
         return Stage1Output(decoded, tuple(codes), {**reconstruction_losses, **losses}, statistics)
 
-    @torch.compiler.disable  # as QuantizedAutoencoder.finish
+    @never_compiled  # as QuantizedAutoencoder.finish
     def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The images, and their loss, of all but the decoder's last layer."""
         decoded = self.decoder.last(features).float()

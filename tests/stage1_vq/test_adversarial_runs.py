@@ -246,7 +246,7 @@ def test_killed_and_continued_is_uninterrupted_bit_for_bit_also_across_a_rollbac
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.stage1_vq.test_adversarial_runs", "torch._dynamo"])
     reached = []  # step of the newest checkpoint at each kill, and at the end
-    for events in (150, 230, 10_000):
+    for events in (150, 250, 10_000):
         child = context.Process(target=train_until_killed, args=(config, tmp_path / "cut", events))
         child.start()
         child.join()
