@@ -1,0 +1,187 @@
+"""A folder that one process writes to at a time, also on a file system that several machines share.
+
+The kernel keeps a lock on the file `.zellige.lock` and gives it up when the process ends, by kill -9 too. Where locks
+do not reach, as on some network file systems, the file's time tells: its holder touches it every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from common.errors import UserError, explain_disk_errors
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_NAME = ".zellige.lock"
+BEAT = 5.0  # seconds between two signs of life
+PATIENCE = 20.0  # seconds without one after which a process that cannot be asked is taken for dead
+SETTLED = 1.0  # seconds in which two that came at once, where there are no locks, see each other's name
+
+held_here: set[Path] = set()  # a lock does not keep a process from itself
+
+
+@contextmanager
+def held(folder: Path, command: str) -> Iterator[None]:
+    """Keeps `folder`, which is made where it is missing, for this process. What is left empty is removed again.
+
+    Raises UserError that names the other process if one is writing there.
+    """
+    folder = Path(folder).resolve()
+    if folder in held_here:
+        raise UserError(f"this process is writing to {folder} already; wait for it to end, or name another folder")
+    made = not folder.exists()
+    with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOCK_NAME
+        file = take(path, command)
+    held_here.add(folder)
+    ended = threading.Event()
+    pulse = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
+    pulse.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        pulse.join()
+        held_here.discard(folder)
+        release(path, file)
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def take(path: Path, command: str) -> int:
+    """The open lock file, which is this process's now. Raises UserError, or OSError."""
+    while True:
+        try:
+            file, is_new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            try:
+                file, is_new = os.open(path, os.O_RDWR), False
+            except FileNotFoundError:
+                continue  # given up in this instant
+        try:
+            locked = lock(file)
+            if not is_in_place(file, path):  # given up between the two calls: this is no longer the folder's lock
+                os.close(file)
+                continue
+            holder = read_holder(file)
+            gone = is_new or (locked and holder.get("machine") in (None, machine()))
+            # Watching opens the file, and what a process opens and closes takes all its locks on that file with it.
+            if locked is False or not (gone or (is_silent(path) and lock(file) is not False)):
+                raise UserError(refusal(path, holder))
+            me = {
+                "command": f"zellige {command}",
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "machine": machine(),
+                "since": datetime.now().isoformat(sep=" ", timespec="seconds"),
+            }
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+            os.write(file, json.dumps(me).encode())
+            if not locked:
+                time.sleep(SETTLED)
+                if (holder := read_holder(file)) != me:
+                    raise UserError(refusal(path, holder))
+            return file
+        except BaseException:
+            with suppress(OSError):
+                os.close(file)
+            raise
+
+
+def release(path: Path, file: int) -> None:
+    if fcntl is None:  # Windows deletes nothing that is open
+        os.close(file)
+    with suppress(OSError):
+        path.unlink()  # before the lock is given up, or it would be another's
+    if fcntl is not None:
+        os.close(file)
+
+
+def lock(file: int) -> bool | None:
+    """Whether the kernel gave the lock; None where there are none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # the file system has no locks
+        return None
+    return True
+
+
+def is_in_place(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def is_silent(path: Path) -> bool:
+    """Watches the file for `PATIENCE` seconds: whether its holder gives no sign of life. Times of two machines cannot
+    be compared, so what counts is whether the file's own time moves."""
+    begin, first = time.monotonic(), time_of(path)
+    while time.monotonic() - begin < PATIENCE:
+        time.sleep(min(0.5, PATIENCE / 10))
+        if time_of(path) != first:
+            return False
+    return True
+
+
+def time_of(path: Path) -> int | None:
+    try:
+        with open(path, "rb") as file:  # opening asks the server anew
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return None
+
+
+def keep_fresh(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with suppress(OSError):
+            os.utime(path)
+
+
+def read_holder(file: int) -> dict[str, object]:
+    """What the holder wrote of itself; empty if it died before it could."""
+    with suppress(OSError, ValueError):
+        os.lseek(file, 0, os.SEEK_SET)
+        value = json.loads(os.read(file, 4096))
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def machine() -> str:
+    """What sets this machine apart from those that share its disks, until it is started again."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return platform.node()
+
+
+def refusal(path: Path, holder: dict[str, object]) -> str:
+    known = ", ".join(
+        f"{before} {holder[name]}".strip()
+        for name, before in (("command", ""), ("pid", "pid"), ("host", "on"), ("since", "since"))
+        if name in holder
+    )
+    elsewhere = holder.get("machine") not in (None, machine())
+    return (
+        f"another process is writing to {path.parent}{f' ({known})' if known else ''}; wait for it to end, or name "
+        "another folder" + (f" (if that machine is down, delete {path})" if elsewhere else "")
+    )
