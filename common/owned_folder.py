@@ -1,0 +1,100 @@
+"""A folder belongs to the command that began it: no other writes there, and it writes nothing among files of others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from common.files import read_json
+
+SETTINGS_NAME = "settings.json"  # of commands that write images, .zlg files and exports; "command" says which one
+TRAINING = "train"  # both stages; they tell each other's runs apart by the config
+
+# Settings that only this command has: folders that were begun before the command was recorded tell it by them.
+SETTING_OF = {
+    "candidates": "generate",
+    "keep": "inpaint",
+    "share": "vary",
+    "alone": "reconstruct",
+    "lanes": "compress",
+    "files": "decompress",
+    "images_per_file": "codes export",
+}
+RUN_FILES = ("checkpoints", "metrics.jsonl", "timing.jsonl", "model")  # one of them stands beside a run's config.yaml
+
+# What people, job systems and file managers leave in a folder, and no command of ours takes for anything.
+HARMLESS_NAMES = {"Thumbs.db", "desktop.ini", "stdout", "stderr"}
+HARMLESS = re.compile(r".*\.(log|out|err|txt|md|sh|sbatch|slurm|pid|yaml|yml|[oe]\d+)", re.IGNORECASE)
+
+
+def check_owner(folder: Path, command: str, option: str = "--out") -> None:
+    """Raises UserError unless `zellige COMMAND` may write to `folder`: it began it, or nothing is there, hidden files,
+    logs and notes aside."""
+    folder = Path(folder)
+    owner = owner_of(folder)
+    if owner == command:
+        return
+    began = f"which `zellige {owner}` began" if owner else "which this command did not write"
+    for file in files_below(folder):
+        harmless = HARMLESS.fullmatch(file.name) or file.name in HARMLESS_NAMES
+        mark = str(file) == SETTINGS_NAME and owner is not None  # of a command that has written nothing yet
+        if mark or (harmless and str(file) != "config.yaml"):
+            continue
+        what = f"{folder} is a folder {began}" if owner else f"{folder} holds {file}, {began}"
+        raise UserError(f"{what}; name another {option} folder")
+
+
+def owner_of(folder: Path) -> str | None:
+    """The command that began a folder, as `zellige` calls it; None where nothing tells."""
+    if (folder / SETTINGS_NAME).is_file():
+        settings: dict[str, Any] = {}
+        with suppress(UserError):
+            settings = read_json(folder / SETTINGS_NAME)
+        if "command" in settings:
+            return str(settings["command"])
+        return next((command for name, command in SETTING_OF.items() if name in settings), None)
+    for index in (folder / "index.json", folder / "unfinished" / "index.json"):
+        with suppress(UserError):
+            if index.is_file() and {"code_spec", "shards"} <= read_json(index).keys():
+                return "encode"
+    if (folder / "config.yaml").is_file() and (
+        any((folder / name).exists() for name in RUN_FILES) or is_recipe(folder / "config.yaml")
+    ):
+        return TRAINING
+    if (folder / "stage1" / "config.yaml").is_file():
+        return "quickstart"
+    if is_walk(folder):
+        return "interpolate"
+    return None
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a file is the config of a training, as one that was stopped before its first checkpoint leaves it."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return False
+    return isinstance(value, dict) and isinstance(value.get("train"), dict) and "save_every" in value["train"]
+
+
+def is_walk(folder: Path) -> bool:
+    """Whether a folder holds what `interpolate` wrote when it recorded no settings."""
+    names = {str(file) for file in files_below(folder)} if (folder / "step_00.png").is_file() else set()
+    return "sheet.png" in names and all(re.fullmatch(r"sheet\.png|step_\d+\.png", name) for name in names)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files of a folder and its subfolders, relative to it, hidden ones left out; what cannot be looked into counts as
+    empty. Those of the folder itself come first."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(place, name).relative_to(folder)
