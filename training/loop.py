@@ -10,18 +10,19 @@ What a step does is in training/trainer.py.
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common.processes import on_main_process
 from common.wording import counted
 from training.config import TrainConfig
 from training.data import explain_dead_workers
 from training.metrics_log import RunLog
-from training.run_folder import RunFacts
+from training.run_folder import RunFacts, held_run
 from training.signals import StopRequest, stop_on_signals, this_command
 from training.task import Dataset, Task
 from training.trainer import StopReason, Trainer
@@ -73,11 +74,13 @@ def fit(
     `run/config.yaml`, and the fingerprints of `facts` to `run/run.json`. SIGINT and SIGTERM end the run after its
     current step.
 
-    Raises UserError: a config or data other than the run began with, no undamaged checkpoint left, a full disk, a batch
-    that the processes cannot share, `max_nonfinite_steps` steps in a row without a finite loss and gradient.
+    Raises UserError: a folder of anything but a run, or in which another process trains; a config or data other than
+    the run began with; no undamaged checkpoint left, a full disk, a batch that the processes cannot share,
+    `max_nonfinite_steps` steps in a row without a finite loss and gradient.
     """
     trainer = Trainer(task, train_data, validation_data, config, Path(run))
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, ExitStack() as stack:
+        on_main_process(trainer.accelerator, lambda: stack.enter_context(held_run(trainer.run)))
         damages = trainer.open_run(resolved_config, facts)
         log = RunLog(trainer.run, trainer.accelerator, config.tracker, trainer.progress.step, config.steps)
         with closing(log), closing(trainer.loader), explain_dead_workers():

@@ -8,8 +8,8 @@ and is not with other data in the same place.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import yaml
 
 from common.errors import UserError, explain_disk_errors
 from common.files import read_json, remove_leftovers, write_json, write_text
+from common.folder_lock import held
+from common.owned_folder import TRAINING, check_owner
 
 CONFIG_NAME = "config.yaml"
 FACTS_NAME = "run.json"
@@ -62,6 +64,15 @@ class RunFacts:
     # Fingerprints of what fields of the config name, by the path of the field. Called on the main process only.
     data: Callable[[], dict[str, str]] = nothing_named
     notes: tuple[str, ...] = ()  # what a person should know before the first step
+
+
+@contextmanager
+def held_run(run: Path) -> Iterator[None]:
+    """Inside, the run folder is this job's alone. Raises UserError if another trains there, and for a folder of
+    anything but a run: hidden files, logs and notes may be in it."""
+    check_owner(run, TRAINING, "--run")
+    with held(run, TRAINING):
+        yield
 
 
 def open_run_folder(run: Path) -> None:

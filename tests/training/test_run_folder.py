@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +13,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from tests.training.toy import toy_config, toy_fit
 from training.config import TrainConfig
 from training.run_folder import (
     FREE_FIELDS,
@@ -194,3 +199,58 @@ def test_a_folder_of_the_other_stage_is_refused_by_name(tmp_path: Path, recorded
         check_stage(tmp_path / "stage one", "stage two")
     check_stage(tmp_path / "none", "stage two")
     assert stage_of(tmp_path) is None
+
+
+# ---- whose folder it is -------------------------------------------------------------------------------------------
+
+
+def begin_training(run: Path) -> subprocess.Popen[str]:
+    """A process that has saved a checkpoint and trains on."""
+    config = json.dumps({"steps": 1_000_000, "log_every": 1, "save_every": 3})
+    command = [sys.executable, "-m", "tests.training.toy", str(run), "--config", config]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    here = Path(__file__).parents[2]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=here, env=environment)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            return process
+    raise AssertionError("it ended early")
+
+
+@pytest.mark.slow  # two imports of torch
+def test_a_second_training_in_the_same_run_is_refused_and_one_after_a_kill_goes_on(tmp_path: Path):
+    first = begin_training(tmp_path / "run")
+    try:
+        with pytest.raises(UserError) as refused:
+            toy_fit(tmp_path / "run", toy_config(steps=12))
+    finally:
+        first.kill()
+        first.communicate()
+    assert re.match(
+        rf"another process is writing to {tmp_path}/run \(zellige train, pid {first.pid}, on \S+, since [\d: -]+\);",
+        str(refused.value),
+    )
+    done = max(int(path.name.removeprefix("step_")) for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
+    resumed = begin_training(tmp_path / "run")
+    resumed.kill()
+    resumed.communicate()
+    assert done >= 6
+
+
+@pytest.mark.parametrize("foreign", ["cat.png", "sub/cat.png", "config.yaml", "index.json"])
+def test_a_run_is_not_begun_among_files_of_others(tmp_path: Path, foreign: str):
+    (tmp_path / foreign).parent.mkdir(exist_ok=True)
+    (tmp_path / foreign).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {foreign}, which this command did not write; name another --run"):
+        toy_fit(tmp_path, toy_config(steps=1))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / foreign]
+
+
+def test_logs_of_a_job_system_may_lie_in_the_run(tmp_path: Path):
+    for name in ("slurm-12.out", "logs/12.err", ".hydra/overrides", "train.sbatch"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    toy_fit(tmp_path, toy_config(steps=2))
+    assert toy_fit(tmp_path, toy_config(steps=4)).steps_done == 4
+    assert (tmp_path / "slurm-12.out").exists()
