@@ -25,6 +25,7 @@ INDEX_NAME = "index.json"
 LATENTS_NAME = "latents.safetensors"  # what of the autoencoder turns codes to latents, for priors that see latents
 UNFINISHED_NAME = "unfinished"  # folder of what is known of the shards until all of them are written
 CHUNK = 8192  # images that are looked at at a time
+PLACES = {"data.path", "data.validation_path", "data.download_folder"}  # of images, in an index's source
 NUMPY_TYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32}
 
 Split = Literal["train", "validation"]
@@ -75,13 +76,15 @@ class CodeIndex:
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is not an index of code shards ({error!r}): encode the images anew") from error
 
-    def differences(self, other: CodeIndex) -> list[str]:
-        """Names of what the two would not encode alike; how far they have come does not count."""
+    def differences(self, other: CodeIndex, defaults: Mapping[str, Any] | None = None) -> list[str]:
+        """Names of what the two would not encode alike; how far they have come does not count, nor where the images
+        lie: `train_images` and `validation_images` tell which they are. defaults: of what one of them may not name."""
         fields = ("code_spec", "class_names", "stage1_fingerprint")
         found = [name for name in fields if getattr(self, name) != getattr(other, name)]
-        found += [key for key in self.source | other.source if self.source.get(key) != other.source.get(key)]
-        mine, theirs = ([(shard.file, shard.split) for shard in index.shards] for index in (self, other))
-        return found if found or mine == theirs else ["shards"]
+        mine, theirs = ({**(defaults or {}), **index.source} for index in (self, other))
+        found += [key for key in mine | theirs if mine.get(key) != theirs.get(key) and key not in PLACES]
+        plans = [[(shard.file, shard.split) for shard in index.shards] for index in (self, other)]
+        return found if found or plans[0] == plans[1] else ["shards"]
 
 
 class CodeShardWriter:
@@ -99,10 +102,12 @@ class CodeShardWriter:
         class_names: Sequence[str] | None = None,
         stage1_fingerprint: str = "",
         source: Mapping[str, Any] | None = None,
+        source_defaults: Mapping[str, Any] | None = None,
         latents: Mapping[str, Tensor] | None = None,
     ):
-        """splits: what each shard is for, as many as there will be; source: see CodeIndex; latents: tensors that a
-        next-scale prior takes (stage2_prior/priors/scale_latents.py), None for codes of another kind.
+        """splits: what each shard is for, as many as there will be; source: see CodeIndex; source_defaults: what a
+        folder stands for that does not name one of these; latents: tensors that a next-scale prior takes
+        (stage2_prior/priors/scale_latents.py), None for codes of another kind.
 
         Raises UserError when the folder holds codes of anything else.
         """
@@ -117,11 +122,12 @@ class CodeShardWriter:
             source=json.loads(json.dumps(source or {})),  # as it reads in a file, to compare with one
             shards=tuple(map(Shard, files, splits)),
         )
+        defaults = json.loads(json.dumps(source_defaults or {}))
         self.indexed: tuple[Shard, ...] = ()  # of a folder that was complete before
         for place in (self.folder, self.unfinished):
             if (place / INDEX_NAME).exists():
                 found = CodeIndex.read(place / INDEX_NAME)
-                if differences := self.plan.differences(found):
+                if differences := self.plan.differences(found, defaults):
                     raise UserError(
                         f"{self.folder} holds other codes than these (different: {', '.join(differences)}); "
                         "name another folder, or delete this one first"

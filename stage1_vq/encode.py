@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,14 @@ from codes.shards import INDEX_NAME, CodeIndex, CodeShardWriter, Split
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import remove_leftovers
+from common.folder_lock import held
 from common.model_io import load_pretrained, model_folder
-from common.processes import process_state, use_device
+from common.owned_folder import check_owner
+from common.processes import on_main_process, process_state, use_device
 from common.progress import progress_bar
+from common.sources import Sources, times_of
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
+from images.sources import FileSource
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
 from training.data import Loader, explain_dead_workers
@@ -152,7 +156,8 @@ def encode_images(
     """Writes the folder `out` of code shards, or what it lacks; the shards are dealt to the processes.
 
     An image meets the model in the same batch whatever the number of processes or restarts, so the files are
-    the same byte for byte. Unreadable images are left out. Raises UserError.
+    the same byte for byte. Unreadable images are left out. A shard whose images have changed is made anew. Raises
+    UserError, also for a folder of anything but code shards and for one that another job is writing to.
     """
     if augment_copies > 1 and train.augment_seed is None:
         raise UserError(
@@ -161,39 +166,67 @@ def encode_images(
         )
     state = process_state()
     pieces = cut_into_pieces(train, validation, augment_copies, shard_size)
-    if state.is_main_process:
-        remove_leftovers(out)
-    state.wait_for_everyone()
-    writer = CodeShardWriter(
-        out,
-        autoencoder.code_spec(train.config.height, train.config.width),
-        [piece.split for piece in pieces],
-        class_names=train.class_names,
-        stage1_fingerprint=autoencoder.fingerprint(),
-        source={
-            **{f"data.{name}": value for name, value in asdict(train.config).items() if name not in NO_CODE_DEPENDS_ON},
-            "train_images": train.fingerprint(),
-            "validation_images": validation.fingerprint(),
-            "shard_size": shard_size,
-            "augment_copies": augment_copies,
-            "augment_seed": train.augment_seed if augment_copies > 1 else None,
-        },
-        latents=autoencoder.scale_latents(),
-    )
-    missing = [number for number in range(len(pieces)) if writer.written(number) is None]
-    state.wait_for_everyone()  # all have seen the same shards missing before the first of them appears
-    mine = missing[state.process_index :: state.num_processes]
-    autoencoder = autoencoder.to(state.device).eval()
-    total = sum(pieces[number].images for number in mine)
-    with progress_bar(total, "images", shown=state.is_main_process) as progress:
-        for number in mine:
-            codes, labels, names = encode_piece(autoencoder, pieces[number], batch_size, workers, progress)
-            writer.write(number, codes, labels, names)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        writer.finish()
-    state.wait_for_everyone()
+    with ExitStack() as stack:
+
+        def open_folder() -> None:
+            check_owner(out, "encode")
+            stack.enter_context(held(out, "encode"))
+            remove_leftovers(out)
+
+        on_main_process(state, open_folder)
+        writer = CodeShardWriter(
+            out,
+            autoencoder.code_spec(train.config.height, train.config.width),
+            [piece.split for piece in pieces],
+            class_names=train.class_names,
+            stage1_fingerprint=autoencoder.fingerprint(),
+            source={
+                **{
+                    f"data.{name}": value
+                    for name, value in asdict(train.config).items()
+                    if name not in NO_CODE_DEPENDS_ON
+                },
+                "train_images": train.fingerprint(),
+                "validation_images": validation.fingerprint(),
+                "shard_size": shard_size,
+                "augment_copies": augment_copies,
+                "augment_seed": train.augment_seed if augment_copies > 1 else None,
+            },
+            source_defaults={f"data.{name}": value for name, value in asdict(DataConfig()).items()},
+            latents=autoencoder.scale_latents(),
+        )
+        sources, files = Sources(out), [files_of(piece) for piece in pieces]
+        missing = [
+            number
+            for number in range(len(pieces))
+            if (shard := writer.written(number)) is None or not sources.is_current(shard.file, files[number])
+        ]
+        state.wait_for_everyone()  # all have seen the same shards missing before the first of them appears
+        mine = missing[state.process_index :: state.num_processes]
+        autoencoder = autoencoder.to(state.device).eval()
+        total = sum(pieces[number].images for number in mine)
+        with progress_bar(total, "images", shown=state.is_main_process) as progress:
+            for number in mine:
+                times = times_of(files[number])
+                codes, labels, names = encode_piece(autoencoder, pieces[number], batch_size, workers, progress)
+                writer.write(number, codes, labels, names)
+                if files[number]:
+                    sources.add(writer.plan.shards[number].file, files[number], times)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            sources.finish()
+            writer.finish()
+        state.wait_for_everyone()
     return CodeIndex.read(out / INDEX_NAME)
+
+
+def files_of(piece: Piece) -> list[Path]:
+    """The image files of a piece; none for images in arrays, whose pixels the source's fingerprint tells."""
+    source = piece.dataset.source
+    if not isinstance(source, FileSource):
+        return []
+    indices = piece.dataset.indices[piece.first : piece.first + piece.images]
+    return [source.root / source.name(int(index)) for index in indices]
 
 
 def cut_into_pieces(train: ImageDataset, validation: ImageDataset, augment_copies: int, shard_size: int) -> list[Piece]:

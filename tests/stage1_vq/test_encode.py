@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -214,6 +216,71 @@ def test_codes_of_another_model_or_other_images_are_refused(tmp_path: Path) -> N
         encode(config(run, tmp_path / "codes"))
 
 
+def test_codes_are_not_written_among_photos_or_into_another_command_s_folder(tmp_path: Path) -> None:
+    root = save_set(tmp_path / "set")
+    run = save_run(tmp_path / "run", data_of(root))
+    before = files_of(root)
+    with pytest.raises(UserError, match=r"holds a/000.png, which this command did not write; name another --out"):
+        encode(config(run, root))
+    with pytest.raises(UserError, match=r"run is a folder which `zellige train` began; name another --out folder"):
+        encode(config(run, run))
+    assert files_of(root) == before
+
+
+def test_shards_of_images_that_changed_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = save_set(tmp_path / "set")
+    run = save_run(tmp_path / "run", data_of(root))
+    encode(config(run, tmp_path / "codes"))
+    before = files_of(tmp_path / "codes")
+    changed = root / CodeDataset(tmp_path / "codes").names()[6]  # in the second shard
+    times = os.stat(changed)
+    Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns - 10**12))  # replaced by an older file
+    made: list[int] = []
+    write = CodeShardWriter.write
+
+    def noted(self: CodeShardWriter, number: int, *content: Any) -> None:
+        made.append(number)
+        write(self, number, *content)
+
+    monkeypatch.setattr(CodeShardWriter, "write", noted)
+    encode(config(run, tmp_path / "codes"))
+    assert made == [1]
+    codes = CodeDataset(tmp_path / "codes")
+    codes.verify()
+    pixels = image_datasets(data_of(root), 0)[0].without_augmentation().fetch([6], [6])["images"]
+    assert torch.equal(codes.fetch([6], [6])["codes"][0], tiny_vqvae().encode(to_float(pixels))[0])
+    after = files_of(tmp_path / "codes")
+    assert {name for name in before if before[name] != after[name]} == {
+        "codes-00001-of-00004.safetensors", "index.json", "sources.jsonl",
+    }  # fmt: skip
+    encode(config(run, tmp_path / "codes"))
+    assert made == [1]
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_images_that_moved_are_the_same_and_a_field_at_its_default_is_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    """Also for shards of a build that had neither the field nor a record of sources."""
+    root = save_set(tmp_path / "set")
+    run = save_run(tmp_path / "run", data_of(root))
+    encode(config(run, tmp_path / "codes"))
+    index = json.loads((tmp_path / "codes" / "index.json").read_text())
+    del index["source"]["data.shift"]
+    (tmp_path / "codes" / "index.json").write_text(json.dumps(index))
+    if copied:
+        shutil.copytree(root, tmp_path / "scratch", copy_function=shutil.copyfile)  # with times of its own
+    else:
+        (tmp_path / "codes" / "sources.jsonl").unlink()
+        root.rename(tmp_path / "scratch")
+    monkeypatch.setattr(VQVAE, "encode", None)  # nothing is encoded again
+    encode(config(run, tmp_path / "codes", data=EncodeDataConfig(path=str(tmp_path / "scratch"))))
+    save_run(tmp_path / "run", data_of(root, flip=False))
+    with pytest.raises(UserError, match=r"\(different: data.flip\)"):
+        encode(config(run, tmp_path / "codes", data=EncodeDataConfig(path=str(tmp_path / "scratch"))))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_are_left_out_and_named(tmp_path: Path, workers: int) -> None:
     root = save_set(tmp_path / "set", per_class=100)
@@ -384,7 +451,7 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     )
     assert finished.returncode == 0, finished.stderr
     one = files_of(tmp_path / "one")
-    assert len(one) == 8  # seven shards and their index
+    assert len(one) == 9  # seven shards, their index and the record of their images
     assert files_of(tmp_path / "two") == one
     written = re.findall(r"process (\d) wrote (\d)", finished.stdout)
     assert sorted(written) == sorted((str(number % 2), str(number)) for number in range(7))
