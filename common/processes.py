@@ -77,7 +77,7 @@ def usable_device(name: torch.device | str) -> torch.device:
     return torch.device(name)
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+def on_main_process(accelerator: Accelerator | PartialState, work: Callable[[], Result]) -> Result:
     """Does `work` on the main process while the others wait. All get its result, or raise its UserError: a
     full disk ends every process with one sentence instead of leaving the others to wait for ever."""
     outcome: list[Any] = [None]

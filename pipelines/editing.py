@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codes.spec import CodeSpec
 from common.errors import UserError
-from common.files import remove_leftovers_below, write_json
+from common.processes import process_state
 from common.wording import counted
 from images.files import BadImageError, open_upright, read_size
 from pipelines.devices import open_device
@@ -33,7 +33,7 @@ from pipelines.masks import (
 )
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.sampling_options import DrawingOptions
-from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
+from pipelines.settings import check_apart, results_folder
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
 
@@ -171,6 +171,7 @@ def fitted_mask(keep: Tensor, height: int, width: int) -> Tensor:
 
 
 def write_variants(
+    command: str,
     images: str,
     out: str,
     variants: int,
@@ -181,34 +182,33 @@ def write_variants(
     """Writes `variants` PNG files for each image and a sheet: the original, what is kept of it, and the first variants
     in a row. Returns one line. Raises UserError.
 
-    settings: what the images depend on, for the record. draw: (the image, the number of the first sample) -> c H W
-    each, as many as `variants`. Image i of the folder has the samples from i * variants on."""
+    command: whose folder it is. settings: what the images depend on, for the record. draw: (the image, the number of
+    the first sample) -> c H W each, as many as `variants`. Image i of the folder has the samples from i * variants on.
+    """
     source, folder = Path(images), Path(out)
     check_apart(folder, source)
     names = image_names(source)
     settings = {**settings, "images": str(source.resolve()), "variants": variants}
-    check_settings(folder, settings)
-    remove_leftovers_below(folder)
-    write_json(folder / SETTINGS_NAME, settings)
     root = source if source.is_dir() else source.parent
     targets = target_names(names)
     rows: list[Sequence[Image.Image]] = []
     unread = 0
-    for number, name in enumerate(names):
-        try:
-            view = read(root / name)
-        except BadImageError:
-            unread += 1
-            continue
-        pictures = [to_pil(variant) for variant in draw(view, number * variants)]
-        for variant, picture in enumerate(pictures):
-            save_png(picture, folder / f"{targets[name].removesuffix('.png')}_{variant}.png")
-        if len(rows) < SHEET_ROWS:
-            shown = [view.original(), *([view.shown()] if view.keep is not None else []), *pictures]
-            rows.append([scale_within(picture, SHEET_SIDE) for picture in shown])
-    if not rows:
-        raise UserError(f"none of the images of {source} can be read; name a folder of images or an image file")
-    save_png(contact_sheet(rows), folder / SHEET_NAME)
+    with results_folder(folder, command, settings, process_state(), defaults=asdict(SamplingConfig())):
+        for number, name in enumerate(names):
+            try:
+                view = read(root / name)
+            except BadImageError:
+                unread += 1
+                continue
+            pictures = [to_pil(variant) for variant in draw(view, number * variants)]
+            for variant, picture in enumerate(pictures):
+                save_png(picture, folder / f"{targets[name].removesuffix('.png')}_{variant}.png")
+            if len(rows) < SHEET_ROWS:
+                shown = [view.original(), *([view.shown()] if view.keep is not None else []), *pictures]
+                rows.append([scale_within(picture, SHEET_SIDE) for picture in shown])
+        if not rows:
+            raise UserError(f"none of the images of {source} can be read; name a folder of images or an image file")
+        save_png(contact_sheet(rows), folder / SHEET_NAME)
     of_each = f"{counted(variants, 'variant')} of {'each of ' * (len(names) - unread > 1)}"
     made = f"{of_each}{counted(len(names) - unread, 'image')} in {folder}, the first on {folder / SHEET_NAME}"
     return made + (f"; {counted(unread, 'image')} could not be read" if unread else "")

@@ -40,6 +40,11 @@ def target_names(names: Sequence[str]) -> dict[str, str]:
     return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
 
 
+def check_max_side(max_side: int | None) -> None:
+    if max_side is not None and max_side < 1:
+        raise UserError(f"max_side={max_side}, expected at least 1 pixel")
+
+
 def scale_within(picture: Image.Image, max_side: int | None) -> Image.Image:
     """The picture scaled down, antialiased, to a longer side of `max_side`; as it is where that is None or enough."""
     if max_side is None or max(picture.size) <= max_side:

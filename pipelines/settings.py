@@ -1,14 +1,59 @@
-"""What a folder of results was made with: a rerun continues it only with the same settings."""
+"""Folders of results: one command's, made with one set of settings, written by one process, or one job, at a time."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.files import read_json
+from accelerate import PartialState
 
-SETTINGS_NAME = "settings.json"
+from common.errors import UserError
+from common.files import read_json, remove_leftovers_below, write_json
+from common.folder_lock import held
+from common.owned_folder import SETTINGS_NAME, check_owner
+from common.processes import on_main_process
+
+
+@contextmanager
+def results_folder(
+    out: Path,
+    command: str,
+    settings: Mapping[str, Any],
+    state: PartialState,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    may_change: Mapping[str, Callable[[], bool]] | None = None,
+    results: str = "*.png",
+) -> Iterator[None]:
+    """Inside, `out` is `zellige COMMAND`'s alone, its settings are recorded, and what a kill left half-written is gone.
+
+    results: pattern of the files that the settings bind; where none was written, the record goes again. defaults,
+    may_change: see `check_settings`. All processes of a job enter and leave together; the main process holds the folder
+    for them. Raises UserError, on all of them, for a folder that another command began, that holds files of others,
+    that another job is writing to, or that was begun with other settings.
+    """
+    with ExitStack() as stack:
+
+        def open_folder() -> None:
+            check_owner(out, command)
+            stack.enter_context(held(out, command))
+            check_settings(out, settings, results, defaults, may_change)
+            remove_leftovers_below(out)
+            stack.callback(forget_settings, out, results)
+            write_json(out / SETTINGS_NAME, {"command": command, **settings})
+
+        on_main_process(state, open_folder)
+        yield
+
+
+def forget_settings(out: Path, results: str) -> None:
+    """Takes the record back where there are no results."""
+    if next(out.rglob(results), None) is None:
+        with suppress(OSError):
+            (out / SETTINGS_NAME).unlink()
 
 
 def recorded_settings(out: Path, results: str = "*.png") -> dict[str, Any]:
@@ -17,18 +62,32 @@ def recorded_settings(out: Path, results: str = "*.png") -> dict[str, Any]:
     return read_json(path) if path.exists() and next(made, None) is not None else {}
 
 
-def check_settings(out: Path, settings: dict[str, Any], results: str = "*.png") -> None:
-    """Raises UserError if `out` was begun with other settings, and names those that differ, or if it holds results that
-    nobody recorded."""
-    if not (out / SETTINGS_NAME).exists() and (foreign := next(out.rglob(results), None)) is not None:
-        raise UserError(
-            f"{out} holds {foreign.relative_to(out)}, which this command did not write; name another --out folder"
-        )
+def check_settings(
+    out: Path,
+    settings: Mapping[str, Any],
+    results: str = "*.png",
+    defaults: Mapping[str, Any] | None = None,
+    may_change: Mapping[str, Callable[[], bool]] | None = None,
+) -> None:
+    """Raises UserError if `out` was begun with other settings, and names those that differ.
+
+    defaults: of settings, so that a record from before there was one of them says what it was then. may_change: of
+    settings that need not be the same, such as paths, whether the results would be the same with both values.
+    """
     recorded = recorded_settings(out, results)
+    if not recorded:
+        return
+    before = {**(defaults or {}), **recorded}
+    now = json.loads(json.dumps(settings))  # as it reads in a file
     changed = [
-        f"{name} was {recorded.get(name)!r} and is now {value!r}"
-        for name, value in settings.items()
-        if recorded and recorded.get(name) != value
+        f"{name} was {before.get(name)!r} and is now {value!r}"
+        for name, value in now.items()
+        if before.get(name) != value and not (may_change and name in may_change and may_change[name]())
+    ]
+    changed += [
+        f"{name} was {value!r}, which this version does not know"
+        for name, value in recorded.items()
+        if name not in now and name != "command" and value != (defaults or {}).get(name)
     ]
     if changed:
         raise UserError(

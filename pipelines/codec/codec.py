@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,10 @@ BATCH = 64  # images at a time
 PIXELS = 1 << 23  # of the images that are encoded at once: 128 of 256x256; a single one may have more
 LANES = 8  # of a prior's steps
 MAX_PIXELS = 1 << 26  # of all images that are decoded at once
+
+# Why images are not in mode prior, as was asked for.
+OF_OTHER_SIZE = "other size"
+NOT_REPEATED = "not repeated"
 
 Item = TypeVar("Item")
 
@@ -128,13 +133,14 @@ class Codec:
                 f"got {counted(len(chosen), 'label')} for {counted(len(images), 'image')}, expected one for each"
             )
         entries: list[Entry] = []
-        notes: list[str] = []
+        fallbacks: Counter[str] = Counter()
         for start in range(0, len(images), BATCH):
             part = list(images[start : start + BATCH])
             numbers = range(start, start + len(part))
             made, more = self.entries(part, numbers, mode, chosen[start : start + BATCH], lanes)
-            entries, notes = entries + made, notes + more
-        return Compressed(self.archive(entries, lanes), tuple(dict.fromkeys(notes)))
+            entries += made
+            fallbacks.update(more)
+        return Compressed(self.archive(entries, lanes), tuple(self.sentences(fallbacks)))
 
     def archive(self, entries: Sequence[Entry], lanes: int) -> bytes:
         """The file of images that `entries` coded."""
@@ -171,45 +177,39 @@ class Codec:
         mode: ModeName | None,
         labels: Sequence[int | None],
         lanes: int = LANES,
-    ) -> tuple[list[Entry], list[str]]:
-        """Images, c H W each, coded as those of these numbers; and notes. Those of one size are encoded together."""
+    ) -> tuple[list[Entry], Counter[str]]:
+        """Images, c H W each, coded as those of these numbers; and how many, by the reason, are not in mode prior as
+        they should be. Those of one size are encoded together."""
         wanted = self.check_mode(mode, labels, lanes)
         coded: dict[int, Entry] = {}
-        notes: list[str] = []
+        fallbacks: Counter[str] = Counter()
         for places in alike(images):
             codes = encode_any_size(self.autoencoder, torch.stack([images[i] for i in places]))
             told = [Told(numbers[i] % lanes, labels[i]) for i in places]
             height, width = images[places[0]].shape[-2:]
             made, more = self.code(codes, (height, width), wanted, told, lanes)
             coded |= dict(zip(places, made, strict=True))
-            notes += more
-        return [coded[i] for i in range(len(images))], notes
+            fallbacks.update(more)
+        return [coded[i] for i in range(len(images))], fallbacks
 
     def code(
         self, codes: Codes, size: tuple[int, int], mode: Mode, told: Sequence[Told], lanes: int
-    ) -> tuple[list[Entry], list[str]]:
-        """Codes of images of one size (H, W), one b h w per grid, as entries; and notes."""
+    ) -> tuple[list[Entry], Counter[str]]:
+        """Codes of images of one size (H, W), one b h w per grid, as entries; and fallbacks as in `entries`."""
         spec = self.spec_of(*size)
         shape = Shape(*size, tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids))
         rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(len(told))]
         fallback = Mode.packed if self.tables is None else Mode.table
-        entries, notes = [], []
+        entries: list[Entry] = []
+        fallbacks: Counter[str] = Counter()
         if mode == Mode.prior and self.prior is not None and spec.grids != self.prior.code_spec.grids:
-            own = self.prior.code_spec
-            notes.append(
-                f"images of {size[0]}x{size[1]} are in mode {fallback.name}: the prior knows only codes of "
-                f"{own.image_height}x{own.image_width} images"
-            )
+            fallbacks[OF_OTHER_SIZE] = len(rows)
             mode = fallback
         payloads: list[bytes | None] = [None] * len(rows)
         if mode == Mode.prior:
             payloads = self.verified_payloads(codes, told, lanes)
-            if fallen := payloads.count(None):
-                those = "1 image is" if fallen == 1 else f"{fallen} images are"
-                notes.append(
-                    f"{those} in mode {fallback.name}: the prior's probabilities were not "
-                    "the same bit for bit when they were computed again"
-                )
+            if None in payloads:
+                fallbacks[NOT_REPEATED] = payloads.count(None)
         for row, payload, (lane, label) in zip(rows, payloads, told, strict=True):
             crc = crc_of(shape, row)
             if payload is not None:
@@ -219,7 +219,22 @@ class Codec:
                 entries.append(Entry(Mode.packed, shape, crc, data))
             else:
                 entries.append(Entry(Mode.table, shape, crc, self.tables.encode(row, spec)))
-        return entries, notes
+        return entries, fallbacks
+
+    def sentences(self, fallbacks: Mapping[str, int]) -> list[str]:
+        """What a person is told of images that are not in mode prior: a sentence for each reason."""
+        if not fallbacks:
+            return []
+        mode = Mode.packed if self.tables is None else Mode.table
+        own = self.autoencoder.code_spec()
+        why = {
+            OF_OTHER_SIZE: f"the prior knows only codes of {own.image_height}x{own.image_width} images",
+            NOT_REPEATED: "the prior's probabilities were not the same bit for bit when they were computed again",
+        }
+        return [
+            f"{count} {'image is' if count == 1 else 'images are'} in mode {mode.name}: {why[reason]}"
+            for reason, count in fallbacks.items()
+        ]
 
     def verified_payloads(self, codes: Codes, told: Sequence[Told], lanes: int) -> list[bytes | None]:
         """Of each image what the prior makes of its codes, None where decoding it does not give them again."""

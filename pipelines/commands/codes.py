@@ -18,12 +18,13 @@ import numpy as np
 from codes.shards import CHUNK, INDEX_NAME, CodeDataset, Split, check_range, smallest_type
 from codes.spec import Grid
 from common.errors import UserError
-from common.files import atomic_file, read_json, remove_leftovers, sha256_of_file, write_json
+from common.files import atomic_file, sha256_of_file
 from common.model_io import load_pretrained
+from common.processes import process_state
 from common.wording import counted
 from pipelines.codec.entropy_coding import packed_length
 from pipelines.model_folders import stage_folder
-from pipelines.settings import SETTINGS_NAME
+from pipelines.settings import results_folder
 from pipelines.stages import check_made_by
 from stage1_vq.autoencoders import AUTOENCODERS
 
@@ -143,29 +144,27 @@ def verify(config: CodesVerifyConfig) -> str:
 
 
 def export(config: CodesExportConfig) -> str:
-    """Writes the files, each whole or not at all; returns one line. Raises UserError for damaged codes, and for a
-    folder with an export of other codes or in other files, which a reader would take for these."""
+    """Writes the files, each whole or not at all; returns one line. Raises UserError for damaged codes, for a folder
+    with an export of other codes or in other files, which a reader would take for these, and for one of anything else.
+    """
     out = Path(config.out)
     settings = {
         "codes": sha256_of_file(Path(config.codes) / INDEX_NAME),
         "format": config.format,
         "images_per_file": config.images_per_file if config.format == "webdataset" else None,
     }
-    if (out / SETTINGS_NAME).exists() and read_json(out / SETTINGS_NAME) != settings:
-        raise UserError(f"{out} holds an export of other codes or in other files; name another --out folder")
-    files: list[Path] = []
     for split in SPLITS:
-        codes = CodeDataset(config.codes, split)
-        codes.verify()
-        if len(codes) == 0:
-            continue
-        if not files:
-            remove_leftovers(out)
-            write_json(out / SETTINGS_NAME, settings)
-        if config.format == "npz":
-            files.append(write_npz(codes, out / f"{split}.npz"))
-        else:
-            files += write_webdataset(codes, out, split, config.images_per_file)
+        CodeDataset(config.codes, split).verify()
+    files: list[Path] = []
+    with results_folder(out, "codes export", settings, process_state(), results="*.[nt][pa][zr]"):  # npz, tar
+        for split in SPLITS:
+            codes = CodeDataset(config.codes, split)
+            if len(codes) == 0:
+                continue
+            if config.format == "npz":
+                files.append(write_npz(codes, out / f"{split}.npz"))
+            else:
+                files += write_webdataset(codes, out, split, config.images_per_file)
     names = ", ".join(file.name for file in files[:3])
     return f"{counted(len(files), 'file')} in {out}: {names}{', ...' if len(files) > 3 else ''}"
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import remove_leftovers, write_json
 from common.progress import progress_bar
+from common.sources import Sources, times_of
 from common.wording import counted
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.codec.archive import SUFFIX, Entry, read_archive
-from pipelines.codec.codec import BATCH, LANES, PIXELS, Codec
+from pipelines.codec.codec import BATCH, LANES, OF_OTHER_SIZE, PIXELS, Codec, ModeName
 from pipelines.devices import open_device
-from pipelines.image_folders import BAD_FILES_NAME, image_names, to_images
+from pipelines.image_folders import (
+    BAD_FILES_NAME,
+    check_max_side,
+    image_names,
+    scale_within,
+    to_images,
+)
+from pipelines.image_input import fit
 from pipelines.labels import class_number
 from pipelines.pictures import quick_file
-from pipelines.settings import SETTINGS_NAME, check_settings
+from pipelines.settings import recorded_settings, results_folder
 
 ARCHIVE_NAME = "images.zlg"
 
@@ -34,9 +41,11 @@ class CompressConfig:
     model: str  # assembled model, or model or run folder of an autoencoder, or a hub id
     images: str  # folder of images, or one image file
     out: str  # folder for the .zlg files
-    mode: Literal["prior", "table", "packed"] | None = None  # left out: the first of these that the model has
+    mode: Literal["prior", "table", "packed"] | None = None  # left out: the first that the model has, or as in `out`
     archive: bool = False  # all images in one file, images.zlg, from which each can be read by itself
     label: int | str | None = None  # class of all images, by number or name, which the prior is told; left out: any
+    crop: bool = False  # scale and cut each image to the model's own size, the only one that its prior codes
+    max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     lanes: int = LANES  # images that the prior codes at once; a single one costs as much as all of them
     batch_size: int = BATCH  # images that are read and encoded at a time, fewer where they are large
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
@@ -45,18 +54,27 @@ class CompressConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
+        check_max_side(self.max_side)
+        if self.crop and self.max_side is not None:
+            raise UserError(
+                f"got crop with max_side={self.max_side}, expected either: crop gives all images the model's own size"
+            )
 
 
 def compress_files(config: CompressConfig) -> str:
     """Writes one .zlg file an image, under the image's own name, or one archive; returns one line. What an earlier run
-    wrote is kept. Raises UserError for a mode that the model does not have, a folder without images, one that was begun
-    with other settings, and when more images than `config.max_bad_share` cannot be read."""
+    made of the images as they are now is kept. Raises UserError for a mode that the model does not have, a folder
+    without images, one that was begun with other settings or by another command, and when more images than
+    `config.max_bad_share` cannot be read."""
     state, device = open_device(config.device)
     source, out = Path(config.images), Path(config.out)
+    root = source if source.is_dir() else source.parent
     names = image_names(source)
     codec = Codec.from_pretrained(config.model).to(device)
     label = class_number(codec.prior.class_names if codec.prior is not None else None, config.label)
-    mode = codec.check_mode(config.mode, [label], config.lanes)
+    begun = recorded_settings(out, f"*{SUFFIX}")
+    asked: ModeName | None = config.mode or begun.get("mode")
+    mode = codec.check_mode(asked, [label], config.lanes)
     settings = {
         "model": codec.stage1.hex(),
         "prior": codec.prior_fingerprint and codec.prior_fingerprint.hex(),
@@ -66,58 +84,96 @@ def compress_files(config: CompressConfig) -> str:
         "archive": config.archive,
         "label": label,
         "lanes": config.lanes,
+        "crop": config.crop,
+        "max_side": config.max_side,
     }
-    check_settings(out, settings, f"*{SUFFIX}")
-    targets = zlg_names(names)
-    if state.is_main_process:
-        for folder in {(out / target).parent for target in targets.values()}:
-            remove_leftovers(folder)
-        write_json(out / SETTINGS_NAME, settings)
-    state.wait_for_everyone()  # the leftovers are gone before one writes
+    targets = dict.fromkeys(names, ARCHIVE_NAME) if config.archive else zlg_names(names)
+    files: dict[str, list[Path]] = {}
+    for name, target in targets.items():
+        files.setdefault(target, []).append(root / name)
+    sources = Sources(out)
+    may_change = {
+        "images": lambda: sources.are_at(files),
+        "tables": lambda: begun.get("tables") is None,  # what was written without tables needs none
+    }
+    opened = results_folder(
+        out,
+        "compress",
+        settings,
+        state,
+        defaults={"crop": False, "max_side": None},
+        may_change=may_change,
+        results=f"*{SUFFIX}",
+    )
+    with opened:
+        if config.archive:
+            everything = set(names) <= archived_names(out / ARCHIVE_NAME)
+            if everything and sources.is_current(ARCHIVE_NAME, files[ARCHIVE_NAME]):
+                return f"{out / ARCHIVE_NAME} is there already"
+        before = times_of(files[ARCHIVE_NAME]) if config.archive else None
+        spec = codec.autoencoder.code_spec()
+        size = (spec.image_height, spec.image_width) if config.crop else None
+        bad_images = BadImages(
+            len(names), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
+        )
+        archived: dict[int, Entry] = {}
+        made: Counter[str] = Counter()  # bytes, pixels, images
+        fallbacks: Counter[str] = Counter()
+        mine = list(enumerate(names))[state.process_index :: state.num_processes]
 
-    root = source if source.is_dir() else source.parent
-    bad_images = BadImages(len(names), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share")
-    archived: dict[int, Entry] = {}
-    made: Counter[str] = Counter()  # bytes, pixels, images
-    notes: Counter[str] = Counter()
-    if config.archive and set(names) <= archived_names(out / ARCHIVE_NAME):
-        return f"{out / ARCHIVE_NAME} is there already"
-    mine = list(enumerate(names))[state.process_index :: state.num_processes]
-    todo = [(i, name) for i, name in mine if config.archive or not is_sound(out / targets[name])]
-    with progress_bar(len(todo), "images", shown=state.is_main_process) as progress:
-        for numbers, images, read in read_parts(todo, root, codec.autoencoder.channels, config.batch_size, bad_images):
-            entries, said = codec.entries(images, numbers, config.mode, [label] * len(images), config.lanes)
-            notes.update(said)
-            for number, entry in zip(numbers, entries, strict=True):
-                if config.archive:
-                    archived[number] = entry._replace(name=names[number])
-                else:
+        def is_there(name: str) -> bool:
+            return is_sound(out / targets[name]) and sources.is_current(targets[name], [root / name])
+
+        todo = [(number, name) for number, name in mine if config.archive or not is_there(name)]
+
+        def read(name: str) -> Tensor:
+            picture = open_upright(root / name, codec.autoencoder.channels)
+            return to_images(scale_within(picture, config.max_side) if size is None else fit(picture, *size))[0]
+
+        with progress_bar(len(todo), "images", shown=state.is_main_process) as progress:
+            for part in read_parts(todo, root, read, config.batch_size, bad_images):
+                images, numbers = [one.image for one in part.images], [one.number for one in part.images]
+                entries, said = codec.entries(images, numbers, asked, [label] * len(images), config.lanes)
+                fallbacks.update(said)
+                for one, entry in zip(part.images, entries, strict=True):
+                    name = names[one.number]
+                    if config.archive:
+                        archived[one.number] = entry._replace(name=name)
+                        continue
                     data = codec.archive([entry], config.lanes)
-                    write_bytes(out / targets[names[number]], data)
+                    write_bytes(out / targets[name], data)
+                    sources.add(targets[name], [root / name], one.times)
                     made.update(bytes=len(data), pixels=entry.shape.height * entry.shape.width, images=1)
-            progress.update(read)
-    if config.archive:
-        everything = {number: entry for part in gather_object([archived]) for number, entry in part.items()}
-        if state.is_main_process and everything:
-            data = codec.archive([everything[i] for i in sorted(everything)], config.lanes)
-            write_bytes(out / ARCHIVE_NAME, data)
-            pixels = sum(entry.shape.height * entry.shape.width for entry in everything.values())
-            made.update(bytes=len(data), pixels=pixels, images=len(everything))
-    else:
-        made = sum(gather_object([made]), Counter())
-    notes = sum(gather_object([notes]), Counter())
-    unread = sum(gather_object([len(bad_images.seen)]))
+                progress.update(part.files)
+        if config.archive:
+            parts = gather_object([archived])
+            archived = {number: entry for part in parts for number, entry in part.items()}
+            if state.is_main_process and archived:
+                data = codec.archive([archived[i] for i in sorted(archived)], config.lanes)
+                write_bytes(out / ARCHIVE_NAME, data)
+                sources.add(ARCHIVE_NAME, files[ARCHIVE_NAME], before)
+                pixels = sum(entry.shape.height * entry.shape.width for entry in archived.values())
+                made.update(bytes=len(data), pixels=pixels, images=len(archived))
+        else:
+            made = sum(gather_object([made]), Counter())
+        fallbacks = sum(gather_object([fallbacks]), Counter())
+        unread = sum(gather_object([len(bad_images.seen)]))
+        if state.is_main_process:
+            sources.finish()
     where = out / ARCHIVE_NAME if config.archive else out
     bits = f", {8 * made['bytes'] / made['pixels']:.4f} bits per pixel" if made["pixels"] else ""
     kept = len(names) - made["images"] - unread
-    return "; ".join(
-        [
-            f"{counted(made['images'], 'image')} compressed to {counted(made['bytes'], 'byte')} in {where}{bits}",
-            *([f"{kept} were there already"] if kept else []),
-            *([f"{unread} could not be read, see {out / BAD_FILES_NAME}"] if unread else []),
-            *(note for note, _ in notes.most_common(3)),
-            *([f"and {len(notes) - 3} such notes more"] if len(notes) > 3 else []),
-        ]
+    hint = f"; --crop cuts all images to {spec.image_height}x{spec.image_width}" if OF_OTHER_SIZE in fallbacks else ""
+    return (
+        "; ".join(
+            [
+                f"{counted(made['images'], 'image')} compressed to {counted(made['bytes'], 'byte')} in {where}{bits}",
+                *([f"{kept} were there already"] if kept else []),
+                *([f"{unread} could not be read, see {out / BAD_FILES_NAME}"] if unread else []),
+                *(codec.sentences(fallbacks)),
+            ]
+        )
+        + hint
     )
 
 
@@ -147,27 +203,43 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+class ReadImage(NamedTuple):
+    number: int
+    image: Tensor  # c H W
+    times: str  # of its file before it was read
+
+
+class Part(NamedTuple):
+    """Images that are coded together."""
+
+    images: list[ReadImage]
+    files: int  # that were read for them, those that could not be among them
+
+
 def read_parts(
-    todo: Sequence[tuple[int, str]], root: Path, channels: int, batch_size: int, bad_images: BadImages
-) -> Iterator[tuple[list[int], list[Tensor], int]]:
-    """Numbers and images, c H W each, that are coded together: up to `batch_size` and, but for a single one, up to
-    PIXELS; and how many files were read for them."""
-    numbers: list[int] = []
-    images: list[Tensor] = []
-    read = pixels = 0
+    todo: Sequence[tuple[int, str]],
+    root: Path,
+    read: Callable[[str], Tensor],
+    batch_size: int,
+    bad_images: BadImages,
+) -> Iterator[Part]:
+    """Numbered images, as `read` gives them by their names, in parts of up to `batch_size` and, but for a single one,
+    up to PIXELS."""
+    images: list[ReadImage] = []
+    files = pixels = 0
     for number, name in todo:
+        times = times_of([root / name])
         try:
-            image = to_images(open_upright(root / name, channels))[0]
+            image = read(name)
         except BadImageError as error:
             bad_images.add(str(root / name), str(error))
-            read += 1
+            files += 1
             continue
         own = image.shape[1] * image.shape[2]
         if images and (len(images) == batch_size or pixels + own > PIXELS):
-            yield numbers, images, read
-            numbers, images, read, pixels = [], [], 0, 0
-        numbers.append(number)
-        images.append(image)
-        read, pixels = read + 1, pixels + own
-    if read:
-        yield numbers, images, read
+            yield Part(images, files)
+            images, files, pixels = [], 0, 0
+        images.append(ReadImage(number, image, times))
+        files, pixels = files + 1, pixels + own
+    if files:
+        yield Part(images, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import remove_leftovers_below, write_json
 from common.progress import progress_bar
+from common.sources import Sources, times_of
 from common.wording import counted
 from pipelines.codec.archive import SUFFIX, Archive, Entry, read_archive, read_file
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
@@ -21,7 +22,7 @@ from pipelines.codec.models import Models
 from pipelines.devices import open_device
 from pipelines.image_folders import target_names
 from pipelines.pictures import is_complete_png, save_png, to_pil
-from pipelines.settings import SETTINGS_NAME, check_settings
+from pipelines.settings import results_folder
 
 LONGEST_NAME = 240  # bytes of a file or folder in an archive
 
@@ -45,53 +46,66 @@ class DecompressConfig:
 
 
 def decompress_files(config: DecompressConfig) -> str:
-    """Writes a PNG file for each image; returns one line. What an earlier run wrote is kept, unless its .zlg file is
-    newer. Raises UserError for damaged files, when the others are written, for the first file of another model, and for
-    an `out` that holds images of other files."""
+    """Writes a PNG file for each image; returns one line. What an earlier run made of the .zlg files as they are now is
+    kept. Raises UserError for damaged files, when the others are written, for the first file of another model, and for
+    an `out` that holds images of other files, or anything else."""
     state, device = open_device(config.device)
     source, out = Path(config.files), Path(config.out)
     root, files = (source, zlg_files(source)) if source.is_dir() else (source.parent, [source.name])
     models = Models(config.model, config.models, device)
-    settings = {"files": str(source.resolve())}
-    check_settings(out, settings)
-    state.wait_for_everyone()  # all have looked before one writes
-    if state.is_main_process:
-        remove_leftovers_below(out)
-    state.wait_for_everyone()
-    mine = files[state.process_index :: state.num_processes]
-    folders = {folder for name in files for folder in Path(name).parents}
-    written = kept = 0
-    failures: list[str] = []
-    with progress_bar(len(mine), "files", shown=state.is_main_process) as progress:
-        for start in range(0, len(mine), BATCH):
-            part = mine[start : start + BATCH]
-            todo: list[Wanted] = []
-            for name in part:
-                try:
-                    archive = read_archive(read_file(root / name), str(root / name))
-                except UserError as error:
-                    failures.append(str(error))
-                    continue
-                wanted = wanted_of(name, archive, root, out, models, folders)
-                missing = [one for one in wanted if not is_newer_png(one.target, root / name)]
-                kept += len(wanted) - len(missing)
-                todo += missing
-            for batch in decoded_together(todo, config.max_pixels):
-                for image, one in decoded(batch, config.max_pixels, failures):
-                    if not written:
-                        write_json(out / SETTINGS_NAME, settings)
-                    save_png(to_pil(image), one.target)
-                    written += 1
-            progress.update(len(part))
-    written, kept = (sum(gather_object([number])) for number in (written, kept))
-    failures = gather_object(failures)
+    sources = Sources(out)
+    moved = {"files": lambda: sources.are_at(files_of_images(root, files))}
+    with results_folder(out, "decompress", {"files": str(source.resolve())}, state, may_change=moved):
+        mine = files[state.process_index :: state.num_processes]
+        folders = {folder for name in files for folder in Path(name).parents}
+        written = kept = 0
+        failures: list[str] = []
+        with progress_bar(len(mine), "files", shown=state.is_main_process) as progress:
+            for start in range(0, len(mine), BATCH):
+                part = mine[start : start + BATCH]
+                todo: list[Wanted] = []
+                for name in part:
+                    times = times_of([root / name])
+                    try:
+                        archive = read_archive(read_file(root / name), str(root / name))
+                    except UserError as error:
+                        failures.append(str(error))
+                        continue
+                    wanted = wanted_of(name, archive, root, models, folders, times)
+                    missing = [
+                        one
+                        for one in wanted
+                        if not (is_complete_png(out / one.target) and sources.is_current(one.target, [root / name]))
+                    ]
+                    kept += len(wanted) - len(missing)
+                    todo += missing
+                for batch in decoded_together(todo, config.max_pixels):
+                    for image, one in decoded(batch, config.max_pixels, failures):
+                        save_png(to_pil(image), out / one.target)
+                        sources.add(one.target, [Path(one.title)], one.times)
+                        written += 1
+                progress.update(len(part))
+        written, kept = (sum(gather_object([number])) for number in (written, kept))
+        failures = gather_object(failures)
+        if state.is_main_process:
+            sources.finish()
     if failures:
         more = f" ({len(failures) - 1} more such failures)" if len(failures) > 1 else ""
         raise UserError(f"{failures[0]}{more}; {written} other images are in {out}" if written else failures[0] + more)
     return f"{counted(written, 'image')} in {out}" + (f"; {kept} were there already" if kept else "")
 
 
-def wanted_of(name: str, archive: Archive, root: Path, out: Path, models: Models, folders: set[Path]) -> list[Wanted]:
+def files_of_images(root: Path, files: Sequence[str]) -> dict[str, list[Path]]:
+    """The file of each image, by the image's PNG file; damaged ones left out."""
+    images: dict[str, list[Path]] = {}
+    for name in files:
+        with suppress(UserError):
+            archive = read_archive(read_file(root / name))
+            images |= {target: [root / name] for target in png_names(name, archive, name)}
+    return images
+
+
+def wanted_of(name: str, archive: Archive, root: Path, models: Models, folders: set[Path], times: str) -> list[Wanted]:
     """The images of a file; folders: in which there are others. Raises UserError."""
     title = str(root / name)
     codec = models.for_archive(archive, title)
@@ -103,7 +117,7 @@ def wanted_of(name: str, archive: Archive, root: Path, out: Path, models: Models
             "one after the other, each to its own --out"
         )
     entries = zip(archive.entries, targets, strict=True)
-    return [Wanted(codec, archive, entry, out / target, title) for entry, target in entries]
+    return [Wanted(codec, archive, entry, target, title, times) for entry, target in entries]
 
 
 def decoded(batch: Sequence[Wanted], max_pixels: int, failures: list[str]) -> list[tuple[Tensor, Wanted]]:
@@ -119,19 +133,15 @@ def decoded(batch: Sequence[Wanted], max_pixels: int, failures: list[str]) -> li
     return [pair for one in batch for pair in decoded([one], max_pixels, failures)]
 
 
-def is_newer_png(path: Path, file: Path) -> bool:
-    """Whether a whole PNG file is there that was written after `file`."""
-    return is_complete_png(path) and path.stat().st_mtime_ns >= file.stat().st_mtime_ns
-
-
 class Wanted(NamedTuple):
     """An image to be decoded."""
 
     codec: Codec
     archive: Archive
     entry: Entry
-    target: Path
+    target: str  # the PNG file, relative to the folder of all
     title: str  # of its file
+    times: str  # of its file before it was read
 
 
 def decoded_together(wanted: Sequence[Wanted], max_pixels: int) -> Iterator[list[Wanted]]:

@@ -16,17 +16,18 @@ from PIL import Image
 from codes.shards import CodeDataset, Split
 from codes.spec import Codes
 from common.errors import UserError
-from common.files import atomic_file, remove_leftovers, write_json
-from common.progress import with_progress
+from common.files import atomic_file, sha256_of_file
+from common.progress import progress_bar
 from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
 from pipelines.sampling_options import DrawingOptions
-from pipelines.settings import SETTINGS_NAME, check_settings, recorded_settings
+from pipelines.settings import recorded_settings, results_folder
 from pipelines.stages import check_given
 from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.sampling_config import SamplingConfig
 from training.task import Batch
 
 SAMPLES_NAME = "samples.jsonl"
@@ -34,6 +35,9 @@ SHEET_NAME = "sheet.png"
 SHEET_COLUMNS = 10
 SHEET_IMAGES = 100  # on a sheet without class rows
 BATCH_SIZE = 64  # when nothing else is said
+
+# What a record from before there were these settings was made with; those of sampling have their own.
+DEFAULTS = {"given": None, "size": None, "prompt": None, "candidates": 1, "judge": None, "judge_weights": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class GenerateConfig(DrawingOptions):
     given_split: Literal["train", "validation"] = "validation"  # which images of that folder
     size: tuple[int, int] | None = None  # (H, W) in pixels, larger than the training size; left out: that
     seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
-    batch_size: int | None = None  # images at a time (64): the same batch size gives the same files byte for byte
+    batch_size: int | None = None  # images at a time (up to 64): the same one gives the same files byte for byte
     candidates: int = 1  # draw so many for each image and keep the one that `judge` finds most probable
     judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
@@ -82,7 +86,9 @@ def generate_files(config: GenerateConfig) -> str:
 
     Sample i is the file `{i:06d}.png`. Samples are made in full batches, batch j from j * batch_size on, and
     what lies beyond `num` is dropped: so a file depends on the model, the settings and i alone, not on `num`,
-    on interruptions or on the process that made it. Raises UserError for a folder begun with other settings.
+    on interruptions or on the process that made it. Where no batch size is asked for, fewer images than 64 are one
+    smaller batch, which is made anew when more are asked for. Raises UserError for a folder begun with other settings
+    or by another command.
     """
     state, device = open_device(config.device)
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
@@ -93,7 +99,7 @@ def generate_files(config: GenerateConfig) -> str:
     if config.size is not None:
         check_larger(pipeline, config.size)
     out, num = Path(config.out), config.num
-    batch_size = config.batch_size or recorded_settings(out).get("batch_size") or min(BATCH_SIZE, num)
+    asked_size = config.batch_size or recorded_batch_size(out)
     sampling = config.sampling(pipeline.sampling)
     sampling.check_fits(pipeline.prior)
     label = class_number(pipeline.class_names, config.label)
@@ -110,45 +116,62 @@ def generate_files(config: GenerateConfig) -> str:
     judge = None
     if config.judge is not None:
         judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
-    model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": batch_size}
-    chosen = {"candidates": config.candidates, "judge": config.judge}
-    size = None if config.size is None else list(config.size)  # as it reads in a file
+    model = {"model": pipeline.fingerprint(), "seed": config.seed, "batch_size": asked_size}
+    weights = None if config.judge_weights is None else sha256_of_file(Path(config.judge_weights))
+    chosen = {"candidates": config.candidates, "judge": config.judge, "judge_weights": weights}
     asked_for = {
         "label": "as given" if as_given else label,
         "prompt": config.prompt,
         "given": None if others is None else others.fingerprint,
     }
-    settings = {**model, **asked_for, "size": size, **asdict(sampling), **chosen}
-    check_settings(out, settings)
-
-    batches = [range(start, start + batch_size) for start in range(0, num, batch_size)]
-    missing = [batch for batch in batches if not all(is_complete_png(out / name) for name in names(batch, num))]
-    if state.is_main_process:
-        remove_leftovers(out)
-        write_json(out / SETTINGS_NAME, settings)
-    state.wait_for_everyone()  # all have looked before one writes
-    mine = missing[state.process_index :: state.num_processes]
-    for batch in with_progress(mine, "images", shown=state.is_main_process, size=len):
-        asked = labels_of(batch)
-        if judge is None:
-            texts = pipeline.prompts_of(batch, config.prompt)
-            given = None if others is None else others.of(batch)
-            codes = pipeline.sample(batch, asked, config.seed, sampling, prompts=texts, given=given, size=config.size)
-        else:
-            codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
-        write_images(pipeline, codes, [out / name for name in names(batch, num)])
-    state.wait_for_everyone()
-    if state.is_main_process:
-        there = max(num, recorded_samples(out))  # an earlier run may have made more
-        labels = labels_of(range(there))
-        write_samples(out, settings, labels, there, pipeline.class_names)
-        turns = None if label is not None or as_given else labels
-        save_png(sheet(out, there, turns, pipeline.class_names), out / SHEET_NAME)
+    settings = {**model, **asked_for, "size": config.size, **asdict(sampling), **chosen}
+    # Builds before always recorded a size; of one that nobody asked for the record is no promise.
+    may_change = {"batch_size": lambda: asked_size is None}
+    defaults = {**asdict(SamplingConfig()), **DEFAULTS}
+    with results_folder(out, "generate", settings, state, defaults=defaults, may_change=may_change):
+        batch_size = asked_size or min(BATCH_SIZE, num)
+        batches = [range(start, start + batch_size) for start in range(0, num, batch_size)]
+        missing = [batch for batch in batches if not all(is_complete_png(out / name) for name in names(batch, num))]
+        state.wait_for_everyone()  # all have looked before one writes
+        mine = missing[state.process_index :: state.num_processes]
+        total = sum(len(names(batch, num)) for batch in mine)
+        with progress_bar(total, "images", shown=state.is_main_process) as progress:
+            for batch in mine:
+                asked = labels_of(batch)
+                if judge is None:
+                    texts = pipeline.prompts_of(batch, config.prompt)
+                    given = None if others is None else others.of(batch)
+                    codes = pipeline.sample(
+                        batch, asked, config.seed, sampling, prompts=texts, given=given, size=config.size
+                    )
+                else:
+                    codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
+                files = names(batch, num)
+                write_images(pipeline, codes, [out / name for name in files])
+                progress.update(len(files))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            there = max(num, recorded_samples(out))  # an earlier run may have made more
+            labels = labels_of(range(there))
+            made_with = {**settings, "batch_size": asked_size or min(BATCH_SIZE, there)}
+            write_samples(out, made_with, labels, there, pipeline.class_names)
+            turns = None if label is not None or as_given else labels
+            save_png(sheet(out, there, turns, pipeline.class_names), out / SHEET_NAME)
     made = sum(len(names(batch, num)) for batch in missing)
     return (
         f"{counted(num, 'image')} in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
         f"settings in {out / SAMPLES_NAME}"
     )
+
+
+def recorded_batch_size(out: Path) -> int | None:
+    """The batch size that a folder was begun with; None if nobody asked for one. Builds that recorded no command always
+    recorded a size: where it is the number of images, it was taken from that."""
+    recorded = recorded_settings(out)
+    size = recorded.get("batch_size")
+    if recorded and "command" not in recorded and size == min(BATCH_SIZE, recorded_samples(out)):
+        return None
+    return size
 
 
 def check_larger(pipeline: TwoStagePipeline, size: tuple[int, int]) -> None:

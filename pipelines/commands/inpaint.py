@@ -46,6 +46,7 @@ def inpaint_files(config: InpaintConfig) -> str:
         return made if view.whole is None else (view.enlarged(image, pipeline.autoencoder.stride) for image in made)
 
     return write_variants(
+        "inpaint",
         config.images,
         config.out,
         config.variants,

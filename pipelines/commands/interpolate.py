@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.processes import process_state
 from images.files import BadImageError
 from pipelines.editing import check_share, open_drawing, read_view
 from pipelines.image_folders import SHEET_NAME
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.sampling_options import DrawingOptions
-from pipelines.settings import check_apart
+from pipelines.settings import check_apart, results_folder
+from stage2_prior.sampling_config import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,10 @@ def interpolate_files(config: InterpolateConfig) -> str:
         raise UserError(f"{config.first} or {config.second} cannot be read: {error}; name other images") from error
     walk = drawing.pipeline.interpolate(first, second, config.num, redrawn=config.redrawn, **drawing.settings)
     pictures = [to_pil(image) for image in walk.images]
-    for step, picture in enumerate(pictures):
-        save_png(picture, out / f"step_{step:02d}.png")
-    save_png(contact_sheet([pictures]), out / SHEET_NAME)
+    files = {"first": str(Path(config.first).resolve()), "second": str(Path(config.second).resolve())}
+    settings = {**drawing.record, **files, "num": config.num, "redrawn": config.redrawn}
+    with results_folder(out, "interpolate", settings, process_state(), defaults=asdict(SamplingConfig())):
+        for step, picture in enumerate(pictures):
+            save_png(picture, out / f"step_{step:02d}.png")
+        save_png(contact_sheet([pictures]), out / SHEET_NAME)
     return f"{len(pictures)} images from {config.first} to {config.second} in {out}, in a row on {out / SHEET_NAME}"

@@ -10,6 +10,7 @@ import torch
 
 from codes.shards import CodeDataset
 from common.model_io import load_pretrained
+from common.owned_folder import check_owner
 from common.processes import process_state
 from images.datasets import DataConfig, image_datasets, to_float
 from pipelines.options import read_recipe
@@ -44,6 +45,7 @@ def quickstart(config: QuickstartConfig) -> str:
     """
     began = time.perf_counter()
     run, state = Path(config.run), process_state()
+    check_owner(run, "quickstart", "--run")
 
     def say(text: str) -> None:
         if state.is_main_process:

@@ -11,17 +11,25 @@ import numpy as np
 from accelerate.utils import gather_object
 from PIL import Image
 
-from common.errors import UserError
-from common.files import remove_leftovers, write_json
+from common.files import write_json
 from common.progress import with_progress
+from common.sources import Sources, times_of
 from common.wording import counted
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
 from pipelines.figures import decibels
-from pipelines.image_folders import BAD_FILES_NAME, SHEET_NAME, image_names, scale_within, target_names, to_images
+from pipelines.image_folders import (
+    BAD_FILES_NAME,
+    SHEET_NAME,
+    check_max_side,
+    image_names,
+    scale_within,
+    target_names,
+    to_images,
+)
 from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
-from pipelines.settings import SETTINGS_NAME, check_apart, check_settings
+from pipelines.settings import check_apart, results_folder
 from pipelines.stages import load_autoencoder
 
 PSNR_NAME = "psnr.json"
@@ -43,16 +51,16 @@ class ReconstructConfig:
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:
-        if self.max_side is not None and self.max_side < 1:
-            raise UserError(f"max_side={self.max_side}, expected at least 1 pixel")
+        check_max_side(self.max_side)
 
 
 def reconstruct_files(config: ReconstructConfig) -> str:
     """Writes one PNG file an image, under the image's own name; returns one line: what was made and where.
 
-    PSNR, in decibels, is that of the 8-bit images, scaled down if so asked for. What an earlier run wrote is kept.
-    Raises UserError for a folder without images, for one begun with other settings, and when more images
-    than `config.max_bad_share` cannot be read.
+    PSNR, in decibels, is that of the 8-bit images, scaled down if so asked for. What an earlier run made of the
+    images as they are now is kept. Raises UserError for a folder without images, for one begun with other settings or
+    by another command, and when more images than `config.max_bad_share`
+    cannot be read.
     """
     state, device = open_device(config.device)
     autoencoder = load_autoencoder(config.model).to(device)
@@ -66,33 +74,36 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         "max_side": config.max_side,
         "alone": config.alone,
     }
-    check_settings(out, settings)
-    if state.is_main_process:
-        for folder in {(out / target).parent for target in targets.values()}:
-            remove_leftovers(folder)
-        write_json(out / SETTINGS_NAME, settings)
-    state.wait_for_everyone()  # all have looked, and the leftovers are gone, before one writes
-    bad_images = BadImages(len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share")
-    psnr: dict[str, float | None] = {}
-    mine = list(targets.items())[state.process_index :: state.num_processes]
-    for name, target in with_progress(mine, "images", shown=state.is_main_process):
-        try:
-            original = scale_within(open_upright(root / name, autoencoder.channels), config.max_side)
-        except BadImageError as error:
-            bad_images.add(str(root / name), str(error))
-            continue
-        if not is_complete_png(out / target):
-            reconstruction = to_pil(reconstruct(autoencoder, to_images(original))[0])
-            save_png(reconstruction if config.alone else side_by_side(original, reconstruction), out / target)
-        with Image.open(out / target) as written:
-            reconstruction = written if config.alone else written.crop((original.width, 0, *written.size))
-            psnr[target] = decibels(np.asarray(original), np.asarray(reconstruction))
-    psnr = dict(sorted(item for part in gather_object([psnr]) for item in part.items()))
-    mean = mean_of([value for value in psnr.values() if value is not None])
-    if state.is_main_process:
-        write_json(out / PSNR_NAME, {**settings, "mean_psnr": mean, "psnr": psnr})
-        first = [scale_within(Image.open(out / name), SHEET_SIDE) for name in list(psnr)[:SHEET_IMAGES]]
-        save_png(contact_sheet(in_columns(first, SHEET_COLUMNS)), out / SHEET_NAME)
+    sources = Sources(out)
+    files = {target: [root / name] for name, target in targets.items()}
+    moved = {"images": lambda: sources.are_at(files)}
+    with results_folder(out, "reconstruct", settings, state, may_change=moved):
+        bad_images = BadImages(
+            len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
+        )
+        psnr: dict[str, float | None] = {}
+        mine = list(targets.items())[state.process_index :: state.num_processes]
+        for name, target in with_progress(mine, "images", shown=state.is_main_process):
+            times = times_of(files[target])
+            try:
+                original = scale_within(open_upright(root / name, autoencoder.channels), config.max_side)
+            except BadImageError as error:
+                bad_images.add(str(root / name), str(error))
+                continue
+            if not (is_complete_png(out / target) and sources.is_current(target, files[target])):
+                reconstruction = to_pil(reconstruct(autoencoder, to_images(original))[0])
+                save_png(reconstruction if config.alone else side_by_side(original, reconstruction), out / target)
+                sources.add(target, files[target], times)
+            with Image.open(out / target) as written:
+                reconstruction = written if config.alone else written.crop((original.width, 0, *written.size))
+                psnr[target] = decibels(np.asarray(original), np.asarray(reconstruction))
+        psnr = dict(sorted(item for part in gather_object([psnr]) for item in part.items()))
+        mean = mean_of([value for value in psnr.values() if value is not None])
+        if state.is_main_process:
+            sources.finish()
+            write_json(out / PSNR_NAME, {**settings, "mean_psnr": mean, "psnr": psnr})
+            first = [scale_within(Image.open(out / name), SHEET_SIDE) for name in list(psnr)[:SHEET_IMAGES]]
+            save_png(contact_sheet(in_columns(first, SHEET_COLUMNS)), out / SHEET_NAME)
     unread = len(targets) - len(psnr)
     return (
         f"{counted(len(psnr), 'image')} in {out}, mean PSNR {mean:.2f} dB; the first are on {out / SHEET_NAME}, "

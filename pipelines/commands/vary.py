@@ -37,4 +37,4 @@ def vary_files(config: VaryConfig) -> str:
 
     record = {**drawing.record, "share": config.share}
     read = partial(read_view, spec=drawing.spec)
-    return write_variants(config.images, config.out, config.variants, record, read, draw)
+    return write_variants("vary", config.images, config.out, config.variants, record, read, draw)

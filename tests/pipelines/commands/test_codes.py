@@ -149,8 +149,8 @@ def test_webdataset_holds_one_sample_an_image_in_files_of_the_wanted_size(folder
 
 def test_webdataset_reads_the_files(folder, tmp_path):
     webdataset = pytest.importorskip("webdataset")
-    export(CodesExportConfig(codes=str(folder), out=str(tmp_path), format="webdataset"))
-    samples = list(webdataset.WebDataset(str(tmp_path / "train-000000.tar"), shardshuffle=False).decode())
+    export(CodesExportConfig(codes=str(folder), out=str(tmp_path / "out"), format="webdataset"))
+    samples = list(webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False).decode())
     expected = CodeDataset(folder).fetch(range(7), range(7))
     assert len(samples) == 7
     for image, sample in enumerate(samples):
@@ -170,7 +170,7 @@ def test_the_same_codes_give_the_same_bytes(folder, tmp_path, kind):
 def test_an_export_in_other_files_does_not_mix_with_one_that_is_there(folder, tmp_path):
     config = CodesExportConfig(codes=str(folder), out=str(tmp_path / "out"), format="webdataset", images_per_file=3)
     assert export(config) == export(config)
-    with pytest.raises(UserError, match="holds an export of other codes or in other files"):
+    with pytest.raises(UserError, match="was begun with other settings: images_per_file was 3 and is now 5"):
         export(replace(config, images_per_file=5))
 
 

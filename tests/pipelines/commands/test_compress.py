@@ -78,7 +78,7 @@ def test_there_and_back(model, images, tmp_path, mode, archive):
     pixels = 11 * 256 + 18 * 21
     where = out / "images.zlg" if archive else out
     assert line.startswith(f"12 images compressed to {size} bytes in {where}, {8 * size / pixels:.4f} bits per pixel")
-    other = "images of 18x21 are in mode table: the prior knows only codes of 16x16 images"
+    other = "; 1 image is in mode table: the prior knows only codes of 16x16 images; --crop cuts all images to 16x16"
     assert (other in line) == (mode in ("prior", None))
     line = decompress_files(DecompressConfig(model=str(model), files=str(out), out=str(tmp_path / "png")))
     assert line == f"12 images in {tmp_path / 'png'}"
@@ -123,6 +123,101 @@ def test_images_of_files_that_were_made_anew_are_made_anew(model, images, tmp_pa
     os.utime(out / "00.zlg", ns=(later, later))
     assert decompress_files(back) == f"1 image in {png}"
     assert (png / "00.png").read_bytes() != before
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_an_image_that_changed_is_compressed_anew(model, images, tmp_path, archive):
+    """Although what replaced it is older than the .zlg file and has as many bytes."""
+    folder, out = tmp_path / "images", tmp_path / "zlg"
+    folder.mkdir()
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 16, 16), dtype=np.uint8)
+    for number in range(2):
+        Image.fromarray(pixels[number]).save(folder / f"{number}.bmp")
+    config = CompressConfig(model=str(model), images=str(folder), out=str(out), archive=archive)
+    compress_files(config)
+    before = {path.name: path.read_bytes() for path in out.glob("*.zlg")}
+    times = os.stat(folder / "0.bmp")
+    Image.fromarray(pixels[1]).save(folder / "0.bmp")
+    os.utime(folder / "0.bmp", ns=(times.st_atime_ns, times.st_mtime_ns - 10**12))
+    assert compress_files(config).startswith("2 images compressed" if archive else "1 image compressed")
+    if archive:
+        first, second = read_archive((out / "images.zlg").read_bytes()).entries
+        assert first.crc == second.crc
+    else:
+        assert (out / "1.zlg").read_bytes() == before["1.zlg"]
+        assert (out / "0.zlg").read_bytes() != before["0.zlg"]
+        assert read_archive((out / "0.zlg").read_bytes()).entries[0].crc == read_archive(before["1.zlg"]).entries[0].crc
+    assert "compressed to" not in compress_files(config) or compress_files(config).startswith("0 images")
+
+
+def test_folders_that_moved_are_continued_and_others_refused(model, images, tmp_path):
+    shutil.copytree(images, tmp_path / "a")
+    config = CompressConfig(model=str(model), images=str(tmp_path / "a"), out=str(tmp_path / "zlg"))
+    compress_files(config)
+    back = DecompressConfig(model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"))
+    decompress_files(back)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    shutil.copytree(tmp_path / "zlg", tmp_path / "zlg2", copy_function=shutil.copyfile)
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "zlg")
+    (tmp_path / "zlg2" / "03.zlg").unlink()
+    moved = replace(config, images=str(tmp_path / "b"), out=str(tmp_path / "zlg2"))
+    assert "; 11 were there already" in compress_files(moved)
+    line = decompress_files(replace(back, files=str(tmp_path / "zlg2")))
+    assert line == f"0 images in {tmp_path / 'png'}; 12 were there already"
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    shutil.copy(tmp_path / "c" / "01.png", tmp_path / "c" / "00.png")
+    with pytest.raises(UserError, match=r"images was '.*b' and is now '.*c'"):
+        compress_files(replace(moved, images=str(tmp_path / "c")))
+
+
+def test_a_folder_begun_before_the_model_had_tables_is_continued_as_it_was_begun(images, tmp_path):
+    model = make_autoencoder().save_pretrained(tmp_path / "model")
+    config = CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path / "zlg"))
+    compress_files(config)
+    writer = CodeShardWriter(tmp_path / "codes", make_autoencoder().code_spec(), ["train"])
+    writer.write(0, (torch.arange(16).view(1, 4, 4),), torch.tensor([-1]), ["a"])
+    writer.finish()
+    add_tables(TablesConfig(model=str(model), codes=str(tmp_path / "codes")))
+    compress_files(replace(config, images=str(images / "00.png")))
+    (tmp_path / "zlg" / "00.zlg").write_bytes(b"")
+    assert compress_files(config).startswith("1 image compressed")
+    assert read_archive((tmp_path / "zlg" / "00.zlg").read_bytes()).entries[0].mode.name == "packed"
+    with pytest.raises(UserError, match="mode was 'packed' and is now 'table'"):
+        compress_files(replace(config, mode="table"))
+
+
+def test_photos_of_many_sizes_use_the_prior_when_they_are_cropped_to_its_size(model, tmp_path):
+    (tmp_path / "photos").mkdir()
+    generator = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(40, 60), (61, 33), (16, 16), (9, 30), (200, 17)]):
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    config = CompressConfig(model=str(model), images=str(tmp_path / "photos"), out=str(tmp_path / "as_they_are"))
+    line = compress_files(config)
+    hint = "--crop cuts all images to 16x16"
+    assert line.endswith(f"; 4 images are in mode table: the prior knows only codes of 16x16 images; {hint}")
+    cropped = replace(config, out=str(tmp_path / "cropped"), crop=True)
+    assert "prior" not in compress_files(cropped)
+    files = sorted((tmp_path / "cropped").glob("*.zlg"))
+    assert [read_archive(path.read_bytes()).entries[0].mode.name for path in files] == ["prior"] * 5
+    decompress_files(DecompressConfig(model=str(model), files=str(tmp_path / "cropped"), out=str(tmp_path / "png")))
+    with Image.open(tmp_path / "photos" / "0.png") as photo, Image.open(tmp_path / "png" / "0.png") as written:
+        middle = photo.convert("L").resize((24, 16), Image.Resampling.BICUBIC).crop((4, 0, 20, 16))
+        codec = Codec.from_pretrained(model)
+        expected = codec.decompress(codec.compress(to_images(middle)).data)[0]
+        assert np.array_equal(np.asarray(written), np.asarray(to_pil(expected)))
+    with pytest.raises(UserError, match="crop was True and is now False"):
+        compress_files(replace(cropped, crop=False))
+
+
+def test_large_images_are_scaled_down_if_asked_for(model, tmp_path):
+    Image.new("L", (64, 64)).save(tmp_path / "square.png")
+    config = CompressConfig(model=str(model), images=str(tmp_path / "square.png"), out=str(tmp_path / "o"), max_side=16)
+    assert "prior" not in compress_files(config)
+    entry = read_archive((tmp_path / "o" / "square.zlg").read_bytes()).entries[0]
+    assert (entry.mode.name, entry.shape.height, entry.shape.width) == ("prior", 16, 16)
+    assert json.loads((tmp_path / "o" / "settings.json").read_text())["max_side"] == 16
 
 
 def test_images_are_not_decompressed_among_others(model, images, tmp_path):
@@ -387,6 +482,11 @@ def test_images_that_share_a_name_keep_apart():
         (
             lambda: DecompressConfig(files="f", out="o"),
             "expected one of --model MODEL and --models FOLDER, which holds",
+        ),
+        (lambda: CompressConfig(model="m", images="i", out="o", max_side=0), "max_side=0, expected at least 1 pixel"),
+        (
+            lambda: CompressConfig(model="m", images="i", out="o", max_side=9, crop=True),
+            "got crop with max_side=9, expected either: crop gives all images the model's own size",
         ),
         (lambda: DecompressConfig(files="f", out="o", model="m", max_pixels=0), "max_pixels=0, expected at least 1"),
         (lambda: InfoConfig(file="f", model="m", models="n"), "expected one of --model MODEL and --models FOLDER"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import pipelines.commands.generate
 from codes.spec import Codes
@@ -44,7 +46,7 @@ def test_images_sheet_and_record(model: Path, tmp_path: Path):
         "prompt": None, "size": None,
         "seed": 3, "batch_size": 4, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0,
         "guidance_schedule": "constant", "guidance_start": 0.0, "guidance_end": 1.0,
-        "steps": None, "choice_temperature": None, "candidates": 1, "judge": None,
+        "steps": None, "choice_temperature": None, "candidates": 1, "judge": None, "judge_weights": None,
     }  # fmt: skip
     with Image.open(out / numbered[0]) as image:
         assert (image.mode, image.size) == ("L", (16, 16))
@@ -103,6 +105,62 @@ def test_a_larger_number_adds_to_the_same_files(model: Path, tmp_path: Path):
     generate_files(GenerateConfig(model=str(model), out=str(at_once), num=9, batch_size=4))
     assert contents(grown) == contents(at_once)
     assert "9 images" in line
+
+
+def test_a_batch_size_that_nobody_asked_for_binds_nobody(model: Path, tmp_path: Path, monkeypatch):
+    """Two images and then more are, byte for byte, those that are made at once, and in full batches."""
+    grown, at_once = tmp_path / "grown", tmp_path / "at_once"
+    monkeypatch.setattr(pipelines.commands.generate, "BATCH_SIZE", 8)
+    config = GenerateConfig(model=str(model), out=str(grown), num=2)
+    generate_files(config)
+    assert json.loads((grown / "samples.jsonl").read_text().splitlines()[0])["batch_size"] == 2
+    batches = []
+    sample = TwoStagePipeline.sample
+
+    def noted(self, indices, *arguments, **settings):
+        batches.append(len(indices))
+        return sample(self, indices, *arguments, **settings)
+
+    monkeypatch.setattr(pipelines.commands.generate.TwoStagePipeline, "sample", noted)
+    generate_files(replace(config, num=12))
+    assert batches == [8, 8]
+    generate_files(replace(config, num=12, out=str(at_once)))
+    assert contents(grown) == contents(at_once)
+    assert json.loads((grown / "settings.json").read_text())["batch_size"] is None
+    assert {json.loads(line)["batch_size"] for line in (grown / "samples.jsonl").read_text().splitlines()} == {8}
+    with pytest.raises(UserError, match="batch_size was None and is now 3"):
+        generate_files(replace(config, batch_size=3))
+
+
+def test_a_batch_size_that_was_asked_for_binds_whatever_the_number(model: Path, tmp_path: Path):
+    config = GenerateConfig(model=str(model), out=str(tmp_path), num=2, batch_size=2)
+    generate_files(config)
+    generate_files(replace(config, num=3, batch_size=None))
+    assert {json.loads(line)["batch_size"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()} == {2}
+
+
+@pytest.mark.parametrize(("recorded", "kept"), [(2, None), (4, 4)])
+def test_of_builds_that_always_recorded_a_batch_size_the_number_of_images_does_not_bind(
+    model: Path, tmp_path: Path, recorded, kept
+):
+    config = GenerateConfig(model=str(model), out=str(tmp_path), num=2)
+    generate_files(config)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    settings["batch_size"] = recorded
+    del settings["command"], settings["judge_weights"], settings["min_p"]  # fields that it did not have
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    generate_files(replace(config, num=5))
+    assert json.loads((tmp_path / "settings.json").read_text())["batch_size"] == kept
+    with pytest.raises(UserError, match=r"min_p was 0.0 and is now 0.2"):
+        generate_files(replace(config, min_p=0.2))
+
+
+def test_a_model_that_moved_is_the_same(model: Path, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "a")
+    config = GenerateConfig(model=str(tmp_path / "a"), out=str(tmp_path / "out"), num=2)
+    generate_files(config)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert generate_files(replace(config, model=str(tmp_path / "b"), num=3)).startswith("3 images in")
 
 
 def test_a_cuda_graph_is_refused_before_anything_is_written(model: Path, tmp_path: Path):
@@ -258,6 +316,48 @@ def run_generate(model: Path, out: Path, processes: int) -> str:
 
 @pytest.mark.slow
 def test_two_processes_write_the_files_of_one_byte_for_byte(model: Path, tmp_path: Path):
-    assert "6/6" in run_generate(model, tmp_path / "one", processes=1)
-    assert "3/3" in run_generate(model, tmp_path / "two", processes=2)  # half of the batches each
+    run_generate(model, tmp_path / "one", processes=1)
+    run_generate(model, tmp_path / "two", processes=2)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_the_progress_counts_the_images_that_are_made(model: Path, tmp_path: Path, monkeypatch):
+    bars = []
+
+    def noted(total: int, unit: str, **options):
+        bars.append((tqdm(total=total, disable=False), unit))
+        return bars[-1][0]
+
+    monkeypatch.setattr(pipelines.commands.generate, "progress_bar", noted)
+    generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=7, batch_size=4))
+    assert [(bar.total, bar.n, unit) for bar, unit in bars] == [(7, 7, "images")]
+
+
+@pytest.mark.slow  # three imports of torch
+def test_of_two_on_one_folder_one_is_refused_and_nothing_is_lost(model: Path, tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "generate",
+        "--model",
+        str(model),
+        "--num",
+        "400",
+        "--batch_size",
+        "2",
+    ]
+    both = [
+        subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=250)[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes in ([0, 2], [0, 0])  # one after the other if the machine is so slow
+    assert not any("Traceback" in error for error in errors)
+    if codes == [0, 2]:
+        assert sum("another process is writing to" in error for error in errors) == 1
+    line = generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=400))
+    assert line.startswith("400 images in")
+    assert "0 of them new" in line
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_a_rerun_keeps_what_is_there_and_makes_what_is_missing(model: Path, imag
     reconstruct_files(config)
     assert {path: path.read_bytes() for path in sorted((tmp_path / "out").rglob("*.*"))} == before
     assert len(calls) == 1
+
+
+def test_an_image_that_changed_is_reconstructed_anew(model: Path, images: Path, tmp_path: Path):
+    """Although what replaced it is older than the reconstruction."""
+    config = ReconstructConfig(model=str(model), images=str(images), out=str(tmp_path / "out"))
+    reconstruct_files(config)
+    Image.new("RGB", (16, 16), "white").save(images / "a.png")
+    os.utime(images / "a.png", (1, 1))
+    reconstruct_files(config)
+    with Image.open(tmp_path / "out" / "a.png") as both:
+        assert np.asarray(both)[:, :16].min() == 255
+    results = json.loads((tmp_path / "out" / "psnr.json").read_text())
+    with Image.open(tmp_path / "out" / "a.png") as both:
+        expected = decibels(np.full((16, 16), 255, np.uint8), np.asarray(both)[:, 16:])
+    assert results["psnr"]["a.png"] == expected
 
 
 def test_what_a_kill_left_half_written_is_cleared_away(model: Path, images: Path, tmp_path: Path):
