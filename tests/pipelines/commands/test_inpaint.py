@@ -191,7 +191,7 @@ def test_variants_of_other_settings_are_not_mixed(model: Path, pictures: Path, t
     with pytest.raises(UserError, match=r"temperature was 1.0 and is now 0.5"):
         inpaint_files(replace(config, temperature=0.5))
     vary = VaryConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=2)
-    with pytest.raises(UserError, match=r"was begun with other settings: share was None and is now 0.3"):
+    with pytest.raises(UserError, match=r"out is a folder which `zellige inpaint` began; name another --out"):
         vary_files(vary)
 
 
