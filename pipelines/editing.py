@@ -193,7 +193,8 @@ def write_variants(
     targets = target_names(names)
     rows: list[Sequence[Image.Image]] = []
     unread = 0
-    with results_folder(folder, command, settings, process_state(), defaults=asdict(SamplingConfig())):
+    before = {**asdict(SamplingConfig()), "paste": False, "own_size": False}  # without a word, earlier builds did so
+    with results_folder(folder, command, settings, process_state(), defaults=before):
         for number, name in enumerate(names):
             try:
                 view = read(root / name)
