@@ -28,6 +28,7 @@ STAGE1_OF = {
     "cifar10_pixelcnn_short": ("cifar10_vqvae_short", 10),
     "cifar10_transformer": ("cifar10_vqvae", 10),
     "folder": ("folder", 0),
+    "folder_short": ("folder_short", 0),
     "imagenet_samples_text_short": ("imagenet_samples_vqvae_short", 0),
     "mnist_pixelsnail": ("mnist_vqvae", 10),
     "cifar10_pixelsnail_short": ("cifar10_vqvae_short", 10),
@@ -79,6 +80,7 @@ def code_spec(name: str) -> CodeSpec:
         "cifar10_vqvae_short": "8x8 codes of 512 (32x32x3 images)",
         "imagenet128_vqvae": "32x32 codes of 512 (128x128x3 images)",
         "folder": "16x16 codes of 1024 (128x128x3 images)",
+        "folder_short": "16x16 codes of 256 (64x64x3 images)",
         "imagenet_samples_vqvae_short": "16x16 codes of 512 (64x64x3 images)",
         "cifar10_residual": " + ".join(4 * ["4x4 codes of 512"]) + " (32x32x3 images)",
         "cifar10_multiscale": " + ".join(f"{n}x{n} codes of 512" for n in (1, 2, 3, 4, 6, 8)) + " (32x32x3 images)",
@@ -114,7 +116,7 @@ def test_stage_two_recipes_build_a_prior_for_their_codes(name):
 def test_no_recipe_is_left_out_of_these_tests():
     assert set(recipes("stage1")) == {
         "mnist_quickstart", "mnist_vqvae", "mnist_binary", "cifar10_vqvae", "cifar10_vqvae_short", "imagenet128_vqvae",
-        "folder", "imagenet_samples_vqvae_short", "imagenet256_vqgan", "folder_vqgan", "cifar10_vqgan",
+        "folder", "folder_short", "imagenet_samples_vqvae_short", "imagenet256_vqgan", "folder_vqgan", "cifar10_vqgan",
         "imagenet256_dvae", "cifar10_dvae", "imagenet256_vit_vqgan", "cifar10_vit_vqgan",
         "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
         "mnist_multiscale", "imagenet256_multiscale",

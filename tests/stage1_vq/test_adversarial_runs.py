@@ -88,11 +88,7 @@ def test_weight_0_builds_nothing_and_leaves_the_config_as_it_was(squares):
     config = make_config(squares, AdversarialConfig())
     assert companions(config, (8, 8)) == (None, None)
     assert config.resolved().keys() == {"model", "data", "train"}
-    adversarial = make_config(squares).resolved()["adversarial"]
-    assert adversarial["discriminator"]["kind"] == "patchgan"
-    assert "schedule" not in adversarial  # its default: a run from before there was one continues
-    changed = make_config(squares, replace(ADVERSARIAL, schedule="cosine")).resolved()["adversarial"]
-    assert changed == {**adversarial, "schedule": "cosine"}
+    assert make_config(squares).resolved()["adversarial"]["discriminator"]["kind"] == "patchgan"
 
 
 def test_the_perceptual_distance_is_a_loss_and_a_validation_metric(squares, tmp_path):

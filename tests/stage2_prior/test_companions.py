@@ -56,12 +56,13 @@ def test_a_run_goes_on_with_codes_of_the_same_tokenizer_only(pair, tmp_path):
     (maps / "index.json").write_text(json.dumps({**index, "stage1_fingerprint": "another"}))
     longer = replace(config, train=replace(config.train, steps=6))
     try:
-        with pytest.raises(UserError, match="given_fingerprint was 'map' and is now 'another'"):
+        with pytest.raises(UserError, match=r"given=.* holds something else than when the run began"):
             train_stage2(longer, codes, run)
         # A run of an earlier version did not take it down.
         recorded = yaml.safe_load((run / "config.yaml").read_text())
         assert recorded.pop("given_fingerprint") == "map"
         (run / "config.yaml").write_text(yaml.safe_dump(recorded))
+        (run / "run.json").unlink()
         assert train_stage2(longer, codes, run).steps_done == 6
         assert yaml.safe_load((run / "config.yaml").read_text())["given_fingerprint"] == "another"
     finally:
