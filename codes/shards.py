@@ -168,6 +168,17 @@ class CodeShardWriter:
             digest = sha256_of_file(temporary)
         write_json(self.record(number), asdict(replace(shard, images=len(labels), sha256=digest)))
 
+    def reopen(self) -> None:
+        """Before shards of a folder that was complete are made anew: until `finish` it is an unfinished encoding again,
+        so that nobody reads new codes among old ones. What the index said of the others is kept. For one process."""
+        if not (self.folder / INDEX_NAME).exists():
+            return
+        for number, shard in enumerate(self.indexed):
+            if not self.record(number).exists():
+                write_json(self.record(number), asdict(shard))
+        write_json(self.unfinished / INDEX_NAME, self.plan.to_json())
+        (self.folder / INDEX_NAME).unlink(missing_ok=True)
+
     def record(self, number: int) -> Path:
         return self.unfinished / f"{self.plan.shards[number].file}.json"
 
@@ -205,6 +216,8 @@ class CodeDataset:
     def __init__(self, folder: str | Path, split: Split = "train"):
         """Raises UserError when the folder is not complete or a file does not fit the index."""
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"there is no folder {folder}; name one that `zellige encode` has completed")
         if not (self.folder / INDEX_NAME).exists():
             state = "an unfinished encoding" if (self.folder / UNFINISHED_NAME).exists() else f"no {INDEX_NAME}"
             raise UserError(f"{folder} holds {state}: name a folder that `zellige encode` has completed")

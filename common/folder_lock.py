@@ -106,7 +106,8 @@ def release(path: Path, file: int) -> None:
     if fcntl is None:  # Windows deletes nothing that is open
         os.close(file)
     with suppress(OSError):
-        path.unlink()  # before the lock is given up, or it would be another's
+        if fcntl is None or is_in_place(file, path):  # else somebody deleted it, and another process may have its own
+            path.unlink()  # before the lock is given up, or it would be another's
     if fcntl is not None:
         os.close(file)
 

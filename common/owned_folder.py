@@ -18,14 +18,13 @@ SETTINGS_NAME = "settings.json"  # of commands that write images, .zlg files and
 TRAINING = "train"  # both stages; they tell each other's runs apart by the config
 
 # Settings that only this command has: folders that were begun before the command was recorded tell it by them.
-SETTING_OF = {
-    "candidates": "generate",
-    "keep": "inpaint",
-    "share": "vary",
-    "alone": "reconstruct",
-    "lanes": "compress",
-    "files": "decompress",
-    "images_per_file": "codes export",
+SETTINGS_OF = {
+    "generate": {"model", "seed", "candidates"},
+    "inpaint": {"model", "images", "variants", "keep"},
+    "vary": {"model", "images", "variants", "share"},
+    "reconstruct": {"model", "images", "alone"},
+    "compress": {"model", "images", "lanes"},
+    "codes export": {"codes", "format", "images_per_file"},
 }
 RUN_FILES = ("checkpoints", "metrics.jsonl", "timing.jsonl", "model")  # one of them stands beside a run's config.yaml
 
@@ -38,17 +37,25 @@ def check_owner(folder: Path, command: str, option: str = "--out") -> None:
     """Raises UserError unless `zellige COMMAND` may write to `folder`: it began it, or nothing is there, hidden files,
     logs and notes aside."""
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, expected a folder to write to; name another {option} folder")
     owner = owner_of(folder)
     if owner == command:
         return
     began = f"which `zellige {owner}` began" if owner else "which this command did not write"
-    for file in files_below(folder):
-        harmless = HARMLESS.fullmatch(file.name) or file.name in HARMLESS_NAMES
-        mark = str(file) == SETTINGS_NAME and owner is not None  # of a command that has written nothing yet
-        if mark or (harmless and str(file) != "config.yaml"):
-            continue
+    for file in foreign_files(folder, unless=SETTINGS_NAME if owner else None):  # it may have written nothing yet
         what = f"{folder} is a folder {began}" if owner else f"{folder} holds {file}, {began}"
         raise UserError(f"{what}; name another {option} folder")
+
+
+def foreign_files(folder: Path, unless: str | None = SETTINGS_NAME) -> list[Path]:
+    """Files of a folder, relative to it, that are neither harmless nor called `unless`."""
+    return [
+        file
+        for file in files_below(folder)
+        if str(file) != unless
+        and (str(file) == "config.yaml" or not (HARMLESS.fullmatch(file.name) or file.name in HARMLESS_NAMES))
+    ]
 
 
 def owner_of(folder: Path) -> str | None:
@@ -59,7 +66,9 @@ def owner_of(folder: Path) -> str | None:
             settings = read_json(folder / SETTINGS_NAME)
         if "command" in settings:
             return str(settings["command"])
-        return next((command for name, command in SETTING_OF.items() if name in settings), None)
+        if settings.keys() == {"files"} and isinstance(settings["files"], str):
+            return "decompress"
+        return next((command for command, names in SETTINGS_OF.items() if names <= settings.keys()), None)
     for index in (folder / "index.json", folder / "unfinished" / "index.json"):
         with suppress(UserError):
             if index.is_file() and {"code_spec", "shards"} <= read_json(index).keys():

@@ -38,6 +38,7 @@ from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
 
 SHEET_ROWS = 16
+UNREAD_NAMED = 5  # images in a message
 SHEET_SIDE = 512  # pixels: longer pictures are scaled down for the sheet
 LARGEST_REACH = 64  # pixels of a large photo over which the border of what is drawn fades out
 
@@ -192,14 +193,14 @@ def write_variants(
     root = source if source.is_dir() else source.parent
     targets = target_names(names)
     rows: list[Sequence[Image.Image]] = []
-    unread = 0
+    unread: list[str] = []
     before = {**asdict(SamplingConfig()), "paste": False, "own_size": False}  # without a word, earlier builds did so
     with results_folder(folder, command, settings, process_state(), defaults=before):
         for number, name in enumerate(names):
             try:
                 view = read(root / name)
             except BadImageError:
-                unread += 1
+                unread.append(name)
                 continue
             pictures = [to_pil(variant) for variant in draw(view, number * variants)]
             for variant, picture in enumerate(pictures):
@@ -210,9 +211,13 @@ def write_variants(
         if not rows:
             raise UserError(f"none of the images of {source} can be read; name a folder of images or an image file")
         save_png(contact_sheet(rows), folder / SHEET_NAME)
-    of_each = f"{counted(variants, 'variant')} of {'each of ' * (len(names) - unread > 1)}"
-    made = f"{of_each}{counted(len(names) - unread, 'image')} in {folder}, the first on {folder / SHEET_NAME}"
-    return made + (f"; {counted(unread, 'image')} could not be read" if unread else "")
+    count = len(names) - len(unread)
+    of_each = f"{counted(variants, 'variant')} of {'each of ' * (count > 1)}"
+    made = f"{of_each}{counted(count, 'image')} in {folder}, the first on {folder / SHEET_NAME}"
+    if not unread:
+        return made
+    named = ", ".join(unread[:UNREAD_NAMED]) + (" ..." if len(unread) > UNREAD_NAMED else "")
+    return f"{made}; {counted(len(unread), 'image')} could not be read ({named})"
 
 
 def check_variants(variants: int) -> None:

@@ -57,9 +57,9 @@ def read(path: Path, channels: int, shape: tuple[int, int] | None = None) -> Ten
         raise UserError(f"there is no image file {path}; check the path")
     try:
         picture = open_upright(path, channels)
+        return to_images(picture if shape is None else fit(picture, *shape))[0]
     except BadImageError as error:
         raise UserError(f"{path} cannot be read as an image: {error}; leave it out, or save it anew") from error
-    return to_images(picture if shape is None else fit(picture, *shape))[0]
 
 
 def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -99,7 +99,10 @@ def one_of(picture: Picture, channels: int) -> list[Tensor]:
             return list(load_images(path, channels=channels))
         return [read(path, channels)]
     if isinstance(picture, Image.Image):
-        return [to_images(flatten(picture, channels))[0]]
+        try:
+            return [to_images(flatten(picture, channels))[0]]
+        except BadImageError as error:
+            raise UserError(f"got a picture that is no image: {error}; hand over another") from error
     if isinstance(picture, Tensor) and picture.ndim == 3:
         return list(checked(picture[None], channels))
     if isinstance(picture, np.ndarray):

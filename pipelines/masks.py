@@ -55,7 +55,10 @@ def mask_of(keep: Mask, batch: int, height: int, width: int) -> Tensor:
     """`b H W` bool, of a mask of exactly that size, or of one of each image. Raises UserError for another size or type,
     and for one that keeps nothing or everything."""
     if isinstance(keep, Image.Image):
-        keep = white(keep)
+        try:
+            keep = white(keep)
+        except BadImageError as error:
+            raise UserError(f"the mask is no image: {error}; hand over one of black and white") from error
     elif not isinstance(keep, Tensor):
         keep = read_mask(Path(keep).expanduser())
     if keep.dtype != torch.bool or keep.shape not in ((height, width), (batch, height, width)):

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from common.errors import UserError
 from common.files import read_json, remove_leftovers_below, write_json
 from common.folder_lock import held
-from common.owned_folder import SETTINGS_NAME, check_owner
+from common.owned_folder import SETTINGS_NAME, check_owner, foreign_files
 from common.processes import on_main_process
 
 
@@ -50,8 +50,8 @@ def results_folder(
 
 
 def forget_settings(out: Path, results: str) -> None:
-    """Takes the record back where there are no results."""
-    if next(out.rglob(results), None) is None:
+    """Takes the record back where there is nothing else that only it explains."""
+    if next(out.rglob(results), None) is None and not foreign_files(out):
         with suppress(OSError):
             (out / SETTINGS_NAME).unlink()
 

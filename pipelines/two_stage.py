@@ -439,7 +439,9 @@ class TwoStagePipeline:
                     "this prior was trained with label_dropout=0 and must be told a class; give a label, one of the "
                     f"{self.num_classes} from 0 to {self.num_classes - 1}"
                 )
-            chosen, sampling = [self.num_classes] * len(indices), replace(sampling, guidance=1.0)
+            chosen = [self.num_classes] * len(indices)
+            if prompts is None:  # nothing is asked for that could be followed
+                sampling = replace(sampling, guidance=1.0)
         else:
             chosen = self.labels_of(indices, labels)
         condition = self.condition(chosen, self.prompts_of(indices, prompts), given)

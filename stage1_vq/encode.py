@@ -172,6 +172,7 @@ def encode_images(
             check_owner(out, "encode")
             stack.enter_context(held(out, "encode"))
             remove_leftovers(out)
+            train.bad_images.keep_only([train.source.title, validation.source.title])
 
         on_main_process(state, open_folder)
         writer = CodeShardWriter(
@@ -202,6 +203,9 @@ def encode_images(
             if (shard := writer.written(number)) is None or not sources.is_current(shard.file, files[number])
         ]
         state.wait_for_everyone()  # all have seen the same shards missing before the first of them appears
+        if missing and state.is_main_process:
+            writer.reopen()
+        state.wait_for_everyone()
         mine = missing[state.process_index :: state.num_processes]
         autoencoder = autoencoder.to(state.device).eval()
         total = sum(pieces[number].images for number in mine)

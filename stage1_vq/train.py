@@ -215,24 +215,23 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     shapes = train_data.buckets.shapes if train_data.buckets is not None else ((config.data.height, config.data.width),)
     smallest = (min(height for height, _ in shapes), min(width for _, width in shapes))
     task = Stage1Task(model, validation_data, steps_per_epoch, *companions(config, smallest))
+    bad_images = train_data.bad_images
+
+    def known_bad_images() -> str:
+        """Of an earlier start."""
+        bad_images.keep_only([train_data.source.title, validation_data.source.title])
+        return bad_images.summary()
+
     facts = RunFacts(
         stage=STAGE,
         defaults=defaults_of(config),
         data=lambda: fingerprints(config, train_data, validation_data),
+        opened=known_bad_images,
     )
-    speaks, bad_images = process_state().is_main_process, train_data.bad_images
-    if speaks:
-        bad_images.keep_only([train_data.source.title, validation_data.source.title])
-        tell(bad_images.summary())  # of those that are known from an earlier start
     result = fit(task, train_data, validation_data, config.train, run, config.resolved(), facts)
-    if speaks:
-        tell(bad_images.summary())
-    return result
-
-
-def tell(line: str) -> None:
-    if line:
+    if process_state().is_main_process and (line := bad_images.summary()):
         print(line, flush=True)
+    return result
 
 
 def fingerprints(config: Stage1Config, train: ImageDataset, validation: ImageDataset) -> dict[str, str]:

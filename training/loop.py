@@ -87,6 +87,8 @@ def fit(
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")
             facts = facts or RunFacts()
+            if trainer.accelerator.is_main_process and (line := facts.opened()):
+                log.say(line)
             log.say(opening(trainer, facts))
             for note in facts.notes:
                 log.say(f"note: {note}")
@@ -143,7 +145,7 @@ def put_off(trainer: Trainer, log: RunLog) -> None:
 def look(trainer: Trainer, log: RunLog, stop: StopRequest) -> None:
     """What is due after a step: a validation with what follows from it, a preview, a checkpoint."""
     step, config, worth_saving = trainer.progress.step, trainer.config, False
-    trainer.progress.owed = False
+    owed, trainer.progress.owed = trainer.progress.owed, False
     if trainer.due(config.validate_every) and len(trainer.validation_data):
         verdict = trainer.validate(stop)
         if verdict is None:
@@ -157,7 +159,7 @@ def look(trainer: Trainer, log: RunLog, stop: StopRequest) -> None:
             log.say(trainer.roll_back())
     if trainer.due(config.preview_every):
         log.preview(step, trainer.preview())
-    if worth_saving or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
+    if worth_saving or owed or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
         save(trainer, log)
 
 

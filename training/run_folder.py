@@ -47,7 +47,12 @@ FREE_FIELDS = {
     "model.backbone_pretrained",  # where the weights began is of no account once they have moved on
     "decoder",
 }
-FREE_NAMES = {"download", "warn_usage_below"}  # of any part: leave to fetch a file, and when to warn
+# Of any part: leave to fetch a file, when to warn, and how code vectors were before the first step.
+FREE_NAMES = {"download", "warn_usage_below", "init"}
+
+
+def nothing_to_say() -> str:
+    return ""
 
 
 def nothing_named() -> dict[str, str]:
@@ -64,6 +69,8 @@ class RunFacts:
     # Fingerprints of what fields of the config name, by the path of the field. Called on the main process only.
     data: Callable[[], dict[str, str]] = nothing_named
     notes: tuple[str, ...] = ()  # what a person should know before the first step
+    # Called on the main process when the folder is this run's, before anything is read; its line, if any, is said.
+    opened: Callable[[], str] = nothing_to_say
 
 
 @contextmanager

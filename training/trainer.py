@@ -166,7 +166,12 @@ class Trainer:
         for learner in (self.learner, *learning.values()):
             learner.forget()
         if scaler is not None:
-            scaler.update()  # one for all: an overflow of float16 lowers the loss scale for the next step
+            # An overflow of float16 in the model lowers the loss scale for the next step. Companions keep float32 there
+            # (`full_precision_for_float16`): one that has diverged says nothing of the scale, and leaves it as it is.
+            diverged = math.isfinite(figures["grad_norm"]) and not all(
+                math.isfinite(figures.get(f"{name}_grad_norm", math.inf)) for name in learning
+            )
+            scaler.update(scaler.get_scale() if diverged else None)
         self.progress.step += 1
         return StepReport(
             loss=figures["loss"],

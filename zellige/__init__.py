@@ -3,7 +3,7 @@
 >>> from zellige import SamplingConfig, TwoStagePipeline, load_images
 >>> pipeline = TwoStagePipeline.from_pretrained("runs/quickstart/model")
 >>> pipeline.generate(labels=[3, 1, 4], temperature=0.9).save("digits")
->>> codes = pipeline.encode(load_images("my_digits"))
+>>> codes = pipeline.encode(load_images("my_digits", size=28, channels=1))
 
 Each name is imported with its first use: `import zellige` alone takes milliseconds.
 """

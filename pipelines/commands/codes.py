@@ -43,9 +43,7 @@ class CodesVerifyConfig:
     """Reads every byte of a folder of code shards and compares it with what its index promises."""
 
     codes: str  # folder that `zellige encode` wrote
-    model: str | None = (
-        None  # also checks that this autoencoder made them: run, model folder, hub id or assembled model
-    )
+    model: str | None = None  # also checks that this autoencoder made them: run, model folder, assembled model, hub id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +146,13 @@ def export(config: CodesExportConfig) -> str:
     with an export of other codes or in other files, which a reader would take for these, and for one of anything else.
     """
     out = Path(config.out)
+    for split in SPLITS:
+        CodeDataset(config.codes, split).verify()
     settings = {
         "codes": sha256_of_file(Path(config.codes) / INDEX_NAME),
         "format": config.format,
         "images_per_file": config.images_per_file if config.format == "webdataset" else None,
     }
-    for split in SPLITS:
-        CodeDataset(config.codes, split).verify()
     files: list[Path] = []
     with results_folder(out, "codes export", settings, process_state(), results="*.[nt][pa][zr]"):  # npz, tar
         for split in SPLITS:

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from common.errors import UserError
+from common.processes import on_main_process
 from common.progress import progress_bar
 from common.sources import Sources, times_of
 from common.wording import counted
@@ -116,6 +117,7 @@ def compress_files(config: CompressConfig) -> str:
         bad_images = BadImages(
             len(names), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
         )
+        on_main_process(state, lambda: bad_images.keep_only([str(root)]))
         archived: dict[int, Entry] = {}
         made: Counter[str] = Counter()  # bytes, pixels, images
         fallbacks: Counter[str] = Counter()

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from common.files import write_json
+from common.processes import on_main_process
 from common.progress import with_progress
 from common.sources import Sources, times_of
 from common.wording import counted
@@ -81,6 +82,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         bad_images = BadImages(
             len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
         )
+        on_main_process(state, lambda: bad_images.keep_only([str(root)]))
         psnr: dict[str, float | None] = {}
         mine = list(targets.items())[state.process_index :: state.num_processes]
         for name, target in with_progress(mine, "images", shown=state.is_main_process):

@@ -222,6 +222,7 @@ class Adversary(nn.Module):
         self.monitor = QualityMonitor(config.warn_ratio)
         lengths = [round(share * steps) for share in (config.start, config.warmup, config.ramp)]
         self.phase = Phase(*itertools.accumulate(lengths))
+        self.first, self.warmup_steps = lengths[0], round(config.learning_rate_warmup * steps)  # of the schedule
         self.rollbacks = 0
         self.register_buffer("averages", torch.full((2,), math.nan))
         self.noted: list[Tensor] = []  # 2 each: mean logits of the micro-batches since the last update
@@ -238,12 +239,12 @@ class Adversary(nn.Module):
     def learning_rate(self, step: int) -> float:
         """Of the discriminator at this step of the run, which goes on after a rollback: a schedule from the start of
         the first phase to the end of the training."""
-        config, first = self.config, round(self.config.start * self.steps)
+        config = self.config
         return learning_rate(
-            max(step - first, 0),
+            max(step - self.first, 0),
             peak=config.learning_rate,
-            warmup_steps=round(config.learning_rate_warmup * self.steps),
-            steps=self.steps - first,
+            warmup_steps=self.warmup_steps,
+            steps=self.steps - self.first,
             schedule=config.schedule,
             final_factor=config.final_learning_rate,
         )
@@ -353,10 +354,13 @@ class Adversary(nn.Module):
         self.discard()
 
     def state(self) -> dict[str, Any]:
-        return {"phase": list(self.phase), "rollbacks": self.rollbacks}
+        begun = {"first": self.first, "warmup_steps": self.warmup_steps}
+        return {"phase": list(self.phase), "rollbacks": self.rollbacks, **begun}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.phase, self.rollbacks = Phase(*state["phase"]), state["rollbacks"]
+        self.first = state.get("first", self.first)  # a run that is given more steps keeps what it began with
+        self.warmup_steps = state.get("warmup_steps", self.warmup_steps)
 
 
 def take_former_counters(adversary: Adversary, tensors: dict[str, Any], prefix: str, *unused: Any) -> None:

@@ -39,7 +39,9 @@ class Positions(nn.Module):
         table = self.table
         if (h, w) != table.shape[1:]:
             table = F.interpolate(table.unsqueeze(0), (h, w), mode="bicubic").squeeze(0)
-        return x + table.to(x.dtype)  # that of sines is not saved, and float32 again in a loaded model
+        # A table of sines is not saved, and float32 in a loaded model of another type. Under autocast it is float32
+        # too, and so are the tokens from here on: the blocks add to them in float32.
+        return x + (table if torch.is_autocast_enabled(x.device.type) else table.to(x.dtype))
 
 
 class Transformer(nn.Module):

@@ -44,9 +44,7 @@ class MultiscaleQuantizerConfig:
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
     revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
-    init: CodebookInit = (
-        "unit"  # code vectors at first: of length 1 or so, uniform in +-1/codebook_size, or normal(0, 1)
-    )
+    init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
 
     def __post_init__(self) -> None:
         rising = min(self.scales, default=0) >= 1 and list(self.scales) == sorted(set(self.scales))

@@ -58,13 +58,9 @@ class NearestQuantizerConfig:
     diversity_temperature: float = 0.01  # of that soft use: a softmax of minus distance over this
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
     revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
-    revive_below: float = (
-        0.0  # share of an even use of all codes, by moving average, below which a code is dead too (ema)
-    )
+    revive_below: float = 0.0  # share of an even use, by moving average, below which a code is dead too (ema only)
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
-    init: CodebookInit = (
-        "unit"  # code vectors at first: of length 1 or so, uniform in +-1/codebook_size, or normal(0, 1)
-    )
+    init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
 
     def __post_init__(self) -> None:
         rules = [

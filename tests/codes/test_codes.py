@@ -201,6 +201,8 @@ def test_loader_processes_read_the_same(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no folder .*missing; name one that `zellige encode` has completed"):
+        CodeDataset(tmp_path / "missing")
     with pytest.raises(UserError, match=r"holds no index\.json: name a folder that `zellige encode` has completed"):
         CodeDataset(tmp_path)
     writer = CodeShardWriter(tmp_path, SPEC, ["train", "validation"])
@@ -363,3 +365,21 @@ def test_other_codes_are_not_mixed_in(tmp_path: Path, changes: dict[str, Any], d
     with pytest.raises(UserError, match=rf"holds other codes than these \(different: {different}\)"):
         write_folder(tmp_path, **changes)
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_while_shards_are_made_anew_a_complete_folder_is_unfinished(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    before = files_of(tmp_path)
+
+    def writer_again() -> CodeShardWriter:
+        facts = {"class_names": ["a", "b", "c"], "stage1_fingerprint": "f", "source": {"set": "here"}}
+        return CodeShardWriter(tmp_path, SPEC, ["train", "train", "validation"], **facts)
+
+    writer = writer_again()
+    writer.reopen()
+    with pytest.raises(UserError, match="holds an unfinished encoding"):
+        CodeDataset(tmp_path)
+    again = writer_again()  # after a kill
+    assert all(again.written(number) is not None for number in range(3))
+    again.finish()
+    assert files_of(tmp_path) == before

@@ -62,6 +62,15 @@ def test_what_the_build_before_wrote_goes_on(tmp_path: Path, kept: str, owner: s
                 check_owner(folder, command, "--run")
 
 
+@pytest.mark.parametrize("settings", [{"files": ["a.js", "b.js"]}, {"share": 0.3}, {"keep": True, "candidates": 3}])
+def test_settings_of_somebody_else_are_not_taken_for_ours(tmp_path: Path, settings):
+    write_json(tmp_path / "settings.json", settings)
+    assert owner_of(tmp_path) is None
+    for command in COMMANDS:
+        with pytest.raises(UserError, match=r"holds settings\.json, which this command did not write"):
+            check_owner(tmp_path, command)
+
+
 def test_what_was_stopped_at_its_beginning_is_known_too(tmp_path: Path):
     write_json(tmp_path / "codes" / "unfinished" / "index.json", {"code_spec": {}, "shards": []})
     assert owner_of(tmp_path / "codes") == "encode"
@@ -118,3 +127,9 @@ def test_a_command_that_wrote_nothing_leaves_the_folder_to_others(tmp_path: Path
     write_files(tmp_path, "000000.png")
     with pytest.raises(UserError, match="`zellige generate` began"):
         check_owner(tmp_path, "compress")
+
+
+def test_a_file_is_no_folder(tmp_path: Path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="out is a file, expected a folder to write to; name another --out folder"):
+        check_owner(tmp_path / "out", "generate")

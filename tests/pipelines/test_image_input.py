@@ -83,5 +83,13 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path):
         load_images(tmp_path, channels=4)
 
 
+def test_a_picture_that_is_no_image_and_a_line_of_pixels_are_user_errors(tmp_path: Path):
+    with pytest.raises(UserError, match="got a picture that is no image"):
+        as_images(Image.new("F", (4, 4)), 3)
+    Image.new("L", (5000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(UserError, match=r"line\.png cannot be read as an image"):
+        load_images(tmp_path, size=256)
+
+
 def test_images_of_one_size_are_stacked():
     assert stacked([torch.zeros(1, 2, 3)] * 4).shape == (4, 1, 2, 3)

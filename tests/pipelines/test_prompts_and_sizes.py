@@ -26,13 +26,13 @@ from tests.stage2_prior.tiny import tiny_prior
 from tests.stage2_prior.tiny_text_encoder import WIDTH, save_text_encoder
 
 
-def text_pipeline(knows_null_label: bool = True) -> TwoStagePipeline:
+def text_pipeline(knows_null_label: bool = True, num_classes: int = 0) -> TwoStagePipeline:
     autoencoder, tokenizer = make_autoencoder(), train_tokenizer(["a red fox", "a grey owl"], 260)
     torch.manual_seed(1)
     prior = Transformer(
         TransformerConfig(layers=1, width=16, heads=2),
         autoencoder.code_spec(),
-        0,
+        num_classes,
         text=TextSpec(6, vocabulary_of(tokenizer)),
         knows_null_label=knows_null_label,
     )
@@ -175,3 +175,11 @@ def test_another_place_of_the_encoder_is_named_when_generating(encoder_folder, t
         generate_files(replace(config, text_encoder=str(other)))
     with pytest.raises(UserError, match=r"text_encoder=.*, but this model reads no vectors of captions; leave it out"):
         make_pipeline().load_text_encoder(str(encoder_folder))
+
+
+def test_an_edit_follows_its_prompt_where_the_model_has_classes_too():
+    pipeline, images = text_pipeline(num_classes=3), torch.zeros(2, 1, 16, 16)
+    plain = pipeline.vary(images, 1.0, prompts="a red fox").codes[0]
+    assert not torch.equal(pipeline.vary(images, 1.0, prompts="a red fox", guidance=5.0).codes[0], plain)
+    alone = pipeline.vary(images, 1.0).codes[0]  # nothing is asked for that guidance could follow
+    assert torch.equal(pipeline.vary(images, 1.0, guidance=5.0).codes[0], alone)

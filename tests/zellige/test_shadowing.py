@@ -68,6 +68,14 @@ def test_the_program_runs_there(project: Path):
     assert len(list((project / "samples").glob("00000*.png"))) == 2
 
 
+def test_the_installed_program_stands_aside_too(project: Path):
+    """Its own folder is not the first that Python looks into, but PYTHONPATH=. makes the project's so."""
+    code = "import sys; sys.argv = ['zellige', '--version']; from zellige.__main__ import main; sys.exit(main())"
+    done = run(project, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("zellige ")
+
+
 def test_a_recipe_of_ours_is_found_beside_a_folder_called_configs(project: Path):
     (project / "configs").mkdir()
     (project / "configs" / "__init__.py").write_text("")

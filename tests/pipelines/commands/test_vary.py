@@ -68,7 +68,7 @@ def test_originals_are_not_written_over(model: Path, pictures: Path):
 def test_an_unreadable_image_is_left_out_and_counted(model: Path, pictures: Path, tmp_path: Path):
     (pictures / "3.png").write_bytes(b"no image")
     config = VaryConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=1)
-    assert vary_files(config).endswith("; 1 image could not be read")
+    assert vary_files(config).endswith("; 1 image could not be read (3.png)")
 
 
 def test_impossible_options_are_refused():

@@ -34,6 +34,18 @@ def test_the_default_network_is_the_papers_base_model():
         assert (block.mlp.fc1.in_features, block.mlp.fc1.out_features) == (768, 3072)
 
 
+@pytest.mark.parametrize(("cast", "tokens"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_tokens_stay_float32_under_autocast_and_follow_a_cast_model(cast: bool, tokens: torch.dtype):
+    model, images, seen = tiny(), torch.rand(2, 3, 8, 12) * 2 - 1, []
+    if cast:
+        model = model.to(torch.bfloat16)
+    for half in (model.encoder, model.decoder):
+        half.transformer.blocks.register_forward_pre_hook(lambda blocks, x: seen.append(x[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not cast):
+        model.decode(model.encode(images))
+    assert seen == [tokens, tokens]
+
+
 def test_the_decoder_tells_mean_and_scale_of_each_pixel():
     model, images = tiny(), torch.rand(2, 3, 8, 12) * 2 - 1
     decoded = model.decoder(model.quantizer(model.encoder(images)).z_q)

@@ -431,7 +431,7 @@ def test_a_checkpoint_with_counters_among_its_tensors_is_taken_up():
     }
     restored = make_adversary(weight=0.8, lecam_weight=0.1)
     restored.load_state_dict({**tensors, **former})
-    assert restored.state() == {"phase": [30, 35, 45], "rollbacks": 2}
+    assert (restored.state()["phase"], restored.state()["rollbacks"]) == ([30, 35, 45], 2)
     assert_equal_states(state(restored), tensors)
     unused = {**tensors, **former, "updates": torch.tensor(0), "averages": torch.zeros(2)}
     restored.load_state_dict(unused)
@@ -486,6 +486,15 @@ def test_two_processes_with_half_the_images_do_what_one_does(processes, norm):
     for name, tensor in alone.items():
         assert torch.equal(processes[0][norm][name], processes[1][norm][name]), name
         torch.testing.assert_close(processes[0][norm][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_schedule_keeps_where_it_began_when_the_run_is_given_more_steps():
+    config = replace(ALWAYS, start=0.3, warmup=0.0, ramp=0.0, learning_rate_warmup=0.1)
+    before, longer = Adversary(config, 1, (32, 32), 1000), Adversary(config, 1, (32, 32), 2000)
+    longer.load_state(json.loads(json.dumps(before.state())))
+    rates = [before.learning_rate(step) for step in range(0, 1000, 50)]
+    assert [longer.learning_rate(step) for step in range(0, 1000, 50)] == rates
+    assert longer.learning_rate(500) == config.learning_rate  # not in another warm-up
 
 
 # ---- what a user can get wrong --------------------------------------------------------------------------------------
