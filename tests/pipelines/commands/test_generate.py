@@ -233,7 +233,7 @@ def test_a_class_whose_name_is_a_number_goes_by_its_name(model: Path):
 
 def test_a_file_where_the_folder_should_be_is_left_alone(model: Path, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="a file stands where a folder should be"):
+    with pytest.raises(UserError, match=r"notes\.txt is a file, expected a folder to write to"):
         generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "notes.txt"), num=2))
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
