@@ -241,6 +241,8 @@ def test_shards_of_images_that_changed_are_made_anew(tmp_path: Path, monkeypatch
 
     def noted(self: CodeShardWriter, number: int, *content: Any) -> None:
         made.append(number)
+        with pytest.raises(UserError, match="holds an unfinished encoding"):  # nobody reads new codes among old ones
+            CodeDataset(tmp_path / "codes")
         write(self, number, *content)
 
     monkeypatch.setattr(CodeShardWriter, "write", noted)
