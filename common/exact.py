@@ -1,0 +1,235 @@
+"""Arithmetic whose results are the same on every machine, bit for bit.
+
+Between machines, devices, thread counts and versions of libraries only two things differ: the order in which rounded
+numbers are added, and how library functions round. So here
+
+- a sum is taken of numbers on one grid, so few bits apart that float64 holds every partial sum exactly. Then no order
+  of additions, no blocking and no fused multiplication changes it. Matrix products round their factors to such grids
+  first (`rounded`), and there are no other sums;
+- everything else is made of single additions, subtractions, multiplications, divisions and square roots of float64,
+  each an operation of its own, which IEEE 754 rounds in one way only; of comparisons; and of look-ups in tables that
+  decimal arithmetic made. No tensor is divided by a Python number: on GPUs torch multiplies by its inverse then.
+
+There is no float32, and no `torch.exp`, softmax, convolution or norm. All tensors are float64, on any device that has
+it. A row of a batch does not depend on the other rows, nor on how many there are. Nothing here knows codes or priors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Context, Decimal
+from functools import cache
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+MANTISSA = 53  # bits of float64: integers up to 2**53 and their sums up to it are exact
+SHARE_BITS = 30  # behind the point, of the numerators of a softmax: 2**23 of them have an exact sum
+STEPS = 256  # of the table of powers of two, for each octave
+OCTAVES = 64  # of that table: it ends at 2**-64
+LOG2 = 0.6931471805599453  # the natural logarithm of 2
+DECIMALS = Context(prec=50)
+
+
+# ---- sums -----------------------------------------------------------------------------------------------------------
+
+
+def bits_for(terms: int) -> int:
+    """Bits b of the factors of `terms` products: integers up to 2**b in size, whose sum is at most 2**53."""
+    return (MANTISSA - (terms - 1).bit_length()) // 2
+
+
+def rounded(x: Tensor, terms: int, dim: int = -1) -> Tensor:
+    """Each row of x along `dim` on a grid of its own, for exact sums of `terms` products of its numbers and others that
+    are rounded likewise.
+
+    With m the row's largest size and b = bits_for(terms), (x + c) - c for c = 2**(54 - b) m rounds x to the last bit of
+    the sum: to an integer of at most b bits, times a power of two. At most 2**(2 - b) m is lost.
+    """
+    c = x.abs().amax(dim=dim, keepdim=True) * 2.0 ** (MANTISSA + 1 - bits_for(terms))
+    return (x + c).sub_(c)
+
+
+def in_units(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """`... d` as units `... d` and scales `...`: a row's scale is its largest size, and its units, between -1 and 1,
+    have b = bits_for(terms) bits behind the point, in all rows the same. So sums may go over rows."""
+    scales = x.abs().amax(dim=-1, keepdim=True)
+    c = 1.5 * 2.0 ** (MANTISSA - 1 - bits_for(terms))
+    units = (x / scales.clamp(min=2.0**-500)).add_(c).sub_(c)
+    return units, scales.squeeze(-1)
+
+
+class Product:
+    """A linear layer: `... in` -> `... out`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        """weight: out in, of any floating type; bias: out."""
+        self.terms = weight.shape[1]
+        self.matrix = rounded(weight.detach().double(), self.terms).t()
+        self.bias = None if bias is None else bias.detach().double()
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Self:
+        return cls(layer.weight, layer.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = (rounded(x, self.terms).flatten(0, -2) @ self.matrix).view(*x.shape[:-1], -1)
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Over the last axis, which is kept."""
+    return rounded(x, x.shape[-1]).sum(dim=-1, keepdim=True) * (1 / x.shape[-1])
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Over the last axis, which is kept."""
+    on_grid = rounded(x, x.shape[-1])
+    return (on_grid * on_grid).sum(dim=-1, keepdim=True) * (1 / x.shape[-1])
+
+
+# ---- functions ------------------------------------------------------------------------------------------------------
+
+
+def power(base: float, exponent: float) -> float:
+    """base**exponent for a base above 0, rounded once."""
+    return float(DECIMALS.exp(DECIMALS.multiply(DECIMALS.ln(Decimal(base)), Decimal(exponent))))
+
+
+@cache
+def powers_of_two(device: torch.device) -> Tensor:
+    """2**(-n / 256) for n from 0 to 64 * 256."""
+    octave = [power(2, -n / STEPS) for n in range(STEPS)]
+    table = [math.ldexp(number, -octaves) for octaves in range(OCTAVES) for number in octave]
+    return torch.tensor([*table, 2.0**-OCTAVES], dtype=torch.float64, device=device)
+
+
+def exp_of_minus(x: Tensor) -> Tensor:
+    """exp(-x) for x of at least 0, to a relative error of 5e-10; not below 2**-64."""
+    steps = (x * (STEPS / LOG2)).clamp_(max=STEPS * OCTAVES)
+    whole = steps.round()
+    part = steps.neg_().add_(whole)  # exp(-x) = 2**(-whole / 256) exp(part ln 2 / 256), |part| <= 1/2
+    unit = LOG2 / STEPS
+    series = (part * (unit * unit / 2)).add_(unit).mul_(part).add_(1)
+    return series.mul_(powers_of_two(x.device).index_select(0, whole.long().flatten()).view(x.shape))
+
+
+def exp(x: Tensor) -> Tensor:
+    """exp(x), not below 2**-64 and not above 2**64."""
+    decayed = exp_of_minus(x.abs())
+    return torch.where(x > 0, 1 / decayed, decayed)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    decayed = exp_of_minus(x.abs())
+    return torch.where(x < 0, decayed, 1.0).div_(decayed + 1)
+
+
+def tanh(x: Tensor) -> Tensor:
+    decayed = exp_of_minus(x.abs().mul_(2))
+    return torch.copysign((1 - decayed).div_(decayed + 1), x)
+
+
+def silu(x: Tensor) -> Tensor:
+    return sigmoid(x).mul_(x)
+
+
+def elu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, exp_of_minus(x.clamp(max=0).neg_()).sub_(1))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x times the normal distribution function of x, by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7 of x."""
+    size = x.abs() * 0.7071067811865476
+    t = 1 / (size * 0.3275911).add_(1)
+    series = t * 1.061405429
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series.add_(coefficient).mul_(t)
+    tail = series.mul_(exp_of_minus(size.mul_(size))).mul_(0.5)  # of the distribution beyond |x|
+    return torch.where(x < 0, tail, 1 - tail).mul_(x)
+
+
+def gelu_by_tanh(x: Tensor) -> Tensor:
+    """The approximation of Hendrycks and Gimpel 2016 (arXiv:1606.08415)."""
+    inner = (x * x * x).mul_(0.044715).add_(x).mul_(0.7978845608028654)
+    return tanh(inner).add_(1).mul_(0.5).mul_(x)
+
+
+def cosine_and_sine(angles: Sequence[Sequence[float]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of angles in radians, up to 2**20, to an error of 1e-12: two tensors of the shape of `angles`."""
+    x = torch.tensor(angles, dtype=torch.float64, device=device)
+    quarters = (x * 0.6366197723675814).round()  # 2 / pi
+    # pi / 2 in two parts: of the first, 33 bits, a multiple is exact.
+    rest = x - quarters * 1.5707963267341256 - quarters * 6.077100506506192e-11
+    square = rest * rest
+    sine, cosine = torch.zeros_like(x), torch.zeros_like(x)
+    for n in (13, 11, 9, 7, 5, 3):
+        sine.add_((-1) ** (n // 2) / math.factorial(n)).mul_(square)
+    for n in (14, 12, 10, 8, 6, 4, 2):
+        cosine.add_((-1) ** (n // 2) / math.factorial(n)).mul_(square)
+    sine, cosine = sine.add_(1).mul_(rest), cosine.add_(1)
+    turns = quarters.long() & 3
+    cosines = torch.where(turns & 1 == 0, cosine, sine)
+    sines = torch.where(turns & 1 == 0, sine, cosine)
+    return (
+        torch.where((turns == 1) | (turns == 2), -cosines, cosines),
+        torch.where(turns >= 2, -sines, sines),
+    )
+
+
+# ---- layers ---------------------------------------------------------------------------------------------------------
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last axis."""
+    numerators = numerators_of_softmax(x)
+    return numerators / numerators.sum(dim=-1, keepdim=True)
+
+
+def numerators_of_softmax(x: Tensor) -> Tensor:
+    """exp(x - max x) over the last axis, rounded to 30 bits behind the point; their sum is exact."""
+    c = 1.5 * 2.0 ** (MANTISSA - 1 - SHARE_BITS)
+    return exp_of_minus(x.amax(dim=-1, keepdim=True) - x).add_(c).sub_(c)
+
+
+def layer_norm(x: Tensor, epsilon: float) -> Tensor:
+    """Over the last axis, without gain and bias."""
+    centred = x - mean(x)
+    return centred.div_(mean_square(centred).add_(epsilon).sqrt_())
+
+
+def rms_norm(x: Tensor, epsilon: float) -> Tensor:
+    """x / (rms(x) + epsilon) over the last axis."""
+    return x / mean_square(x).sqrt_().add_(epsilon)
+
+
+class Attention:
+    """Attention over places that come one after the other: their keys and values wait in a cache.
+
+    rows: as many as samples times heads; width: of a head. What is asked, `rows m d`, is answered in the same shape.
+    """
+
+    def __init__(self, rows: int, places: int, width: int, device: torch.device):
+        """places: as many as there may be."""
+        self.keys = torch.zeros(rows, places, width, dtype=torch.float64, device=device)
+        self.values = torch.zeros_like(self.keys)  # in units
+        self.scales = torch.zeros(rows, places, dtype=torch.float64, device=device)
+        self.places = 0  # that are known
+
+    def add(self, keys: Tensor, values: Tensor) -> None:
+        """keys, values: rows m d, of the next m places."""
+        here = slice(self.places, self.places + keys.shape[1])
+        self.keys[:, here] = rounded(keys, keys.shape[2])
+        self.values[:, here], self.scales[:, here] = in_units(values, self.keys.shape[1])
+        self.places = here.stop
+
+    def __call__(self, queries: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """What the places known so far answer. queries: rows m d, scaled; hidden: m places, True where a query does not
+        see a place; it must see one."""
+        scores = torch.bmm(rounded(queries, queries.shape[2]), self.keys[:, : self.places].mT)
+        if hidden is not None:
+            scores.masked_fill_(hidden, -1e4)
+        shares = softmax(scores).mul_(self.scales[:, None, : self.places])
+        return torch.bmm(rounded(shares, self.keys.shape[1]), self.values[:, : self.places])

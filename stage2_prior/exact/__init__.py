@@ -1,0 +1,21 @@
+"""Priors evaluated so that their logits are the same on every machine: what a coder stands on. See common/exact.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stage2_prior.condition import Condition
+from stage2_prior.exact.transformer import ExactTransformer
+from stage2_prior.priors import AutoregressivePrior
+from stage2_prior.stepping import Stepper
+
+WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
+    "transformer": ExactTransformer,
+}
+
+
+def exact_stepper(prior: AutoregressivePrior, batch: int, condition: Condition) -> Stepper:
+    """As `prior.stepper`, but of float64 logits that are the same bit for bit on every device, with any number of
+    threads, in a batch of any size. Without dropout. Autocast changes nothing."""
+    return WALKS[prior.kind](prior, batch, condition)

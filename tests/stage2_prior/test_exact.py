@@ -1,0 +1,84 @@
+"""The exact walk of every prior gives the prior's own logits, and the same bits in any batch and on any device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from codes.spec import Grid
+from stage2_prior.condition import Condition, TextSpec
+from stage2_prior.exact import WALKS, exact_stepper
+from stage2_prior.priors import AutoregressivePrior
+from stage2_prior.stepping import walk
+from tests.stage2_prior.tiny import CLASSES, condition_for, random_codes, tiny_prior
+
+EVERY_WALK = pytest.mark.parametrize("kind", list(WALKS))
+
+
+def exact_logits(prior: AutoregressivePrior, sequence: Tensor, condition: Condition) -> list[Tensor]:
+    """Of each step, b m k; sequence: b n."""
+    logits: list[Tensor] = []
+
+    def choose(position: int, given: Tensor) -> Tensor:
+        logits.append(given)
+        return sequence[:, position : position + given.shape[1]]
+
+    walk(exact_stepper(prior, len(sequence), condition), sequence.shape[1], choose)
+    return logits
+
+
+def check_agrees(prior: AutoregressivePrior, codes: tuple[Tensor, ...], condition: Condition) -> None:
+    """Within what float32 rounds."""
+    sequence = prior.sequence(codes, condition)
+    with torch.no_grad():
+        expected = prior.logits(codes, condition)
+    done = 0
+    for step in exact_logits(prior, sequence, condition):
+        assert step.dtype == torch.float64
+        theirs = expected[:, done : done + step.shape[1], : step.shape[2]].double()
+        torch.testing.assert_close(step, theirs, rtol=0, atol=3e-5 * float(theirs.abs().max()))
+        done += step.shape[1]
+    assert done == sequence.shape[1]
+
+
+@EVERY_WALK
+@pytest.mark.parametrize("num_classes", [0, CLASSES])
+def test_its_logits_are_those_of_the_prior(kind, num_classes):
+    prior = tiny_prior(kind, num_classes)
+    check_agrees(prior, random_codes(6, prior), condition_for(6, prior))
+
+
+@EVERY_WALK
+def test_a_sample_has_the_same_bits_alone_and_in_any_batch(kind):
+    prior = tiny_prior(kind)
+    codes, condition = random_codes(7, prior), condition_for(7, prior)
+    together = exact_logits(prior, prior.sequence(codes, condition), condition)
+    for rows in (slice(3, 4), slice(2, 7)):
+        own = condition.map(lambda tensor, rows=rows: tensor[rows])
+        alone = exact_logits(prior, prior.sequence(tuple(grid[rows] for grid in codes), own), own)
+        assert all(map(torch.equal, alone, (step[rows] for step in together)))
+
+
+@EVERY_WALK
+def test_weights_of_one_value_in_another_type_give_the_same_bits(kind):
+    prior = tiny_prior(kind)
+    codes, condition = random_codes(2, prior), condition_for(2, prior)
+    sequence = prior.sequence(codes, condition)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.copy_(parameter.bfloat16())
+    as_float32 = exact_logits(prior, sequence, condition)
+    assert all(map(torch.equal, exact_logits(prior.bfloat16(), sequence, condition), as_float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, exact_logits(prior, sequence, condition), as_float32))
+
+
+def test_a_transformer_goes_by_captions_and_given_codes():
+    prior = tiny_prior("transformer", given=(Grid("map", 2, 3, 5),), text=TextSpec(4, 9))
+    codes = random_codes(3, prior)
+    text = torch.tensor([[3, 8, 0, -1], [-1, -1, -1, -1], [1, 2, 3, 4]])
+    condition = replace(condition_for(3, prior), codes=(torch.randint(5, (3, 2, 3)),), text=text)
+    check_agrees(prior, codes, condition)
