@@ -25,12 +25,15 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
+
 MANTISSA = 53  # bits of float64: integers up to 2**53 and their sums up to it are exact
 SHARE_BITS = 30  # behind the point, of the numerators of a softmax: 2**23 of them have an exact sum
 STEPS = 256  # of the table of powers of two, for each octave
 OCTAVES = 64  # of that table: it ends at 2**-64
 LOG2 = 0.6931471805599453  # the natural logarithm of 2
 DECIMALS = Context(prec=50)
+CHECK = [-160588364022.24292, -8041.702870821231, -35963.74125181034]  # what every device finds in `check_device`
 
 
 # ---- sums -----------------------------------------------------------------------------------------------------------
@@ -119,7 +122,7 @@ def exp_of_minus(x: Tensor) -> Tensor:
 def exp(x: Tensor) -> Tensor:
     """exp(x), not below 2**-64 and not above 2**64."""
     decayed = exp_of_minus(x.abs())
-    return torch.where(x > 0, 1 / decayed, decayed)
+    return torch.where(x > 0, torch.ones_like(x).div_(decayed), decayed)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -143,7 +146,7 @@ def elu(x: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """x times the normal distribution function of x, by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7 of x."""
     size = x.abs() * 0.7071067811865476
-    t = 1 / (size * 0.3275911).add_(1)
+    t = torch.ones_like(x).div_((size * 0.3275911).add_(1))
     series = t * 1.061405429
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series.add_(coefficient).mul_(t)
@@ -203,6 +206,20 @@ def layer_norm(x: Tensor, epsilon: float) -> Tensor:
 def rms_norm(x: Tensor, epsilon: float) -> Tensor:
     """x / (rms(x) + epsilon) over the last axis."""
     return x / mean_square(x).sqrt_().add_(epsilon)
+
+
+@cache
+def check_device(device: torch.device) -> None:
+    """Raises UserError for a device whose float64 is not that of IEEE 754, or whose matrix products are not sums of
+    exact products: its results would be its own."""
+    numbers = torch.arange(4096, dtype=torch.float64, device=device).view(64, 64) * 0.7071067811865476
+    sizes = exp(numbers * 0.01 - 10) / (numbers + 1.1).sqrt()
+    found = [float(x) for x in (Product(sizes - 0.3)(numbers - 1e3)[[0, 31, 63], [63, 17, 5]])]
+    if found != CHECK:
+        raise UserError(
+            f"{device} computes {found}, expected {CHECK}: its float64 is not that of IEEE 754, and files in mode "
+            "prior are not the same there as elsewhere; take the CPU (--device cpu), or mode table"
+        )
 
 
 class Attention:

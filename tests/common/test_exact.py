@@ -1,0 +1,163 @@
+"""Sums do not depend on their order, functions are those of the library to the stated error, and plain Python, which
+has one rounding to a line, finds the same bits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from common import exact
+from common.errors import UserError
+from common.exact import Product
+
+DOUBLE = torch.float64
+
+
+def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=DOUBLE, generator=generator) * scale
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3, 64, 100, 1024, 5000, 1 << 20])
+def test_sums_of_so_many_products_stay_exact(terms):
+    bits = exact.bits_for(terms)
+    assert terms * 2 ** (2 * bits) <= 2**53
+    assert bits >= 16
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 3e7])
+def test_rounded_numbers_are_integers_of_few_bits_times_a_power_of_two(scale):
+    x = numbers(50, 300, scale=scale)
+    bits = exact.bits_for(300)
+    for row, own in zip(exact.rounded(x, 300), x, strict=True):
+        largest = float(own.abs().max())
+        assert float((row - own).abs().max()) <= 2.0 ** (2 - bits) * largest
+        unit = 2.0 ** (math.frexp(largest)[1] - bits)  # what 2**bits of is at least the largest
+        whole = row / unit
+        assert torch.equal(whole, whole.round())
+        assert float(whole.abs().max()) <= 2**bits
+
+
+def test_rows_of_zeros_stay_zeros():
+    assert torch.equal(exact.rounded(torch.zeros(2, 3, dtype=DOUBLE), 3), torch.zeros(2, 3, dtype=DOUBLE))
+    units, scales = exact.in_units(torch.zeros(2, 3, dtype=DOUBLE), 3)
+    assert torch.equal(units, torch.zeros(2, 3, dtype=DOUBLE))
+    assert torch.equal(scales, torch.zeros(2, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("width", [3, 64, 700])
+def test_a_product_does_not_depend_on_the_order_of_its_terms_nor_on_the_batch(width):
+    weight, bias, x = numbers(40, width, seed=1), numbers(40, seed=2), numbers(9, width, seed=3, scale=20)
+    product = Product(weight, bias)(x)
+    order = torch.randperm(width, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Product(weight[:, order], bias)(x[:, order]), product)
+    assert torch.equal(Product(weight, bias)(x[4:5]), product[4:5])
+    expected = x @ weight.t() + bias
+    torch.testing.assert_close(product, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    # One by one, in Python.
+    a, b = exact.rounded(x, width), exact.rounded(weight, width)
+    for i, j in ((0, 0), (3, 17), (8, 39)):
+        total = 0.0
+        for k in range(width):
+            total += float(a[i, k]) * float(b[j, k])
+        assert total + float(bias[j]) == float(product[i, j])
+
+
+def test_sums_over_rows_in_units_do_not_depend_on_their_order():
+    values, shares = numbers(200, 16, scale=5), exact.softmax(numbers(3, 200, seed=1))
+    units, scales = exact.in_units(values, 200)
+    found = exact.rounded(shares * scales, 200) @ units
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(exact.rounded((shares * scales)[:, order], 200) @ units[order], found)
+    torch.testing.assert_close(found, shares @ values, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "error"),
+    [
+        (exact.sigmoid, torch.sigmoid, 1e-9),
+        (exact.tanh, torch.tanh, 1e-9),
+        (exact.silu, torch.nn.functional.silu, 2e-8),
+        (exact.elu, torch.nn.functional.elu, 1e-9),
+        (exact.gelu, torch.nn.functional.gelu, 1e-6),
+        (exact.gelu_by_tanh, lambda x: torch.nn.functional.gelu(x, approximate="tanh"), 2e-8),
+        (exact.exp_of_minus, lambda x: torch.exp(-x.abs()), 5e-10),
+    ],
+)
+def test_functions_are_those_of_the_library(ours, theirs, error):
+    x = torch.cat([torch.linspace(-30, 30, 20001, dtype=DOUBLE), torch.tensor([0.0, -0.0, 1e-300, 500, -500])])
+    if ours is exact.exp_of_minus:
+        x = x.abs()
+    torch.testing.assert_close(ours(x.clone()), theirs(x), rtol=0, atol=error)
+
+
+def test_exponentials_on_both_sides():
+    x = torch.linspace(-40, 40, 10001, dtype=DOUBLE)
+    torch.testing.assert_close(exact.exp(x), x.exp(), rtol=1e-9, atol=0)
+    assert float(exact.exp(torch.tensor([1e4], dtype=DOUBLE))) == 2.0**64
+
+
+def test_an_exponential_in_plain_python():
+    """One rounding a line, in the order of docs/format.md."""
+    table = [exact.power(2, -n / 256) for n in range(256)]
+    unit = 0.6931471805599453 / 256
+    x = numbers(500).abs() * 20
+    for value, found in zip(x.tolist(), exact.exp_of_minus(x).tolist(), strict=True):
+        steps = min(value * (256 / 0.6931471805599453), 256 * 64)
+        whole = round(steps)
+        part = -steps + whole
+        series = part * (unit * unit / 2)
+        series += unit
+        series *= part
+        series += 1
+        assert series * math.ldexp(table[whole % 256], -(whole // 256)) == found
+
+
+def test_powers_are_rounded_once():
+    assert exact.power(2.0, -0.5) == math.sqrt(0.5)
+    assert exact.power(10000.0, -0.25) == 0.1
+    table = exact.powers_of_two(torch.device("cpu"))
+    assert len(table) == 64 * 256 + 1
+    assert float(table[256]) == 0.5
+    assert float(table[-1]) == 2.0**-64
+
+
+def test_cosines_and_sines():
+    angles = [[-3.0, 0.0, 0.5, 1.0], [2.0, 100.0, 6.283185307179586, 99999.5]]
+    cosine, sine = exact.cosine_and_sine(angles, torch.device("cpu"))
+    expected = torch.tensor(angles, dtype=DOUBLE)
+    torch.testing.assert_close(cosine, expected.cos(), rtol=0, atol=1e-11)
+    torch.testing.assert_close(sine, expected.sin(), rtol=0, atol=1e-11)
+
+
+def test_softmax_and_norms():
+    x = numbers(7, 90, scale=6)
+    torch.testing.assert_close(exact.softmax(x), x.softmax(-1), rtol=0, atol=5e-9)
+    numerators = exact.numerators_of_softmax(x) * 2.0**30
+    assert torch.equal(numerators, numerators.round())
+    normed = torch.nn.functional.layer_norm(x, (90,), eps=1e-5)
+    torch.testing.assert_close(exact.layer_norm(x, 1e-5), normed, rtol=0, atol=1e-4)
+    rms = x.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(exact.rms_norm(x, 1e-6), x / (rms + 1e-6), rtol=0, atol=1e-4)
+
+
+def test_attention_answers_as_the_library():
+    keys, values, queries = (numbers(6, 5, 8, seed=seed) for seed in range(3))
+    attention = exact.Attention(6, 5, 8, torch.device("cpu"))
+    for place in range(5):
+        attention.add(keys[:, place : place + 1], values[:, place : place + 1])
+    hidden = torch.ones(5, 5).triu(1).bool()
+    expected = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
+    torch.testing.assert_close(attention(queries, hidden), expected, rtol=0, atol=1e-4)
+
+
+def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
+    exact.check_device(torch.device("cpu"))
+    exact.check_device.cache_clear()
+    monkeypatch.setattr(exact, "rounded", lambda x, terms, dim=-1: x)  # sums whose rounding depends on their order
+    with pytest.raises(UserError, match=r"cpu computes .*: its float64 is not that of IEEE 754.*; take the CPU"):
+        exact.check_device(torch.device("cpu"))
+    exact.check_device.cache_clear()
