@@ -6,12 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from stage2_prior.condition import Condition
+from stage2_prior.exact.hierarchical import ExactHierarchical
+from stage2_prior.exact.pixelcnn import ExactPixelCNN
+from stage2_prior.exact.pixelsnail import ExactPixelSNAIL
 from stage2_prior.exact.transformer import ExactTransformer
 from stage2_prior.priors import AutoregressivePrior
 from stage2_prior.stepping import Stepper
 
 WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
     "transformer": ExactTransformer,
+    "pixelcnn": ExactPixelCNN,
+    "pixelsnail": ExactPixelSNAIL,
+    "hierarchical": ExactHierarchical,
 }
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from codes.spec import Grid
+from codes.spec import CodeSpec, Grid
 from stage2_prior.condition import Condition, TextSpec
 from stage2_prior.exact import WALKS, exact_stepper
-from stage2_prior.priors import AutoregressivePrior
+from stage2_prior.exact.hierarchical import LEVEL_WALKS
+from stage2_prior.priors import AutoregressivePrior, PixelSNAIL, PixelSNAILConfig
+from stage2_prior.priors.hierarchical import LEVEL_PRIORS
 from stage2_prior.stepping import walk
-from tests.stage2_prior.tiny import CLASSES, condition_for, random_codes, tiny_prior
+from tests.stage2_prior.tiny import CLASSES, condition_for, random_codes, tiny_prior, tiny_spec
 
 EVERY_WALK = pytest.mark.parametrize("kind", list(WALKS))
 
@@ -82,3 +84,45 @@ def test_a_transformer_goes_by_captions_and_given_codes():
     text = torch.tensor([[3, 8, 0, -1], [-1, -1, -1, -1], [1, 2, 3, 4]])
     condition = replace(condition_for(3, prior), codes=(torch.randint(5, (3, 2, 3)),), text=text)
     check_agrees(prior, codes, condition)
+
+
+def given_other_codes(prior: AutoregressivePrior, batch: int) -> Condition:
+    generator = torch.Generator().manual_seed(1)
+    codes = tuple(
+        torch.randint(grid.vocabulary, (batch, grid.height, grid.width), generator=generator) for grid in prior.given
+    )
+    return replace(condition_for(batch, prior), codes=codes)
+
+
+@pytest.mark.parametrize("kind", ["pixelcnn", "pixelsnail", "hierarchical"])
+@pytest.mark.parametrize("num_classes", [0, CLASSES])
+def test_a_prior_of_convolutions_goes_by_given_codes(kind, num_classes):
+    given = (Grid("coarse", 2, 1, 5), Grid("fine", 4, 6, 7))
+    spec = CodeSpec((Grid("codes", 8, 6, 11),), 32, 24, 3)
+    if kind == "hierarchical":
+        spec = CodeSpec((Grid("top", 4, 6, 7), Grid("bottom", 8, 6, 11)), 32, 24, 3)
+    prior = tiny_prior(kind, num_classes, spec, given=given)
+    codes, condition = random_codes(3, prior), given_other_codes(prior, 3)
+    check_agrees(prior, codes, condition)
+    together = exact_logits(prior, prior.sequence(codes, condition), condition)
+    own = condition.map(lambda tensor: tensor[1:2])
+    alone = exact_logits(prior, prior.sequence(tuple(grid[1:2] for grid in codes), own), own)
+    assert all(map(torch.equal, alone, (step[1:2] for step in together)))
+
+
+def test_a_pixelsnail_without_attention():
+    torch.manual_seed(0)
+    config = PixelSNAILConfig(
+        blocks=2, residual_blocks=3, width=16, residual_width=12, kernel_size=3, attention=False, given_kernel_size=5
+    )
+    given = (Grid("map", 3, 3, 5),)
+    prior = PixelSNAIL(config, tiny_spec(3, 6), CLASSES, given=given).eval()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    check_agrees(prior, random_codes(3, prior), given_other_codes(prior, 3))
+
+
+def test_every_level_of_a_hierarchy_has_an_exact_walk():
+    assert set(LEVEL_WALKS) == set(LEVEL_PRIORS)
+    assert all(WALKS[kind] is walk for kind, walk in LEVEL_WALKS.items())
