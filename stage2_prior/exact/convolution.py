@@ -1,4 +1,4 @@
-"""Convolutions of several rows of places at once, and those of weight norm, in exact arithmetic."""
+"""Convolutions in exact arithmetic, and those of weight norm with the blocks made of them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,22 @@ from common.exact import Product, rounded
 from stage2_prior.priors.gated_convolutions import CausalConvolution, CodeConvolution, Convolution, GatedResidual
 
 
-class RowsConvolution:
-    """A convolution without padding and bias: b H W c -> b h w d.
-
-    All places of a sample are on one grid, and so is all that multiplies them to one output. So the sum over the
-    places that a kernel sees is exact, whatever its order."""
+class Taps:
+    """A convolution, tap by tap: each place has a grid of its own, and what the taps make of the places that a kernel
+    sees is added up in raster order."""
 
     def __init__(self, weight: Tensor):
         """weight: d c rows columns"""
-        _, channels, self.rows, self.columns = weight.shape
-        self.terms = channels * self.rows * self.columns
-        on_grid = rounded(weight.detach().double().flatten(1), self.terms).view(weight.shape)
-        self.taps = rearrange(on_grid, "d c rows columns -> rows columns c d").contiguous()
+        taps = rearrange(weight.detach().double(), "d c rows columns -> rows columns d c").contiguous()
+        self.taps = rounded(taps, taps.shape[3]).mT
 
-    def __call__(self, x: Tensor) -> Tensor:
-        batch, rows, columns, _ = x.shape
-        height, width = rows - self.rows + 1, columns - self.columns + 1
-        on_grid = rounded(x.flatten(1), self.terms).view(x.shape)
-        total = x.new_zeros(batch * height * width, self.taps.shape[3])
+    def add_to(self, total: Tensor, on_grid: Tensor) -> None:
+        """To h w b d, from what its kernels see, H W b c, each place `rounded` already."""
+        height, width, _, out = total.shape
+        flat = total.view(-1, out)
         for row, taps in enumerate(self.taps):
             for column, tap in enumerate(taps):
-                total += on_grid[:, row : row + height, column : column + width].flatten(0, 2) @ tap
-        return total.view(batch, height, width, -1)
+                flat += on_grid[row : row + height, column : column + width].flatten(0, 2) @ tap
 
 
 def weight_of(convolution: Convolution) -> Tensor:
@@ -81,30 +75,28 @@ class PlaceResidual:
 # ---- of whole grids -------------------------------------------------------------------------------------------------
 
 
-def padded(x: Tensor, convolution: Convolution) -> Tensor:
-    """b h w c with zeros around."""
-    return F.pad(x, (0, 0, *convolution.padding))
-
-
 def convolved(x: Tensor, convolution: Convolution) -> Tensor:
-    """b h w c -> b h w d"""
-    return RowsConvolution(weight_of(convolution))(padded(x, convolution)).add_(bias_of(convolution))
+    """h w b c -> h w b d"""
+    total = bias_of(convolution).repeat(*x.shape[:-1], 1)
+    on_grid = F.pad(rounded(x, x.shape[3]), (0, 0, 0, 0, *convolution.padding))
+    Taps(weight_of(convolution)).add_to(total, on_grid)
+    return total
 
 
 def residual(x: Tensor, block: GatedResidual) -> Tensor:
-    """A gated residual block of one input, b h w d -> b h w d."""
+    """A gated residual block of one input, h w b d -> h w b d."""
     hidden = convolved(exact.elu(x), block.first)
     return x + glu(convolved(exact.elu(hidden), block.second))
 
 
 def convolved_codes(codes: Tensor, convolution: CodeConvolution) -> Tensor:
-    """int64 b h w -> b h w d: what the weights of the codes that a place sees add to it, in raster order."""
+    """int64 h w b -> h w b d: what the weights of the codes that a place sees add to it, in raster order."""
+    height, width, _ = codes.shape
     weights = rearrange(weight_of(convolution), "d k rows columns -> rows columns k d")
     table = F.pad(weights, (0, 0, 0, 1))  # no code has zeros
-    outside = F.pad(codes, convolution.padding, value=convolution.vocabulary)
-    _, height, width = codes.shape
-    total = bias_of(convolution).expand(*codes.shape, -1).clone()
+    outside = F.pad(codes, (0, 0, *convolution.padding), value=convolution.vocabulary)
+    total = bias_of(convolution).repeat(*codes.shape, 1)
     for row, taps in enumerate(table):
         for column, tap in enumerate(taps):
-            total += F.embedding(outside[:, row : row + height, column : column + width], tap)
+            total += F.embedding(outside[row : row + height, column : column + width], tap)
     return total

@@ -14,14 +14,14 @@ from stage2_prior.priors.given_codes import GivenCodes
 
 
 def given_features(module: GivenCodes, codes: Codes) -> Tensor:
-    """b h w d, d the features of all given grids."""
+    """h w b d, d the features of all given grids."""
     height, width = module.size
     features = []
     for stack, given in zip(cast("list[nn.Sequential]", module.stacks), codes, strict=True):
         first, *blocks = stack
-        x = convolved_codes(given, cast(CodeConvolution, first))
+        x = convolved_codes(given.permute(1, 2, 0), cast(CodeConvolution, first))
         for block in blocks:
             x = residual(x, cast(GatedResidual, block))
-        _, rows, columns, _ = x.shape
-        features.append(x.repeat_interleave(height // rows, dim=1).repeat_interleave(width // columns, dim=2))
+        rows, columns, _, _ = x.shape
+        features.append(x.repeat_interleave(height // rows, dim=0).repeat_interleave(width // columns, dim=1))
     return torch.cat(features, dim=3)

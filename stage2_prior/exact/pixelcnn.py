@@ -10,9 +10,9 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common import exact
-from common.exact import Product
+from common.exact import Product, rounded
 from stage2_prior.condition import Condition
-from stage2_prior.exact.convolution import RowsConvolution
+from stage2_prior.exact.convolution import Taps
 from stage2_prior.exact.given_codes import given_features
 from stage2_prior.priors.pixelcnn import Layer, PixelCNN
 
@@ -26,7 +26,7 @@ class ExactPixelCNN:
         prior.check(batch, condition)
         condition = condition.to(prior.embedding.weight.device)
         self.columns = prior.grid.width
-        self.features: Tensor | None = None  # of given codes, b h w c
+        self.features: Tensor | None = None  # of given codes, h w b c
         if prior.given_codes is not None:
             self.features = given_features(prior.given_codes, cast(Codes, condition.codes))
         self.embedding = prior.embedding.weight.double()
@@ -36,17 +36,17 @@ class ExactPixelCNN:
             Product(convolution.weight.flatten(1), convolution.bias)
             for convolution in (prior.output_hidden, prior.output)
         )
-        self.row = self.embedding.new_zeros(batch, self.columns, prior.config.width)  # the embedded codes of this row
+        self.row = self.embedding.new_zeros(self.columns, batch, prior.config.width)  # the embedded codes of this row
         self.position = 0
 
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
         row, column = divmod(self.position, self.columns)
         if previous is not None:
-            self.row[:, column - 1] = F.embedding(previous[:, 0], self.embedding)  # at column 0, of the row above
+            self.row[column - 1] = F.embedding(previous[:, 0], self.embedding)  # at column 0, of the row above
         if column == 0:
             self.begin_row(row)
-        x = self.row[:, column - 1] if column else torch.zeros_like(self.row[:, 0])
+        x = self.row[column - 1] if column else torch.zeros_like(self.row[0])
         for layer in self.layers:
             x = layer.step(column, x)
         self.position += 1
@@ -55,7 +55,7 @@ class ExactPixelCNN:
     def begin_row(self, row: int) -> None:
         vertical = self.row
         for layer in self.layers:
-            vertical = layer.begin_row(vertical, None if self.features is None else self.features[:, row])
+            vertical = layer.begin_row(vertical, None if self.features is None else self.features[row])
 
 
 class ExactLayer:
@@ -65,25 +65,27 @@ class ExactLayer:
     def __init__(self, layer: Layer, labels: Tensor, columns: int):
         width = layer.out.in_channels
         self.reach, self.residual = layer.reach, layer.residual
-        self.vertical = RowsConvolution(layer.vertical.weight)
+        self.vertical = Taps(layer.vertical.weight)
         self.vertical_to_horizontal = Product(layer.vertical_to_horizontal.weight.flatten(1))
         self.horizontal = Product(layer.horizontal.weight.transpose(1, 3).flatten(1))  # 2d (tap d)
         self.out = Product(layer.out.weight.flatten(1))
-        self.class_bias = F.embedding(labels, layer.class_bias.weight.double())[:, None]  # b 1 4d
+        self.class_bias = F.embedding(labels, layer.class_bias.weight.double())  # b 4d
         self.given_bias = None if layer.given_bias is None else Product(layer.given_bias.weight.flatten(1))
-        self.rows = self.class_bias.new_zeros(len(labels), layer.reach + 1, columns + 2 * layer.reach, width)
+        # On grids, for the next row: rows columns b d
+        self.rows = self.class_bias.new_zeros(layer.reach + 1, columns + 2 * layer.reach, len(labels), width)
         self.left = self.class_bias.new_zeros(len(labels), layer.reach + columns, width)
-        self.from_above: Tensor  # b w 2d, made in `begin_row`
+        self.from_above: Tensor  # w b 2d, made in `begin_row`
 
     def begin_row(self, row: Tensor, features: Tensor | None) -> Tensor:
-        """The vertical stack for a whole row, b w d -> b w d. features: of given codes in this row, b w c."""
+        """The vertical stack for a whole row, w b d -> w b d. features: of given codes in this row, w b c."""
         bias = self.class_bias
         if self.given_bias is not None and features is not None:
             bias = self.given_bias(features).add_(bias)
-        vertical_bias, horizontal_bias = bias.chunk(2, dim=2)
-        self.rows[:, :-1] = self.rows[:, 1:].clone()
-        self.rows[:, -1, self.reach : -self.reach] = row
-        above = self.vertical(self.rows)[:, 0]  # b w 2d
+        vertical_bias, horizontal_bias = bias.chunk(2, dim=-1)
+        self.rows[:-1] = self.rows[1:].clone()
+        self.rows[-1, self.reach : -self.reach] = rounded(row, row.shape[2])
+        above = row.new_zeros(*row.shape[:2], 2 * row.shape[2])
+        self.vertical.add_to(above[None], self.rows)
         self.from_above = self.vertical_to_horizontal(above).add_(horizontal_bias)
         return gate(above.add_(vertical_bias))
 
@@ -91,7 +93,7 @@ class ExactLayer:
         """The horizontal stack at one column, b d -> b d."""
         self.left[:, self.reach + column] = x
         seen = self.left[:, column : column + self.reach + 1].flatten(1)
-        new = self.out(gate(self.horizontal(seen).add_(self.from_above[:, column])))
+        new = self.out(gate(self.horizontal(seen).add_(self.from_above[column])))
         return new.add_(x) if self.residual else new
 
 

@@ -14,7 +14,7 @@ from codes.spec import Codes, Grid
 from common import exact
 from common.exact import rounded
 from stage2_prior.condition import Condition
-from stage2_prior.exact.convolution import PlaceResidual, RowsConvolution, bias_of, glu, product, weight_of
+from stage2_prior.exact.convolution import PlaceResidual, Taps, bias_of, glu, product, weight_of
 from stage2_prior.exact.given_codes import given_features
 from stage2_prior.priors.gated_convolutions import CausalConvolution, Convolution, GatedResidual
 from stage2_prior.priors.pixelsnail import PixelSNAIL
@@ -37,11 +37,11 @@ class ExactPixelSNAIL:
             for convolutions in ([one.first for one in residuals], [one.second for one in residuals])
         )
         gate_biases = [bias for block in blocks for bias in cast("list[GateBias]", block.gate_biases)]
-        self.gate_bias = self.second.bias  # l 1 1 2d, or with classes l b 1 2d
+        self.gate_bias = self.second.bias  # l 1 1 2d, or with classes l 1 b 2d
         if condition.labels is not None:
             classes = [cast(nn.Embedding, bias.classes).weight.double()[condition.labels] for bias in gate_biases]
-            self.gate_bias = self.gate_bias + torch.stack(classes)[:, :, None]
-        self.features: Tensor | None = None  # of given codes, b h w c
+            self.gate_bias = self.gate_bias + torch.stack(classes)[:, None]
+        self.features: Tensor | None = None  # of given codes, h w b c
         if prior.given_codes is not None:
             self.features = given_features(prior.given_codes, cast(Codes, condition.codes))
             self.given = [product(cast(Convolution, bias.given)) for bias in gate_biases]
@@ -80,7 +80,7 @@ class ExactPixelSNAIL:
         self.first.begin_row(self.first.bias)
         bias = self.gate_bias
         if self.features is not None:
-            given = torch.stack([given(self.features[:, row]) for given in self.given])  # l b w 2d
+            given = torch.stack([given(self.features[row]) for given in self.given])  # l w b 2d
             bias = given.add_(bias)
         self.second.begin_row(bias)
 
@@ -128,21 +128,24 @@ class CausalConvolutions:
         weights = torch.stack([weight_of(convolution) for convolution in convolutions])  # l out d row tap
         layers, _, width, rows, taps = weights.shape
         self.reach = taps // 2
-        self.above = [RowsConvolution(weight[:, :, :-1]) for weight in weights]
+        self.above = [Taps(weight[:, :, :-1]) for weight in weights]
         beside = rearrange(weights[..., -1, : self.reach], "l out d tap -> l out (tap d)")
         self.terms = beside.shape[2]
         self.beside = rounded(beside, self.terms).mT
         self.bias = torch.stack([bias_of(convolution) for convolution in convolutions])[:, None, None]  # l 1 1 out
-        self.rows = weights.new_zeros(layers, batch, rows - 1, columns + 2 * self.reach, width)
+        # The rows above on grids, and this one as it is: l rows columns b d and l b columns d
+        self.rows = weights.new_zeros(layers, rows - 1, columns + 2 * self.reach, batch, width)
         self.row = weights.new_zeros(layers, batch, self.reach + columns, width)
-        self.from_above: Tensor  # l b w out, made in `begin_row`
+        self.from_above = weights.new_empty(layers, columns, batch, weights.shape[1])  # l w b out
 
     def begin_row(self, bias: Tensor) -> None:
-        """bias: l b w out, b and w being 1 where it is one for all."""
-        self.rows[:, :, :-1] = self.rows[:, :, 1:].clone()
-        self.rows[:, :, -1, self.reach : -self.reach] = self.row[:, :, self.reach :]
-        above = torch.stack([above(rows)[:, 0] for above, rows in zip(self.above, self.rows, strict=True)])
-        self.from_above = above.add_(bias)
+        """bias: l w b out, w and b being 1 where it is one for all."""
+        self.rows[:, :-1] = self.rows[:, 1:].clone()
+        row = self.row[:, :, self.reach :].transpose(1, 2)
+        self.rows[:, -1, self.reach : -self.reach] = rounded(row, row.shape[3])
+        self.from_above.copy_(bias)
+        for above, total, rows in zip(self.above, self.from_above, self.rows, strict=True):
+            above.add_to(total[None], rows)
 
     def put(self, inputs: Tensor, column: int) -> None:
         """l b d, of a place that is done."""
@@ -151,7 +154,7 @@ class CausalConvolutions:
     def at(self, column: int) -> Tensor:
         """l b out"""
         seen = rounded(self.row[:, :, column : column + self.reach].flatten(2), self.terms)
-        return torch.bmm(seen, self.beside).add_(self.from_above[:, :, column])
+        return torch.bmm(seen, self.beside).add_(self.from_above[:, column])
 
 
 class ProjectionEnd:
