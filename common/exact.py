@@ -127,7 +127,7 @@ def exp(x: Tensor) -> Tensor:
 
 def sigmoid(x: Tensor) -> Tensor:
     decayed = exp_of_minus(x.abs())
-    return torch.where(x < 0, decayed, 1.0).div_(decayed + 1)
+    return torch.maximum(decayed, x.sign()).div_(decayed + 1)
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def elu(x: Tensor) -> Tensor:
-    return torch.where(x > 0, x, exp_of_minus(x.clamp(max=0).neg_()).sub_(1))
+    return exp_of_minus(x.clamp(max=0).neg_()).sub_(1).add_(x.clamp(min=0))
 
 
 def gelu(x: Tensor) -> Tensor:
