@@ -15,8 +15,10 @@ from common.exact import SHARE_BITS, numerators_of_softmax
 from stage2_prior.exact import WALKS, exact_stepper
 from tests.stage2_prior.tiny import condition_for, tiny_prior
 
-ROUNDED_ONCE = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "sqrt", "sqrt_"}
-EXACT = {"abs", "neg", "neg_", "round", "clamp", "clamp_", "amax", "copysign", "where", "masked_fill", "masked_fill_"}
+ROUNDED_ONCE = {"add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "sqrt", "sqrt_"}
+EXACT = {"abs", "neg", "neg_", "round", "clamp", "clamp_", "amax", "copysign", "where", "masked_fill", "masked_fill_"} | {
+    "sign", "maximum", "relu", "relu_",
+}  # fmt: skip
 SUMS_OF_NUMBERS_ON_A_GRID = {"sum", "mm", "bmm", "matmul"}
 ON_WHOLE_NUMBERS = {"__and__", "__or__", "eq", "lt", "gt", "ge", "le", "bitwise_and", "bitwise_or", "logical_not"}
 MOVES = {
