@@ -89,8 +89,13 @@ def mean(x: Tensor) -> Tensor:
 
 def mean_square(x: Tensor) -> Tensor:
     """Over the last axis, which is kept."""
+    return sum_of_squares(x).mul_(1 / x.shape[-1])
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Over the last axis, which is kept."""
     on_grid = rounded(x, x.shape[-1])
-    return (on_grid * on_grid).sum(dim=-1, keepdim=True) * (1 / x.shape[-1])
+    return (on_grid * on_grid).sum(dim=-1, keepdim=True)
 
 
 # ---- functions ------------------------------------------------------------------------------------------------------
@@ -220,6 +225,11 @@ def check_device(device: torch.device) -> None:
             f"{device} computes {found}, expected {CHECK}: its float64 is not that of IEEE 754, and files in mode "
             "prior are not the same there as elsewhere; take the CPU (--device cpu), or mode table"
         )
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, and 0 for 0."""
+    return x / sum_of_squares(x).sqrt_().clamp_(min=1e-12)
 
 
 class Attention:

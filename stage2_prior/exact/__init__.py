@@ -7,9 +7,13 @@ from typing import Any
 
 from stage2_prior.condition import Condition
 from stage2_prior.exact.hierarchical import ExactHierarchical
+from stage2_prior.exact.llamagen import ExactLlamaGen
+from stage2_prior.exact.mingpt import ExactMinGPT
 from stage2_prior.exact.pixelcnn import ExactPixelCNN
 from stage2_prior.exact.pixelsnail import ExactPixelSNAIL
+from stage2_prior.exact.rq_transformer import ExactRQTransformer
 from stage2_prior.exact.transformer import ExactTransformer
+from stage2_prior.exact.var import ExactVAR
 from stage2_prior.priors import AutoregressivePrior
 from stage2_prior.stepping import Stepper
 
@@ -18,6 +22,10 @@ WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
     "pixelcnn": ExactPixelCNN,
     "pixelsnail": ExactPixelSNAIL,
     "hierarchical": ExactHierarchical,
+    "rq_transformer": ExactRQTransformer,
+    "llamagen": ExactLlamaGen,
+    "mingpt": ExactMinGPT,
+    "var": ExactVAR,
 }
 
 

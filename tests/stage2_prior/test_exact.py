@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codes.spec import CodeSpec, Grid
-from stage2_prior.condition import Condition, TextSpec
+from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.exact import WALKS, exact_stepper
 from stage2_prior.exact.hierarchical import LEVEL_WALKS
+from stage2_prior.exact.var import area, cubic
 from stage2_prior.priors import AutoregressivePrior, PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.hierarchical import LEVEL_PRIORS
 from stage2_prior.stepping import walk
-from tests.stage2_prior.tiny import CLASSES, condition_for, random_codes, tiny_prior, tiny_spec
+from tests.stage2_prior.tiny import CLASSES, TINY, condition_for, random_codes, tiny_prior, tiny_spec
 
 EVERY_WALK = pytest.mark.parametrize("kind", list(WALKS))
 
@@ -53,15 +55,19 @@ def test_its_logits_are_those_of_the_prior(kind, num_classes):
     check_agrees(prior, random_codes(6, prior), condition_for(6, prior))
 
 
-@EVERY_WALK
-def test_a_sample_has_the_same_bits_alone_and_in_any_batch(kind):
-    prior = tiny_prior(kind)
-    codes, condition = random_codes(7, prior), condition_for(7, prior)
+def check_alone(prior: AutoregressivePrior, codes: tuple[Tensor, ...], condition: Condition) -> None:
+    """A sample has the same bits alone as among these seven."""
     together = exact_logits(prior, prior.sequence(codes, condition), condition)
     for rows in (slice(3, 4), slice(2, 7)):
         own = condition.map(lambda tensor, rows=rows: tensor[rows])
         alone = exact_logits(prior, prior.sequence(tuple(grid[rows] for grid in codes), own), own)
         assert all(map(torch.equal, alone, (step[rows] for step in together)))
+
+
+@EVERY_WALK
+def test_a_sample_has_the_same_bits_alone_and_in_any_batch(kind):
+    prior = tiny_prior(kind)
+    check_alone(prior, random_codes(7, prior), condition_for(7, prior))
 
 
 @EVERY_WALK
@@ -126,3 +132,52 @@ def test_a_pixelsnail_without_attention():
 def test_every_level_of_a_hierarchy_has_an_exact_walk():
     assert set(LEVEL_WALKS) == set(LEVEL_PRIORS)
     assert all(WALKS[kind] is walk for kind, walk in LEVEL_WALKS.items())
+
+
+@pytest.mark.parametrize("num_classes", [0, CLASSES])
+@pytest.mark.parametrize("unmasked", [0, 1, 6])
+def test_mingpt_goes_by_given_codes_that_may_see_each_other(unmasked, num_classes):
+    given = (Grid("map", 2, 3, 13), Grid("edges", 1, 2, 5))
+    prior = tiny_prior("mingpt", num_classes, config=replace(TINY["mingpt"], unmasked=unmasked), given=given)
+    known = tuple(torch.randint(grid.vocabulary, (7, grid.height, grid.width)) for grid in given)
+    condition = replace(condition_for(7, prior), codes=known)
+    check_agrees(prior, random_codes(7, prior), condition)
+    check_alone(prior, random_codes(7, prior), condition)
+
+
+def test_llamagen_goes_by_captions_padded_at_the_left():
+    prior = tiny_prior("llamagen", 0, embeddings=EmbeddingSpec(5, 6))
+    vectors = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(2))
+    vectors[6] = 0  # as left out for guidance: the vectors of no text at the places of this one
+    # The first counts in full, each next has a vector less, the sixth none.
+    padding = torch.tensor([0, 1, 2, 3, 4, 5, 2])
+    condition = Condition(embeddings=vectors, embedding_mask=torch.arange(5) >= padding[:, None])
+    check_agrees(prior, random_codes(7, prior), condition)
+    check_alone(prior, random_codes(7, prior), condition)
+
+
+@pytest.mark.parametrize("latent_width", [None, 7])
+@pytest.mark.parametrize("shared_adaln", [False, True])
+def test_var_takes_the_latents_of_a_tokenizer_and_one_modulation_for_all_blocks(shared_adaln, latent_width):
+    config = replace(TINY["var"], shared_adaln=shared_adaln)
+    spec = CodeSpec(tuple(Grid(f"scale{i}", *sides, 11) for i, sides in enumerate([(1, 2), (2, 3), (3, 5)])), 12, 20)
+    prior = tiny_prior("var", config=config, spec=spec, latent_width=latent_width)
+    generator = torch.Generator().manual_seed(4)
+    if latent_width:
+        state = prior.latents.state_dict()
+        prior.latents.fill({name: torch.randn(part.shape, generator=generator) for name, part in state.items()})
+    with torch.no_grad():
+        for block in prior.blocks:
+            block.attention.log_factor[0] = 6.0  # beyond the largest
+    check_agrees(prior, random_codes(7, prior), condition_for(7, prior))
+    check_alone(prior, random_codes(7, prior), condition_for(7, prior))
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (2, 5), (3, 7), (4, 4), (5, 6), (6, 13), (13, 16)])
+def test_grids_grow_and_are_averaged_as_torch_does_it(sizes):
+    small, large = sizes
+    for along, mode, old, new in ((cubic, "bicubic", small, large), (area, "area", large, small)):
+        matrix = torch.tensor([[float(weight) for weight in row] for row in along(old, new)], dtype=torch.float64)
+        numbers = torch.eye(old, dtype=torch.float64)[None, :, :, None].expand(-1, -1, -1, old)
+        theirs = F.interpolate(numbers, (new, old), mode=mode)[0, :, :, 0].T
+        torch.testing.assert_close(matrix, theirs, rtol=0, atol=1e-12)

@@ -67,11 +67,17 @@ def spec_of(kind: str) -> CodeSpec:
 
 
 def tiny_prior(
-    kind: str, num_classes: int = CLASSES, spec: CodeSpec | None = None, noise: float = 0.2, **facts: Any
+    kind: str,
+    num_classes: int = CLASSES,
+    spec: CodeSpec | None = None,
+    noise: float = 0.2,
+    config: PriorConfig | None = None,
+    **facts: Any,
 ) -> Prior:
-    """Untrained, in eval mode. noise: standard deviation of what is added to every fresh weight."""
+    """Untrained, in eval mode. noise: standard deviation of what is added to every fresh weight. config: None for that
+    of `TINY`."""
     torch.manual_seed(0)
-    prior = PRIORS[kind](TINY[kind], spec or spec_of(kind), num_classes, **facts)
+    prior = PRIORS[kind](config or TINY[kind], spec or spec_of(kind), num_classes, **facts)
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=noise)
