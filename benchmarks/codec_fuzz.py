@@ -13,7 +13,6 @@ import re
 import resource
 import sys
 import time
-import zlib
 from collections import Counter
 
 import numpy as np
@@ -21,7 +20,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from pipelines.codec.archive import FINGERPRINT_BYTES, HAS_PRIOR, HAS_TABLES, MAX_IMAGES, PAGE, VERSION
 from pipelines.codec.codec import Codec
+from pipelines.codec.fields import CHECKSUM_BYTES, Fields, WrongFieldError, checksum
 from pipelines.codec.tables import fit_tables
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
@@ -49,6 +50,35 @@ def valid_files(codec: Codec) -> list[tuple[bytes, list[Tensor]]]:
     return [(data, codec.decompress(data)) for data in files]
 
 
+def resealed(data: bytes) -> bytes:
+    """With right checksums of head, pages and file, wherever there is a place for one."""
+    changed = bytearray(data)
+
+    def seal(start: int, end: int) -> None:
+        if start + CHECKSUM_BYTES <= end <= len(changed):
+            changed[end - CHECKSUM_BYTES : end] = checksum(bytes(changed[start : end - CHECKSUM_BYTES]))
+
+    if data[4:5] == bytes([VERSION]):
+        try:
+            fields = Fields(data, 6)
+            end = fields.number("bytes of the head", 0, len(data)) + fields.position
+            seal(0, end)
+            fields.bytes(FINGERPRINT_BYTES)
+            if data[5] & HAS_PRIOR:
+                fields.bytes(FINGERPRINT_BYTES)
+                fields.number("arithmetic", 0, 1 << 62)
+            fields.bytes(FINGERPRINT_BYTES if data[5] & HAS_TABLES else 0)
+            images = fields.number("images", PAGE + 1, MAX_IMAGES)
+            for _ in range(-(-images // PAGE)):
+                start, end = end, end + fields.number("bytes of a page", 0, len(data))
+                seal(start, end)
+                fields.number("bytes of payloads", 0, len(data))
+        except WrongFieldError:
+            pass
+    seal(0, len(changed))
+    return bytes(changed)
+
+
 def hostile(data: bytes, generator: np.random.Generator) -> bytes:
     """A corrupted, cut, lengthened or edited copy, or a mixture."""
     changed = bytearray(data)
@@ -70,10 +100,9 @@ def hostile(data: bytes, generator: np.random.Generator) -> bytes:
         else:  # a huge number in the header
             changed[place % head : place % head + 1] = b"\xff" * int(generator.integers(1, 9)) + b"\x7f"
     if generator.random() < 0.5 and len(changed) > 4:
-        changed[-4:] = zlib.crc32(bytes(changed[:-4])).to_bytes(4, "little")
         if generator.random() < 0.9:  # and magic and version
             changed[:5] = data[:5]
-            changed[-4:] = zlib.crc32(bytes(changed[:-4])).to_bytes(4, "little")
+        return resealed(bytes(changed))
     return bytes(changed)
 
 

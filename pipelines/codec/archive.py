@@ -1,103 +1,75 @@
-"""The bytes of a `.zlg` file, as docs/format.md lays them down. Knows nothing of models.
+"""The bytes of a `.zlg` file, as docs/format.md lays them down: writing version 2, reading it and version 1.
 
-magic, version, flags │ what it was coded with │ shapes │ index of the images │ names │ payloads │ CRC-32
+magic, version, flags │ what it was coded with │ where the pages are │ CRC-32 │ pages of the index │ payloads │ CRC-32
+
+A page tells of 256 images; the only one of a smaller file stands in the head. So any image is found by the head and one
+page, each with a checksum of its own.
 """
 
 from __future__ import annotations
 
-import struct
+import io
+import os
 import zlib
-from collections.abc import Iterator, Sequence
-from enum import IntEnum
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import BinaryIO, NamedTuple, Self
 
 from common.errors import UserError
-from pipelines.codec.entropy_coding import bit_length, packed_length
+from pipelines.codec import version1
+from pipelines.codec.contents import (
+    EXACT,
+    FINGERPRINT_BYTES,
+    VERSION,
+    Archive,
+    Entry,
+    Environment,
+    Mode,
+    Shape,
+    as_array,
+    crc_of,
+)
+from pipelines.codec.fields import (
+    CHECKSUM_BYTES,
+    Fields,
+    WrongFieldError,
+    bits_of,
+    checksum,
+    is_sealed,
+    joined,
+    shape_bytes,
+    varint,
+)
+from pipelines.codec.version1 import DEVICES
 
-if TYPE_CHECKING:  # a file tells what it holds without torch, which takes seconds to import
-    from torch import Tensor
-
-    from codes.spec import Codes
+__all__ = [
+    "DEVICES",
+    "FINGERPRINT_BYTES",
+    "PAGE",
+    "SUFFIX",
+    "VERSION",
+    "Archive",
+    "ArchiveFile",
+    "Entry",
+    "Environment",
+    "Mode",
+    "Shape",
+    "as_array",
+    "crc_of",
+    "open_archive",
+    "read_archive",
+    "read_file",
+    "write_archive",
+]
 
 SUFFIX = ".zlg"
 MAGIC = b"\x89ZLG"
-VERSION = 1
-FINGERPRINT_BYTES = 8
 HAS_PRIOR, HAS_TABLES, HAS_NAMES = 1, 2, 4  # flags
-MAX_LANES = 64  # of a prior's steps: a file cannot ask for more memory than this takes
-MAX_GRIDS = 256
-MAX_SIDE = 1 << 31
-DEVICES = ("cpu", "cuda", "mps", "other")
-
-
-class Mode(IntEnum):
-    packed = 0
-    table = 1
-    prior = 2
-
-
-class Shape(NamedTuple):
-    """What images of one size have in common."""
-
-    height: int  # H of the image, before padding
-    width: int  # W
-    grids: tuple[tuple[int, int, int], ...]  # h, w, k of each
-
-    @property
-    def packed_bits(self) -> int:
-        return sum(packed_length(h * w, k) for h, w, k in self.grids)
-
-
-class Environment(NamedTuple):
-    """Where a prior's probabilities were computed: another place may round them otherwise."""
-
-    device: str  # one of DEVICES
-    torch: tuple[int, int]  # major and minor version
-
-    def __str__(self) -> str:
-        return f"{self.device} with torch {self.torch[0]}.{self.torch[1]}"
-
-
-class Entry(NamedTuple):
-    """One image of a file."""
-
-    mode: Mode
-    shape: Shape
-    crc: int  # `crc_of` its codes
-    payload: bytes
-    label: int | None = None  # class that the prior was told; None: none, or the null label
-    lane: int = 0  # row of the batch of the prior's steps in which it was coded
-    name: str = ""  # of the image in an archive
-
-    @property
-    def bits(self) -> int:
-        """What the payload takes of a file: zeros at its end are known, of packed codes by their number."""
-        return self.shape.packed_bits if self.mode == Mode.packed else bit_length(self.payload)
-
-
-class Archive(NamedTuple):
-    entries: tuple[Entry, ...]
-    stage1: bytes  # first bytes of the fingerprint of the autoencoder
-    prior: bytes | None = None  # likewise; None where no image was coded with one
-    tables: bytes | None = None
-    environment: Environment | None = None  # of the prior
-    lanes: int = 1  # rows of a batch of the prior's steps
-
-
-def crc_of(shape: Shape, codes: Codes) -> int:
-    """CRC-32 of the codes of one image (1 h w each) and of the size and grids they go with: what a file must match."""
-    numbers = [shape.height, shape.width, *(number for grid in shape.grids for number in grid)]
-    crc = zlib.crc32(struct.pack(f"<{len(numbers)}Q", *numbers))
-    for grid in codes:
-        crc = zlib.crc32(as_array(grid).astype("<u8").tobytes(), crc)
-    return crc
-
-
-def as_array(grid: Tensor) -> np.ndarray:
-    return grid.detach().cpu().numpy()
+PAGE = 256  # images
+FIRST_READ = 4096  # bytes: the heads of most files
+CHUNK = 1 << 20  # bytes of a file in memory while its checksum is computed
+MAX_IMAGES = 1 << 48
+MAX_BITS = 1 << 60  # of a part: where it is more than the file has, the file is taken for cut short
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -105,184 +77,288 @@ def as_array(grid: Tensor) -> np.ndarray:
 
 def write_archive(archive: Archive) -> bytes:
     """The file. Parts that no image needs are left out."""
+    assert archive.version == VERSION
     modes = {entry.mode for entry in archive.entries}
     prior = archive.prior if Mode.prior in modes else None
     tables = archive.tables if Mode.table in modes else None
     named = any(entry.name for entry in archive.entries)
-    names = "\0".join(entry.name for entry in archive.entries).encode(errors="surrogateescape") if named else b""
-    flags = HAS_PRIOR * (prior is not None) + HAS_TABLES * (tables is not None) + HAS_NAMES * bool(names)
-    shapes = {shape: number for number, shape in enumerate(dict.fromkeys(entry.shape for entry in archive.entries))}
-    head = [MAGIC, bytes([VERSION, flags]), archive.stage1, prior or b"", tables or b""]
-    if prior is not None:
-        assert archive.environment is not None
-        device, torch = archive.environment
-        head += [bytes([DEVICES.index(device), *torch]), varint(archive.lanes)]
-    head += [varint(len(shapes)), *map(shape_bytes, shapes), varint(len(archive.entries))]
-    for entry in archive.entries:
-        head += [varint(4 * shapes[entry.shape] + entry.mode), varint(entry.bits)]
-        head.append(struct.pack("<I", entry.crc))
-        if entry.mode == Mode.prior:
-            head += [varint(0 if entry.label is None else entry.label + 1), varint(entry.lane)]
-    if names:
-        head += [varint(len(names)), names]
-    data = b"".join([*head, *joined(archive.entries)])
-    return data + struct.pack("<I", zlib.crc32(data))
+    pages = [archive.entries[start : start + PAGE] for start in range(0, len(archive.entries), PAGE)]
+    indices, payloads = [index_bytes(page, named) for page in pages], [joined(page) for page in pages]
+    parts = [archive.stage1]
+    parts += [] if prior is None else [prior, varint(archive.arithmetic)]
+    parts += [] if tables is None else [tables]
+    parts.append(varint(len(archive.entries)))
+    if len(pages) == 1:
+        parts += indices
+        indices = []
+    else:
+        indices = [sealed(index) for index in indices]
+        for index, payload in zip(indices, payloads, strict=True):
+            parts += [varint(len(index)), varint(len(payload))]
+    facts = b"".join(parts)
+    flags = HAS_PRIOR * (prior is not None) + HAS_TABLES * (tables is not None) + HAS_NAMES * named
+    head = MAGIC + bytes([VERSION, flags]) + varint(len(facts) + CHECKSUM_BYTES) + facts
+    return sealed(b"".join([sealed(head), *indices, *payloads]))
 
 
-def joined(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """All payloads, bit behind bit; zeros fill the last byte."""
-    begun = np.empty(0, np.uint8)  # bits of a byte that is not full
+def sealed(data: bytes) -> bytes:
+    return data + checksum(data)
+
+
+def index_bytes(entries: Sequence[Entry], named: bool) -> bytes:
+    """A page of the index, without its checksum."""
+    shapes = {shape: number for number, shape in enumerate(dict.fromkeys(entry.shape for entry in entries))}
+    parts = [varint(len(shapes)), *map(shape_bytes, shapes)]
     for entry in entries:
-        bits = np.concatenate([begun, np.unpackbits(np.frombuffer(entry.payload, np.uint8))[: entry.bits]])
-        full = len(bits) // 8 * 8
-        begun = bits[full:]
-        yield np.packbits(bits[:full]).tobytes()
-    yield np.packbits(begun).tobytes()
-
-
-def shape_bytes(shape: Shape) -> bytes:
-    """Of each grid 4 h, plus 1 if it is square, plus 2 if its vocabulary is that of the grid before it."""
-    parts, before = [varint(shape.height), varint(shape.width), varint(len(shape.grids))], 0
-    for h, w, k in shape.grids:
-        parts.append(varint(4 * h + (h == w) + 2 * (k == before)))
-        parts += ([] if h == w else [varint(w)]) + ([] if k == before else [varint(k)])
-        before = k
+        parts.append(varint(4 * shapes[entry.shape] + entry.mode))
+        parts += [] if entry.mode == Mode.packed else [varint(entry.bits)]
+        parts.append(entry.crc.to_bytes(4, "little"))
+        parts += [] if entry.mode != Mode.prior else [varint(0 if entry.label is None else entry.label + 1)]
+    if named:
+        names = "\0".join(entry.name for entry in entries).encode(errors="surrogateescape")
+        parts += [varint(len(names)), names]
     return b"".join(parts)
-
-
-def varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; the high bit says that more follow."""
-    data = bytearray()
-    while number > 127:
-        data.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*data, number])
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def read_archive(data: bytes, title: str = "the file") -> Archive:
-    """What a file says, its checksum verified. It costs memory in proportion to the length of the file, whatever
-    the file claims.
+    """What a file says, its checksums verified. It costs memory in proportion to the length of the file, whatever the
+    file claims.
 
     title: how messages name it. Raises UserError for anything but a whole, sound file.
     """
-    if data[: len(MAGIC)] != MAGIC:
-        raise UserError(f"{title} is no .zlg file: it does not begin as one; name a file that `zellige compress` wrote")
-    if len(data) > 4 and data[4] != VERSION:
-        raise UserError(
-            f"{title} has version {data[4]} of the .zlg format, expected {VERSION}, which this program reads; "
-            "take the program that wrote it"
-        )
-    if len(data) < 10 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise UserError(f"{title} is damaged or cut short: its checksum is wrong; copy it again from where it came")
+    with open_archive(data, title) as file:
+        file.check()
+        return file.head._replace(entries=tuple(file.entries()))
+
+
+def open_archive(source: Path | str | bytes, title: str | None = None) -> ArchiveFile:
+    """A file, or its bytes, of which only those are read that are asked for: to be used in a `with` statement.
+
+    title: how messages name it; None: its path. Raises UserError where there is no such file, and for a head that is
+    damaged.
+    """
+    if isinstance(source, bytes):
+        return ArchiveFile(io.BytesIO(source), title or "the file")
     try:
-        return Reader(data[:-4]).archive()
-    except ValueError as error:
-        raise UserError(f"{title} was edited or is from another program: {error}; compress the image anew") from error
+        file = Path(source).open("rb", buffering=0)  # noqa: SIM115 (closed by what is returned)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{source} is no file; name a {SUFFIX} file") from error
+    try:
+        return ArchiveFile(file, title or str(source))
+    except BaseException:
+        file.close()
+        raise
 
 
-class Reader:
-    """Raises ValueError, with what is wrong."""
+class Page(NamedTuple):
+    """Images that stand side by side, and where their payloads are."""
 
-    def __init__(self, data: bytes):
-        self.data = data
-        self.position = len(MAGIC) + 1
+    number: int
+    entries: list[Entry]  # without their payloads
+    begins: list[int]  # bits before each payload, and one number more: before the end
+    start: int  # byte of the file at which the payloads begin
 
-    def archive(self) -> Archive:
-        flags = self.bytes(1)[0]
-        if flags & ~(HAS_PRIOR | HAS_TABLES | HAS_NAMES):
-            raise ValueError(f"its flags are {flags}")
-        stage1 = self.bytes(FINGERPRINT_BYTES)
-        prior = self.bytes(FINGERPRINT_BYTES) if flags & HAS_PRIOR else None
-        tables = self.bytes(FINGERPRINT_BYTES) if flags & HAS_TABLES else None
-        environment, lanes = None, 1
+
+class ArchiveFile:
+    """An open `.zlg` file.
+
+    count: its images. head: what `Archive` tells of all of them, without entries. bytes_read: so far. Its methods raise
+    UserError for what is damaged.
+    """
+
+    def __init__(self, file: BinaryIO | io.RawIOBase, title: str):
+        self.file, self.title = file, title
+        self.length = file.seek(0, os.SEEK_END)
+        self.bytes_read = 0
+        self.old: Archive | None = None  # of version 1, whose only checksum is that of the whole file
+        self.page: Page | None = None  # the last one that was read
+        self.read_head()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def read_head(self) -> None:
+        beginning = self.read(0, min(FIRST_READ, self.length))
+        if beginning[: len(MAGIC)] != MAGIC:
+            raise UserError(
+                f"{self.title} is no .zlg file: it does not begin as one; name a file that `zellige compress` wrote"
+            )
+        if self.length < 10:
+            raise self.damaged(f"it ends after {self.length} bytes")
+        version = beginning[len(MAGIC)]
+        if version not in (1, VERSION):
+            raise UserError(
+                f"{self.title} has version {version} of the .zlg format, expected 1 or {VERSION}, which this program "
+                "reads; take the program that wrote it"
+            )
+        try:
+            if version == 1:
+                self.read_version1(beginning)
+            else:
+                self.read_version2(beginning)
+        except WrongFieldError as error:
+            raise self.edited(error) from error
+
+    def read_version1(self, beginning: bytes) -> None:
+        data = beginning + self.read(len(beginning), self.length - len(beginning))
+        if not is_sealed(data):
+            raise self.damaged("its checksum is wrong")
+        self.old = version1.archive_of(data)
+        self.head, self.count = self.old._replace(entries=()), len(self.old.entries)
+
+    def read_version2(self, beginning: bytes) -> None:
+        fields = Fields(beginning, len(MAGIC) + 1)
+        self.flags = fields.bytes(1)[0]
+        try:
+            length = fields.number("bytes of its head", 1, self.length)
+        except WrongFieldError as error:  # its checksum cannot be found
+            raise self.damaged(str(error)) from error
+        end = fields.position + length
+        if end > len(beginning):
+            beginning += self.read(len(beginning), min(end, self.length) - len(beginning))
+        if end > self.length or not is_sealed(beginning[:end]):
+            raise self.damaged("its checksum is wrong")
+        if self.flags & ~(HAS_PRIOR | HAS_TABLES | HAS_NAMES):
+            raise WrongFieldError(f"its flags are {self.flags}")
+        fields.data = beginning[: end - CHECKSUM_BYTES]
+        stage1 = fields.bytes(FINGERPRINT_BYTES)
+        prior = fields.bytes(FINGERPRINT_BYTES) if self.flags & HAS_PRIOR else None
         if prior is not None:
-            device, *torch = self.bytes(3)
-            if device >= len(DEVICES):
-                raise ValueError(f"its device is number {device}")
-            environment = Environment(DEVICES[device], (torch[0], torch[1]))
-            lanes = self.number("lanes", 1, MAX_LANES)
-        shapes = [self.shape() for _ in range(self.number("shapes", 1, len(self.data)))]
-        count = self.number("images", 1, len(self.data))
-        heads = [self.head(shapes, prior is not None, tables is not None, lanes) for _ in range(count)]
-        names = [""] * count
-        if flags & HAS_NAMES:
-            length = self.number("bytes of names", 1, len(self.data))
-            names = self.bytes(length).decode(errors="surrogateescape").split("\0")
-            if len(names) != count:
-                raise ValueError(f"it holds {len(names)} names for {count} images")
-        payloads = self.payloads([bits for _, bits in heads])
-        entries = tuple(
-            entry._replace(payload=payload, name=name)
-            for (entry, _), payload, name in zip(heads, payloads, names, strict=True)
-        )
-        return Archive(entries, stage1, prior, tables, environment, lanes)
+            fields.number("an arithmetic of its prior", EXACT, EXACT)
+        tables = fields.bytes(FINGERPRINT_BYTES) if self.flags & HAS_TABLES else None
+        self.head = Archive((), stage1, prior, tables)
+        self.count = fields.number("images", 1, MAX_IMAGES)
+        self.find_pages(fields, end)
 
-    def shape(self) -> Shape:
-        height, width = self.number("rows", 1, MAX_SIDE), self.number("columns", 1, MAX_SIDE)
-        grids: list[tuple[int, int, int]] = []
-        for _ in range(self.number("grids", 1, MAX_GRIDS)):
-            first = self.number("rows of codes", 4, 4 * MAX_SIDE + 3)
-            h = first >> 2
-            w = h if first & 1 else self.number("columns of codes", 1, MAX_SIDE)
-            if first & 2 and not grids:
-                raise ValueError("its first grid has no vocabulary")
-            grids.append((h, w, grids[-1][2] if first & 2 else self.number("codes of a vocabulary", 1, 1 << 62)))
-        return Shape(height, width, tuple(grids))
-
-    def head(self, shapes: Sequence[Shape], has_prior: bool, has_tables: bool, lanes: int) -> tuple[Entry, int]:
-        """An entry without its payload, and how many bits that has."""
-        kind = self.number("shape and mode", 0, 4 * len(shapes) - 1)
-        if kind & 3 not in set(Mode):
-            raise ValueError("it has an image in mode 3")
-        mode, shape = Mode(kind & 3), shapes[kind >> 2]
-        bits = self.number("bits of an image", 0, 8 * len(self.data))
-        crc = int.from_bytes(self.bytes(4), "little")
-        if mode == Mode.packed and bits != shape.packed_bits:
-            raise ValueError(f"an image has {bits} bits, expected {shape.packed_bits} for its packed codes")
-        if (mode == Mode.table and not has_tables) or (mode == Mode.prior and not has_prior):
-            raise ValueError(f"it does not name the {mode.name} of an image")
-        if mode != Mode.prior:
-            return Entry(mode, shape, crc, b""), bits
-        label, lane = self.number("label", 0, 1 << 31), self.number("lane", 0, lanes - 1)
-        return Entry(mode, shape, crc, b"", label - 1 if label else None, lane), bits
-
-    def payloads(self, bits: Sequence[int]) -> list[bytes]:
-        """All that is left, cut into so many bits for each image."""
-        left = self.data[self.position :]
-        if len(left) != -(-sum(bits) // 8):
-            raise ValueError(f"its payloads have {len(left)} bytes, expected {-(-sum(bits) // 8)}")
-        parts, done = [], 0
-        for count in bits:
-            first, end = done // 8, -(-(done + count) // 8)
-            own = np.unpackbits(np.frombuffer(left[first:end], np.uint8))[done % 8 :][:count]
-            parts.append(np.packbits(own).tobytes())
-            done += count
-        if done % 8 and left[-1] & ((1 << (8 - done % 8)) - 1):
-            raise ValueError("what fills its last byte is not zero")
-        return parts
-
-    def bytes(self, count: int) -> bytes:
-        end = self.position + count
-        if end > len(self.data):
-            raise ValueError("it ends too early")
-        part, self.position = self.data[self.position : end], end
-        return part
-
-    def number(self, what: str, smallest: int, largest: int) -> int:
-        number = 0
-        for place in range(0, 70, 7):
-            byte = self.bytes(1)[0]
-            number |= (byte & 127) << place
-            if byte < 128:
-                break
+    def find_pages(self, fields: Fields, end: int) -> None:
+        """Where they are; the only one is read here. end: of the head."""
+        if self.count <= PAGE:
+            self.page = self.page_of(0, fields, None, end)
+            self.index_starts, self.payload_starts = [end], [end, end + -(-self.page.begins[-1] // 8)]
         else:
-            raise ValueError(f"it claims {what} in more than ten bytes")
-        if not smallest <= number <= largest:
-            raise ValueError(f"it claims {what}: {number}, expected {smallest} to {largest}")
-        return number
+            sizes = []
+            for _ in range(-(-self.count // PAGE)):
+                index = fields.number("bytes of a page", CHECKSUM_BYTES + 1, MAX_BITS)
+                sizes.append((index, fields.number("bytes of payloads", 0, MAX_BITS)))
+            self.index_starts = running_sums(end, (index for index, _ in sizes))
+            self.payload_starts = running_sums(self.index_starts[-1], (payload for _, payload in sizes))
+        if fields.left:
+            raise WrongFieldError(f"{fields.left} bytes of its head have no meaning")
+        expected = self.payload_starts[-1] + CHECKSUM_BYTES
+        if self.length != expected:
+            raise self.damaged(f"it has {self.length} bytes, expected {expected}")
+
+    def page_of(self, number: int, fields: Fields, payload_bytes: int | None, start: int) -> Page:
+        """A page, of which nothing was read yet. payload_bytes: as many as there must be. Raises WrongFieldError."""
+        count = min(PAGE, self.count - number * PAGE)
+        shapes = [fields.shape() for _ in range(fields.number("shapes", 1, count))]
+        entries, begins = [], [0]
+        for _ in range(count):
+            entry, bits = self.entry_of(fields, shapes)
+            entries.append(entry)
+            begins.append(begins[-1] + bits)
+        if self.flags & HAS_NAMES:
+            named = zip(entries, fields.names(count), strict=True)
+            entries = [entry._replace(name=name) for entry, name in named]
+        if payload_bytes not in (None, -(-begins[-1] // 8)):
+            raise WrongFieldError(f"payloads have {payload_bytes} bytes, expected {-(-begins[-1] // 8)}")
+        return Page(number, entries, begins, start)
+
+    def entry_of(self, fields: Fields, shapes: Sequence[Shape]) -> tuple[Entry, int]:
+        """An entry without its payload, and how many bits that has. Raises WrongFieldError."""
+        kind = fields.number("shape and mode", 0, 4 * len(shapes) - 1)
+        if kind & 3 not in set(Mode):
+            raise WrongFieldError("it has an image in mode 3")
+        mode, shape = Mode(kind & 3), shapes[kind >> 2]
+        bits = shape.packed_bits if mode == Mode.packed else fields.number("bits of an image", 0, MAX_BITS)
+        crc = int.from_bytes(fields.bytes(4), "little")
+        if (mode == Mode.table and self.head.tables is None) or (mode == Mode.prior and self.head.prior is None):
+            raise WrongFieldError(f"it does not name the {mode.name} of an image")
+        label = fields.number("label", 0, 1 << 31) if mode == Mode.prior else 0
+        return Entry(mode, shape, crc, b"", label - 1 if label else None), bits
+
+    def page_at(self, number: int) -> Page:
+        if self.page is None or self.page.number != number:
+            begin, end = self.index_starts[number : number + 2]
+            data = self.read(begin, end - begin)
+            if not is_sealed(data):
+                raise self.damaged(f"the checksum of its page {number} is wrong")
+            start, stop = self.payload_starts[number : number + 2]
+            fields = Fields(data[:-CHECKSUM_BYTES])
+            try:
+                self.page = self.page_of(number, fields, stop - start, start)
+                if fields.left:
+                    raise WrongFieldError(f"{fields.left} bytes of its page {number} have no meaning")
+            except WrongFieldError as error:
+                raise self.edited(error) from error
+        return self.page
+
+    def entry(self, number: int) -> Entry:
+        """Image `number`, counted from 0. Its payload is held against nothing but its length: the codes have a checksum
+        of their own. Raises UserError for a number that the file does not have."""
+        if not 0 <= number < self.count:
+            raise UserError(f"{self.title} has no image {number}, expected 0 to {self.count - 1}")
+        if self.old is not None:
+            return self.old.entries[number]
+        page, place = self.page_at(number // PAGE), number % PAGE
+        begin, end = page.begins[place : place + 2]
+        data = self.read(page.start + begin // 8, -(-end // 8) - begin // 8)
+        if end == page.begins[-1] and end % 8 and data[-1] & ((1 << (8 - end % 8)) - 1):
+            raise self.edited("what fills a last byte is not zero")
+        return page.entries[place]._replace(payload=bits_of(data, begin % 8, end - begin))
+
+    def entries(self, numbers: Iterable[int] | None = None) -> Iterator[Entry]:
+        """Images by their numbers; None: all. Neighbours are read fastest one after the other."""
+        return map(self.entry, range(self.count) if numbers is None else numbers)
+
+    def names(self) -> Iterator[str]:
+        """Of all images: of the file only the index is read."""
+        if self.old is not None:
+            yield from (entry.name for entry in self.old.entries)
+            return
+        for number in range(-(-self.count // PAGE)):
+            yield from (entry.name for entry in self.page_at(number).entries)
+
+    def check(self) -> None:
+        """Holds the whole file against its checksum."""
+        if self.old is not None:
+            return  # that was done
+        crc, end = 0, self.length - CHECKSUM_BYTES
+        for start in range(0, end, CHUNK):
+            crc = zlib.crc32(self.read(start, min(CHUNK, end - start)), crc)
+        if crc != int.from_bytes(self.read(end, CHECKSUM_BYTES), "little"):
+            raise self.damaged("its checksum is wrong")
+
+    def read(self, start: int, count: int) -> bytes:
+        self.file.seek(start)
+        parts: list[bytes] = []
+        while count > 0:  # an unbuffered file may give less than is there
+            part = self.file.read(count)
+            if not part:
+                raise self.damaged("it ends early")
+            parts.append(part)
+            count -= len(part)
+            self.bytes_read += len(part)
+        return b"".join(parts)
+
+    def damaged(self, what: str) -> UserError:
+        return UserError(f"{self.title} is damaged or cut short: {what}; copy it again from where it came")
+
+    def edited(self, what: object) -> UserError:
+        return UserError(f"{self.title} was edited or is from another program: {what}; compress the image anew")
+
+
+def running_sums(start: int, numbers: Iterable[int]) -> list[int]:
+    sums = [start]
+    for number in numbers:
+        sums.append(sums[-1] + number)
+    return sums
 
 
 def read_file(path: Path) -> bytes:
