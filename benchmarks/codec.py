@@ -70,7 +70,7 @@ def wrap() -> tuple[Clock, Clock]:
         (CodeTables, "encode"),
         (CodeTables, "decode"),
     ]
-    parts += [(prior_coding, "weights_for"), (codec_module, "pack"), (codec_module, "unpack")]
+    parts += [(prior_coding, "frequencies_of"), (codec_module, "pack"), (codec_module, "unpack")]
     for place, name in parts:
         setattr(place, name, coder.timed(getattr(place, name)))
     for place, name in [(codec_module, "encode_any_size"), (Codec, "pixels"), (prior_coding, "walk_alike")]:
@@ -129,7 +129,7 @@ def print_sizes(codec: Codec, images: Tensor, modes: list[Any]) -> None:
     codes = codec.spec_of(*images.shape[2:]).codes_per_image * len(images)
     print("\n| | bits per code | head and checks of one image, bytes |\n|---|---:|---:|")
     for mode in modes:
-        compressed = codec.compress(images, mode, lanes=min(64, len(images)))
+        compressed = codec.compress(images, mode)
         payloads = sum(entry.bits for entry in read_archive(compressed.data).entries)
         one = codec.compress(images[:1], mode).data
         head = len(one) - -(-read_archive(one).entries[0].bits // 8)
@@ -149,10 +149,10 @@ def print_speed(codec: Codec, images: Tensor, modes: list[Any], repeats: int) ->
     for mode in modes:
         for batch in BATCHES:
             part = images[:batch]
-            data = codec.compress(part, mode, lanes=batch).data
+            data = codec.compress(part, mode).data
             cells = [mode, str(len(part))]
             works: list[Callable[[], object]] = [
-                lambda part=part, mode=mode, batch=batch: codec.compress(part, mode, lanes=batch),
+                lambda part=part, mode=mode, batch=batch: codec.compress(part, mode),
                 lambda data=data: codec.decompress(data),
             ]
             for work in works:

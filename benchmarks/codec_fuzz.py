@@ -46,7 +46,7 @@ def valid_files(codec: Codec) -> list[tuple[bytes, list[Tensor]]]:
     """Files, and the images in them."""
     images = [*(torch.rand(5, 1, 12, 16) * 2 - 1), torch.rand(1, 9, 21) * 2 - 1]
     sets = [images[:1], images[5:], images]
-    files = [codec.compress(part, mode, lanes=4).data for part in sets for mode in ("prior", "table", "packed")]
+    files = [codec.compress(part, mode).data for part in sets for mode in ("prior", "table", "packed")]
     return [(data, codec.decompress(data)) for data in files]
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         sizes.add(images.shape[2:])
         expected = reconstruct(codec.autoencoder, images)
         for mode in modes:
-            data = codec.compress(images, mode, lanes=min(BATCH, len(images))).data
+            data = codec.compress(images, mode).data
             decoded = torch.stack(codec.decompress(data))
             equal = (decoded == expected).flatten(1).all(dim=1)
             used = Counter(Mode(entry.mode).name for entry in read_archive(data).entries)

@@ -69,8 +69,8 @@ def our_points(name: str, codec: Codec, images: Tensor, measure: Measure) -> lis
     modes, so it is decoded from one of them, and compared with the others'."""
     pixels, points, decoded = images[:, 0].numel(), [], None
     for mode in modes_of(codec):
-        alone = sum(len(codec.compress(image[None], mode, lanes=1).data) for image in images)
-        coded = codec.compress(images, mode, lanes=min(64, len(images)))
+        alone = sum(len(codec.compress(image[None], mode).data) for image in images)
+        coded = codec.compress(images, mode)
         if coded.notes:
             raise SystemExit(f"{name}: {'; '.join(coded.notes)}")
         archive = coded.data

@@ -35,6 +35,7 @@ class Sources:
     def __init__(self, out: Path):
         self.out = out
         self.marks = self.read()
+        self.forgotten: str | None = None
         self.last: tuple[Sequence[Path], Mark] = ((), Mark("", ""))  # one file may be the source of many results
 
     def is_current(self, result: str, files: Sequence[Path]) -> bool:
@@ -76,9 +77,17 @@ class Sources:
             self.last = (files, Mark(times_of(files), contents))  # one that changes meanwhile has another time later
         return self.last[1]
 
+    def forget(self, beginning: str) -> None:
+        """Results whose names begin so are gone: `finish` leaves no line of them."""
+        self.forgotten = beginning
+
     def finish(self) -> None:
         """Leaves one line for each result, in order. For one process, when all have added theirs."""
-        marks = self.read()
+        marks = {
+            name: mark
+            for name, mark in self.read().items()
+            if self.forgotten is None or not name.startswith(self.forgotten)
+        }
         if marks:
             with atomic_file(self.out / SOURCES_NAME) as temporary:
                 temporary.write_text("".join(line(name, marks[name]) for name in sorted(marks)), encoding="utf-8")

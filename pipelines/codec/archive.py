@@ -26,6 +26,7 @@ from pipelines.codec.contents import (
     Environment,
     Mode,
     Shape,
+    arithmetic_of,
     as_array,
     crc_of,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "Environment",
     "Mode",
     "Shape",
+    "arithmetic_of",
     "as_array",
     "crc_of",
     "open_archive",

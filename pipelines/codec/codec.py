@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from common.wording import counted
 from pipelines.any_size import encode_any_size
+from pipelines.codec import float_prior
 from pipelines.codec.archive import (
     DEVICES,
     FINGERPRINT_BYTES,
-    MAX_LANES,
+    VERSION,
     Archive,
     Entry,
     Environment,
@@ -28,11 +29,18 @@ from pipelines.codec.archive import (
     Shape,
     as_array,
     crc_of,
-    read_archive,
+    open_archive,
     write_archive,
 )
+from pipelines.codec.dependencies import coding_fingerprint, decoding_fingerprint
 from pipelines.codec.entropy_coding import DamagedPayloadError, pack, unpack
-from pipelines.codec.prior_coding import Told, check_can_code, check_label, decode_with_prior, encode_with_prior
+from pipelines.codec.prior_coding import (
+    check_can_code,
+    check_label,
+    decode_with_prior,
+    encode_with_prior,
+    ready_to_code,
+)
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME, any_model_folder
 from pipelines.stages import load_stages
@@ -42,12 +50,8 @@ from stage2_prior.priors import AutoregressivePrior, Prior
 ModeName = Literal["prior", "table", "packed"]
 BATCH = 64  # images at a time
 PIXELS = 1 << 23  # of the images that are encoded at once: 128 of 256x256; a single one may have more
-LANES = 8  # of a prior's steps
-MAX_PIXELS = 1 << 26  # of all images that are decoded at once
-
-# Why images are not in mode prior, as was asked for.
-OF_OTHER_SIZE = "other size"
-NOT_REPEATED = "not repeated"
+MAX_PIXELS = 1 << 26  # of all images that are decoded at once, padded to the stride
+OF_OTHER_SIZE = "other size"  # why images are not in mode prior, as was asked for
 
 Item = TypeVar("Item")
 
@@ -90,18 +94,32 @@ class Codec:
     @cached_property
     def stage1(self) -> bytes:
         """What of the autoencoder's fingerprint stands in files."""
-        return bytes.fromhex(self.autoencoder.fingerprint())[:FINGERPRINT_BYTES]
+        return bytes.fromhex(decoding_fingerprint(self.autoencoder))[:FINGERPRINT_BYTES]
 
     @cached_property
     def prior_fingerprint(self) -> bytes | None:
-        return None if self.prior is None else bytes.fromhex(self.prior.fingerprint())[:FINGERPRINT_BYTES]
+        return None if self.prior is None else bytes.fromhex(coding_fingerprint(self.prior))[:FINGERPRINT_BYTES]
+
+    @cached_property
+    def version1_fingerprints(self) -> tuple[bytes, bytes | None]:
+        """Those of autoencoder and prior in files of version 1: of the whole models."""
+        whole = [None if model is None else model.fingerprint() for model in (self.autoencoder, self.prior)]
+        stage1, prior = (None if of is None else bytes.fromhex(of)[:FINGERPRINT_BYTES] for of in whole)
+        assert stage1 is not None
+        return stage1, prior
 
     @cached_property
     def tables_fingerprint(self) -> bytes | None:
         return None if self.tables is None else bytes.fromhex(self.tables.fingerprint())[:FINGERPRINT_BYTES]
 
+    @cached_property
+    def exact_prior(self) -> AutoregressivePrior:
+        """The prior, ready to code. Raises UserError."""
+        return ready_to_code(check_can_code(self.prior))
+
     @property
     def environment(self) -> Environment:
+        """Where this codec computes: what a prior of a file of version 1 depends on."""
         device = next(self.autoencoder.parameters()).device.type
         major, minor, *_ = torch.__version__.split(".")
         return Environment(device if device in DEVICES else "other", (int(major), int(minor)))
@@ -113,16 +131,12 @@ class Codec:
         images: Tensor | Sequence[Tensor],
         mode: ModeName | None = None,
         labels: int | Sequence[int] | None = None,
-        *,
-        lanes: int = LANES,
     ) -> Compressed:
         """One archive of images: b c H W, or a sequence of c H W of any sizes, float in [-1, 1].
 
         mode: None for the best that the model has, prior, table, packed. labels: the class of all, or of each, which
-        the prior is told; None for the null label. lanes: rows of a batch of the prior's steps, 1 to 64; that many
-        images are coded, and later decoded, at once, and a single one costs as much as all of them. Image i has lane
-        i mod lanes; its payload depends on its lane, not on the other images. Raises UserError for a mode that
-        the model does not have.
+        the prior is told; None for the null label. An image's payload does not depend on the other images. Raises
+        UserError for a mode that the model does not have.
         """
         if labels is None or isinstance(labels, int | np.integer):
             chosen: list[int | None] = [None if labels is None else int(labels)] * len(images)
@@ -135,25 +149,17 @@ class Codec:
         entries: list[Entry] = []
         fallbacks: Counter[str] = Counter()
         for start in range(0, len(images), BATCH):
-            part = list(images[start : start + BATCH])
-            numbers = range(start, start + len(part))
-            made, more = self.entries(part, numbers, mode, chosen[start : start + BATCH], lanes)
+            made, more = self.entries(list(images[start : start + BATCH]), mode, chosen[start : start + BATCH])
             entries += made
             fallbacks.update(more)
-        return Compressed(self.archive(entries, lanes), tuple(self.sentences(fallbacks)))
+        return Compressed(self.archive(entries), tuple(self.sentences(fallbacks)))
 
-    def archive(self, entries: Sequence[Entry], lanes: int) -> bytes:
+    def archive(self, entries: Sequence[Entry]) -> bytes:
         """The file of images that `entries` coded."""
-        return write_archive(
-            Archive(
-                tuple(entries), self.stage1, self.prior_fingerprint, self.tables_fingerprint, self.environment, lanes
-            )
-        )
+        return write_archive(Archive(tuple(entries), self.stage1, self.prior_fingerprint, self.tables_fingerprint))
 
-    def check_mode(self, mode: ModeName | None, labels: Iterable[int | None], lanes: int) -> Mode:
+    def check_mode(self, mode: ModeName | None, labels: Iterable[int | None]) -> Mode:
         """The mode that is meant. Raises UserError for one that this model does not have."""
-        if not 1 <= lanes <= MAX_LANES:
-            raise UserError(f"lanes={lanes}, expected 1 to {MAX_LANES}")
         if mode is None:
             usable = isinstance(self.prior, AutoregressivePrior) and not self.prior.given
             mode = "prior" if usable else "table" if self.tables is not None else "packed"
@@ -165,60 +171,51 @@ class Codec:
                 "or choose packed"
             )
         if mode == "prior":
-            prior = check_can_code(self.prior)
             for label in set(labels):
-                check_label(prior, label)
+                check_label(self.exact_prior, label)
         return Mode[mode]
 
     def entries(
         self,
         images: Sequence[Tensor],
-        numbers: Sequence[int],
         mode: ModeName | None,
         labels: Sequence[int | None],
-        lanes: int = LANES,
     ) -> tuple[list[Entry], Counter[str]]:
-        """Images, c H W each, coded as those of these numbers; and how many, by the reason, are not in mode prior as
-        they should be. Those of one size are encoded together."""
-        wanted = self.check_mode(mode, labels, lanes)
+        """Images, c H W each, coded; and how many, by the reason, are not in mode prior as they should be. Those of one
+        size are encoded together."""
+        wanted = self.check_mode(mode, labels)
         coded: dict[int, Entry] = {}
         fallbacks: Counter[str] = Counter()
         for places in alike(images):
             codes = encode_any_size(self.autoencoder, torch.stack([images[i] for i in places]))
-            told = [Told(numbers[i] % lanes, labels[i]) for i in places]
             height, width = images[places[0]].shape[-2:]
-            made, more = self.code(codes, (height, width), wanted, told, lanes)
+            made, more = self.code(codes, (height, width), wanted, [labels[i] for i in places])
             coded |= dict(zip(places, made, strict=True))
             fallbacks.update(more)
         return [coded[i] for i in range(len(images))], fallbacks
 
     def code(
-        self, codes: Codes, size: tuple[int, int], mode: Mode, told: Sequence[Told], lanes: int
+        self, codes: Codes, size: tuple[int, int], mode: Mode, labels: Sequence[int | None]
     ) -> tuple[list[Entry], Counter[str]]:
         """Codes of images of one size (H, W), one b h w per grid, as entries; and fallbacks as in `entries`."""
         spec = self.spec_of(*size)
         shape = Shape(*size, tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids))
-        rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(len(told))]
-        fallback = Mode.packed if self.tables is None else Mode.table
-        entries: list[Entry] = []
+        rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(len(labels))]
         fallbacks: Counter[str] = Counter()
-        if mode == Mode.prior and self.prior is not None and spec.grids != self.prior.code_spec.grids:
+        if mode == Mode.prior and spec.grids != self.exact_prior.code_spec.grids:
             fallbacks[OF_OTHER_SIZE] = len(rows)
-            mode = fallback
-        payloads: list[bytes | None] = [None] * len(rows)
+            mode = Mode.packed if self.tables is None else Mode.table
         if mode == Mode.prior:
-            payloads = self.verified_payloads(codes, told, lanes)
-            if None in payloads:
-                fallbacks[NOT_REPEATED] = payloads.count(None)
-        for row, payload, (lane, label) in zip(rows, payloads, told, strict=True):
-            crc = crc_of(shape, row)
-            if payload is not None:
-                entries.append(Entry(Mode.prior, shape, crc, payload, label, lane))
-            elif mode == Mode.packed or self.tables is None:
-                data = pack([(as_array(grid), k) for grid, (_, _, k) in zip(row, shape.grids, strict=True)])
-                entries.append(Entry(Mode.packed, shape, crc, data))
-            else:
-                entries.append(Entry(Mode.table, shape, crc, self.tables.encode(row, spec)))
+            payloads = encode_with_prior(self.exact_prior, codes, labels)
+        elif mode == Mode.table and self.tables is not None:
+            payloads = [self.tables.encode(row, spec) for row in rows]
+        else:
+            vocabularies = [k for _, _, k in shape.grids]
+            payloads = [pack([(as_array(g), k) for g, k in zip(row, vocabularies, strict=True)]) for row in rows]
+        entries = [
+            Entry(mode, shape, crc_of(shape, row), payload, label if mode == Mode.prior else None)
+            for row, payload, label in zip(rows, payloads, labels, strict=True)
+        ]
         return entries, fallbacks
 
     def sentences(self, fallbacks: Mapping[str, int]) -> list[str]:
@@ -227,51 +224,44 @@ class Codec:
             return []
         mode = Mode.packed if self.tables is None else Mode.table
         own = self.autoencoder.code_spec()
-        why = {
-            OF_OTHER_SIZE: f"the prior knows only codes of {own.image_height}x{own.image_width} images",
-            NOT_REPEATED: "the prior's probabilities were not the same bit for bit when they were computed again",
-        }
+        why = {OF_OTHER_SIZE: f"the prior knows only codes of {own.image_height}x{own.image_width} images"}
         return [
             f"{count} {'image is' if count == 1 else 'images are'} in mode {mode.name}: {why[reason]}"
             for reason, count in fallbacks.items()
         ]
 
-    def verified_payloads(self, codes: Codes, told: Sequence[Told], lanes: int) -> list[bytes | None]:
-        """Of each image what the prior makes of its codes, None where decoding it does not give them again."""
-        prior = check_can_code(self.prior)
-        payloads: list[bytes | None] = [None] * len(told)
-        for places in in_lanes(range(len(told)), lambda i: told[i].lane):
-            own, told_here = tuple(grid[places].cpu() for grid in codes), [told[i] for i in places]
-            made = encode_with_prior(prior, own, told_here, lanes)
-            again = decode_with_prior(prior, made, told_here, lanes)
-            for row, place in enumerate(places):
-                if all(torch.equal(ours[row], theirs[row]) for ours, theirs in zip(own, again, strict=True)):
-                    payloads[place] = made[row]
-        return payloads
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The size to which images of this size are padded: multiples of the stride."""
+        stride = self.autoencoder.stride
+        return height + -height % stride, width + -width % stride
 
     def spec_of(self, height: int, width: int) -> CodeSpec:
         """The codes of an image of this size, padded to the stride."""
-        stride = self.autoencoder.stride
-        return self.autoencoder.code_spec(height + -height % stride, width + -width % stride)
+        return self.autoencoder.code_spec(*self.padded(height, width))
 
     # ---- bytes to images --------------------------------------------------------------------------------------------
 
     def decompress(
-        self, data: bytes, images: Sequence[int] | None = None, *, max_pixels: int = MAX_PIXELS, title: str = "the file"
+        self,
+        file: bytes | Path,
+        images: Sequence[int] | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        title: str | None = None,
     ) -> list[Tensor]:
-        """The images of a file, c H W each, float32 in [-1, 1], on the CPU.
+        """The images of a file, or of its bytes, c H W each, float32 in [-1, 1], on the CPU.
 
-        images: numbers of those that are wanted; None: all. max_pixels: of all of them together. title: how messages
-        name the file. Raises UserError for a damaged file, another model, or codes that cannot be read here; what it
-        returns are the images that `decode` makes of the codes that were compressed.
+        images: numbers of those that are wanted, of which alone the file is read; None: all. max_pixels: of all of them
+        together, padded to the stride. title: how messages name the file; None: its path. Raises UserError for a
+        damaged file, another model, or codes that cannot be read here; what it returns are the images that `decode`
+        makes of the codes that were compressed.
         """
-        archive = read_archive(data, title)
-        self.check_archive(archive, title)
-        numbers = range(len(archive.entries)) if images is None else images
-        for number in numbers:
-            if not 0 <= number < len(archive.entries):
-                raise UserError(f"{title} has no image {number}, expected 0 to {len(archive.entries) - 1}")
-        return self.decode([archive.entries[i] for i in numbers], archive, max_pixels, [title] * len(numbers))
+        with open_archive(file, title) as opened:
+            self.check_archive(opened.head, opened.title)
+            if images is None:
+                opened.check()
+            entries = list(opened.entries(images))
+        return self.decode(entries, opened.head, max_pixels, [opened.title] * len(entries))
 
     def wrote(self, archive: Archive) -> bool:
         """Whether this model can read the file."""
@@ -283,9 +273,12 @@ class Codec:
 
     def check_archive(self, archive: Archive, title: str) -> None:
         """Raises UserError unless this model wrote the file."""
+        stage1, prior = (
+            (self.stage1, self.prior_fingerprint) if archive.version == VERSION else self.version1_fingerprints
+        )
         pairs = [
-            ("autoencoder", archive.stage1, self.stage1),
-            ("prior", archive.prior, archive.prior and self.prior_fingerprint),
+            ("autoencoder", archive.stage1, stage1),
+            ("prior", archive.prior, archive.prior and prior),
             ("tables", archive.tables, archive.tables and self.tables_fingerprint),
         ]
         for what, theirs, ours in pairs:
@@ -298,9 +291,9 @@ class Codec:
     def decode(
         self, entries: Sequence[Entry], archive: Archive, max_pixels: int, titles: Sequence[str]
     ) -> list[Tensor]:
-        """Images of `archive`, or of several that agree in lanes and environment; titles: the file of each. As
+        """Images of `archive`, or of several that agree in all but their entries; titles: the file of each. As
         `decompress`."""
-        pixels = sum(entry.shape.height * entry.shape.width for entry in entries)
+        pixels = sum(self.pixels_of(entry) for entry in entries)
         if pixels > max_pixels:
             raise UserError(
                 f"{titles[0]} claims {pixels} pixels, expected at most {max_pixels} at once; ask for fewer of its "
@@ -323,9 +316,15 @@ class Codec:
             codes = self.codes_of({i: entries[i] for i in numbers}, archive, specs, titles)
             for shape, places in grouped(numbers, lambda i: entries[i].shape).items():
                 batch = tuple(torch.cat(grids) for grids in zip(*(codes[i] for i in places), strict=True))
-                made = self.pixels(batch)[..., : shape.height, : shape.width]
-                decoded |= dict(zip(places, made.cpu(), strict=True))
+                made = self.pixels(batch)[..., : shape.height, : shape.width].cpu()
+                # Each a tensor of its own: one that is kept must not keep the batch, nor what was cut off.
+                decoded |= {place: image.clone() for place, image in zip(places, made, strict=True)}
         return [decoded[i] for i in range(len(entries))]
+
+    def pixels_of(self, entry: Entry) -> int:
+        """Of the image of an entry as it is decoded, before what pads it is cut off."""
+        height, width = self.padded(entry.shape.height, entry.shape.width)
+        return height * width
 
     @torch.no_grad()
     def pixels(self, codes: Codes) -> Tensor:
@@ -346,17 +345,20 @@ class Codec:
                 raise UserError(f"{titles[number]} was edited: {error}; compress the image anew") from error
         by_prior = [number for number, entry in entries.items() if entry.mode == Mode.prior]
         if by_prior:
-            prior = check_can_code(self.prior)
+            prior = self.exact_prior
             for number in by_prior:
                 check_label(prior, entries[number].label)
                 if specs[entries[number].shape].grids != prior.code_spec.grids:
                     raise UserError(
                         f"{titles[number]} was edited: its prior makes no such codes; compress the image anew"
                     )
-            for places in in_lanes(by_prior, lambda i: entries[i].lane):
-                told = [Told(entries[i].lane, entries[i].label) for i in places]
-                read = decode_with_prior(prior, [entries[i].payload for i in places], told, archive.lanes)
-                codes |= {i: tuple(grid[row : row + 1] for grid in read) for row, i in enumerate(places)}
+            chosen = [entries[i] for i in by_prior]
+            if archive.version == VERSION:
+                read = decode_with_prior(prior, [one.payload for one in chosen], [one.label for one in chosen])
+            else:
+                assert self.prior is not None
+                read = float_prior.decode(cast(AutoregressivePrior, self.prior), chosen, archive.lanes)
+            codes |= {i: tuple(grid[row : row + 1] for grid in read) for row, i in enumerate(by_prior)}
         for number, entry in entries.items():
             if crc_of(entry.shape, codes[number]) != entry.crc:
                 raise UserError(self.wrong_codes(entry, archive, titles[number]))
@@ -373,12 +375,14 @@ class Codec:
         )
 
     def wrong_codes(self, entry: Entry, archive: Archive, title: str) -> str:
-        if entry.mode != Mode.prior:
+        if entry.mode != Mode.prior or archive.version == VERSION:
             return f"{title} was edited: its codes do not have the checksum that it names; compress the image anew"
         return (
-            f"{title} cannot be decoded here: the codes do not have its checksum; it was written on "
-            f"{archive.environment}, this is {self.environment}, and a prior's probabilities must be the same bit for "
-            "bit: decode it where it was written, and if that fails too, it was edited; mode table can be read anywhere"
+            f"{title} cannot be decoded here: the codes do not have its checksum; it has version 1 of the format, "
+            f"whose probabilities depend on where they are computed: it was written on {archive.environment}, this is "
+            f"{self.environment}, and the processor and the number of threads count too, which the file does not "
+            "tell: decode it where it was written, with as many threads, and compress the image anew; if that fails, "
+            "it was edited"
         )
 
 
@@ -396,15 +400,3 @@ def alike(images: Sequence[Tensor]) -> Iterator[list[int]]:
         height, width = images[numbers[0]].shape[-2:]
         count = max(1, PIXELS // (height * width))
         yield from (numbers[start : start + count] for start in range(0, len(numbers), count))
-
-
-def in_lanes(items: Iterable[int], lane_of: Callable[[int], int]) -> list[list[int]]:
-    """Items as batches, in none of which two have the same lane."""
-    batches: list[list[int]] = []
-    used: dict[int, int] = {}
-    for item in items:
-        number = used[lane_of(item)] = used.get(lane_of(item), -1) + 1
-        if number == len(batches):
-            batches.append([])
-        batches[number].append(item)
-    return batches

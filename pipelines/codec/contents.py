@@ -77,6 +77,13 @@ class Archive(NamedTuple):
     arithmetic: int = EXACT  # of the prior
 
 
+def arithmetic_of(archive: Archive) -> str:
+    """In words, how the probabilities of the prior are computed: exactly, the same on any machine, or not."""
+    if archive.arithmetic == EXACT:
+        return f"exact arithmetic {EXACT}"
+    return f"arithmetic of the machine that wrote it, {archive.environment}"
+
+
 def crc_of(shape: Shape, codes: Codes) -> int:
     """CRC-32 of the codes of one image (1 h w each) and of the size and grids they go with: what a file must match."""
     numbers = [shape.height, shape.width, *(number for grid in shape.grids for number in grid)]

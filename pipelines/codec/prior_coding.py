@@ -1,15 +1,13 @@
-"""A prior drives the coder: encoder and decoder walk its stepper, and only the chooser differs.
+"""A prior drives the coder: encoder and decoder walk its codes in the same way, and only the chooser differs.
 
-Both must compute the same probabilities, bit for bit. A matrix product may round a row otherwise in a batch of another
-size, or at another place in it, but never by what stands in the other rows. So the batch of the steps has a fixed
-number of rows, *lanes*, whatever is coded; an image has its own lane, and lanes without an image hold zeros. Lanes and
-lane stand in the file.
+Both must have the same frequencies, whole numbers, wherever they compute: the walk is exact (stage2_prior/exact), and
+so is the way from its logits to frequencies. So images are coded in batches of any size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,24 +15,20 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
+from common.exact import SHARE_BITS, check_device, numerators_of_softmax
 from pipelines.codec.entropy_coding import (
     LARGEST_VOCABULARY,
+    TOTAL,
     DamagedPayloadError,
     Decoder,
     Encoder,
-    frequencies,
     weights_of,
 )
 from stage2_prior.condition import Condition
+from stage2_prior.drawing import precise
+from stage2_prior.exact import exact_stepper
 from stage2_prior.priors import AutoregressivePrior, Prior
 from stage2_prior.stepping import walk
-
-
-class Told(NamedTuple):
-    """What the prior is told of an image."""
-
-    lane: int
-    label: int | None  # None: the null label, or no classes
 
 
 def check_can_code(prior: Prior | None) -> AutoregressivePrior:
@@ -74,69 +68,70 @@ def check_label(prior: AutoregressivePrior, label: int | None) -> None:
         )
 
 
-def condition_of(prior: AutoregressivePrior, told: Sequence[Told], lanes: int) -> Condition:
-    """Of all lanes: each image's label, the null label where there is none, and no text."""
-    labels = torch.full((lanes,), -1)
-    for lane, label in told:
-        labels[lane] = -1 if label is None else label
-    return prior.condition_of(labels.to(next(prior.parameters()).device))
-
-
-def weights_for(logits: Tensor) -> np.ndarray:
-    """`b m k` for the coder. Raises UserError for logits that are not finite."""
-    shares = logits.detach().cpu().double().softmax(dim=-1).numpy()
-    if not np.isfinite(shares).all():
-        raise UserError("the prior's logits are not finite: its weights are damaged; take an earlier checkpoint")
-    return weights_of(frequencies(shares.reshape(-1, shares.shape[-1]))).reshape(shares.shape)
-
-
-def encode_with_prior(prior: AutoregressivePrior, codes: Codes, told: Sequence[Told], lanes: int) -> list[bytes]:
-    """Payloads of images, of which no two have the same lane; codes: one b h w per grid."""
+def ready_to_code(prior: AutoregressivePrior) -> AutoregressivePrior:
+    """The prior, or where its device has no float64 a copy on the CPU. Raises UserError for weights that are not
+    finite, and for a device whose float64 is not that of IEEE 754."""
+    if not all(bool(tensor.isfinite().all()) for tensor in prior.state_dict().values() if tensor.is_floating_point()):
+        raise UserError("the prior's weights are not finite: they are damaged; take an earlier checkpoint")
     device = next(prior.parameters()).device
-    condition, own = condition_of(prior, told, lanes), [lane for lane, _ in told]
-    padded = tuple(torch.zeros(lanes, *grid.shape[1:], dtype=torch.int64, device=device) for grid in codes)
-    for grid, known in zip(padded, codes, strict=True):
-        grid[own] = known.to(device)
-    sequence = prior.sequence(padded, condition)
-    symbols = sequence[own].cpu().numpy()
-    encoders = [Encoder() for _ in told]
+    if precise(device) != torch.float64:
+        return copy.deepcopy(prior).cpu()
+    check_device(device)
+    return prior
+
+
+def condition_of(prior: AutoregressivePrior, labels: Sequence[int | None]) -> Condition:
+    """Each image's label, the null label where there is none, and no text."""
+    numbers = torch.tensor([-1 if label is None else label for label in labels])
+    return prior.condition_of(numbers.to(next(prior.parameters()).device))
+
+
+def frequencies_of(logits: Tensor) -> np.ndarray:
+    """Logits `b m k`, float64, as frequencies of the coder: int64, at least 1, each row with the sum TOTAL.
+
+    In whole numbers: t = exp(logit - the largest) in units of 2**-30, T the sum of all t of a row. A code has
+    1 + floor(t (TOTAL - k) / T), and what is left of TOTAL is given to the first of the largest.
+    """
+    numerators = (numerators_of_softmax(logits) * 2.0**SHARE_BITS).long().flatten(0, 1).cpu().numpy()  # (b m) k
+    spread = TOTAL - numerators.shape[1]
+    counts = numerators * spread // numerators.sum(axis=1, keepdims=True)
+    counts[np.arange(len(counts)), numerators.argmax(axis=1)] += spread - counts.sum(axis=1)
+    return (counts + 1).reshape(logits.shape)
+
+
+def encode_with_prior(prior: AutoregressivePrior, codes: Codes, labels: Sequence[int | None]) -> list[bytes]:
+    """Payloads of images; codes: one b h w per grid. The prior: as `ready_to_code` gives it."""
+    device, condition = next(prior.parameters()).device, condition_of(prior, labels)
+    sequence = prior.sequence(tuple(grid.to(device) for grid in codes), condition)
+    symbols = sequence.cpu().numpy()
+    encoders = [Encoder() for _ in labels]
 
     def choose(position: int, logits: Tensor) -> Tensor:
         here = slice(position, position + logits.shape[1])
-        for encoder, codes_here, weights in zip(encoders, symbols[:, here], weights_for(logits[own]), strict=True):
-            encoder.encode(codes_here, weights)
+        for encoder, own, weights in zip(encoders, symbols[:, here], weights_of(frequencies_of(logits)), strict=True):
+            encoder.encode(own, weights)
         return sequence[:, here]
 
-    walk_alike(prior, lanes, condition, choose)
+    walk(exact_stepper(prior, len(labels), condition), prior.code_spec.codes_per_image, choose)
     return [encoder.finish() for encoder in encoders]
 
 
-def decode_with_prior(prior: AutoregressivePrior, payloads: Sequence[bytes], told: Sequence[Told], lanes: int) -> Codes:
+def decode_with_prior(prior: AutoregressivePrior, payloads: Sequence[bytes], labels: Sequence[int | None]) -> Codes:
     """Inverse of `encode_with_prior`: one b h w per grid, on the CPU. Bytes that fit no code give arbitrary codes: the
     caller compares checksums."""
-    device = next(prior.parameters()).device
-    condition, own = condition_of(prior, told, lanes), [lane for lane, _ in told]
+    device, condition = next(prior.parameters()).device, condition_of(prior, labels)
     decoders: list[Decoder | None] = [Decoder(payload) for payload in payloads]
 
     def choose(position: int, logits: Tensor) -> Tensor:
-        chosen = np.zeros((lanes, logits.shape[1]), np.int64)
-        for number, (lane, weights) in enumerate(zip(own, weights_for(logits[own]), strict=True)):
-            if (decoder := decoders[number]) is None:
+        chosen = np.zeros(logits.shape[:2], np.int64)
+        for row, weights in enumerate(weights_of(frequencies_of(logits))):
+            if (decoder := decoders[row]) is None:
                 continue
             try:
-                chosen[lane] = decoder.decode(weights)
+                chosen[row] = decoder.decode(weights)
             except DamagedPayloadError:
-                decoders[number] = None  # the other images are not to suffer
+                decoders[row] = None  # the other images are not to suffer
         return torch.from_numpy(chosen).to(device)
 
-    sequence = walk_alike(prior, lanes, condition, choose)
-    return tuple(grid[own].cpu() for grid in prior.grids_of(sequence))
-
-
-def walk_alike(
-    prior: AutoregressivePrior, lanes: int, condition: Condition, choose: Callable[[int, Tensor], Tensor]
-) -> Tensor:
-    """`walk` with what rounds the same each time: no autocast, whatever the caller has on."""
-    kind = next(prior.parameters()).device.type
-    with torch.autocast(kind, enabled=False):
-        return walk(prior.stepper(lanes, condition), prior.code_spec.codes_per_image, choose)
+    sequence = walk(exact_stepper(prior, len(labels), condition), prior.code_spec.codes_per_image, choose)
+    return tuple(grid.cpu() for grid in prior.grids_of(sequence))

@@ -17,8 +17,9 @@ from common.progress import progress_bar
 from common.sources import Sources, times_of
 from common.wording import counted
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
-from pipelines.codec.archive import SUFFIX, Entry, read_archive
-from pipelines.codec.codec import BATCH, LANES, OF_OTHER_SIZE, PIXELS, Codec, ModeName
+from pipelines.codec.archive import SUFFIX, VERSION, Mode, read_archive
+from pipelines.codec.codec import BATCH, OF_OTHER_SIZE, PIXELS, Codec, ModeName
+from pipelines.codec.parts import Parts
 from pipelines.devices import open_device
 from pipelines.image_folders import (
     BAD_FILES_NAME,
@@ -47,7 +48,6 @@ class CompressConfig:
     label: int | str | None = None  # class of all images, by number or name, which the prior is told; left out: any
     crop: bool = False  # scale and cut each image to the model's own size, the only one that its prior codes
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
-    lanes: int = LANES  # images that the prior codes at once; a single one costs as much as all of them
     batch_size: int = BATCH  # images that are read and encoded at a time, fewer where they are large
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
@@ -75,7 +75,7 @@ def compress_files(config: CompressConfig) -> str:
     label = class_number(codec.prior.class_names if codec.prior is not None else None, config.label)
     begun = recorded_settings(out, f"*{SUFFIX}")
     asked: ModeName | None = config.mode or begun.get("mode")
-    mode = codec.check_mode(asked, [label], config.lanes)
+    mode = codec.check_mode(asked, [label])
     settings = {
         "model": codec.stage1.hex(),
         "prior": codec.prior_fingerprint and codec.prior_fingerprint.hex(),
@@ -84,7 +84,6 @@ def compress_files(config: CompressConfig) -> str:
         "mode": mode.name,
         "archive": config.archive,
         "label": label,
-        "lanes": config.lanes,
         "crop": config.crop,
         "max_side": config.max_side,
     }
@@ -93,7 +92,11 @@ def compress_files(config: CompressConfig) -> str:
     for name, target in targets.items():
         files.setdefault(target, []).append(root / name)
     sources = Sources(out)
+    old_names = [fingerprint and fingerprint.hex() for fingerprint in codec.version1_fingerprints] if begun else []
     may_change = {
+        # A folder that version 1 of the format was written to names the models by other fingerprints.
+        "model": lambda: begun.get("model") in old_names,
+        "prior": lambda: begun.get("prior") in old_names,
         "images": lambda: sources.are_at(files),
         "tables": lambda: begun.get("tables") is None,  # what was written without tables needs none
     }
@@ -102,15 +105,18 @@ def compress_files(config: CompressConfig) -> str:
         "compress",
         settings,
         state,
-        defaults={"crop": False, "max_side": None},
+        defaults={"crop": False, "max_side": None, "lanes": begun.get("lanes")},
         may_change=may_change,
         results=f"*{SUFFIX}",
     )
     with opened:
+        parts = Parts(out, root, codec, sources, state.process_index)
         if config.archive:
             everything = set(names) <= archived_names(out / ARCHIVE_NAME)
             if everything and sources.is_current(ARCHIVE_NAME, files[ARCHIVE_NAME]):
                 return f"{out / ARCHIVE_NAME} is there already"
+            parts.take_up()
+            state.wait_for_everyone()  # before anyone adds to them
         before = times_of(files[ARCHIVE_NAME]) if config.archive else None
         spec = codec.autoencoder.code_spec()
         size = (spec.image_height, spec.image_width) if config.crop else None
@@ -118,15 +124,16 @@ def compress_files(config: CompressConfig) -> str:
             len(names), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
         )
         on_main_process(state, lambda: bad_images.keep_only([str(root)]))
-        archived: dict[int, Entry] = {}
         made: Counter[str] = Counter()  # bytes, pixels, images
         fallbacks: Counter[str] = Counter()
         mine = list(enumerate(names))[state.process_index :: state.num_processes]
 
         def is_there(name: str) -> bool:
+            if config.archive:
+                return name in parts.entries
             return is_sound(out / targets[name]) and sources.is_current(targets[name], [root / name])
 
-        todo = [(number, name) for number, name in mine if config.archive or not is_there(name)]
+        todo = [(number, name) for number, name in mine if not is_there(name)]
 
         def read(name: str) -> Tensor:
             picture = open_upright(root / name, codec.autoencoder.channels)
@@ -134,28 +141,31 @@ def compress_files(config: CompressConfig) -> str:
 
         with progress_bar(len(todo), "images", shown=state.is_main_process) as progress:
             for part in read_parts(todo, root, read, config.batch_size, bad_images):
-                images, numbers = [one.image for one in part.images], [one.number for one in part.images]
-                entries, said = codec.entries(images, numbers, asked, [label] * len(images), config.lanes)
+                images = [one.image for one in part.images]
+                entries, said = codec.entries(images, asked, [label] * len(images))
                 fallbacks.update(said)
+                if config.archive:
+                    named = [e._replace(name=names[one.number]) for e, one in zip(entries, part.images, strict=True)]
+                    parts.add(named, [one.times for one in part.images])
+                    progress.update(part.files)
+                    continue
                 for one, entry in zip(part.images, entries, strict=True):
                     name = names[one.number]
-                    if config.archive:
-                        archived[one.number] = entry._replace(name=name)
-                        continue
-                    data = codec.archive([entry], config.lanes)
+                    data = codec.archive([entry])
                     write_bytes(out / targets[name], data)
                     sources.add(targets[name], [root / name], one.times)
                     made.update(bytes=len(data), pixels=entry.shape.height * entry.shape.width, images=1)
                 progress.update(part.files)
         if config.archive:
-            parts = gather_object([archived])
-            archived = {number: entry for part in parts for number, entry in part.items()}
+            archived = {name: entry for own in gather_object([parts.entries]) for name, entry in own.items()}
             if state.is_main_process and archived:
-                data = codec.archive([archived[i] for i in sorted(archived)], config.lanes)
+                entries = [archived[name] for name in names if name in archived]
+                data = codec.archive(entries)
                 write_bytes(out / ARCHIVE_NAME, data)
                 sources.add(ARCHIVE_NAME, files[ARCHIVE_NAME], before)
-                pixels = sum(entry.shape.height * entry.shape.width for entry in archived.values())
-                made.update(bytes=len(data), pixels=pixels, images=len(archived))
+                parts.remove()
+                pixels = sum(entry.shape.height * entry.shape.width for entry in entries)
+                made.update(bytes=len(data), pixels=pixels, images=len(entries))
         else:
             made = sum(gather_object([made]), Counter())
         fallbacks = sum(gather_object([fallbacks]), Counter())
@@ -187,16 +197,19 @@ def zlg_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a whole .zlg file is there."""
+    """Whether a whole .zlg file is there that any machine decodes."""
     return bool(archived_names(path))
 
 
 def archived_names(path: Path) -> set[str]:
-    """The names of the images in a whole .zlg file; none where there is no such file."""
+    """The names of the images in a whole .zlg file; none where there is no such file, nor in one of version 1 that a
+    prior coded: other machines could not decode it."""
     try:
-        return {entry.name for entry in read_archive(path.read_bytes()).entries}
+        archive = read_archive(path.read_bytes())
     except (OSError, UserError):
         return set()
+    lasting = archive.version == VERSION or all(entry.mode != Mode.prior for entry in archive.entries)
+    return {entry.name for entry in archive.entries} if lasting else set()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

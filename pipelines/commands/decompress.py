@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from common.errors import UserError
 from common.progress import progress_bar
 from common.sources import Sources, times_of
 from common.wording import counted
-from pipelines.codec.archive import SUFFIX, Archive, Entry, read_archive, read_file
+from pipelines.codec.archive import SUFFIX, Archive, Entry, Mode, arithmetic_of, read_archive, read_file
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
 from pipelines.codec.models import Models
 from pipelines.devices import open_device
@@ -59,6 +60,7 @@ def decompress_files(config: DecompressConfig) -> str:
         mine = files[state.process_index :: state.num_processes]
         folders = {folder for name in files for folder in Path(name).parents}
         written = kept = 0
+        arithmetics: Counter[str] = Counter()  # of the images in mode prior
         failures: list[str] = []
         with progress_bar(len(mine), "files", shown=state.is_main_process) as progress:
             for start in range(0, len(mine), BATCH):
@@ -84,15 +86,21 @@ def decompress_files(config: DecompressConfig) -> str:
                         save_png(to_pil(image), out / one.target)
                         sources.add(one.target, [Path(one.title)], one.times)
                         written += 1
+                        if one.entry.mode == Mode.prior:
+                            arithmetics[arithmetic_of(one.archive)] += 1
                 progress.update(len(part))
         written, kept = (sum(gather_object([number])) for number in (written, kept))
         failures = gather_object(failures)
+        arithmetics = sum(gather_object([arithmetics]), Counter())
         if state.is_main_process:
             sources.finish()
     if failures:
         more = f" ({len(failures) - 1} more such failures)" if len(failures) > 1 else ""
         raise UserError(f"{failures[0]}{more}; {written} other images are in {out}" if written else failures[0] + more)
-    return f"{counted(written, 'image')} in {out}" + (f"; {kept} were there already" if kept else "")
+    by_prior = [f"; {count} in mode prior, {arithmetic}" for arithmetic, count in arithmetics.items()]
+    return (
+        f"{counted(written, 'image')} in {out}" + (f"; {kept} were there already" if kept else "") + "".join(by_prior)
+    )
 
 
 def files_of_images(root: Path, files: Sequence[str]) -> dict[str, list[Path]]:
@@ -145,13 +153,13 @@ class Wanted(NamedTuple):
 
 
 def decoded_together(wanted: Sequence[Wanted], max_pixels: int) -> Iterator[list[Wanted]]:
-    """Images of one model and as many lanes, up to BATCH of them and, but for a single one, up to `max_pixels`."""
-    alike = grouped(wanted, lambda one: (id(one.codec), one.archive.lanes, one.archive.environment))
+    """Images of one model and version of the format, up to BATCH of them and `max_pixels`, or a single one."""
+    alike = grouped(wanted, lambda one: (id(one.codec), one.archive[1:]))
     for group in alike.values():
         batch: list[Wanted] = []
         pixels = 0
         for one in group:
-            own = one.entry.shape.height * one.entry.shape.width
+            own = one.codec.pixels_of(one.entry)
             if batch and (len(batch) == BATCH or pixels + own > max_pixels):
                 yield batch
                 batch, pixels = [], 0

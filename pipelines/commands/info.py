@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.wording import counted
-from pipelines.codec.archive import SUFFIX, Archive, read_archive, read_file
+from pipelines.codec.archive import SUFFIX, Archive, arithmetic_of, read_archive, read_file
 from pipelines.folder_kinds import files_of, kind_of_folder
 
 SHOWN_SHAPES = 5
@@ -83,7 +83,7 @@ def describe(beginning: str, archives: Sequence[Archive], size: int) -> list[str
     if len(shapes) > SHOWN_SHAPES:
         lines.append(f"and images of {counted(len(shapes) - SHOWN_SHAPES, 'more size')}")
     lines += by_file("autoencoder", [archive.stage1.hex() for archive in archives])
-    lines += by_file("prior", [f"{one.prior.hex()}, on {one.environment}" for one in archives if one.prior])
+    lines += by_file("prior", [f"{one.prior.hex()}, {arithmetic_of(one)}" for one in archives if one.prior])
     return lines + by_file("tables", [one.tables.hex() for one in archives if one.tables])
 
 

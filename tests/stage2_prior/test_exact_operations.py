@@ -16,8 +16,9 @@ from stage2_prior.exact import WALKS, exact_stepper
 from tests.stage2_prior.tiny import condition_for, tiny_prior
 
 ROUNDED_ONCE = {"add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "sqrt", "sqrt_"}
-EXACT = {"abs", "neg", "neg_", "round", "clamp", "clamp_", "amax", "copysign", "where", "masked_fill", "masked_fill_"} | {
-    "sign", "maximum", "relu", "relu_",
+EXACT = {
+    "abs", "amax", "clamp", "clamp_", "copysign", "masked_fill", "masked_fill_", "maximum", "neg", "neg_", "relu",
+    "relu_", "round", "sign", "where",
 }  # fmt: skip
 SUMS_OF_NUMBERS_ON_A_GRID = {"sum", "mm", "bmm", "matmul"}
 ON_WHOLE_NUMBERS = {"__and__", "__or__", "eq", "lt", "gt", "ge", "le", "bitwise_and", "bitwise_or", "logical_not"}
@@ -26,8 +27,8 @@ MOVES = {
     "contiguous", "copy_", "detach", "detach_", "embedding", "empty", "expand", "fill_", "flatten", "flip", "full",
     "gather", "index", "index_put_", "index_select", "lift_fresh", "mT", "movedim", "narrow", "new_empty", "new_full",
     "new_zeros", "ones", "ones_like", "pad", "permute", "repeat", "repeat_interleave", "reshape", "roll", "select",
-    "slice", "split", "split_with_sizes", "squeeze", "squeeze_", "stack", "t", "to", "transpose", "tril_", "unbind",
-    "unflatten", "unfold", "unsqueeze", "view", "zero_", "zeros", "zeros_like",
+    "slice", "split", "split_with_sizes", "squeeze", "squeeze_", "stack", "t", "to", "transpose", "tril_", "triu_",
+    "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as", "zero_", "zeros", "zeros_like",
 }  # fmt: skip
 ADMITTED = ROUNDED_ONCE | EXACT | SUMS_OF_NUMBERS_ON_A_GRID | ON_WHOLE_NUMBERS | MOVES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +13,12 @@ from codes.spec import Grid
 from common.errors import UserError
 from pipelines.codec.entropy_coding import bit_length
 from pipelines.codec.prior_coding import (
-    Told,
     check_can_code,
     check_label,
     decode_with_prior,
     encode_with_prior,
-    weights_for,
+    frequencies_of,
+    ready_to_code,
 )
 from stage2_prior.condition import EmbeddingSpec, TextSpec
 from stage2_prior.priors import AutoregressivePrior
@@ -26,23 +27,22 @@ from tests.stage2_prior.tiny import CLASSES, TINY, labelled, random_codes, tiny_
 
 ORDERED = [kind for kind in TINY if isinstance(tiny_prior(kind), AutoregressivePrior)]
 EVERY_ORDERED_PRIOR = pytest.mark.parametrize("kind", ORDERED)
-LANES = 3
-TOLD = [Told(2, 1), Told(0, None)]  # lane 1 is empty
+LABELS = [1, None]
 
 
 @EVERY_ORDERED_PRIOR
 @pytest.mark.parametrize("num_classes", [0, CLASSES])
-def test_codes_come_back_whatever_lies_in_the_other_lanes(kind, num_classes):
+def test_codes_come_back_whatever_they_are_coded_beside(kind, num_classes):
     prior = tiny_prior(kind, num_classes)
     codes = random_codes(2, prior)
-    told = TOLD if num_classes else [Told(2, None), Told(0, None)]
-    payloads = encode_with_prior(prior, codes, told, LANES)
-    assert all(map(torch.equal, decode_with_prior(prior, payloads, told, LANES), codes))
+    labels = LABELS if num_classes else [None, None]
+    payloads = encode_with_prior(prior, codes, labels)
+    assert all(map(torch.equal, decode_with_prior(prior, payloads, labels), codes))
     for i in range(2):
-        alone = decode_with_prior(prior, payloads[i : i + 1], told[i : i + 1], LANES)
+        alone = decode_with_prior(prior, payloads[i : i + 1], labels[i : i + 1])
         assert all(torch.equal(ours[0], theirs[i]) for ours, theirs in zip(alone, codes, strict=True))
         own = tuple(grid[i : i + 1] for grid in codes)
-        assert encode_with_prior(prior, own, told[i : i + 1], LANES) == payloads[i : i + 1]
+        assert encode_with_prior(prior, own, labels[i : i + 1]) == payloads[i : i + 1]
 
 
 @EVERY_ORDERED_PRIOR
@@ -54,8 +54,8 @@ def test_a_payload_costs_the_nll(kind):
     codes = sample_codes(prior, range(images), condition, 0, SamplingConfig())
     with torch.no_grad():
         bits = prior.nll(codes, condition).double().sum(dim=1).numpy() / np.log(2)
-    told = [Told(i, i % CLASSES) for i in range(images)]
-    sizes = np.array([bit_length(payload) for payload in encode_with_prior(prior, codes, told, images)])
+    payloads = encode_with_prior(prior, codes, [i % CLASSES for i in range(images)])
+    sizes = np.array([bit_length(payload) for payload in payloads])
     assert (sizes < 1.005 * bits + 1).all()
     assert sizes.mean() < 1.005 * bits.mean()
 
@@ -64,35 +64,35 @@ def test_a_payload_costs_the_nll(kind):
 def test_the_label_shapes_the_payload(kind):
     prior = tiny_prior(kind)
     codes = random_codes(1, prior)
-    payloads = [encode_with_prior(prior, codes, [Told(0, label)], 1)[0] for label in (0, 1, None)]
+    payloads = [encode_with_prior(prior, codes, [label])[0] for label in (0, 1, None)]
     assert len(set(payloads)) > 1
-    other = decode_with_prior(prior, payloads[:1], [Told(0, 1)], 1)
+    other = decode_with_prior(prior, payloads[:1], [1])
     assert not all(map(torch.equal, other, codes))
 
 
 def test_probabilities_that_differ_give_other_codes_and_no_error():
     prior = tiny_prior("transformer")
     codes = random_codes(2, prior)
-    payloads = encode_with_prior(prior, codes, TOLD, LANES)
+    payloads = encode_with_prior(prior, codes, LABELS)
     with torch.no_grad():
         next(prior.parameters()).mul_(1.5)
-    assert not torch.equal(decode_with_prior(prior, payloads, TOLD, LANES)[0], codes[0])
+    assert not torch.equal(decode_with_prior(prior, payloads, LABELS)[0], codes[0])
 
 
 def test_bytes_that_fit_no_code_spoil_their_own_image_only():
     prior = tiny_prior("transformer")
     codes = random_codes(2, prior)
-    _, sound = encode_with_prior(prior, codes, TOLD, LANES)
-    read = decode_with_prior(prior, [b"\xff" * 40, sound], TOLD, LANES)
+    _, sound = encode_with_prior(prior, codes, LABELS)
+    read = decode_with_prior(prior, [b"\xff" * 40, sound], LABELS)
     assert torch.equal(read[0][1], codes[0][1])
 
 
 def test_autocast_around_it_changes_nothing():
     prior = tiny_prior("transformer")
     codes = random_codes(2, prior)
-    payloads = encode_with_prior(prior, codes, TOLD, LANES)
+    payloads = encode_with_prior(prior, codes, LABELS)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(decode_with_prior(prior, payloads, TOLD, LANES)[0], codes[0])
+        assert torch.equal(decode_with_prior(prior, payloads, LABELS)[0], codes[0])
 
 
 def test_a_prior_that_reads_captions_is_told_none():
@@ -100,20 +100,34 @@ def test_a_prior_that_reads_captions_is_told_none():
     for facts in texts:
         prior = tiny_prior("transformer", **facts)
         codes = random_codes(2, prior)
-        payloads = encode_with_prior(prior, codes, TOLD, LANES)
-        assert torch.equal(decode_with_prior(prior, payloads, TOLD, LANES)[0], codes[0])
+        payloads = encode_with_prior(prior, codes, LABELS)
+        assert torch.equal(decode_with_prior(prior, payloads, LABELS)[0], codes[0])
 
 
-def test_every_value_of_every_code_keeps_a_count():
-    weights = weights_for(torch.tensor([[[0.0, -1e4, 50.0], [1.0, 1.0, 1.0]]]))
-    assert weights.shape == (1, 2, 3)
-    assert weights.min() >= 0
-    assert (weights.sum(axis=2) == 2**24 - 3).all()
+def test_frequencies_are_those_of_whole_numbers():
+    """As docs/format.md has them, in Python's own integers."""
+    logits = torch.randn(2, 3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 8
+    logits[0, 0] = 0  # all alike: what is left goes to the first
+    logits[0, 1, 1:] = -1e4
+    logits[1, 2, 7] = logits[1, 2].max() + 30
+    found = frequencies_of(logits).reshape(6, 50)
+    for row, own in zip(found, logits.view(6, 50), strict=True):
+        numerators = [round(math.exp(x - max(own.tolist())) * 2**30) for x in own.tolist()]
+        counts = [1 + t * (2**24 - 50) // sum(numerators) for t in numerators]
+        counts[numerators.index(max(numerators))] += 2**24 - sum(counts)
+        assert abs(row - np.array(counts)).max() <= 1  # the exact walk has an exponential of its own, to 1e-9
+        assert row.sum() == 2**24
+        assert row.min() >= 1
+    assert found[0, 0] - found[0, 1] == 2**24 % 50
+    assert found[1, 1] == 1
 
 
-def test_logits_that_are_not_finite_are_told():
-    with pytest.raises(UserError, match="the prior's logits are not finite: its weights are damaged; take an earlier"):
-        weights_for(torch.tensor([[[0.0, float("nan")]]]))
+def test_a_prior_that_is_damaged_is_told():
+    prior = tiny_prior("transformer")
+    with torch.no_grad():
+        prior.norm.gain[3] = float("nan")
+    with pytest.raises(UserError, match="the prior's weights are not finite: they are damaged; take an earlier"):
+        ready_to_code(prior)
 
 
 @pytest.mark.parametrize("kind", sorted(set(TINY) - set(ORDERED)))

@@ -21,6 +21,7 @@ from pipelines import TwoStagePipeline
 from pipelines.cli import main
 from pipelines.codec.archive import read_archive, write_archive
 from pipelines.codec.codec import Codec
+from pipelines.codec.parts import Parts
 from pipelines.codec.tables import fit_tables
 from pipelines.commands.assemble import AssembleConfig, assemble
 from pipelines.commands.compress import CompressConfig, compress_files, zlg_names
@@ -30,6 +31,7 @@ from pipelines.commands.tables import TablesConfig, add_tables
 from pipelines.figures import decibels
 from pipelines.image_folders import to_images
 from pipelines.pictures import to_pil
+from tests.pipelines.codec.version1_writer import write_version1
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
 
 
@@ -69,7 +71,7 @@ def expected(model: Path, path: Path) -> np.ndarray:
 def test_there_and_back(model, images, tmp_path, mode, archive):
     out = tmp_path / "zlg"
     config = CompressConfig(
-        model=str(model), images=str(images), out=str(out), mode=mode, archive=archive, batch_size=5, lanes=4
+        model=str(model), images=str(images), out=str(out), mode=mode, archive=archive, batch_size=5
     )
     line = compress_files(config)
     files = sorted(out.rglob("*.zlg"))
@@ -81,7 +83,8 @@ def test_there_and_back(model, images, tmp_path, mode, archive):
     other = "; 1 image is in mode table: the prior knows only codes of 16x16 images; --crop cuts all images to 16x16"
     assert (other in line) == (mode in ("prior", None))
     line = decompress_files(DecompressConfig(model=str(model), files=str(out), out=str(tmp_path / "png")))
-    assert line == f"12 images in {tmp_path / 'png'}"
+    by_prior = "; 11 in mode prior, exact arithmetic 1" if mode in ("prior", None) else ""
+    assert line == f"12 images in {tmp_path / 'png'}{by_prior}"
     root = tmp_path / "png" / ("images" if archive else "")
     for path in (*images.glob("*.png"), images / "sub" / "wide.bmp"):
         written = np.asarray(Image.open(root / path.relative_to(images).with_suffix(".png")), dtype=int)
@@ -107,7 +110,8 @@ def test_a_rerun_keeps_what_is_sound_and_makes_the_rest(model, images, tmp_path)
     decompress_files(back)
     pictures = {path: path.read_bytes() for path in sorted((tmp_path / "png").rglob("*.png"))}
     (tmp_path / "png" / "05.png").unlink()
-    assert decompress_files(back) == f"1 image in {tmp_path / 'png'}; 11 were there already"
+    line = f"1 image in {tmp_path / 'png'}; 11 were there already; 1 in mode prior, exact arithmetic 1"
+    assert decompress_files(back) == line
     assert sorted(pictures) == sorted((tmp_path / "png").rglob("*.png"))
 
 
@@ -121,7 +125,7 @@ def test_images_of_files_that_were_made_anew_are_made_anew(model, images, tmp_pa
     (out / "00.zlg").write_bytes(other)
     later = (png / "00.png").stat().st_mtime_ns + 10**9
     os.utime(out / "00.zlg", ns=(later, later))
-    assert decompress_files(back) == f"1 image in {png}"
+    assert decompress_files(back) == f"1 image in {png}; 1 in mode prior, exact arithmetic 1"
     assert (png / "00.png").read_bytes() != before
 
 
@@ -316,7 +320,7 @@ def test_the_model_is_found_by_its_fingerprint(model, images, tmp_path):
     ):
         decompress_files(config)
     TwoStagePipeline.from_pretrained(model).save_pretrained(models / "d")
-    assert decompress_files(config) == f"1 image in {tmp_path / 'png'}"
+    assert decompress_files(config) == f"1 image in {tmp_path / 'png'}; 1 in mode prior, exact arithmetic 1"
 
 
 def test_info_tells_bytes_bits_model_and_quality(model, images, tmp_path):
@@ -330,7 +334,7 @@ def test_info_tells_bytes_bits_model_and_quality(model, images, tmp_path):
         "mode: prior",
         "1 of 16x16 pixels: 4x4 codes of 16",
         f"autoencoder: {codec.stage1.hex()}",
-        f"prior: {codec.prior_fingerprint.hex()}, on {codec.environment}",
+        f"prior: {codec.prior_fingerprint.hex()}, exact arithmetic 1",
     ]
     full = describe_file(InfoConfig(file=str(path), model=str(model), against=str(images / "00.png")))
     original = np.asarray(Image.open(images / "00.png"))
@@ -386,7 +390,7 @@ def test_a_damaged_file_is_named(model, images, tmp_path):
     archive = read_archive(path.read_bytes())
     path.write_bytes(write_archive(archive._replace(entries=(archive.entries[0]._replace(crc=1),))))
     config = DecompressConfig(model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"))
-    with pytest.raises(UserError, match=r"04.zlg cannot be decoded here: the codes do not have its checksum"):
+    with pytest.raises(UserError, match=r"04.zlg was edited: its codes do not have the checksum"):
         decompress_files(config)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"04.zlg is damaged or cut short"):
@@ -417,11 +421,83 @@ def test_a_class_is_named_by_its_name_too(model, images, tmp_path):
 def test_batches_keep_within_the_limit_of_pixels(model, images, tmp_path):
     compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True))
     config = DecompressConfig(
-        model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"), max_pixels=18 * 21
+        model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"), max_pixels=20 * 24
     )
-    assert decompress_files(config) == f"12 images in {tmp_path / 'png'}"
-    with pytest.raises(UserError, match=r"images.zlg claims 378 pixels, expected at most 377 at once"):
-        decompress_files(replace(config, max_pixels=377, out=str(tmp_path / "other")))
+    line = f"12 images in {tmp_path / 'png'}; 11 in mode prior, exact arithmetic 1"
+    assert decompress_files(config) == line
+    # 18x21 pixels, which are decoded as 20x24.
+    with pytest.raises(UserError, match=r"images.zlg claims 480 pixels, expected at most 479 at once"):
+        decompress_files(replace(config, max_pixels=479, out=str(tmp_path / "other")))
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("batch_size", [5, 3])
+def test_an_archive_is_taken_up_again_after_a_kill(model, images, tmp_path, monkeypatch, batch_size):
+    whole = CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "whole"), archive=True)
+    compress_files(whole)
+    config = replace(whole, out=str(tmp_path / "zlg"), batch_size=5)
+    entries = Codec.entries
+    coded: list[int] = []
+
+    def counted(codec, pictures, *arguments):
+        coded.append(len(pictures))
+        if len(coded) == 3:
+            raise StoppedError
+        return entries(codec, pictures, *arguments)
+
+    monkeypatch.setattr(Codec, "entries", counted)
+    with pytest.raises(StoppedError):
+        compress_files(config)
+    assert not (tmp_path / "zlg" / "images.zlg").exists()
+    line = compress_files(replace(config, batch_size=batch_size))
+    assert line.startswith("12 images compressed")
+    assert coded[:3] == [5, 5, 2]
+    assert sum(coded[3:]) == 2
+    assert (tmp_path / "zlg" / "images.zlg").read_bytes() == (tmp_path / "whole" / "images.zlg").read_bytes()
+    assert not (tmp_path / "zlg" / "images.parts").exists()
+    assert "parts" not in (tmp_path / "zlg" / "sources.jsonl").read_text()
+
+
+def test_what_changed_since_the_kill_is_coded_anew(model, images, tmp_path, monkeypatch):
+    config = CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True, batch_size=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "remove", lambda self: None)
+        compress_files(config)
+    parts = sorted((tmp_path / "zlg" / "images.parts").iterdir())
+    assert len(parts) == 3
+    (tmp_path / "zlg" / "images.zlg").unlink()
+    parts[2].write_bytes(parts[2].read_bytes()[:-1])
+    Image.open(images / "01.png").transpose(Image.Transpose.ROTATE_180).save(images / "00.png")
+    coded: list[int] = []
+    entries = Codec.entries
+    monkeypatch.setattr(Codec, "entries", lambda codec, *a: coded.append(len(a[0])) or entries(codec, *a))
+    compress_files(config)
+    assert sum(coded) == 8
+    written = (tmp_path / "zlg" / "images.zlg").read_bytes()
+    compress_files(replace(config, out=str(tmp_path / "again")))
+    assert (tmp_path / "again" / "images.zlg").read_bytes() == written
+
+
+def test_a_folder_of_version_1_is_continued(model, images, tmp_path):
+    """Its settings name the models by other fingerprints and know lanes; what a prior coded is coded anew."""
+    out = tmp_path / "zlg"
+    config = CompressConfig(model=str(model), images=str(images), out=str(out))
+    compress_files(config)
+    sound = {path: path.read_bytes() for path in sorted(out.rglob("*.zlg"))}
+    codec = Codec.from_pretrained(model)
+    settings = json.loads((out / "settings.json").read_text())
+    stage1, prior = codec.version1_fingerprints
+    (out / "settings.json").write_text(json.dumps(settings | {"model": stage1.hex(), "prior": prior.hex(), "lanes": 8}))
+    first = read_archive(sound[out / "00.zlg"])
+    old = first._replace(stage1=stage1, prior=prior, environment=codec.environment, lanes=8, version=1)
+    (out / "00.zlg").write_bytes(write_version1(old))
+    line = compress_files(config)
+    assert line.startswith("1 image compressed")
+    assert "; 11 were there already" in line
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*.zlg"))} == sound
 
 
 def test_tables_are_added_to_a_model_that_is_there(tmp_path, images):
