@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from tests.training.test_loop import assert_same_run, metrics, newest_weights, w
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
 from training.optimizers import OptimizerSettings
 from training.task import Batch, Companion, StepOutput, Verdict
+from training.trainer import make_accelerator
 
 
 class Critic(nn.Module):
@@ -161,6 +163,36 @@ def test_a_step_that_the_model_skips_is_none_for_its_companions_either(tmp_path:
     toy_fit(tmp_path, toy_config(steps=5, log_every=1), task)
     assert int(checkpoint(tmp_path, 5, "critic_optimizer")["step/layer.weight"]) == 4
     assert metrics(tmp_path, "train")[-1]["critic_skipped_steps"] == 0
+
+
+def test_the_loss_scale_goes_by_the_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scales: list[float] = []  # after each step
+
+    class Scaler(torch.amp.GradScaler):  # on the CPU, in place of that of float16 on a GPU
+        def update(self, new_scale: float | Tensor | None = None) -> None:
+            super().update(new_scale)
+            scales.append(self.get_scale())
+
+    def with_scaler(*arguments: Any) -> Accelerator:
+        accelerator = make_accelerator(*arguments)
+        accelerator.scaler = Scaler("cpu", init_scale=64.0, growth_interval=3)
+        return accelerator
+
+    class Poisoned(CriticTask):
+        def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+            output = super().step(model, batch, step)
+            of_critic, of_model = (torch.nan if step in bad else 1.0 for bad in ((3, 6), (1, 6)))
+            losses = {"critic": output.companion_losses["critic"] * of_critic}
+            return output._replace(loss=output.loss * of_model, companion_losses=losses)
+
+    monkeypatch.setattr("training.trainer.make_accelerator", with_scaler)
+    toy_fit(tmp_path, toy_config(steps=8, log_every=1), Poisoned())
+    # Halved where the model's gradient is not finite, doubled after three steps where it was; not touched, and the
+    # step not counted, where it is the critic's alone.
+    assert scales == [64, 32, 32, 32, 32, 64, 32, 32]
+    assert [line["critic_skipped_steps"] for line in metrics(tmp_path, "train")] == [0, 0, 0, 1, 1, 1, 1, 1]
+    # Gradients have the scale taken out before they are clipped and used.
+    assert max(line["critic_grad_norm"] for line in metrics(tmp_path, "train") if "critic_grad_norm" in line) < 10
 
 
 def test_micro_batches_of_a_companion_add_up_to_their_mean(tmp_path: Path):
