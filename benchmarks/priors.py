@@ -30,6 +30,7 @@ from codes.shards import CodeDataset
 from common.model_io import load_pretrained
 from pipelines.options import read_recipe
 from pipelines.pictures import contact_sheet, save_png, to_pil
+from pipelines.prior_requests import labels_of
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage2_prior.priors import PRIORS
@@ -78,7 +79,7 @@ def train(config: Stage2Config, codes: Path, minutes: float, run: Path) -> None:
 
 def seconds_for_64(pipeline: TwoStagePipeline, repeats: int) -> dict[str, float]:
     """Of images, decoding included, of codes, and of codes with guidance."""
-    labels = pipeline.labels_of(range(64))
+    labels = labels_of(pipeline.prior, range(64))
     plain, guided = SamplingConfig(), SamplingConfig(guidance=1.5)
     return medians(
         {

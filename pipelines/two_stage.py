@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from codes.spec import Codes
@@ -26,12 +24,12 @@ from common.wording import counted
 from pipelines.any_size import encode_any_size, in_one_layout, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
+from pipelines.generated import Generated
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.known_codes import codes_at, codes_but_a_share, codes_of_kept_pixels, random_places
-from pipelines.labels import class_named
 from pipelines.masks import Mask, mask_of, pasted
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
-from pipelines.pictures import save_png, to_pil
+from pipelines.prior_requests import Labels, condition_of, labels_of, prompts_of, text_encoder_of, with_settings
 from pipelines.stages import KIND, check_fit, load_stages
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
@@ -40,31 +38,7 @@ from stage2_prior.drawing import noise
 from stage2_prior.priors import AutoregressivePrior, Prior
 from stage2_prior.sampling import Complete, SamplingConfig, draw_in_order, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
-from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
-
-Labels = int | str | Sequence[int | str] | None
-"""A class by number or name, for all images, or one for each."""
-
-
-class Generated(NamedTuple):
-    images: Tensor  # b c H W, float32 in [-1, 1]
-    codes: Codes  # one b h w per grid, int64
-    labels: Tensor | None  # b, int64; None for a prior without classes
-
-    def pil(self) -> list[Image.Image]:
-        """The images as PIL pictures, of mode "L" or "RGB"."""
-        return [to_pil(image) for image in self.images]
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Writes 000000.png, 000001.png ... into a folder, which may hold other files, and returns their paths. Raises
-        UserError, before anything is written, where one of them is there already."""
-        paths = [Path(folder).expanduser() / f"{i:06d}.png" for i in range(len(self.images))]
-        if (there := next((path for path in paths if path.exists()), None)) is not None:
-            raise UserError(f"{there} is there already and is not replaced; name another folder, or delete it first")
-        for picture, path in zip(self.pil(), paths, strict=True):
-            save_png(picture, path)
-        return paths
 
 
 class TwoStagePipeline:
@@ -169,7 +143,7 @@ class TwoStagePipeline:
         single ones are given by their names, `temperature=0.9, top_k=50` (stage2_prior.sampling.SamplingConfig). Raises
         UserError for labels, prompts or given codes that are not the prior's.
         """
-        sampling = self.settings(sampling, settings)
+        sampling = with_settings(sampling or self.sampling, settings)
         if num is None:
             lists = [asked for asked in (labels, prompts) if not isinstance(asked, int | np.integer | str | None)]
             if not lists:
@@ -178,7 +152,7 @@ class TwoStagePipeline:
         if num < 1 or batch_size < 1:
             raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
         indices = range(first_index, first_index + num)
-        chosen, texts = self.labels_of(indices, labels), self.prompts_of(indices, prompts)
+        chosen, texts = labels_of(self.prior, indices, labels), prompts_of(self.prior, indices, prompts)
         batches = [slice(start, start + batch_size) for start in range(0, num, batch_size)]
         parts = [
             self.sample(
@@ -220,98 +194,15 @@ class TwoStagePipeline:
     def condition(
         self, labels: Sequence[int] | None, prompts: Sequence[str] | None = None, given: Codes | None = None
     ) -> Condition:
-        """Raises UserError where a prior of given codes is given none."""
-        if self.prior.given and given is None:
-            grids = " + ".join(f"{grid.height}x{grid.width} codes of {grid.vocabulary}" for grid in self.prior.given)
-            raise UserError(
-                f"this model goes by codes of other pictures, {grids}, and got none; give their codes as `given`"
-            )
-        condition = Condition(None if labels is None else torch.tensor(labels, device=self.device), given)
-        if prompts is None:
-            return condition
-        if self.prior.text is not None:
-            return replace(condition, text=self.prior.tokenize(prompts).to(self.device))
-        assert self.prior.embeddings is not None
-        encoder = self.load_text_encoder()
-        tokens = tokenize(encoder.tokenizer, prompts, self.prior.embeddings.length)
-        embeddings, mask = encoder.encode(tokens.to(self.device), self.prior.padded_left)
-        return replace(condition, embeddings=embeddings, embedding_mask=mask)
+        """What the prior goes by, on its device. Raises UserError where a prior of given codes is given none."""
+        return condition_of(self.prior, labels, prompts, given, self.load_text_encoder)
 
     def load_text_encoder(self, source: str | None = None) -> TextEncoder:
-        """The encoder whose vectors the prior reads, loaded once. source: its folder or hub id; left out: as the prior
-        records. Raises UserError for a prior that reads none, and for one that it cannot read."""
-        spec = self.prior.embeddings
-        if spec is None:
-            raise UserError(f"text_encoder={source}, but this model reads no vectors of captions; leave it out")
+        """The encoder whose vectors the prior reads, loaded once. source and errors: those of
+        `prior_requests.text_encoder_of`."""
         if self.text_encoder is None or source is not None:
-            source = source or spec.encoder
-            if source is None:
-                raise UserError(
-                    "this model reads vectors of captions, but does not record whose; give text_encoder, a folder or a "
-                    "hub id, or sample with Condition(embeddings=...)"
-                )
-            encoder = TextEncoder.load(source)
-            if encoder.width != spec.width:
-                raise UserError(
-                    f"the text encoder {source} gives vectors of {encoder.width} numbers, expected {spec.width}: those "
-                    "that the prior was trained with"
-                )
-            self.text_encoder = encoder
+            self.text_encoder = text_encoder_of(self.prior, source)
         return self.text_encoder
-
-    def prompts_of(self, indices: Sequence[int], prompts: str | Sequence[str] | None = None) -> list[str] | None:
-        """The text of each sample, as `generate` understands `prompts`; None for a prior without text."""
-        if not self.prior.reads_prompts:
-            if prompts is not None:
-                raise UserError("this model was not trained on captions and knows no prompt; leave the prompt out")
-            return None
-        if prompts is None:
-            if not self.prior.knows_null_label:
-                raise UserError(
-                    "this prior was trained with label_dropout=0 and must be told what to draw; give a prompt"
-                )
-            prompts = ""
-        texts = [prompts] * len(indices) if isinstance(prompts, str) else list(prompts)
-        if len(texts) != len(indices):
-            raise UserError(
-                f"got {counted(len(texts), 'prompt')} for {counted(len(indices), 'image')}, expected one for each"
-            )
-        return texts
-
-    def settings(self, sampling: SamplingConfig | None, settings: Mapping[str, Any]) -> SamplingConfig:
-        """`sampling`, or the pipeline's own settings, with single ones replaced by name. Raises UserError for a name
-        that there is not."""
-        sampling = sampling or self.sampling
-        known = [field.name for field in fields(SamplingConfig)]
-        for name in settings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(known)}"
-                raise UserError(f"there is no setting {name!r} of sampling; {hint}")
-        return replace(sampling, **settings)
-
-    def labels_of(self, indices: Sequence[int], labels: Labels = None) -> list[int] | None:
-        """The class of each sample, as `generate` understands `labels`; None for a prior without classes."""
-        if self.num_classes == 0:
-            if labels is not None:
-                raise UserError("this model has no classes, so a label cannot be chosen; leave the label out")
-            return None
-        if labels is None:
-            return [index % self.num_classes for index in indices]
-        if isinstance(labels, int | np.integer | str):
-            labels = [labels] * len(indices)
-        chosen = [class_named(self.class_names, label) if isinstance(label, str) else int(label) for label in labels]
-        if len(chosen) != len(indices):
-            raise UserError(
-                f"got {counted(len(chosen), 'label')} for {counted(len(indices), 'image')}, expected one for each"
-            )
-        for label in chosen:
-            if not 0 <= label < self.num_classes:
-                raise UserError(
-                    f"label {label} is out of range: this model knows the {self.num_classes} classes "
-                    f"0 to {self.num_classes - 1}; choose one of them"
-                )
-        return chosen
 
     def images(self, pictures: Pictures) -> Tensor:
         """b c H W, float in [-1, 1], of tensors, PIL pictures or paths of one size. Raises UserError."""
@@ -339,7 +230,7 @@ class TwoStagePipeline:
         all or of each, by number or name; settings: mode and lanes of `Codec.compress`. What it could not do as asked
         is a warning."""
         pictures = as_images(images, self.autoencoder.channels)
-        told = None if labels is None else self.labels_of(range(len(pictures)), labels)
+        told = None if labels is None else labels_of(self.prior, range(len(pictures)), labels)
         data, notes = self.codec().compress(pictures, labels=told, **settings)
         for note in notes:
             warnings.warn(note, stacklevel=2)
@@ -430,7 +321,7 @@ class TwoStagePipeline:
         known codes are of (`completing`); without it all of them stay as they are. labels, prompts, given, sampling,
         settings: as for `generate`, but without labels a prior of classes draws for any class, without guidance. Raises
         UserError for a prior that never saw the null label."""
-        sampling = self.settings(sampling, settings)
+        sampling = with_settings(sampling or self.sampling, settings)
         indices = range(first_index, first_index + len(known[0]))
         chosen: list[int] | None
         if labels is None and self.num_classes:
@@ -443,8 +334,8 @@ class TwoStagePipeline:
             if prompts is None:  # nothing is asked for that could be followed
                 sampling = replace(sampling, guidance=1.0)
         else:
-            chosen = self.labels_of(indices, labels)
-        condition = self.condition(chosen, self.prompts_of(indices, prompts), given)
+            chosen = labels_of(self.prior, indices, labels)
+        condition = self.condition(chosen, prompts_of(self.prior, indices, prompts), given)
         codes = sample_codes(self.prior, indices, condition, seed, sampling, known, complete=complete)
         return Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
 

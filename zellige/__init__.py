@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from codes.spec import CodeSpec as CodeSpec
     from common.errors import UserError as UserError
     from pipelines.codec.codec import Codec as Codec
+    from pipelines.generated import Generated as Generated
     from pipelines.image_input import load_images as load_images
     from pipelines.stages import load_autoencoder as load_autoencoder
     from pipelines.stages import load_prior as load_prior
-    from pipelines.two_stage import Generated as Generated
     from pipelines.two_stage import TwoStagePipeline as TwoStagePipeline
     from stage2_prior.sampling import SamplingConfig as SamplingConfig
 
 MODULES = {
     "TwoStagePipeline": "pipelines.two_stage",
-    "Generated": "pipelines.two_stage",
+    "Generated": "pipelines.generated",
     "SamplingConfig": "stage2_prior.sampling",
     "Codec": "pipelines.codec.codec",
     "load_images": "pipelines.image_input",

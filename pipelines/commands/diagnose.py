@@ -25,6 +25,7 @@ from common.files import atomic_file
 from pipelines.devices import open_device
 from pipelines.figures import FEW, bits_of_codes, frequency_bits, standard_error
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, to_pil
+from pipelines.prior_requests import prompts_of
 from pipelines.stages import check_made_by
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling import SamplingConfig
@@ -143,7 +144,7 @@ def sample_like(pipeline: TwoStagePipeline, labels: Tensor, config: DiagnoseConf
     for start in range(0, len(labels), config.batch_size):
         indices = range(start, min(start + config.batch_size, len(labels)))
         classes = None if asked is None else asked[start : indices.stop].tolist()
-        parts.append(pipeline.sample(indices, classes, config.seed, prompts=pipeline.prompts_of(indices)))
+        parts.append(pipeline.sample(indices, classes, config.seed, prompts=prompts_of(pipeline.prior, indices)))
     sampled = tuple(torch.cat(grids) for grids in zip(*parts, strict=True))
     return sampled, torch.full_like(labels, -1) if asked is None else asked
 

@@ -23,6 +23,7 @@ from pipelines.devices import open_device
 from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
+from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.sampling_options import DrawingOptions
 from pipelines.settings import recorded_settings, results_folder
 from pipelines.stages import check_given
@@ -103,16 +104,18 @@ def generate_files(config: GenerateConfig) -> str:
     sampling = config.sampling(pipeline.sampling)
     sampling.check_fits(pipeline.prior)
     label = class_number(pipeline.class_names, config.label)
-    pipeline.prompts_of(range(num), config.prompt)
+    prompts_of(pipeline.prior, range(num), config.prompt)
     others = None if config.given is None else given_codes(pipeline, config.given, config.given_split)
     if others is not None and others.note is not None and state.is_main_process:
         print(f"note: {others.note}")
     as_given = others is not None and label is None and others.has_classes_of(pipeline)
 
-    def labels_of(samples: range) -> list[int] | None:
-        return others.labels_of(samples) if others is not None and as_given else pipeline.labels_of(samples, label)
+    def classes_of(samples: range) -> list[int] | None:
+        if others is not None and as_given:
+            return others.labels_of(samples)
+        return labels_of(pipeline.prior, samples, label)
 
-    labels_of(range(num))  # refuses a label that the model does not have
+    classes_of(range(num))  # refuses a label that the model does not have
     judge = None
     if config.judge is not None:
         judge = load_judge(config.judge, config.judge_weights, pipeline.num_classes).to(device)
@@ -137,9 +140,9 @@ def generate_files(config: GenerateConfig) -> str:
         total = sum(len(names(batch, num)) for batch in mine)
         with progress_bar(total, "images", shown=state.is_main_process) as progress:
             for batch in mine:
-                asked = labels_of(batch)
+                asked = classes_of(batch)
                 if judge is None:
-                    texts = pipeline.prompts_of(batch, config.prompt)
+                    texts = prompts_of(pipeline.prior, batch, config.prompt)
                     given = None if others is None else others.of(batch)
                     codes = pipeline.sample(
                         batch, asked, config.seed, sampling, prompts=texts, given=given, size=config.size
@@ -152,7 +155,7 @@ def generate_files(config: GenerateConfig) -> str:
         state.wait_for_everyone()
         if state.is_main_process:
             there = max(num, recorded_samples(out))  # an earlier run may have made more
-            labels = labels_of(range(there))
+            labels = classes_of(range(there))
             made_with = {**settings, "batch_size": asked_size or min(BATCH_SIZE, there)}
             write_samples(out, made_with, labels, there, pipeline.class_names)
             turns = None if label is not None or as_given else labels

@@ -16,6 +16,7 @@ from pipelines.any_size import reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.commands.assemble import AssembleConfig, assemble
 from pipelines.model_folders import stage_folder
+from pipelines.prior_requests import labels_of
 from pipelines.stages import load_autoencoder
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import Transformer
@@ -339,7 +340,7 @@ def test_a_number_is_the_class_of_this_number_also_where_names_are_numbers():
     prior = make_prior(autoencoder)
     prior.class_names = ("2", "0", "1")
     pipeline = TwoStagePipeline(autoencoder, prior)
-    assert pipeline.labels_of(range(2), [2, "2"]) == [2, 0]
+    assert labels_of(pipeline.prior, range(2), [2, "2"]) == [2, 0]
 
 
 def test_single_settings_are_given_by_name():
