@@ -34,6 +34,7 @@ from training.task import Batch, Companion, Guard, StepOutput
 
 STAGE = "stage two"
 MOST_WEIGHTS_PER_CODE = 50  # of a prior for its training codes, before a note says so
+WEIGHTS_OF_FOLDER_SHORT = 1e6  # about: what is larger finds a smaller one in that recipe
 PREVIEW_SEED = 0
 
 
@@ -271,11 +272,11 @@ def notes_on_size(prior: Prior, images: int) -> tuple[str, ...]:
     codes = images * prior.code_spec.codes_per_image
     if weights <= MOST_WEIGHTS_PER_CODE * codes:
         return ()
+    recipe = "the recipe folder_short has a smaller one, or " if weights > WEIGHTS_OF_FOLDER_SHORT else ""
     return (
         f"{in_words(weights)} parameters for {in_words(codes)} codes of {counted(images, 'image')}: such a prior "
         f"learns them by heart before it learns what they have in common, and each of its checkpoints takes "
-        f"{12 * weights / 1e6:,.0f} MB and more; the recipe folder_short has a smaller one, or give a smaller "
-        "--model.width and --model.layers",
+        f"{12 * weights / 1e6:,.0f} MB and more; {recipe}give a smaller --model.width and --model.layers",
     )
 
 

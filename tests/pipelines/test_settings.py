@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,10 +87,13 @@ def test_nothing_is_mixed_with_files_of_others(tmp_path: Path, commands, command
 
 
 def test_another_that_writes_there_is_waited_for(tmp_path: Path, commands):
+    half_written = tmp_path / f".000000.png.{os.getpid()}.tmp"
     with held(tmp_path, "generate"):
+        half_written.write_bytes(b"half")  # which would be cleared away if the other had been killed
         for write in commands.values():
             with pytest.raises(UserError, match="is writing to"):
                 write(str(tmp_path))
+        assert half_written.exists()
 
 
 def test_a_record_without_results_goes_again(tmp_path: Path):

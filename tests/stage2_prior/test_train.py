@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from codes.shards import CodeDataset, CodeShardWriter
 from codes.spec import CodeSpec, Grid
@@ -19,7 +20,7 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from stage2_prior.companions import CodesInCompany
 from stage2_prior.condition import Condition
-from stage2_prior.priors import PRIORS, MaskedPrior, Transformer
+from stage2_prior.priors import PRIORS, MaskedPrior, Transformer, TransformerConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.train import SamplePreview, Stage2Config, Stage2Task, notes_on_size, train_stage2
 from tests.stage2_prior.tiny import CLASSES, TINY, condition_for, random_codes, spec_of, tiny_prior, tiny_spec
@@ -105,7 +106,15 @@ def test_a_prior_too_large_for_its_codes_is_said_so():
     assert notes_on_size(prior, enough) == ()
     (note,) = notes_on_size(prior, 1)
     assert "codes of 1 image: such a prior learns them by heart" in note
-    assert "folder_short" in note
+    assert note.endswith("MB and more; give a smaller --model.width and --model.layers")
+
+
+@pytest.mark.parametrize(("width", "named"), [(128, False), (256, True)])
+def test_a_recipe_is_named_to_a_prior_that_is_larger_than_its_own(width, named):
+    values = yaml.safe_load(Path("configs/stage2/folder_short.yaml").read_text())["model"]
+    config = TransformerConfig(**{**values, "kind": "transformer", "width": width})
+    (note,) = notes_on_size(Transformer(config, CodeSpec((Grid("codes", 16, 16, 256),), 64, 64), 0), 1)
+    assert ("the recipe folder_short has a smaller one, or give" in note) == named
 
 
 def test_label_dropout_trains_the_null_label_on_its_share_of_samples():
