@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.files import read_json
 
 SETTINGS_NAME = "settings.json"  # of commands that write images, .zlg files and exports; "command" says which one
+SHEET_NAME = "sheet.png"  # the first results, in one picture
 TRAINING = "train"  # both stages; they tell each other's runs apart by the config
 
 # Settings that only this command has: folders that were begun before the command was recorded tell it by them.
@@ -96,7 +97,7 @@ def is_recipe(path: Path) -> bool:
 def is_walk(folder: Path) -> bool:
     """Whether a folder holds what `interpolate` wrote when it recorded no settings."""
     names = {str(file) for file in files_below(folder)} if (folder / "step_00.png").is_file() else set()
-    return "sheet.png" in names and all(re.fullmatch(r"sheet\.png|step_\d+\.png", name) for name in names)
+    return SHEET_NAME in names and all(name == SHEET_NAME or re.fullmatch(r"step_\d+\.png", name) for name in names)
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -10,6 +10,11 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
+def one_line(text: object, length: int | None = None) -> str:
+    """A text, such as the message of an error, without its line breaks, cut at `length` characters."""
+    return " ".join(str(text).split())[:length]
+
+
 def either(names: Sequence[str]) -> str:
     """`a`, `a or b`, `a, b or c`"""
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

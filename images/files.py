@@ -29,6 +29,7 @@ SCATTERED = (
 )  # folders that unpacking on other systems, and Synology's disks, leave among pictures
 LARGEST = 2**26  # pixels of an image scaled for training: 1024 times as long as wide at 256 pixels
 
+BAD_FILES_NAME = "bad_files.txt"  # the record, in the folder of what was made
 NAMED = 5  # bad images in a message: the record names all
 MAX_BAD_SHARE = 0.01  # of the images may be unreadable; more, and the set is broken rather than blemished
 FEW = 5  # may be unreadable whatever their share, as far as they are at most a tenth of the images

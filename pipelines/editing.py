@@ -13,11 +13,12 @@ from torch import Tensor
 
 from codes.spec import CodeSpec
 from common.errors import UserError
+from common.owned_folder import SHEET_NAME
 from common.processes import process_state
 from common.wording import counted
 from images.files import BadImageError, open_upright, read_size
 from pipelines.devices import open_device
-from pipelines.image_folders import SHEET_NAME, image_names, scale_within, target_names, to_images
+from pipelines.image_folders import image_names, scale_within, target_names, to_images
 from pipelines.image_input import fit
 from pipelines.labels import class_number
 from pipelines.masks import (

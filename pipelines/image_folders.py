@@ -14,11 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
+from common.owned_folder import SHEET_NAME
 from images.datasets import to_float
 from images.files import list_images
-
-SHEET_NAME = "sheet.png"
-BAD_FILES_NAME = "bad_files.txt"
 
 
 def image_names(source: Path) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
-from common.wording import either
+from common.wording import either, one_line
 from pipelines.fields import Option
 
 
@@ -96,7 +96,3 @@ def example(expected: str, given: str) -> str:
         return ""
     first, second = (numbers * 2)[:2]
     return f" such as [{first},{second}]"
-
-
-def one_line(message: str) -> str:
-    return " ".join(message.split())

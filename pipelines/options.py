@@ -19,11 +19,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import configs
 from common.errors import FieldError, UserError
-from common.wording import either
+from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.folder_kinds import stage_of_recipe, stage_of_run
 from pipelines.help import help_of
-from pipelines.mistakes import check_arguments, check_fields, explain, one_line
+from pipelines.mistakes import check_arguments, check_fields, explain
 
 Config = TypeVar("Config")
 
@@ -215,7 +215,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {one_line(str(error))}") from error
+        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"{path} is not a recipe: expected fields such as `model:` and `train:`")
     return recipe

@@ -24,6 +24,7 @@ from common.processes import on_main_process, process_state, use_device
 from common.progress import progress_bar
 from common.sources import Sources, times_of
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
+from images.files import BAD_FILES_NAME
 from images.sources import FileSource
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
@@ -31,7 +32,6 @@ from training.data import Loader, explain_dead_workers
 from training.run_folder import CONFIG_NAME
 from training.task import Batch
 
-BAD_FILES_NAME = "bad_files.txt"
 NO_CODE_DEPENDS_ON = ("aspect_buckets", "aspect_limit", "max_bad_share")  # of the data's fields
 
 

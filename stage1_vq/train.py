@@ -21,6 +21,7 @@ from common.files import sha256_of_file
 from common.model_io import PretrainedModel
 from common.processes import process_state
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
+from images.files import BAD_FILES_NAME
 from images.sheets import contact_sheet, to_pil, to_tensor
 from images.sources import NAMES, FileSource
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
@@ -34,7 +35,6 @@ from training.run_folder import RunFacts, check_stage, defaults_of
 from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 STAGE = "stage one"
-BAD_FILES_NAME = "bad_files.txt"
 SIZES = 1000  # files whose sizes tell one set of images from another of the same names
 PREVIEW_SIDE = 112  # pixels: smaller images are magnified in previews
 

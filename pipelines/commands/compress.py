@@ -16,13 +16,12 @@ from common.processes import on_main_process
 from common.progress import progress_bar
 from common.sources import Sources, times_of
 from common.wording import counted
-from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
+from images.files import BAD_FILES_NAME, MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.codec.archive import SUFFIX, VERSION, Mode, read_archive
 from pipelines.codec.codec import BATCH, OF_OTHER_SIZE, PIXELS, Codec, ModeName
 from pipelines.codec.parts import Parts
 from pipelines.devices import open_device
 from pipelines.image_folders import (
-    BAD_FILES_NAME,
     check_max_side,
     image_names,
     scale_within,

@@ -17,6 +17,7 @@ from codes.shards import CodeDataset, Split
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_file, sha256_of_file
+from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
 from common.wording import counted
 from pipelines.devices import open_device
@@ -32,7 +33,6 @@ from stage2_prior.sampling_config import SamplingConfig
 from training.task import Batch
 
 SAMPLES_NAME = "samples.jsonl"
-SHEET_NAME = "sheet.png"
 SHEET_COLUMNS = 10
 SHEET_IMAGES = 100  # on a sheet without class rows
 BATCH_SIZE = 64  # when nothing else is said

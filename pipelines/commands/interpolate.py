@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.owned_folder import SHEET_NAME
 from common.processes import process_state
 from images.files import BadImageError
 from pipelines.editing import check_share, open_drawing, read_view
-from pipelines.image_folders import SHEET_NAME
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.sampling_options import DrawingOptions
 from pipelines.settings import check_apart, results_folder

@@ -12,17 +12,16 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from common.files import write_json
+from common.owned_folder import SHEET_NAME
 from common.processes import on_main_process
 from common.progress import with_progress
 from common.sources import Sources, times_of
 from common.wording import counted
-from images.files import MAX_BAD_SHARE, BadImageError, BadImages, open_upright
+from images.files import BAD_FILES_NAME, MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
 from pipelines.figures import decibels
 from pipelines.image_folders import (
-    BAD_FILES_NAME,
-    SHEET_NAME,
     check_max_side,
     image_names,
     scale_within,

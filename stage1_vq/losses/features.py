@@ -62,10 +62,6 @@ class FrozenFeatures(nn.Module):
         return self.network(pixels)
 
 
-def one_line(error: Exception, length: int = 200) -> str:
-    return " ".join(str(error).split())[:length]
-
-
 def as_colour(images: Tensor) -> Tensor:
     """Grey images with three equal channels: pretrained networks know colour images only."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.processes import process_state
-from stage1_vq.losses.features import FrozenFeatures, FrozenNetwork, as_colour, check_channels, one_line
+from common.wording import one_line
+from stage1_vq.losses.features import FrozenFeatures, FrozenNetwork, as_colour, check_channels
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SIZE = "528 MB"
@@ -198,8 +199,8 @@ def fetch_vgg() -> None:
         torch.hub.download_url_to_file(VGG_URL, str(vgg_cache()), hash_prefix="397923af")
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"perceptual.download=true, but {VGG_URL} ({VGG_SIZE}) could not be fetched ({one_line(error)}): put the "
-            f"file at {vgg_cache()}, or name it by perceptual.weights, or give perceptual.weight=0 to train without"
+            f"perceptual.download=true, but {VGG_URL} ({VGG_SIZE}) could not be fetched ({one_line(error, 200)}): put "
+            f"the file at {vgg_cache()}, or name it by perceptual.weights, or give perceptual.weight=0 to train without"
         ) from error
 
 
@@ -235,7 +236,7 @@ def read_state(path: Path, what: str, option: str) -> dict[str, Tensor]:
         raise UserError(f"{option}={path}: there is no such file; it should be {what}") from error
     except Exception as error:  # on bytes that are no pickle the unpickler trips over anything
         raise UserError(
-            f"{path} is damaged or no weights file ({one_line(error)}), expected {what}; fetch it again, or name "
+            f"{path} is damaged or no weights file ({one_line(error, 200)}), expected {what}; fetch it again, or name "
             f"another by {option}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.renaming import name_as_own
-from stage1_vq.networks.timm_features import Asking, TimmFeatures, channels_first, check_name, create, one_line
+from stage1_vq.networks.timm_features import Asking, TimmFeatures, channels_first, check_name, create, reason
 
 ASKING = Asking("model.backbone", "model.backbone_pretrained", "null to train it from scratch")
 
@@ -63,7 +63,7 @@ def strides_of(name: str, channels: int) -> list[int]:
             return [level["reduction"] for level in create(name, in_chans=channels).feature_info.info]
     except Exception as error:
         raise UserError(
-            f"model.backbone={name} cannot be an encoder, as timm gives no features of it ({one_line(error)}); take a "
+            f"model.backbone={name} cannot be an encoder, as timm gives no features of it ({reason(error)}); take a "
             "network with features_only, such as convnext_tiny or resnet50"
         ) from error
 
@@ -82,6 +82,6 @@ def unused_weights(name: str, channels: int, level: int, stride: int) -> set[str
     except Exception as error:
         raise UserError(
             f"model.backbone={name} cannot be an encoder, as it does not take images of any size "
-            f"({one_line(error)}); take a convolutional network, such as convnext_tiny or resnet50"
+            f"({reason(error)}); take a convolutional network, such as convnext_tiny or resnet50"
         ) from error
     return {weight for weight, tensor in network.named_parameters() if tensor.grad is None}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.processes import process_state
+from common.wording import one_line
 
 DOWNLOAD = "download"  # in the place of a file: a person's consent to fetch it
 
@@ -91,7 +92,7 @@ class TimmFeatures(nn.Module):
             return create(self.name, pretrained=True, **self.settings)
         except Exception as error:  # whatever timm, the hub's client or the network raise
             raise UserError(
-                f"the weights of {asking.name}={self.name} could not be downloaded from {origin} ({one_line(error)}); "
+                f"the weights of {asking.name}={self.name} could not be downloaded from {origin} ({reason(error)}); "
                 f"download them elsewhere and give {asking.file} the path of the file, or {asking.otherwise}"
             ) from error
 
@@ -110,7 +111,7 @@ class TimmFeatures(nn.Module):
             return create(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self.settings)
         except Exception as error:  # whatever torch.load, safetensors and timm's converters raise for a wrong file
             raise UserError(
-                f"{path} cannot be read as weights of {asking.name}={self.name} ({one_line(error)}); give a "
+                f"{path} cannot be read as weights of {asking.name}={self.name} ({reason(error)}); give a "
                 ".safetensors file, or a state dict saved by torch.save, of that very network by "
                 f"{asking.file}, or {asking.otherwise}"
             ) from error
@@ -163,5 +164,6 @@ def channels_first(features: Tensor, network: nn.Module) -> Tensor:
     return features
 
 
-def one_line(error: Exception, length: int = 200) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+def reason(error: Exception) -> str:
+    """What went wrong outside of our hands: `OSError: no such file`."""
+    return one_line(f"{type(error).__name__}: {error}", 200)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.wording import counted, either
+from common.wording import counted, either, one_line
 
 
 def test_one_is_singular_and_anything_else_plural():
@@ -12,3 +12,8 @@ def test_one_is_singular_and_anything_else_plural():
 
 def test_the_last_of_several_choices_comes_after_or():
     assert [either(names) for names in ("a", "ab", "abc")] == ["a", "a or b", "a, b or c"]
+
+
+def test_a_message_of_several_lines_becomes_one_and_is_cut():
+    assert one_line("a\n  b\tc ") == "a b c"
+    assert one_line(ValueError("not\nfound"), 5) == "not f"
