@@ -4,8 +4,10 @@
 order, draws images from it (1,000 of the first two kinds, 50 of the others), and then, in a process of its own for each
 environment, computes all frequencies again, writes the payloads anew, and decodes those of the first environment. It
 prints a row for each environment: of each kind how many images were refused, whose codes came back otherwise, and
-whether the SHA-256 over all frequencies and that over all payloads are those of the first row. `--python PATH` adds
-rows with another interpreter, such as one with another version of torch. Ends with an error unless all are equal.
+whether the SHA-256 over all frequencies and that over all payloads are those of the first row. The last row tells what
+a code costs under the frequencies, how much more than under the prior in float32, and in payloads, which end on a byte.
+`--python PATH` adds rows with another interpreter, such as one with another version of torch. Ends with an error unless
+all are equal.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -30,6 +33,7 @@ import pipelines.codec.prior_coding as prior_coding
 from codes.spec import CodeSpec, Grid
 from common.model_io import load_pretrained
 from common.tensor_files import load_tensors, save_tensors
+from pipelines.codec.entropy_coding import TOTAL
 from stage2_prior.condition import Condition
 from stage2_prior.priors import (
     PRIORS,
@@ -125,10 +129,16 @@ def try_kind(folder: Path, batch: int, reference: Path) -> dict[str, Any]:
     codes, labels = codes_of(folder)
     digests = [hashlib.sha256() for _ in labels]  # of each image, so that batches do not matter
     rows: Sequence[int] = ()
+    symbols = np.empty((0, 0), np.int64)  # of the rows, b n
+    done, bits = 0, 0.0
     plain = prior_coding.frequencies_of
 
     def recorded(logits: Tensor) -> np.ndarray:
+        nonlocal done, bits
         counts = plain(logits)
+        here = symbols[:, done : done + counts.shape[1]]
+        bits += float(np.log2(TOTAL / np.take_along_axis(counts, here[..., None], axis=2)).sum())
+        done += counts.shape[1]
         for row, own in zip(rows, counts, strict=True):
             digests[row].update(own.tobytes())
         return counts
@@ -138,8 +148,14 @@ def try_kind(folder: Path, batch: int, reference: Path) -> dict[str, Any]:
     for start in range(0, len(labels), batch):
         rows = range(start, min(start + batch, len(labels)))
         part = tuple(grid[rows.start : rows.stop] for grid in codes)
+        symbols, done = prior.sequence(part, Condition(torch.tensor([labels[i] for i in rows]))).numpy(), 0
         payloads += prior_coding.encode_with_prior(prior, part, [labels[i] for i in rows])
     prior_coding.frequencies_of = plain
+    with torch.no_grad():
+        nll = sum(
+            float(prior.nll(tuple(grid[own] for grid in codes), Condition(torch.tensor(labels)[own])).sum())
+            for own in torch.arange(len(labels)).split(64)
+        )
     if not reference.exists():
         reference.write_text(json.dumps([payload.hex() for payload in payloads]))
     given = [bytes.fromhex(payload) for payload in json.loads(reference.read_text())]
@@ -156,6 +172,9 @@ def try_kind(folder: Path, batch: int, reference: Path) -> dict[str, Any]:
         "wrong": wrong,
         "images": len(labels),
         "frequencies": frequencies[:16],
+        "above": bits / (nll / math.log(2)) - 1,
+        "bits": bits / len(labels) / prior.code_spec.codes_per_image,
+        "payload_bits": 8.0 * sum(map(len, payloads)) / len(labels) / prior.code_spec.codes_per_image,
         "payloads": hashlib.sha256(b"".join(payloads)).hexdigest()[:16],
     }
 
@@ -202,6 +221,15 @@ def main() -> None:
             cells.append(f"{own['wrong']} of {own['images']} refused, " + ("equal" if all(same) else "NOT EQUAL"))
         named = ", ".join(f"{name}={value}" for name, value in variables.items())
         print(f"| {answer['where']}; {named} | {batch} | " + " | ".join(cells) + " |", flush=True)
+    assert first is not None
+    rates = [
+        f"{own['bits']:.4f}, {100 * own['above']:+.4f}%, {own['payload_bits']:.3f}" for own in first["found"].values()
+    ]
+    print(
+        "| bits per code of the frequencies, above the float prior's NLL, of the payloads | | "
+        + " | ".join(rates)
+        + " |"
+    )
     if failed:
         sys.exit(f"{failed} differences")
     return None

@@ -227,7 +227,7 @@ class TwoStagePipeline:
 
     def compress(self, images: Pictures, *, labels: Labels = None, **settings: Any) -> bytes:
         """The images, of any sizes, as one `.zlg` file (docs/compress.md). labels: the class that the prior is told, of
-        all or of each, by number or name; settings: mode and lanes of `Codec.compress`. What it could not do as asked
+        all or of each, by number or name; settings: the mode of `Codec.compress`. What it could not do as asked
         is a warning."""
         pictures = as_images(images, self.autoencoder.channels)
         told = None if labels is None else labels_of(self.prior, range(len(pictures)), labels)
@@ -236,10 +236,10 @@ class TwoStagePipeline:
             warnings.warn(note, stacklevel=2)
         return data
 
-    def decompress(self, data: bytes, images: Sequence[int] | None = None, **limits: Any) -> list[Tensor]:
-        """The images of a `.zlg` file, c H W each: those that `decode` makes of what `encode` gave, bit for bit.
-        Arguments and errors: those of `Codec.decompress`."""
-        return self.codec().decompress(data, images, **limits)
+    def decompress(self, file: bytes | Path, images: Sequence[int] | None = None, **limits: Any) -> list[Tensor]:
+        """The images of a `.zlg` file, or of its bytes, c H W each: those that `decode` makes of what `encode` gave,
+        bit for bit. Arguments and errors: those of `Codec.decompress`."""
+        return self.codec().decompress(file, images, **limits)
 
     def codec(self) -> Codec:
         """For many files: it computes the fingerprints of the models, which takes a while, only once."""

@@ -42,9 +42,9 @@ class ExactLlamaGen:
     def next(self, previous: Tensor | None) -> Tensor:
         x = self.before if previous is None else self.embedding[previous]
         here = slice(self.place, self.place + x.shape[1])
-        hidden = self.hidden(here)
+        hidden, (cosine, sine) = self.hidden(here), (part[here] for part in self.turns)
         for block in self.blocks:
-            x = block(x, *(part[here] for part in self.turns), hidden)
+            x = block(x, cosine, sine, hidden)
         self.place = here.stop
         return self.output(normalised(x[:, -1:]).mul_(self.gain))
 
