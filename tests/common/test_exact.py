@@ -4,10 +4,12 @@ has one rounding to a line, finds the same bits."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import exact
 from common.errors import UserError
@@ -161,3 +163,50 @@ def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"cpu computes .*: its float64 is not that of IEEE 754.*; take the CPU"):
         exact.check_device(torch.device("cpu"))
     exact.check_device.cache_clear()
+
+
+@pytest.mark.parametrize("own_masks", [False, True])
+def test_pieces_of_a_large_tensor_give_the_bits_of_the_whole(monkeypatch, own_masks):
+    x, weight, bias = numbers(3, 7, 10, scale=3), numbers(4, 10, seed=1), numbers(4, seed=2)
+    keys, values, queries = (numbers(6, 5, 8, seed=seed) for seed in (3, 4, 5))
+    hidden = torch.ones(5, 5).triu(1).bool()
+    if own_masks:
+        hidden = hidden | (torch.arange(5) == torch.arange(6)[:, None, None] - 2) & ~torch.eye(5, dtype=torch.bool)
+
+    def results() -> list[Tensor]:
+        attention = exact.Attention(6, 5, 8, torch.device("cpu"))
+        attention.add(keys, values)
+        functions = (exact.silu, exact.elu, exact.gelu, exact.gelu_by_tanh, exact.tanh, exact.unit, exact.softmax)
+        return [
+            *(function(x) for function in functions),
+            exact.layer_norm(x, 1e-5),
+            exact.rms_norm(x, epsilon=1e-5),
+            Product(weight, bias)(x),
+            attention(queries, hidden),
+        ]
+
+    whole = results()
+    for piece in (1, 50, 64):
+        monkeypatch.setattr(exact, "PIECE", piece)
+        for ours, expected in zip(results(), whole, strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_no_tensor_between_is_larger_than_a_piece():
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), settings: Any = None) -> Any:
+            nonlocal largest
+            result = function(*arguments, **(settings or {}))
+            if isinstance(result, Tensor) and function.overloadpacket.__name__ in ("mul", "add", "abs", "mm", "bmm"):
+                largest = max(largest, result.numel())
+            return result
+
+    x, attention = numbers(600, 512), exact.Attention(64, 100, 8, torch.device("cpu"))
+    with Watch():
+        exact.gelu_by_tanh(exact.layer_norm(x, 1e-5))
+        Product(numbers(512, 512))(x)
+        attention.add(numbers(64, 100, 8), numbers(64, 100, 8))
+        attention(numbers(64, 100, 8))
+    assert 0 < largest <= 2 * exact.PIECE  # a weight is rounded at once
