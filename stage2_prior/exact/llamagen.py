@@ -42,7 +42,8 @@ class ExactLlamaGen:
     def next(self, previous: Tensor | None) -> Tensor:
         x = self.before if previous is None else self.embedding[previous]
         here = slice(self.place, self.place + x.shape[1])
-        hidden, (cosine, sine) = self.hidden(here), (part[here] for part in self.turns)
+        cosine, sine = (part[here] for part in self.turns)
+        hidden = self.hidden(here)
         for block in self.blocks:
             x = block(x, cosine, sine, hidden)
         self.place = here.stop

@@ -148,10 +148,12 @@ def test_mingpt_goes_by_given_codes_that_may_see_each_other(unmasked, num_classe
 def test_llamagen_goes_by_captions_padded_at_the_left():
     prior = tiny_prior("llamagen", 0, embeddings=EmbeddingSpec(5, 6))
     vectors = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(2))
-    vectors[6] = 0  # as left out for guidance: the vectors of no text at the places of this one
+    vectors[4] = 0  # as left out for guidance: the vectors of no text at the places of this one
     # The first counts in full, each next has a vector less, the sixth none.
     padding = torch.tensor([0, 1, 2, 3, 4, 5, 2])
-    condition = Condition(embeddings=vectors, embedding_mask=torch.arange(5) >= padding[:, None])
+    counts = torch.arange(5) >= padding[:, None]
+    counts[6, 4] = False  # the place before the first code sees itself all the same
+    condition = Condition(embeddings=vectors, embedding_mask=counts)
     check_agrees(prior, random_codes(7, prior), condition)
     check_alone(prior, random_codes(7, prior), condition)
 
