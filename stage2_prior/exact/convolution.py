@@ -15,20 +15,29 @@ from stage2_prior.priors.gated_convolutions import CausalConvolution, CodeConvol
 
 class Taps:
     """A convolution, tap by tap: each place has a grid of its own, and what the taps make of the places that a kernel
-    sees is added up in raster order."""
+    sees is added up in raster order. Beyond the rows and columns that there are, nothing is added."""
 
     def __init__(self, weight: Tensor):
         """weight: d c rows columns"""
         taps = rearrange(weight.detach().double(), "d c rows columns -> rows columns d c").contiguous()
         self.taps = rounded(taps, taps.shape[3]).mT
 
-    def add_to(self, total: Tensor, on_grid: Tensor) -> None:
-        """To h w b d, from what its kernels see, H W b c, each place `rounded` already."""
-        height, width, _, out = total.shape
-        flat = total.view(-1, out)
+    def add_to(self, total: Tensor, on_grid: Tensor, rows_before: int, columns_before: int) -> None:
+        """To h w b d, from H W b c, each place `rounded` already. The first place of `total` sees as many rows and
+        columns before the first of `on_grid`."""
         for row, taps in enumerate(self.taps):
+            rows, seen_rows = overlap(row - rows_before, len(on_grid), len(total))
             for column, tap in enumerate(taps):
-                flat += on_grid[row : row + height, column : column + width].flatten(0, 2) @ tap
+                columns, seen_columns = overlap(column - columns_before, on_grid.shape[1], total.shape[1])
+                here, seen = total[rows, columns], on_grid[seen_rows, seen_columns]
+                here.add_((seen.flatten(0, 2) @ tap).view_as(here))
+
+
+def overlap(shift: int, there: int, seeing: int) -> tuple[slice, slice]:
+    """Which of so many places see one of those that are there, `shift` further on, and which ones they see."""
+    first = max(0, -shift)
+    last = max(first, min(seeing, there - shift))
+    return slice(first, last), slice(first + shift, last + shift)
 
 
 def weight_of(convolution: Convolution) -> Tensor:
@@ -78,8 +87,8 @@ class PlaceResidual:
 def convolved(x: Tensor, convolution: Convolution) -> Tensor:
     """h w b c -> h w b d"""
     total = bias_of(convolution).repeat(*x.shape[:-1], 1)
-    on_grid = F.pad(rounded(x, x.shape[3]), (0, 0, 0, 0, *convolution.padding))
-    Taps(weight_of(convolution)).add_to(total, on_grid)
+    rows, columns = convolution.kernel_size
+    Taps(weight_of(convolution)).add_to(total, rounded(x, x.shape[3]), rows // 2, columns // 2)
     return total
 
 

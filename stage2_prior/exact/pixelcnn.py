@@ -71,8 +71,7 @@ class ExactLayer:
         self.out = Product(layer.out.weight.flatten(1))
         self.class_bias = F.embedding(labels, layer.class_bias.weight.double())  # b 4d
         self.given_bias = None if layer.given_bias is None else Product(layer.given_bias.weight.flatten(1))
-        # On grids, for the next row: rows columns b d
-        self.rows = self.class_bias.new_zeros(layer.reach + 1, columns + 2 * layer.reach, len(labels), width)
+        self.rows = self.class_bias.new_empty(0, columns, len(labels), width)  # on grids, the last ones: rows w b d
         self.left = self.class_bias.new_zeros(len(labels), layer.reach + columns, width)
         self.from_above: Tensor  # w b 2d, made in `begin_row`
 
@@ -82,10 +81,9 @@ class ExactLayer:
         if self.given_bias is not None and features is not None:
             bias = self.given_bias(features).add_(bias)
         vertical_bias, horizontal_bias = bias.chunk(2, dim=-1)
-        self.rows[:-1] = self.rows[1:].clone()
-        self.rows[-1, self.reach : -self.reach] = rounded(row, row.shape[2])
+        self.rows = torch.cat([self.rows[-self.reach :], rounded(row, row.shape[2])[None]])
         above = row.new_zeros(*row.shape[:2], 2 * row.shape[2])
-        self.vertical.add_to(above[None], self.rows)
+        self.vertical.add_to(above[None], self.rows, self.reach + 1 - len(self.rows), self.reach)
         self.from_above = self.vertical_to_horizontal(above).add_(horizontal_bias)
         return gate(above.add_(vertical_bias))
 

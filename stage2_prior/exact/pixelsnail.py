@@ -113,7 +113,7 @@ class SeenCodes:
 
     def put(self, codes: Tensor, column: int) -> None:
         """The codes b at one column of this row."""
-        self.canvas[:, :, column : column + self.stamps.shape[2]] += self.stamps[codes]
+        self.canvas[:, :, column : column + self.stamps.shape[2]].add_(self.stamps[codes])
 
     def at(self, column: int) -> Tensor:
         """b d"""
@@ -127,29 +127,30 @@ class CausalConvolutions:
     def __init__(self, convolutions: Sequence[CausalConvolution], batch: int, columns: int):
         weights = torch.stack([weight_of(convolution) for convolution in convolutions])  # l out d row tap
         layers, _, width, rows, taps = weights.shape
-        self.reach = taps // 2
+        self.columns, self.reach = columns, taps // 2
         self.above = [Taps(weight[:, :, :-1]) for weight in weights]
         beside = rearrange(weights[..., -1, : self.reach], "l out d tap -> l out (tap d)")
         self.terms = beside.shape[2]
         self.beside = rounded(beside, self.terms).mT
         self.bias = torch.stack([bias_of(convolution) for convolution in convolutions])[:, None, None]  # l 1 1 out
-        # The rows above on grids, and this one as it is: l rows columns b d and l b columns d
-        self.rows = weights.new_zeros(layers, rows - 1, columns + 2 * self.reach, batch, width)
+        # The rows above on grids, and this one as it is: l rows w b d and l b columns d
+        self.rows = weights.new_empty(layers, 0, columns, batch, width)
+        self.rows_above = rows - 1  # that are seen
         self.row = weights.new_zeros(layers, batch, self.reach + columns, width)
         self.from_above = weights.new_empty(layers, columns, batch, weights.shape[1])  # l w b out
 
     def begin_row(self, bias: Tensor) -> None:
         """bias: l w b out, w and b being 1 where it is one for all."""
-        self.rows[:, :-1] = self.rows[:, 1:].clone()
-        row = self.row[:, :, self.reach :].transpose(1, 2)
-        self.rows[:, -1, self.reach : -self.reach] = rounded(row, row.shape[3])
         self.from_above.copy_(bias)
         for above, total, rows in zip(self.above, self.from_above, self.rows, strict=True):
-            above.add_to(total[None], rows)
+            above.add_to(total[None], rows, self.rows_above - len(rows), self.reach)
 
     def put(self, inputs: Tensor, column: int) -> None:
-        """l b d, of a place that is done."""
+        """l b d, of a place that is done. The last one completes the row."""
         self.row[:, :, self.reach + column] = inputs
+        if column == self.columns - 1:
+            row = self.row[:, :, self.reach :].transpose(1, 2)
+            self.rows = torch.cat([self.rows[:, 1 - self.rows_above :], rounded(row, row.shape[3])[:, None]], dim=1)
 
     def at(self, column: int) -> Tensor:
         """l b out"""
