@@ -1,0 +1,217 @@
+"""A decoder that was written from docs/format.md alone reads what the program writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codes.spec import CodeSpec, Grid
+from common.tensor_files import save_tensors
+from pipelines.codec.archive import PAGE, Archive, Entry, Mode, Shape, crc_of, read_archive, write_archive
+from pipelines.codec.entropy_coding import (
+    TOTAL,
+    DamagedPayloadError,
+    Decoder,
+    Encoder,
+    bit_length,
+    frequencies,
+    pack,
+    weights_of,
+)
+from pipelines.codec.prior_coding import encode_with_prior, frequencies_of
+from pipelines.codec.tables import TABLES_NAME, fit_tables, load_tables
+from stage2_prior.priors import TransformerConfig
+from tests import plain_exact, plain_zlg
+from tests.pipelines.codec.test_archive import a_large_archive, an_archive
+from tests.stage2_prior.tiny import CLASSES, TINY, random_codes, tiny_prior
+
+SPECS = {
+    "one grid": CodeSpec((Grid("codes", 3, 5, 11),), 12, 20),
+    "one code": CodeSpec((Grid("codes", 1, 1, 2),), 4, 4),
+    "levels": CodeSpec((Grid("level0", 2, 2, 7), Grid("level1", 4, 4, 600)), 16, 16),
+}
+
+
+def codes_of(spec: CodeSpec, count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Codes in which neighbours say something of each other."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = [torch.randint(3, (count, g.height, g.width), generator=generator) for g in spec.grids]
+    return tuple(step.cumsum(-1) % grid.vocabulary for step, grid in zip(steps, spec.grids, strict=True))
+
+
+def shape_of(spec: CodeSpec) -> Shape:
+    return Shape(spec.image_height, spec.image_width, tuple((g.height, g.width, g.vocabulary) for g in spec.grids))
+
+
+def numbers(codes: tuple[torch.Tensor, ...]) -> list[int]:
+    return [number for grid in codes for number in grid.flatten().tolist()]
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("count", [1, 5, PAGE + 2])
+def test_packed_codes(kind, count):
+    spec, codes = SPECS[kind], codes_of(SPECS[kind], count)
+    rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(count)]
+    entries = [
+        Entry(
+            Mode.packed,
+            shape_of(spec),
+            crc_of(shape_of(spec), row),
+            pack([(own.numpy(), grid.vocabulary) for own, grid in zip(row, spec.grids, strict=True)]),
+        )
+        for row in rows
+    ]
+    _, images = plain_zlg.read_file(write_archive(Archive(tuple(entries), b"stage-1!")))
+    for image, row in zip(images, rows, strict=True):
+        assert plain_zlg.unpack(image) == numbers(row)
+        plain_zlg.check_codes(image, numbers(row))
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_codes_by_tables(kind, tmp_path: Path):
+    spec = SPECS[kind]
+    fit_tables(spec, [codes_of(spec, 100)]).save(tmp_path)
+    tables, plain = load_tables(tmp_path), plain_zlg.read_tables((tmp_path / TABLES_NAME).read_bytes())
+    assert tables is not None
+    codes = codes_of(spec, 20, seed=1)
+    rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(20)]
+    shape = shape_of(spec)
+    entries = [Entry(Mode.table, shape, crc_of(shape, row), tables.encode(row, spec)) for row in rows]
+    needs, images = plain_zlg.read_file(write_archive(Archive(tuple(entries), b"stage-1!", None, b"a table!")))
+    assert needs == {"autoencoder": b"stage-1!", "tables": b"a table!"}
+    for image, row in zip(images, rows, strict=True):
+        read = list(plain_zlg.decode_with_tables(image, plain, [grid.name for grid in spec.grids]))
+        assert read == numbers(row)
+        plain_zlg.check_codes(image, read)
+
+
+def test_contexts_are_tried():
+    """Of the grids above some have tables by neighbours."""
+    assert {"codes.left"} <= set(fit_tables(SPECS["one grid"], [codes_of(SPECS["one grid"], 100)]).arrays())
+
+
+@pytest.mark.parametrize("archive", [an_archive(), a_large_archive()])
+def test_the_index(archive):
+    data = write_archive(archive)
+    needs, images = plain_zlg.read_file(data)
+    assert needs == {"autoencoder": archive.stage1, "prior": archive.prior, "tables": archive.tables}
+    for image, entry in zip(images, read_archive(data).entries, strict=True):
+        assert (image.mode, image.crc, image.label, image.name) == (entry.mode, entry.crc, entry.label, entry.name)
+        assert (image.height, image.width, tuple(image.grids)) == entry.shape
+        assert image.payload == entry.payload
+
+
+# ---- the range coder ------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32), n=st.integers(0, 60), k=st.sampled_from([2, 3, 11, 300]), sharp=st.floats(0.003, 3))
+@settings(max_examples=1000, deadline=None)
+def test_codes_of_any_models_are_decoded_by_the_plain_range_decoder(seed, n, k, sharp):
+    generator = np.random.default_rng(seed)
+    counts = frequencies(generator.dirichlet(np.full(k, sharp), n)) if n else np.zeros((0, k), np.int64)
+    codes = np.array([generator.choice(k, p=row / TOTAL) for row in counts], dtype=np.int64)
+    encoder = Encoder()
+    encoder.encode(codes, weights_of(counts))
+    decoder = plain_zlg.RangeDecoder(encoder.finish())
+    assert [decoder.decode(row.tolist()) for row in counts] == codes.tolist()
+
+
+def whole_interval(codes: list[int], rows: list[list[int]]) -> tuple[int, int, int, int]:
+    """L, W and the number of bits of docs/format.md, in whole numbers of any size; and after how many codes a coder of
+    64 bits has to hold words back, as it is open yet whether they take a carry."""
+    lower, width, bits, held = 0, (1 << 64) - 1, 64, 0
+    for code, row in zip(codes, rows, strict=True):
+        scale = width >> 24
+        lower, width = lower + scale * sum(row[:code]), scale * row[code]
+        if width < 1 << 32:
+            lower, width, bits = lower << 32, width << 32, bits + 32
+        held += lower >> 64 != lower + width - 1 >> 64
+    return lower, width, bits, held
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_payloads_are_the_shortest_number_in_the_interval_carries_included(seed):
+    """The codes are those around a number that ends with words of zeros: below it words are all ones, above it they
+    take a carry. The last codes turn to one side or the other."""
+    generator = np.random.default_rng(seed)
+    held = 0
+    for _ in range(60):
+        n, k = int(generator.integers(1, 40)), int(generator.choice([2, 3, 11]))
+        rows = frequencies(generator.dirichlet(np.full(k, generator.choice([0.05, 0.5, 5])), n)).tolist()
+        around = plain_zlg.RangeDecoder(generator.bytes(4 * int(generator.integers(1, 3))))
+        try:
+            codes = [around.decode(row) for row in rows]
+        except AssertionError:  # a number between the intervals of the codes
+            continue
+        last = int(generator.integers(0, min(n, 4)))
+        codes[n - last :] = generator.integers(0, k, last).tolist()
+        encoder = Encoder()
+        encoder.encode(np.array(codes), weights_of(np.array(rows)))
+        payload = encoder.finish()
+        lower, width, bits, own = whole_interval(codes, rows)
+        held += own
+        number = int.from_bytes(payload, "big") << bits >> 8 * len(payload)
+        assert lower <= number < lower + width
+        unit = 2 << bits - bit_length(payload)  # no number in the interval ends with one zero more
+        assert number == 0 or -(-lower // unit) * unit >= lower + width
+        decoder = plain_zlg.RangeDecoder(payload)
+        assert [decoder.decode(row) for row in rows] == codes
+    assert held >= 5
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_bytes_are_read_as_by_the_program(seed):
+    generator = np.random.default_rng(seed)
+    payload = generator.bytes(int(generator.integers(0, 30)))
+    counts = frequencies(generator.dirichlet(np.full(5, 0.3), 60))
+    ours, plain = Decoder(payload), plain_zlg.RangeDecoder(payload)
+    for row in counts:
+        try:
+            code = int(ours.decode(weights_of(row[None]))[0])
+        except DamagedPayloadError:
+            with pytest.raises(AssertionError):
+                plain.decode(row.tolist())
+            return
+        assert plain.decode(row.tolist()) == code
+
+
+# ---- mode prior -----------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32), k=st.integers(2, 300), sharp=st.floats(0.1, 30))
+@settings(max_examples=200, deadline=None)
+def test_frequencies_of_a_prior_in_whole_numbers(seed, k, sharp):
+    logits = torch.randn(k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sharp
+    numerators = plain_exact.numerators(logits.tolist())
+    assert plain_zlg.frequencies_of(numerators) == frequencies_of(logits[None, None])[0, 0].tolist()
+
+
+SHARED_KEYS = TransformerConfig(layers=1, width=48, heads=4, key_value_heads=2)
+
+
+@pytest.mark.parametrize("config", [TINY["transformer"], SHARED_KEYS])
+@pytest.mark.parametrize("label", [2, None])
+def test_codes_by_a_transformer_are_decoded_in_plain_python(config, label, tmp_path: Path):
+    prior = tiny_prior("transformer", config=config)
+    save_tensors(prior.state_dict(), tmp_path / "model.safetensors")
+    codes, shape = random_codes(1, prior), shape_of(prior.code_spec)
+    (payload,) = encode_with_prior(prior, codes, [label])
+    entry = Entry(Mode.prior, shape, crc_of(shape, codes), payload, label)
+    _, (image,) = plain_zlg.read_file(write_archive(Archive((entry,), b"stage-1!", b"a prior!")))
+    ((h, w, _),) = image.grids
+    weights = plain_exact.read_weights((tmp_path / "model.safetensors").read_bytes())
+    told = CLASSES if image.label is None else image.label
+    transformer = plain_exact.PlainTransformer(weights, config.layers, config.heads, config.shared_heads, (h, w), told)
+
+    def frequencies_after(known: list[int], _: int | None) -> list[int]:
+        logits = transformer.next(known[-1] if known else None)
+        return plain_zlg.frequencies_of(plain_exact.numerators(logits))
+
+    read = plain_zlg.decode_with_prior(image, frequencies_after)
+    assert read == numbers(codes)
+    plain_zlg.check_codes(image, read)
