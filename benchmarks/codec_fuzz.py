@@ -3,7 +3,9 @@
 `python -m benchmarks.codec_fuzz` makes 100,000 of them and prints what became of each: a one-sentence error, or the
 very images that were compressed. Anything else, an exception of another kind, other images or more than 5 s for one
 file, fails. Half of them get a right checksum again, so that they reach the code behind it, as an attacker's would.
-Files: one image and an archive, in each mode, of a tiny untrained model.
+Files: one image and an archive, in each mode, and archives of several pages, of a tiny untrained model; of version 1
+archives of it, and one image in each mode as a build of then wrote it. Each file is read as a whole, and one image of
+it by itself.
 """
 
 from __future__ import annotations
@@ -14,20 +16,33 @@ import resource
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.codec_version1 import write_version1
 from common.errors import UserError
-from pipelines.codec.archive import FINGERPRINT_BYTES, HAS_PRIOR, HAS_TABLES, MAX_IMAGES, PAGE, VERSION
-from pipelines.codec.codec import Codec
-from pipelines.codec.fields import CHECKSUM_BYTES, Fields, WrongFieldError, checksum
+from pipelines.codec.archive import (
+    FINGERPRINT_BYTES,
+    HAS_PRIOR,
+    HAS_TABLES,
+    MAX_IMAGES,
+    PAGE,
+    VERSION,
+    Archive,
+    Mode,
+    open_archive,
+)
+from pipelines.codec.codec import MAX_PIXELS, Codec
+from pipelines.codec.fields import CHECKSUM_BYTES, Fields, WrongFieldError, checksum, varint
 from pipelines.codec.tables import fit_tables
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage2_prior.priors import Transformer, TransformerConfig
 
+KEPT = Path(__file__).parents[1] / "tests" / "earlier_builds"
 LONGEST = 5.0  # seconds for one file
 
 
@@ -42,11 +57,33 @@ def tiny_codec() -> Codec:
     return Codec(autoencoder, prior, fit_tables(autoencoder.code_spec(), [codes]))
 
 
+def kept_files() -> tuple[Codec, list[tuple[bytes, list[Tensor]]]]:
+    """What a build of version 1 wrote, and its model. Where this machine is not like the one that wrote it, the file of
+    mode prior is refused: then it has no images."""
+    codec, files = Codec.from_pretrained(KEPT / "model"), []
+    for mode in ("packed", "table", "prior"):
+        data = (KEPT / "zlg" / f"{mode}.zlg").read_bytes()
+        try:
+            files.append((data, codec.decompress(data)))
+        except UserError:
+            if mode != "prior":
+                raise
+            files.append((data, []))
+    return codec, files
+
+
 def valid_files(codec: Codec) -> list[tuple[bytes, list[Tensor]]]:
     """Files, and the images in them."""
     images = [*(torch.rand(5, 1, 12, 16) * 2 - 1), torch.rand(1, 9, 21) * 2 - 1]
     sets = [images[:1], images[5:], images]
     files = [codec.compress(part, mode).data for part in sets for mode in ("prior", "table", "packed")]
+    tiny = list(torch.rand(2 * PAGE + 1, 1, 1, 1) * 2 - 1)
+    for mode in (Mode.table, Mode.packed):
+        entries, _ = codec.entries(tiny, mode.name, [None] * len(tiny))
+        files.append(codec.archive([entry._replace(name=f"{i}.png") for i, entry in enumerate(entries)]))
+        entries, _ = codec.entries(images, mode.name, [None] * len(images))
+        stage1, prior = codec.version1_fingerprints
+        files.append(write_version1(Archive(tuple(entries), stage1, prior, codec.tables_fingerprint)))
     return [(data, codec.decompress(data)) for data in files]
 
 
@@ -79,12 +116,25 @@ def resealed(data: bytes) -> bytes:
     return bytes(changed)
 
 
+def with_other_head(data: bytes, generator: np.random.Generator) -> bytes:
+    """With up to four bytes of the head replaced by up to four others, and the right length of it, in version 2."""
+    fields = Fields(data, 6)
+    try:
+        length = fields.number("bytes of the head", 1, len(data))
+    except WrongFieldError:
+        return data
+    head = bytearray(data[fields.position : fields.position + length])
+    place = int(generator.integers(len(head) + 1))
+    head[place : place + int(generator.integers(5))] = generator.bytes(int(generator.integers(5)))
+    return data[:6] + varint(len(head)) + bytes(head) + data[fields.position + length :]
+
+
 def hostile(data: bytes, generator: np.random.Generator) -> bytes:
     """A corrupted, cut, lengthened or edited copy, or a mixture."""
     changed = bytearray(data)
     head = min(70, len(data))
     for _ in range(generator.integers(1, 4)):
-        kind, place = generator.integers(7), int(generator.integers(max(1, len(changed))))
+        kind, place = generator.integers(8), int(generator.integers(max(1, len(changed))))
         if kind == 0 and changed:  # a bit
             changed[place] ^= 1 << int(generator.integers(8))
         elif kind == 1 and changed:  # a byte
@@ -95,6 +145,8 @@ def hostile(data: bytes, generator: np.random.Generator) -> bytes:
             del changed[place : place + int(generator.integers(1, 9))]
         elif kind == 4:  # a part is new
             changed[place:place] = generator.bytes(int(generator.integers(1, 9)))
+        elif kind == 7:  # a part of the head is new or missing, and its length tells so
+            changed = bytearray(with_other_head(bytes(changed), generator))
         elif kind == 5 and changed:  # a byte of the header
             changed[int(generator.integers(min(head, len(changed))))] = int(generator.integers(256))
         else:  # a huge number in the header
@@ -119,23 +171,43 @@ def outcome(codec: Codec, data: bytes, expected: list[Tensor]) -> str:
     return "right images"
 
 
+def outcome_of_one(codec: Codec, data: bytes, number: int, expected: Tensor) -> str:
+    """As `outcome`, of one image that is read by itself."""
+    try:
+        with open_archive(data) as file:
+            codec.check_archive(file.head, "the file")
+            (image,) = codec.decode([file.entry(number)], file.head, MAX_PIXELS, ["the file"])
+    except UserError as error:
+        if "\n" in str(error):
+            raise AssertionError("more than a sentence") from error
+        return "one image: an error"
+    # A batch of another size may round otherwise.
+    assert image.shape == expected.shape, "wrong image"
+    assert torch.allclose(image, expected, atol=1e-4), "wrong image"
+    return "one image: the right one"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)  # of so small a model
-    codec, generator = tiny_codec(), np.random.default_rng(args.seed)
-    files = valid_files(codec)
+    generator, tiny = np.random.default_rng(args.seed), tiny_codec()
+    old, kept = kept_files()
+    files = [(tiny, *file) for file in valid_files(tiny)] + [(old, *file) for file in kept]
     outcomes: Counter[str] = Counter()
     slowest, begin = 0.0, time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(args.files):
-        data, expected = files[number % len(files)]
+        codec, data, expected = files[number % len(files)]
         start = time.perf_counter()
         changed = hostile(data, generator)
         try:
             outcomes[outcome(codec, changed, expected)] += 1
+            if expected:
+                place = int(generator.integers(len(expected)))
+                outcomes[outcome_of_one(codec, changed, place, expected[place])] += 1
         except Exception:
             print(f"file {number} of seed {args.seed}: {changed.hex()}", file=sys.stderr)
             raise

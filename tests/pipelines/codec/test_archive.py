@@ -7,6 +7,8 @@ import zlib
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.codec_fuzz import resealed
 from codes.spec import CodeSpec, Grid
@@ -279,6 +281,15 @@ def test_payloads_take_bits_and_not_bytes():
     in_index = 1 + 1 + 4  # shape and mode, length, CRC
     assert nine - one == 8 * in_index + 1
     assert read_archive(write_archive(Archive((entry,) * 9, STAGE1, None, TABLES))).entries == (entry,) * 9
+
+
+@given(flags=st.integers(0, 7), facts=st.binary(max_size=200), rest=st.binary(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_behind_the_version_end_in_an_error(flags, facts, rest):
+    head = b"\x89ZLG\2" + bytes([flags]) + varint(len(facts) + 4) + facts
+    for data in (sealed(sealed(head) + rest), sealed(head + rest), b"\x89ZLG\2" + facts):
+        with pytest.raises(UserError):
+            read_archive(data)
 
 
 # ---- of a page ------------------------------------------------------------------------------------------------------

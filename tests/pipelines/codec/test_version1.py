@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.codec_version1 import write_version1
 from common.errors import UserError
 from pipelines.codec.archive import Archive, Entry, Environment, Mode, Shape, open_archive, read_archive
-from tests.pipelines.codec.version1_writer import write_version1
 
 EARLIER = Path(__file__).parents[2] / "earlier_builds" / "zlg"
 STAGE1, PRIOR, TABLES = b"stage-1!", b"a prior!", b"a table!"

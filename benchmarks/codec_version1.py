@@ -1,4 +1,4 @@
-"""Writes version 1 of the format, as builds of 2026-11-28 did: tests and the fuzz try its reader with it."""
+"""Writes version 1 of the format, as builds before version 2 did: the fuzz and tests try its reader with it."""
 
 from __future__ import annotations
 
