@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.errors import UserError
 from common.files import read_json
+from common.runs import RUN_CONFIG_NAME, config_of_run, is_config_of_run
 
 SETTINGS_NAME = "settings.json"  # of commands that write images, .zlg files and exports; "command" says which one
 SHEET_NAME = "sheet.png"  # the first results, in one picture
@@ -55,7 +54,7 @@ def foreign_files(folder: Path, unless: str | None = SETTINGS_NAME) -> list[Path
         file
         for file in files_below(folder)
         if str(file) != unless
-        and (str(file) == "config.yaml" or not (HARMLESS.fullmatch(file.name) or file.name in HARMLESS_NAMES))
+        and (str(file) == RUN_CONFIG_NAME or not (HARMLESS.fullmatch(file.name) or file.name in HARMLESS_NAMES))
     ]
 
 
@@ -74,24 +73,15 @@ def owner_of(folder: Path) -> str | None:
         with suppress(UserError):
             if index.is_file() and {"code_spec", "shards"} <= read_json(index).keys():
                 return "encode"
-    if (folder / "config.yaml").is_file() and (
-        any((folder / name).exists() for name in RUN_FILES) or is_recipe(folder / "config.yaml")
+    if (folder / RUN_CONFIG_NAME).is_file() and (
+        any((folder / name).exists() for name in RUN_FILES) or is_config_of_run(config_of_run(folder))
     ):
         return TRAINING
-    if (folder / "stage1" / "config.yaml").is_file():
+    if (folder / "stage1" / RUN_CONFIG_NAME).is_file():
         return "quickstart"
     if is_walk(folder):
         return "interpolate"
     return None
-
-
-def is_recipe(path: Path) -> bool:
-    """Whether a file is the config of a training, as one that was stopped before its first checkpoint leaves it."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError):
-        return False
-    return isinstance(value, dict) and isinstance(value.get("train"), dict) and "save_every" in value["train"]
 
 
 def is_walk(folder: Path) -> bool:

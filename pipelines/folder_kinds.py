@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from common.errors import UserError
+from common.runs import stage_of_run
 
 ASSEMBLED, QUICKSTART = "an assembled model", "a run of quickstart"
 SHARDS, COMPRESSED = "a folder of code shards", "a folder of .zlg files"
@@ -31,9 +30,9 @@ def kind_of_folder(folder: Path) -> FolderKind | None:
             shown = f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL"
         return FolderKind(f"a model of kind {kind}", shown)
     if stage := stage_of_run(folder):
-        if stage == 1:
-            return FolderKind("a run of stage one", f"zellige encode --model {folder} --out CODES")
-        return FolderKind("a run of stage two", f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL")
+        of_stage1 = f"zellige encode --model {folder} --out CODES"
+        of_stage2 = f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL"
+        return FolderKind(f"a run of {stage}", of_stage1 if stage == "stage one" else of_stage2)
     if (folder / "model" / "model_index.json").is_file():
         return FolderKind(QUICKSTART, f"zellige generate --model {folder} --num 64 --out IMAGES")
     if (folder / "index.json").is_file() and "code_spec" in json_of(folder / "index.json"):
@@ -51,26 +50,6 @@ def check_kind(folder: Path, expected: str, advice: str, *, among: Sequence[str]
     kind = kind_of_folder(folder)
     if kind is not None and ((among and kind.what not in among) or kind.what in but):
         raise UserError(f"{folder} is {kind.what}, expected {expected}; {advice}")
-
-
-def stage_of_run(folder: Path) -> int | None:
-    """1 or 2, by the `config.yaml` that a training writes; None for what is no run."""
-    if not (folder / "config.yaml").is_file():
-        return None
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return stage_of_recipe(config)
-
-
-def stage_of_recipe(recipe: Any) -> int | None:
-    """1 or 2, whose fields a recipe or a run's config has; None where they do not tell."""
-    if not isinstance(recipe, dict):
-        return None
-    of_stage1 = bool(recipe.keys() & {"data", "perceptual", "adversarial"})
-    of_stage2 = bool(recipe.keys() & {"codes", "label_dropout", "num_classes", "level", "given", "captions"})
-    return (1 if of_stage1 else 2) if of_stage1 != of_stage2 else None
 
 
 def json_of(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from pipelines.fields import Choice, Option
+from training.run_folder import flat
 
 INDENT = 26  # columns before the text of an option
 WIDEST = 100
@@ -87,14 +88,3 @@ def summary_of(config_class: type) -> str:
     if document.startswith(f"{config_class.__name__}("):  # dataclasses write the signature where there is none
         return ""
     return " ".join(inspect.cleandoc(document).partition("\n\n")[0].split())
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"steps": 3}} as {"train.steps": 3}."""
-    return {
-        path: leaf
-        for key, value in values.items()
-        for path, leaf in (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        ).items()
-    }

@@ -19,9 +19,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import configs
 from common.errors import FieldError, UserError
+from common.runs import stage_of_recipe, stage_of_run
 from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
-from pipelines.folder_kinds import stage_of_recipe, stage_of_run
 from pipelines.help import help_of
 from pipelines.mistakes import check_arguments, check_fields, explain
 
@@ -105,7 +105,7 @@ def default_run(name: str, recipes: str) -> Path:
     if recipes != "stage2" or name not in recipe_names("stage1"):
         return run
     prior = run.with_name(f"{name}_prior")
-    return run if stage_of_run(run) == 2 and not prior.exists() else prior
+    return run if stage_of_run(run) == "stage two" and not prior.exists() else prior
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
@@ -200,8 +200,8 @@ def recipes_help(recipes: str) -> str:
 
 def check_stage(recipe: Mapping[str, Any], title: str, recipes: str) -> None:
     """Raises UserError for a recipe of the other stage."""
-    for other, (number, _) in STAGES.items():
-        if other != recipes and stage_of_recipe(recipe) == number:
+    for other, (_, word) in STAGES.items():
+        if other != recipes and stage_of_recipe(recipe) == f"stage {word}":
             raise wrong_stage(title, other)
 
 

@@ -22,6 +22,7 @@ from common.model_io import load_pretrained, model_folder
 from common.owned_folder import check_owner
 from common.processes import on_main_process, process_state, use_device
 from common.progress import progress_bar
+from common.runs import RUN_CONFIG_NAME
 from common.sources import Sources, times_of
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from images.files import BAD_FILES_NAME
@@ -29,7 +30,6 @@ from images.sources import FileSource
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
 from training.data import Loader, explain_dead_workers
-from training.run_folder import CONFIG_NAME
 from training.task import Batch
 
 NO_CODE_DEPENDS_ON = ("aspect_buckets", "aspect_limit", "max_bad_share")  # of the data's fields
@@ -95,7 +95,7 @@ def data_config(config: EncodeConfig, autoencoder: Autoencoder) -> DataConfig:
     """The stage-one run's data config with the given fields in place of its own; all images at one size, as a prior's
     grid of codes has one. Raises UserError."""
     folder = model_folder(config.model)
-    recorded = folder.parent / CONFIG_NAME
+    recorded = folder.parent / RUN_CONFIG_NAME
     given = {name: value for name, value in asdict(config.data).items() if value is not None}
     if folder.name == "model" and recorded.is_file():
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,7 @@ from common.errors import UserError, explain_disk_errors
 from common.files import read_json, remove_leftovers, write_json, write_text
 from common.folder_lock import held
 from common.owned_folder import TRAINING, check_owner
-
-CONFIG_NAME = "config.yaml"
-FACTS_NAME = "run.json"
+from common.runs import FACTS_NAME, RUN_CONFIG_NAME, stage_of_run
 
 # Fields that may change between restarts: they decide how long, how often and how fast, not what a step learns. Three
 # of them change the result all the same: a cosine schedule ends with train.steps, so the learning rates to come follow
@@ -90,21 +88,10 @@ def open_run_folder(run: Path) -> None:
             remove_leftovers(folder)
 
 
-def stage_of(run: Path) -> str | None:
-    """The stage whose training a folder holds, such as `stage one`; None where it holds none."""
-    with suppress(UserError, OSError):
-        return str(read_json(run / FACTS_NAME)["stage"])
-    with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):  # a run from before there was a run.json
-        config = yaml.safe_load((run / CONFIG_NAME).read_text(encoding="utf-8"))
-        if isinstance(config, dict) and "model" in config:
-            return "stage one" if "data" in config else "stage two" if "label_dropout" in config else None
-    return None
-
-
 def check_stage(run: Path, stage: str) -> None:
     """Raises UserError for a folder with a run of another stage."""
-    found = stage_of(run)
-    if found not in (None, "", stage):
+    found = stage_of_run(run)
+    if found not in (None, stage):
         raise UserError(f"{run} is a run of {found}, and this is {stage}: name another folder by --run")
 
 
@@ -118,7 +105,7 @@ def write_config(
     """
     facts = facts or RunFacts()
     config, data = plain(resolved_config), facts.data()
-    path, facts_path = run / CONFIG_NAME, run / FACTS_NAME
+    path, facts_path = run / RUN_CONFIG_NAME, run / FACTS_NAME
     if continued and path.is_file():
         try:
             before = flat(yaml.safe_load(path.read_text(encoding="utf-8")))

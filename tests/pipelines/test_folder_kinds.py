@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.folder_kinds import kind_of_folder, stage_of_recipe
+from pipelines.folder_kinds import kind_of_folder
 
 EARLIER = Path(__file__).parents[1] / "earlier_builds"
 
@@ -48,11 +48,3 @@ def test_what_is_not_ours_has_no_kind(folders, tmp_path):
     (tmp_path / "photos" / ".hidden.zlg").write_text("")
     for name in ("photos", "mad", "nowhere"):
         assert kind_of_folder(tmp_path / name) is None
-
-
-def test_the_stage_of_a_recipe():
-    assert stage_of_recipe({"model": {}, "data": {}}) == 1
-    assert stage_of_recipe({"model": {}, "label_dropout": 0.1}) == 2
-    assert stage_of_recipe({"model": {}, "data": {}, "codes": "x"}) is None
-    assert stage_of_recipe({"model": {}}) is None
-    assert stage_of_recipe("text") is None

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from common.runs import stage_of_run
 from tests.training.toy import toy_config, toy_fit
 from training.config import TrainConfig
 from training.run_folder import (
@@ -22,7 +23,6 @@ from training.run_folder import (
     defaults_of,
     flat,
     open_run_folder,
-    stage_of,
     write_config,
 )
 
@@ -193,12 +193,12 @@ def test_a_folder_of_the_other_stage_is_refused_by_name(tmp_path: Path, recorded
         write_config(run, config, RunFacts(stage=stage), continued=False)
         if not recorded:
             (run / "run.json").unlink()
-        assert stage_of(run) == stage
+        assert stage_of_run(run) == stage
         check_stage(run, stage)
     with pytest.raises(UserError, match=r"stage one is a run of stage one, and this is stage two: name another"):
         check_stage(tmp_path / "stage one", "stage two")
     check_stage(tmp_path / "none", "stage two")
-    assert stage_of(tmp_path) is None
+    assert stage_of_run(tmp_path) is None
 
 
 # ---- whose folder it is -------------------------------------------------------------------------------------------
