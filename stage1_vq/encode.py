@@ -30,6 +30,7 @@ from images.sources import FileSource
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
 from training.data import Loader, explain_dead_workers
+from training.launcher import check_launcher_of_models
 from training.task import Batch
 
 NO_CODE_DEPENDS_ON = ("aspect_buckets", "aspect_limit", "max_bad_share")  # of the data's fields
@@ -68,6 +69,7 @@ class EncodeConfig:
 
 def encode(config: EncodeConfig) -> str:
     """Does what the config says; returns one line that tells what was made and where. Raises UserError."""
+    check_launcher_of_models()
     use_device(config.device)
     autoencoder = load_pretrained(config.model, AUTOENCODERS)
     data = data_config(config, autoencoder)

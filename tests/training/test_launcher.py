@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from pipelines.devices import open_device
+from stage1_vq.encode import EncodeConfig, encode
 from tests.training.toy import toy_config, toy_fit
 from training.launcher import check_launcher
 
@@ -59,6 +61,28 @@ def test_what_the_config_does_not_say_is_refused_before_the_first_step(
     with pytest.raises(UserError, match=message):
         toy_fit(tmp_path / "run", toy_config(**changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            "mixed precision bf16, which only .* no; to sample .* --precision",
+        ),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "--dynamo_backend inductor, which only trainings have"),
+    ],
+)
+def test_other_commands_refuse_what_only_trainings_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked, message):
+    launched(monkeypatch)
+    open_device("cpu")
+    launched(monkeypatch, **asked)
+    for command in (
+        lambda: open_device("cpu"),
+        lambda: encode(EncodeConfig(model=str(tmp_path), out=str(tmp_path / "codes"), device="cpu")),
+    ):
+        with pytest.raises(UserError, match=f"^accelerate launch asks for .*{message}"):
+            command()
 
 
 @pytest.mark.slow
