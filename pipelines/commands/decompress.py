@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.progress import progress_bar
 from common.sources import Sources, times_of
 from common.wording import counted
-from pipelines.codec.archive import SUFFIX, Archive, Entry, Mode, arithmetic_of, read_archive, read_file
+from pipelines.codec.archive import SUFFIX, Archive, Entry, Mode, arithmetic_of, open_archive
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
 from pipelines.codec.models import Models
 from pipelines.devices import open_device
@@ -36,6 +36,7 @@ class DecompressConfig:
     out: str  # folder for the PNG files
     model: str | None = None  # the model that compressed them: assembled model, autoencoder or hub id
     models: str | None = None  # in place of model: a folder in which it is found by its fingerprint
+    only: tuple[int, ...] | None = None  # of each file only images of these numbers, such as [0,99]; left out: all
     max_pixels: int = MAX_PIXELS  # of the images of a batch: files that claim more are refused
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
@@ -69,11 +70,11 @@ def decompress_files(config: DecompressConfig) -> str:
                 for name in part:
                     times = times_of([root / name])
                     try:
-                        archive = read_archive(read_file(root / name), str(root / name))
+                        found = images_in(root / name, config.only)
                     except UserError as error:
                         failures.append(str(error))
                         continue
-                    wanted = wanted_of(name, archive, root, models, folders, times)
+                    wanted = wanted_of(name, found, root, models, folders, times)
                     missing = [
                         one
                         for one in wanted
@@ -107,25 +108,43 @@ def files_of_images(root: Path, files: Sequence[str]) -> dict[str, list[Path]]:
     """The file of each image, by the image's PNG file; damaged ones left out."""
     images: dict[str, list[Path]] = {}
     for name in files:
-        with suppress(UserError):
-            archive = read_archive(read_file(root / name))
-            images |= {target: [root / name] for target in png_names(name, archive, name)}
+        with suppress(UserError), open_archive(root / name) as file:
+            images |= {target: [root / name] for target in png_names(name, list(file.names()), name)}
     return images
 
 
-def wanted_of(name: str, archive: Archive, root: Path, models: Models, folders: set[Path], times: str) -> list[Wanted]:
+class InFile(NamedTuple):
+    """What was read of a file."""
+
+    head: Archive  # without entries
+    entries: list[Entry]
+    numbers: Sequence[int]  # of these entries
+    names: list[str]  # of all images
+
+
+def images_in(path: Path, only: Sequence[int] | None) -> InFile:
+    """The images of a file, or those of these numbers. Raises UserError for a damaged file; of one that is not read as
+    a whole, for what is damaged of it."""
+    with open_archive(path) as file:
+        if only is None:
+            file.check()
+        numbers = range(file.count) if only is None else only
+        return InFile(file.head, list(file.entries(numbers)), numbers, list(file.names()))
+
+
+def wanted_of(name: str, found: InFile, root: Path, models: Models, folders: set[Path], times: str) -> list[Wanted]:
     """The images of a file; folders: in which there are others. Raises UserError."""
     title = str(root / name)
-    codec = models.for_archive(archive, title)
-    targets = png_names(name, archive, title)
+    codec = models.for_archive(found.head, title)
+    targets = png_names(name, found.names, title)
     folder = Path(name).with_suffix("")
     if folder in folders and targets != [f"{folder}.png"]:
         raise UserError(
             f"the images of {title} and those of the files in {root / folder} would go to one folder; decompress them "
             "one after the other, each to its own --out"
         )
-    entries = zip(archive.entries, targets, strict=True)
-    return [Wanted(codec, archive, entry, target, title, times) for entry, target in entries]
+    pairs = zip(found.numbers, found.entries, strict=True)
+    return [Wanted(codec, found.head, entry, targets[number], title, times) for number, entry in pairs]
 
 
 def decoded(batch: Sequence[Wanted], max_pixels: int, failures: list[str]) -> list[tuple[Tensor, Wanted]]:
@@ -176,13 +195,13 @@ def zlg_files(folder: Path) -> list[str]:
     return names
 
 
-def png_names(file: str, archive: Archive, title: str) -> list[str]:
-    """Where the images of a file go: a.zlg to a.png, those of an archive to a folder of its name. Raises UserError for
-    a name that leads out of it."""
+def png_names(file: str, own_names: Sequence[str], title: str) -> list[str]:
+    """Where the images of a file go: a.zlg to a.png, those of an archive to a folder of its name. own_names: as the
+    file has them. Raises UserError for a name that leads out of it."""
     stem = str(Path(file).with_suffix(""))
-    if len(archive.entries) == 1 and not archive.entries[0].name:
+    if list(own_names) == [""]:
         return [f"{stem}.png"]
-    names = [entry.name or f"{number:06d}" for number, entry in enumerate(archive.entries)]
+    names = [name or f"{number:06d}" for number, name in enumerate(own_names)]
     for name in names:
         parts = name.replace("\\", "/").split("/")
         if any(part in ("", ".", "..") or ":" in part or len(os.fsencode(part)) > LONGEST_NAME for part in parts):

@@ -15,6 +15,7 @@ from PIL import Image
 
 import pipelines.codec.codec as codec_module
 import pipelines.commands.compress as compress_module
+from benchmarks.codec_version1 import write_version1
 from codes.shards import CodeShardWriter
 from common.errors import UserError
 from pipelines import TwoStagePipeline
@@ -31,7 +32,6 @@ from pipelines.commands.tables import TablesConfig, add_tables
 from pipelines.figures import decibels
 from pipelines.image_folders import to_images
 from pipelines.pictures import to_pil
-from tests.pipelines.codec.version1_writer import write_version1
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
 
 
@@ -428,6 +428,20 @@ def test_batches_keep_within_the_limit_of_pixels(model, images, tmp_path):
     # 18x21 pixels, which are decoded as 20x24.
     with pytest.raises(UserError, match=r"images.zlg claims 480 pixels, expected at most 479 at once"):
         decompress_files(replace(config, max_pixels=479, out=str(tmp_path / "other")))
+
+
+def test_only_some_images_of_an_archive_are_decompressed(model, images, tmp_path, capsys):
+    assert main(["compress", "--model", str(model), "--images", str(images), "--out", str(tmp_path / "zlg"),
+                 "--archive"]) == 0  # fmt: skip
+    back = ["decompress", "--model", str(model), "--files", str(tmp_path / "zlg"), "--out", str(tmp_path / "png")]
+    assert main([*back, "--only", "[3,0]"]) == 0
+    written = sorted(path.name for path in (tmp_path / "png").rglob("*.png"))
+    assert written == ["00.png", "03.png"]
+    assert main([*back, "--only", "[12]"]) == 2
+    assert "images.zlg has no image 12, expected 0 to 11" in capsys.readouterr().err
+    assert main(back) == 0
+    assert "10 images in" in capsys.readouterr().out
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 12
 
 
 class StoppedError(Exception):
