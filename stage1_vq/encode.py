@@ -199,15 +199,21 @@ def encode_images(
             latents=autoencoder.scale_latents(),
         )
         sources, files = Sources(out), [files_of(piece) for piece in pieces]
-        missing = [
-            number
-            for number in range(len(pieces))
-            if (shard := writer.written(number)) is None or not sources.is_current(shard.file, files[number])
-        ]
-        state.wait_for_everyone()  # all have seen the same shards missing before the first of them appears
-        if missing and state.is_main_process:
-            writer.reopen()
-        state.wait_for_everyone()
+
+        def missing_pieces() -> list[int]:
+            """By number. It takes a while where images were copied: all of them are read."""
+            missing = []
+            with progress_bar(sum(piece.images for piece in pieces), "images", what="compared", delay=2) as progress:
+                for number, piece in enumerate(pieces):
+                    shard = writer.written(number)
+                    if shard is None or not sources.is_current(shard.file, files[number]):
+                        missing.append(number)
+                    progress.update(piece.images)
+            if missing:
+                writer.reopen()
+            return missing
+
+        missing = on_main_process(state, missing_pieces)
         mine = missing[state.process_index :: state.num_processes]
         autoencoder = autoencoder.to(state.device).eval()
         total = sum(pieces[number].images for number in mine)

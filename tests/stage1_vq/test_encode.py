@@ -424,6 +424,7 @@ def test_several_grids_of_different_sizes_are_written_and_read(tmp_path: Path, m
 PROGRAM = """
 import os, sys
 from codes.shards import CodeShardWriter
+from common import sources
 from stage1_vq.encode import EncodeConfig, encode
 from common.processes import leave
 if __name__ == "__main__":
@@ -433,6 +434,11 @@ if __name__ == "__main__":
         sys.stdout.write(f"process {os.environ['RANK']} wrote {number}\\n")
         write(self, number, *content)
     CodeShardWriter.write = write_and_tell
+    content_of = sources.content_of
+    def read_and_tell(file):
+        sys.stdout.write(f"process {os.environ['RANK']} read {file.name}\\n")
+        return content_of(file)
+    sources.content_of = read_and_tell
     print(encode(EncodeConfig(model=sys.argv[1], out=sys.argv[2], augment_copies=2, batch_size=3, shard_size=5)))
     leave(0)
 """
@@ -443,17 +449,28 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
     encode(config(run, tmp_path / "one", augment_copies=2))
     (tmp_path / "program.py").write_text(PROGRAM)
+    said = by_two_processes(tmp_path / "program.py", run, tmp_path / "two")
+    one = files_of(tmp_path / "one")
+    assert len(one) == 9  # seven shards, their index and the record of their images
+    assert files_of(tmp_path / "two") == one
+    written = re.findall(r"process (\d) wrote (\d)", said)
+    assert sorted(written) == sorted((str(number % 2), str(number)) for number in range(7))
+
+    for image in (tmp_path / "set").rglob("*.png"):
+        os.utime(image, ns=(1, 1))  # as after a copy: only their bytes tell that they are the same
+    said = by_two_processes(tmp_path / "program.py", run, tmp_path / "two")
+    assert " wrote " not in said
+    assert set(re.findall(r"process (\d) read", said)) == {"0"}
+
+
+def by_two_processes(program: Path, *arguments: Path) -> str:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     finished = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "program.py"), str(run), str(tmp_path / "two")],
+        [sys.executable, *launcher, str(program), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert finished.returncode == 0, finished.stderr
-    one = files_of(tmp_path / "one")
-    assert len(one) == 9  # seven shards, their index and the record of their images
-    assert files_of(tmp_path / "two") == one
-    written = re.findall(r"process (\d) wrote (\d)", finished.stdout)
-    assert sorted(written) == sorted((str(number % 2), str(number)) for number in range(7))
+    return finished.stdout
