@@ -310,14 +310,16 @@ def page(number: int) -> bytearray:
 
 
 def test_what_is_wrong_with_a_page_is_told():
-    without_shapes, longer, cut = page(1), page(1), page(1)
+    without_shapes, longer, cut, shorter = page(1), page(1), page(1), page(1)
     without_shapes[0] = 0
     longer[-1:] = b"\0"  # one name more
     cut[0] = 6  # the first image is read as a shape
+    shorter[shorter.index(b"256.png") - 2] -= 1  # the length of the names
     for data, message in (
         (LARGE.replace(b"256.png", b"256.jpg"), "x.zlg is damaged or cut short: the checksum of its page 1 is wrong"),
         (with_page(1, bytes(without_shapes)), "x.zlg was edited or is from another program: it claims shapes: 0, exp"),
         (with_page(1, bytes(longer)), "it holds 257 names for 256 images"),
+        (with_page(1, bytes(shorter)), "was edited or is from another program: 1 bytes of its page 1 have no meaning"),
         (with_page(1, bytes(cut)), "was edited or is from another program: it claims"),
     ):
         with open_archive(data, "x.zlg") as file:
