@@ -46,7 +46,7 @@ def weight_of(convolution: Convolution) -> Tensor:
     if isinstance(convolution, CausalConvolution):
         direction = direction * convolution.visible.double()
     flat = direction.flatten(1)
-    lengths = (exact.mean_square(flat) * flat.shape[1]).sqrt_()  # d 1
+    lengths = exact.square_root(exact.mean_square(flat) * flat.shape[1])  # d 1
     return (flat * (convolution.gain.detach().double().flatten(1) / lengths)).view(direction.shape)
 
 

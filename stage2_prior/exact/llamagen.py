@@ -90,7 +90,7 @@ class ExactBlock:
 
 def normalised(x: Tensor) -> Tensor:
     """RMSNorm of the last axis without its gain; its epsilon stands inside the root."""
-    return x / exact.mean_square(x).add_(EPSILON).sqrt_()
+    return x / exact.square_root(exact.mean_square(x).add_(EPSILON))
 
 
 def place_turns(grid: Grid, before: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -210,3 +210,11 @@ def test_no_tensor_between_is_larger_than_a_piece():
         attention.add(numbers(64, 100, 8), numbers(64, 100, 8))
         attention(numbers(64, 100, 8))
     assert 0 < largest <= 2**18  # numbers, of a weight, which is rounded at once
+
+
+def test_a_square_root_is_rounded_once():
+    """As that of Python's `math`, which is the processor's own."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.arange(20_000).double(), torch.rand(20_000, dtype=torch.float64, generator=generator)])
+    x = torch.cat([x, x[1:] * 1e-30, x * 1e60, torch.tensor([0.0, 2.0**-200, 2.0**900], dtype=torch.float64)])
+    assert exact.square_root(x).tolist() == [math.sqrt(number) for number in x.tolist()]
