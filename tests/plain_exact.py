@@ -54,9 +54,38 @@ def exp_of_minus(x: float) -> float:
     return ((part * (unit * unit / 2) + unit) * part + 1) * POWERS[whole]
 
 
-def silu(x: float) -> float:
+def exp(x: float) -> float:
+    return 1 / exp_of_minus(x) if x > 0 else exp_of_minus(-x)
+
+
+def sigmoid(x: float) -> float:
     decayed = exp_of_minus(abs(x))
-    return (decayed if x < 0 else 1.0) / (decayed + 1) * x
+    return (decayed if x < 0 else 1.0) / (decayed + 1)
+
+
+def silu(x: float) -> float:
+    return sigmoid(x) * x
+
+
+def tanh(x: float) -> float:
+    decayed = exp_of_minus(2 * abs(x))
+    return math.copysign((1 - decayed) / (decayed + 1), x)
+
+
+def elu(x: float) -> float:
+    return exp_of_minus(-x) - 1 if x < 0 else x
+
+
+def gelu(x: float) -> float:
+    size = abs(x) * 0.7071067811865476
+    t = 1 / (size * 0.3275911 + 1)
+    tail = ((((t * 1.061405429 - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    tail = tail * exp_of_minus(size * size) * 0.5
+    return (1 - tail if x >= 0 else tail) * x
+
+
+def gelu_by_tanh(x: float) -> float:
+    return sigmoid(((x * x) * 0.07135481627260025 + 1.5957691216057308) * x) * x
 
 
 def numerators(x: Vector) -> list[int]:
@@ -71,9 +100,26 @@ def softmax(x: Vector) -> Vector:
     return [part / total for part in parts]
 
 
-def rms_norm(x: Vector, gain: Vector) -> Vector:
+def mean_square(x: Vector) -> float:
     on_grid = rounded(x, len(x))
-    size = math.sqrt(dot(on_grid, on_grid) * (1 / len(x))) + 1e-6
+    return dot(on_grid, on_grid) * (1 / len(x))
+
+
+def layer_norm(x: Vector, epsilon: float) -> Vector:
+    mean = sum(rounded(x, len(x))) * (1 / len(x))
+    centred = [number - mean for number in x]
+    size = math.sqrt(mean_square(centred) + epsilon)
+    return [number / size for number in centred]
+
+
+def unit(x: Vector) -> Vector:
+    on_grid = rounded(x, len(x))
+    size = max(math.sqrt(dot(on_grid, on_grid)), 1e-12)
+    return [number / size for number in x]
+
+
+def rms_norm(x: Vector, gain: Vector) -> Vector:
+    size = math.sqrt(mean_square(x)) + 1e-6
     return [number / size * own for number, own in zip(x, gain, strict=True)]
 
 

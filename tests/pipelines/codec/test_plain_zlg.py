@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codes.spec import CodeSpec, Grid
+from common import exact
 from common.tensor_files import save_tensors
 from pipelines.codec.archive import PAGE, Archive, Entry, Mode, Shape, crc_of, read_archive, write_archive
 from pipelines.codec.entropy_coding import (
@@ -189,6 +190,23 @@ def test_frequencies_of_a_prior_in_whole_numbers(seed, k, sharp):
     logits = torch.randn(k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sharp
     numerators = plain_exact.numerators(logits.tolist())
     assert plain_zlg.frequencies_of(numerators) == frequencies_of(logits[None, None])[0, 0].tolist()
+
+
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "silu", "tanh", "elu", "gelu", "gelu_by_tanh"])
+def test_functions_of_exact_arithmetic_are_those_of_the_page(name):
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10 ** (4 * torch.rand(3000, generator=generator) - 3)
+    x = torch.randn(3000, generator=generator, dtype=torch.float64) * sizes
+    x = torch.cat([x, torch.tensor([0.0, 1.0, -1.0, 44.0, -44.0, 45.0, -45.0, 1e5, -1e5], dtype=torch.float64)])
+    assert getattr(exact, name)(x).tolist() == [getattr(plain_exact, name)(number) for number in x.tolist()]
+
+
+@pytest.mark.parametrize("d", [1, 2, 7, 24, 1000])
+@pytest.mark.parametrize("name", ["layer_norm", "unit", "softmax"])
+def test_layers_of_exact_arithmetic_are_those_of_the_page(name, d):
+    x = torch.randn(20, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64) * 7 + 3
+    more = (1e-5,) if name == "layer_norm" else ()
+    assert getattr(exact, name)(x, *more).tolist() == [getattr(plain_exact, name)(row, *more) for row in x.tolist()]
 
 
 SHARED_KEYS = TransformerConfig(layers=1, width=48, heads=4, key_value_heads=2)
