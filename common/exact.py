@@ -3,15 +3,18 @@
 Between machines, devices, thread counts and versions of libraries only two things differ: the order in which rounded
 numbers are added, and how library functions round. So here
 
-- a sum is taken of numbers on one grid, so few bits apart that float64 holds every partial sum exactly. Then no order
-  of additions, no blocking and no fused multiplication changes it. Matrix products round their factors to such grids
-  first (`rounded`), and there are no other sums;
-- everything else is made of single additions, subtractions, multiplications, divisions and square roots of float64,
-  each an operation of its own, which IEEE 754 rounds in one way only; of comparisons; and of look-ups in tables that
-  decimal arithmetic made. No tensor is divided by a Python number: on GPUs torch multiplies by its inverse then.
+- a sum is taken of numbers on one grid, so few bits apart that their type holds every partial sum exactly. Then no
+  order of additions, no blocking and no fused multiplication changes it. The factors of matrix products are rounded to
+  grids first (`on_grid`): of 20 bits for sums in float64, of 8 bits for those of attention in float32, whose caches are
+  read at every step. Sums of more terms than that are sums of such sums, in order. There are no others;
+- everything else is made of single additions, subtractions, multiplications and divisions of float64, each an operation
+  of its own, which IEEE 754 rounds in one way only, of comparisons, and of look-ups in tables that decimal arithmetic
+  made. No tensor is divided by a Python number: on GPUs torch multiplies by its inverse then.
 
-There is no float32, and no `torch.exp`, softmax, convolution or norm. All tensors are float64, on any device that has
-it. A row of a batch does not depend on the other rows, nor on how many there are. Nothing here knows codes or priors.
+There is no `torch.exp`, softmax, convolution or norm. Tensors are float64, on any device that has it, but for the
+factors of attention, which are exact in bfloat16 and TF32 too: a device that takes those for float32 products changes
+nothing. A row of a batch does not depend on the other rows, nor on how many there are. Nothing here knows codes or
+priors.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import math
 from collections.abc import Callable, Sequence
 from decimal import Context, Decimal
 from functools import cache, wraps
-from typing import Concatenate, ParamSpec, Self
+from typing import Concatenate, NamedTuple, ParamSpec, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +31,14 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 MANTISSA = 53  # bits of float64: integers up to 2**53 and their sums up to it are exact
+SMALLEST = 2.0**-40  # the size of a row's largest number is taken to be at least this
+EXPONENT = 0x7FF0000000000000  # of a float64's bits, those that tell its power of two
 SHARE_BITS = 30  # behind the point, of the numerators of a softmax: 2**23 of them have an exact sum
 STEPS = 256  # of the table of powers of two, for each octave
 OCTAVES = 64  # of that table: it ends at 2**-64
 LOG2 = 0.6931471805599453  # the natural logarithm of 2
 DECIMALS = Context(prec=50)
-CHECK = [-160588364022.24292, -8041.702870821231, -35963.74125181034]  # what every device finds in `check_device`
+CHECK = [-160588353477.33203, -8041.702267066808, -35963.73863226827]  # what every device finds in `check_device`
 PIECE = 2**17  # numbers that a CPU takes at a time, see `in_pieces`
 
 Rest = ParamSpec("Rest")
@@ -64,29 +69,63 @@ def rows_at_once(numbers: int) -> int:
 # ---- sums -----------------------------------------------------------------------------------------------------------
 
 
-def bits_for(terms: int) -> int:
-    """Bits b of the factors of `terms` products: integers up to 2**b in size, whose sum is at most 2**53."""
-    return (MANTISSA - (terms - 1).bit_length()) // 2
+class Sums(NamedTuple):
+    """Sums of so many products, of factors of so many bits, that a type holds exactly."""
+
+    type: torch.dtype
+    terms: int
+    bits: int
 
 
-def rounded(x: Tensor, terms: int, dim: int = -1) -> Tensor:
-    """Each row of x along `dim` on a grid of its own, for exact sums of `terms` products of its numbers and others that
-    are rounded likewise.
+FINE = Sums(torch.float64, 4096, 20)  # of linear layers and norms: 4096 * 2**20 * 2**20 = 2**52
+COARSE = Sums(torch.float32, 256, 8)  # of attention, whose caches are large: 256 * 2**8 * 2**8 = 2**24
 
-    With m the row's largest size and b = bits_for(terms), (x + c) - c for c = 2**(54 - b) m rounds x to the last bit of
-    the sum: to an integer of at most b bits, times a power of two. At most 2**(2 - b) m is lost.
+
+def on_grid(x: Tensor, bits: int, dim: int = -1) -> Tensor:
+    """Each row of x along `dim` on a grid of its own: whole numbers of at most 2**bits in size, times a power of two.
+
+    With p the smallest power of two above the row's largest size, but not below 2**-39, (x + c) - c for
+    c = 1.5 * 2**(52 - bits) p rounds to multiples of 2**-bits p.
     """
-    c = x.abs().amax(dim=dim, keepdim=True) * 2.0 ** (MANTISSA + 1 - bits_for(terms))
+    sizes = x.abs().amax(dim=dim, keepdim=True).clamp_(min=SMALLEST)
+    halves = (sizes.view(torch.int64) & EXPONENT).view(torch.float64)  # p / 2
+    c = halves * (3 * 2.0 ** (MANTISSA - 1 - bits))
     return (x + c).sub_(c)
 
 
-def in_units(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-    """`... d` as units `... d` and scales `...`: a row's scale is its largest size, and its units, between -1 and 1,
-    have b = bits_for(terms) bits behind the point, in all rows the same. So sums may go over rows."""
+def factors_of(x: Tensor) -> Tensor:
+    """Rows along the last axis as linear layers take them."""
+    return on_grid(x, FINE.bits).to(FINE.type)
+
+
+def in_two(x: Tensor) -> Tensor:
+    """`... m n` as `... 2m n` of COARSE's type, two parts of each row that add up to it: the row on its grid, and what
+    is left on a grid as much finer as the grid has bits."""
+    sizes = x.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST)
+    c = (sizes.view(torch.int64) & EXPONENT).view(torch.float64) * (3 * 2.0 ** (MANTISSA - 1 - COARSE.bits))
+    high = (x + c).sub_(c)
+    c.mul_(2.0**-COARSE.bits)
+    low = (x - high).add_(c).sub_(c)
+    return torch.cat([high, low], dim=-2).to(COARSE.type)
+
+
+def in_units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`... d` as units `... d` of COARSE's type and scales `...`: a row's scale is its largest size, and its units,
+    between -1 and 1, have COARSE's bits behind the point, in all rows the same. So sums may go over rows."""
     scales = x.abs().amax(dim=-1, keepdim=True)
-    c = 1.5 * 2.0 ** (MANTISSA - 1 - bits_for(terms))
-    units = (x / scales.clamp(min=2.0**-500)).add_(c).sub_(c)
-    return units, scales.squeeze(-1)
+    c = 1.5 * 2.0 ** (MANTISSA - 1 - COARSE.bits)
+    units = (x / scales.clamp(min=SMALLEST)).add_(c).sub_(c)
+    return units.to(COARSE.type), scales.squeeze(-1)
+
+
+def product_of(a: Tensor, b: Tensor, sums: Sums = FINE) -> Tensor:
+    """Matrices `... m k` and `... k n` of factors of `sums`, multiplied, in float64. Its sums of `sums.terms` products
+    are exact; more of them are added up one after the other."""
+    parts = [x @ y for x, y in zip(a.split(sums.terms, dim=-1), b.split(sums.terms, dim=-2), strict=True)]
+    total = parts[0].double()
+    for part in parts[1:]:
+        total.add_(part.double())
+    return total
 
 
 class Product:
@@ -94,8 +133,7 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         """weight: out in, of any floating type; bias: out."""
-        self.terms = weight.shape[1]
-        self.matrix = rounded(weight.detach().double(), self.terms).t()
+        self.matrix = factors_of(weight.detach().double()).t()
         self.bias = None if bias is None else bias.detach().double()
 
     @classmethod
@@ -108,14 +146,14 @@ class Product:
 
 @in_pieces
 def multiplied(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """x: n in; matrix: in out, `rounded` along `in`."""
-    product = rounded(x, len(matrix)) @ matrix
+    """x: n in; matrix: in out, factors."""
+    product = product_of(factors_of(x), matrix)
     return product if bias is None else product.add_(bias)
 
 
 def mean(x: Tensor) -> Tensor:
     """Over the last axis, which is kept."""
-    return rounded(x, x.shape[-1]).sum(dim=-1, keepdim=True) * (1 / x.shape[-1])
+    return on_grid(x, FINE.bits).sum(dim=-1, keepdim=True) * (1 / x.shape[-1])
 
 
 def mean_square(x: Tensor) -> Tensor:
@@ -125,8 +163,9 @@ def mean_square(x: Tensor) -> Tensor:
 
 def sum_of_squares(x: Tensor) -> Tensor:
     """Over the last axis, which is kept."""
-    on_grid = rounded(x, x.shape[-1])
-    return (on_grid * on_grid).sum(dim=-1, keepdim=True)
+    bits = (MANTISSA - (x.shape[-1] - 1).bit_length()) // 2  # so many squares of so many bits have a sum below 2**53
+    factors = on_grid(x, bits)
+    return (factors * factors).sum(dim=-1, keepdim=True)
 
 
 # ---- functions ------------------------------------------------------------------------------------------------------
@@ -290,11 +329,12 @@ class Attention:
     """Attention over places that come one after the other: their keys and values wait in a cache.
 
     rows: as many as samples times heads; width: of a head. What is asked, `rows m d`, is answered in the same shape.
+    Queries and shares go in two parts, which costs little where one place asks at a time.
     """
 
     def __init__(self, rows: int, places: int, width: int, device: torch.device):
         """places: as many as there may be."""
-        self.keys = torch.zeros(rows, places, width, dtype=torch.float64, device=device)
+        self.keys = torch.zeros(rows, places, width, dtype=COARSE.type, device=device)
         self.values = torch.zeros_like(self.keys)  # in units
         self.scales = torch.zeros(rows, places, dtype=torch.float64, device=device)
         self.places = 0  # that are known
@@ -302,8 +342,8 @@ class Attention:
     def add(self, keys: Tensor, values: Tensor) -> None:
         """keys, values: rows m d, of the next m places."""
         here = slice(self.places, self.places + keys.shape[1])
-        self.keys[:, here] = rounded(keys, keys.shape[2])
-        self.values[:, here], self.scales[:, here] = in_units(values, self.keys.shape[1])
+        self.keys[:, here] = on_grid(keys, COARSE.bits).to(COARSE.type)
+        self.values[:, here], self.scales[:, here] = in_units(values)
         self.places = here.stop
 
     def __call__(self, queries: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -311,7 +351,7 @@ class Attention:
         where a query does not see a place; it must see one."""
         at_once = rows_at_once(queries.shape[1] * self.places) if queries.device.type == "cpu" else len(queries)
         answers = []
-        for first in range(0, len(queries), at_once):
+        for first in range(0, len(queries), max(1, at_once)):
             rows = slice(first, first + at_once)
             of_rows = hidden[rows] if hidden is not None and hidden.dim() == 3 else hidden
             answers.append(self.answers(queries[rows], rows, of_rows))
@@ -319,8 +359,14 @@ class Attention:
 
     def answers(self, queries: Tensor, rows: slice, hidden: Tensor | None) -> Tensor:
         """Of some rows."""
-        scores = torch.bmm(rounded(queries, queries.shape[2]), self.keys[rows, : self.places].mT)
+        scores = summed_up(product_of(in_two(queries), self.keys[rows, : self.places].mT, COARSE))
         if hidden is not None:
             scores.masked_fill_(hidden, -1e4)
         shares = softmax(scores).mul_(self.scales[rows, None, : self.places])
-        return torch.bmm(rounded(shares, self.keys.shape[1]), self.values[rows, : self.places])
+        return summed_up(product_of(in_two(shares), self.values[rows, : self.places], COARSE))
+
+
+def summed_up(parts: Tensor) -> Tensor:
+    """Of the products of what `in_two` gave, `... 2m n` -> `... m n`."""
+    high, low = parts.chunk(2, dim=-2)
+    return high + low

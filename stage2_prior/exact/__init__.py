@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from stage2_prior.condition import Condition
 from stage2_prior.exact.hierarchical import ExactHierarchical
 from stage2_prior.exact.llamagen import ExactLlamaGen
@@ -32,4 +35,17 @@ WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
 def exact_stepper(prior: AutoregressivePrior, batch: int, condition: Condition) -> Stepper:
     """As `prior.stepper`, but of float64 logits that are the same bit for bit on every device, with any number of
     threads, in a batch of any size. Without dropout. Autocast changes nothing."""
-    return WALKS[prior.kind](prior, batch, condition)
+    return WithoutAutocast(prior, batch, condition)
+
+
+class WithoutAutocast:
+    """The exact walk, whose products of factors must be of the type that they are."""
+
+    def __init__(self, prior: AutoregressivePrior, batch: int, condition: Condition):
+        self.kind = next(prior.parameters()).device.type
+        with torch.autocast(self.kind, enabled=False):
+            self.stepper = WALKS[prior.kind](prior, batch, condition)
+
+    def next(self, previous: Tensor | None) -> Tensor:
+        with torch.autocast(self.kind, enabled=False):
+            return self.stepper.next(previous)

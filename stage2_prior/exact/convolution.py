@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from common import exact
-from common.exact import Product, rounded
+from common.exact import Product, factors_of, product_of
 from stage2_prior.priors.gated_convolutions import CausalConvolution, CodeConvolution, Convolution, GatedResidual
 
 
@@ -20,17 +20,17 @@ class Taps:
     def __init__(self, weight: Tensor):
         """weight: d c rows columns"""
         taps = rearrange(weight.detach().double(), "d c rows columns -> rows columns d c").contiguous()
-        self.taps = rounded(taps, taps.shape[3]).mT
+        self.taps = factors_of(taps).mT
 
-    def add_to(self, total: Tensor, on_grid: Tensor, rows_before: int, columns_before: int) -> None:
-        """To h w b d, from H W b c, each place `rounded` already. The first place of `total` sees as many rows and
-        columns before the first of `on_grid`."""
+    def add_to(self, total: Tensor, factors: Tensor, rows_before: int, columns_before: int) -> None:
+        """To h w b d, from `factors_of` H W b c. The first place of `total` sees as many rows and
+        columns before the first of them."""
         for row, taps in enumerate(self.taps):
-            rows, seen_rows = overlap(row - rows_before, len(on_grid), len(total))
+            rows, seen_rows = overlap(row - rows_before, len(factors), len(total))
             for column, tap in enumerate(taps):
-                columns, seen_columns = overlap(column - columns_before, on_grid.shape[1], total.shape[1])
-                here, seen = total[rows, columns], on_grid[seen_rows, seen_columns]
-                here.add_((seen.flatten(0, 2) @ tap).view_as(here))
+                columns, seen_columns = overlap(column - columns_before, factors.shape[1], total.shape[1])
+                here, seen = total[rows, columns], factors[seen_rows, seen_columns]
+                here.add_(product_of(seen.flatten(0, 2), tap).view_as(here))
 
 
 def overlap(shift: int, there: int, seeing: int) -> tuple[slice, slice]:
@@ -88,7 +88,7 @@ def convolved(x: Tensor, convolution: Convolution) -> Tensor:
     """h w b c -> h w b d"""
     total = bias_of(convolution).repeat(*x.shape[:-1], 1)
     rows, columns = convolution.kernel_size
-    Taps(weight_of(convolution)).add_to(total, rounded(x, x.shape[3]), rows // 2, columns // 2)
+    Taps(weight_of(convolution)).add_to(total, factors_of(x), rows // 2, columns // 2)
     return total
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common import exact
-from common.exact import Product, rounded
+from common.exact import Product, factors_of
 from stage2_prior.condition import Condition
 from stage2_prior.exact.convolution import Taps
 from stage2_prior.exact.given_codes import given_features
@@ -71,7 +71,7 @@ class ExactLayer:
         self.out = Product(layer.out.weight.flatten(1))
         self.class_bias = F.embedding(labels, layer.class_bias.weight.double())  # b 4d
         self.given_bias = None if layer.given_bias is None else Product(layer.given_bias.weight.flatten(1))
-        self.rows = self.class_bias.new_empty(0, columns, len(labels), width)  # on grids, the last ones: rows w b d
+        self.rows = factors_of(self.class_bias.new_empty(0, columns, len(labels), width))  # the last ones: rows w b d
         self.left = self.class_bias.new_zeros(len(labels), layer.reach + columns, width)
         self.from_above: Tensor  # w b 2d, made in `begin_row`
 
@@ -81,7 +81,7 @@ class ExactLayer:
         if self.given_bias is not None and features is not None:
             bias = self.given_bias(features).add_(bias)
         vertical_bias, horizontal_bias = bias.chunk(2, dim=-1)
-        self.rows = torch.cat([self.rows[-self.reach :], rounded(row, row.shape[2])[None]])
+        self.rows = torch.cat([self.rows[-self.reach :], factors_of(row)[None]])
         above = row.new_zeros(*row.shape[:2], 2 * row.shape[2])
         self.vertical.add_to(above[None], self.rows, self.reach + 1 - len(self.rows), self.reach)
         self.from_above = self.vertical_to_horizontal(above).add_(horizontal_bias)

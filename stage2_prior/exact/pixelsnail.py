@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from common import exact
-from common.exact import rounded
+from common.exact import factors_of, product_of
 from stage2_prior.condition import Condition
 from stage2_prior.exact.convolution import PlaceResidual, Taps, bias_of, glu, product, weight_of
 from stage2_prior.exact.given_codes import given_features
@@ -130,11 +130,10 @@ class CausalConvolutions:
         self.columns, self.reach = columns, taps // 2
         self.above = [Taps(weight[:, :, :-1]) for weight in weights]
         beside = rearrange(weights[..., -1, : self.reach], "l out d tap -> l out (tap d)")
-        self.terms = beside.shape[2]
-        self.beside = rounded(beside, self.terms).mT
+        self.beside = factors_of(beside).mT
         self.bias = torch.stack([bias_of(convolution) for convolution in convolutions])[:, None, None]  # l 1 1 out
         # The rows above on grids, and this one as it is: l rows w b d and l b columns d
-        self.rows = weights.new_empty(layers, 0, columns, batch, width)
+        self.rows = factors_of(weights.new_empty(layers, 0, columns, batch, width))
         self.rows_above = rows - 1  # that are seen
         self.row = weights.new_zeros(layers, batch, self.reach + columns, width)
         self.from_above = weights.new_empty(layers, columns, batch, weights.shape[1])  # l w b out
@@ -150,12 +149,12 @@ class CausalConvolutions:
         self.row[:, :, self.reach + column] = inputs
         if column == self.columns - 1:
             row = self.row[:, :, self.reach :].transpose(1, 2)
-            self.rows = torch.cat([self.rows[:, 1 - self.rows_above :], rounded(row, row.shape[3])[:, None]], dim=1)
+            self.rows = torch.cat([self.rows[:, 1 - self.rows_above :], factors_of(row)[:, None]], dim=1)
 
     def at(self, column: int) -> Tensor:
         """l b out"""
-        seen = rounded(self.row[:, :, column : column + self.reach].flatten(2), self.terms)
-        return torch.bmm(seen, self.beside).add_(self.from_above[:, column])
+        seen = factors_of(self.row[:, :, column : column + self.reach].flatten(2))
+        return product_of(seen, self.beside).add_(self.from_above[:, column])
 
 
 class ProjectionEnd:
