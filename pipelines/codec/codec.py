@@ -39,6 +39,7 @@ from pipelines.codec.prior_coding import (
     check_label,
     decode_with_prior,
     encode_with_prior,
+    images_at_once,
     ready_to_code,
 )
 from pipelines.codec.tables import CodeTables, load_tables
@@ -206,7 +207,13 @@ class Codec:
             fallbacks[OF_OTHER_SIZE] = len(rows)
             mode = Mode.packed if self.tables is None else Mode.table
         if mode == Mode.prior:
-            payloads = encode_with_prior(self.exact_prior, codes, labels)
+            payloads = [
+                payload
+                for rows_now in in_batches(range(len(labels)), images_at_once(self.exact_prior))
+                for payload in encode_with_prior(
+                    self.exact_prior, tuple(grid[rows_now] for grid in codes), [labels[i] for i in rows_now]
+                )
+            ]
         elif mode == Mode.table and self.tables is not None:
             payloads = [self.tables.encode(row, spec) for row in rows]
         else:
@@ -352,13 +359,13 @@ class Codec:
                     raise UserError(
                         f"{titles[number]} was edited: its prior makes no such codes; compress the image anew"
                     )
-            chosen = [entries[i] for i in by_prior]
-            if archive.version == VERSION:
-                read = decode_with_prior(prior, [one.payload for one in chosen], [one.label for one in chosen])
-            else:
-                assert self.prior is not None
-                read = float_prior.decode(cast(AutoregressivePrior, self.prior), chosen, archive.lanes)
-            codes |= {i: tuple(grid[row : row + 1] for grid in read) for row, i in enumerate(by_prior)}
+            for numbers in in_batches(by_prior, images_at_once(prior)):
+                chosen = [entries[i] for i in numbers]
+                if archive.version == VERSION:
+                    read = decode_with_prior(prior, [one.payload for one in chosen], [one.label for one in chosen])
+                else:
+                    read = float_prior.decode(cast(AutoregressivePrior, self.prior), chosen, archive.lanes)
+                codes |= {i: tuple(grid[row : row + 1] for grid in read) for row, i in enumerate(numbers)}
         for number, entry in entries.items():
             if crc_of(entry.shape, codes[number]) != entry.crc:
                 raise UserError(self.wrong_codes(entry, archive, titles[number]))
@@ -384,6 +391,11 @@ class Codec:
             "tell: decode it where it was written, with as many threads, and compress the image anew; if that fails, "
             "it was edited"
         )
+
+
+def in_batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], object]) -> dict:

@@ -26,9 +26,12 @@ from pipelines.codec.entropy_coding import (
 )
 from stage2_prior.condition import Condition
 from stage2_prior.drawing import precise
-from stage2_prior.exact import exact_stepper
+from stage2_prior.exact import cache_bytes, exact_stepper
 from stage2_prior.priors import AutoregressivePrior, Prior
 from stage2_prior.stepping import walk
+
+FEWEST, MOST = 8, 64  # images whose codes a prior walks together: fewer cost as much
+CACHE_BYTES = 1 << 30  # of what the prior keeps of them
 
 
 def check_can_code(prior: Prior | None) -> AutoregressivePrior:
@@ -78,6 +81,11 @@ def ready_to_code(prior: AutoregressivePrior) -> AutoregressivePrior:
         return copy.deepcopy(prior).cpu()
     check_device(device)
     return prior
+
+
+def images_at_once(prior: AutoregressivePrior) -> int:
+    """As many images as code together fast and within CACHE_BYTES, but not less than FEWEST."""
+    return max(FEWEST, min(MOST, CACHE_BYTES // cache_bytes(prior)))
 
 
 def condition_of(prior: AutoregressivePrior, labels: Sequence[int | None]) -> Condition:

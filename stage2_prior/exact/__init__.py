@@ -17,7 +17,7 @@ from stage2_prior.exact.pixelsnail import ExactPixelSNAIL
 from stage2_prior.exact.rq_transformer import ExactRQTransformer
 from stage2_prior.exact.transformer import ExactTransformer
 from stage2_prior.exact.var import ExactVAR
-from stage2_prior.priors import AutoregressivePrior
+from stage2_prior.priors import AutoregressivePrior, Hierarchical, Prior
 from stage2_prior.stepping import Stepper
 
 WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
@@ -36,6 +36,16 @@ def exact_stepper(prior: AutoregressivePrior, batch: int, condition: Condition) 
     """As `prior.stepper`, but of float64 logits that are the same bit for bit on every device, with any number of
     threads, in a batch of any size. Without dropout. Autocast changes nothing."""
     return WithoutAutocast(prior, batch, condition)
+
+
+def cache_bytes(prior: Prior) -> int:
+    """About what the walk of one image keeps of its places, keys and values or rows of features: an upper bound."""
+    if isinstance(prior, Hierarchical):  # one level after the other
+        return max(cache_bytes(prior.level(number)) for number in range(len(prior.levels)))
+    layers = prior.config.layers if hasattr(prior.config, "layers") else prior.config.blocks
+    read = [spec.length for spec in (prior.text, prior.embeddings) if spec is not None]
+    places = 1 + prior.code_spec.codes_per_image + sum(grid.size for grid in prior.given) + sum(read)
+    return int(16 * places * layers * prior.config.width)
 
 
 class WithoutAutocast:

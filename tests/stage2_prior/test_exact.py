@@ -13,7 +13,7 @@ from torch import Tensor
 from codes.spec import CodeSpec, Grid
 from common import exact
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
-from stage2_prior.exact import WALKS, exact_stepper
+from stage2_prior.exact import WALKS, cache_bytes, exact_stepper
 from stage2_prior.exact.hierarchical import LEVEL_WALKS
 from stage2_prior.exact.var import area, cubic
 from stage2_prior.priors import AutoregressivePrior, PixelSNAIL, PixelSNAILConfig
@@ -52,7 +52,7 @@ def check_finely(prior: AutoregressivePrior, codes: tuple[Tensor, ...], conditio
     for step in steps:
         assert step.dtype == torch.float64
         theirs = expected[:, done : done + step.shape[1], : step.shape[2]].double()
-        torch.testing.assert_close(step, theirs, rtol=0, atol=3e-5 * float(theirs.abs().max()))
+        torch.testing.assert_close(step, theirs, rtol=0, atol=6e-5 * float(theirs.abs().max()))
         done += step.shape[1]
     assert done == sequence.shape[1]
     return torch.cat([step.flatten() for step in steps])
@@ -193,3 +193,30 @@ def test_grids_grow_and_are_averaged_as_torch_does_it(sizes):
         numbers = torch.eye(old, dtype=torch.float64)[None, :, :, None].expand(-1, -1, -1, old)
         theirs = F.interpolate(numbers, (new, old), mode=mode)[0, :, :, 0].T
         torch.testing.assert_close(matrix, theirs, rtol=0, atol=1e-12)
+
+
+@EVERY_WALK
+def test_what_a_walk_keeps_of_an_image_is_within_the_bound(kind):
+    prior = tiny_prior(kind)
+
+    def kept(batch: int) -> int:
+        """Bytes of tensors that are reached from the stepper, each storage once."""
+        stepper = exact_stepper(prior, batch, condition_for(batch, prior))
+        stepper.next(None)
+        found: dict[int, int] = {}
+        seen: set[int] = set()
+        todo: list[object] = [stepper]
+        while todo:
+            item = todo.pop()
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            if isinstance(item, Tensor):
+                found[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+            elif isinstance(item, list | tuple):
+                todo += item
+            elif hasattr(item, "__dict__") and not isinstance(item, torch.nn.Module | type):
+                todo += vars(item).values()
+        return sum(found.values())
+
+    assert 0 < kept(5) - kept(4) <= 2 * cache_bytes(prior)

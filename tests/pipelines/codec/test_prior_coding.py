@@ -18,6 +18,7 @@ from pipelines.codec.prior_coding import (
     decode_with_prior,
     encode_with_prior,
     frequencies_of,
+    images_at_once,
     ready_to_code,
 )
 from stage2_prior.condition import EmbeddingSpec, TextSpec
@@ -165,3 +166,13 @@ def test_labels_are_those_of_the_prior():
         UserError, match="trained with label_dropout=0 and must be told a class; give a label, one of the 4"
     ):
         check_label(tiny_prior("transformer", knows_null_label=False), None)
+
+
+def test_large_priors_walk_fewer_images_at_once():
+    prior = tiny_prior("transformer")
+    assert images_at_once(prior) == 64
+    prior.config = replace(prior.config, layers=24, width=4096)
+    prior.code_spec = replace(prior.code_spec, grids=(Grid("codes", 4, 4, 11),))
+    assert images_at_once(prior) == 2**30 // (16 * 17 * 24 * 4096)
+    prior.code_spec = replace(prior.code_spec, grids=(Grid("codes", 64, 64, 11),))
+    assert images_at_once(prior) == 8
