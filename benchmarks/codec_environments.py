@@ -4,10 +4,10 @@
 order, draws images from it (1,000 of the first two kinds, 50 of the others), and then, in a process of its own for each
 environment, computes all frequencies again, writes the payloads anew, and decodes those of the first environment. It
 prints a row for each environment: of each kind how many images were refused, whose codes came back otherwise, and
-whether the SHA-256 over the frequencies of each image and of its payload are those of the first row. The last row tells what
-a code costs under the frequencies, how much more than under the prior in float32, and in payloads, which end on a byte.
-`--python PATH` adds rows with another interpreter, such as one with another version of torch. Ends with an error unless
-all are equal.
+whether the SHA-256 over the frequencies of each image and of its payload are those of the first row. The last row tells
+what a code costs under the frequencies, how much more than under the prior in float32, and in payloads, which end on a
+byte. `--python PATH` adds rows with another interpreter, such as one with another version of torch. Ends with an error
+unless all are equal.
 """
 
 from __future__ import annotations
