@@ -36,7 +36,7 @@ from pipelines.codec.archive import (
     open_archive,
 )
 from pipelines.codec.codec import MAX_PIXELS, Codec
-from pipelines.codec.fields import CHECKSUM_BYTES, Fields, WrongFieldError, checksum, varint
+from pipelines.codec.fields import CHECKSUM_BYTES, Fields, WrongFieldError, checksum, place_of_page, varint
 from pipelines.codec.tables import fit_tables
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
@@ -91,9 +91,9 @@ def resealed(data: bytes) -> bytes:
     """With right checksums of head, pages and file, wherever there is a place for one."""
     changed = bytearray(data)
 
-    def seal(start: int, end: int) -> None:
+    def seal(start: int, end: int, place: bytes = b"") -> None:
         if start + CHECKSUM_BYTES <= end <= len(changed):
-            changed[end - CHECKSUM_BYTES : end] = checksum(bytes(changed[start : end - CHECKSUM_BYTES]))
+            changed[end - CHECKSUM_BYTES : end] = checksum(bytes(changed[start : end - CHECKSUM_BYTES]), place)
 
     if data[4:5] == bytes([VERSION]):
         try:
@@ -106,9 +106,9 @@ def resealed(data: bytes) -> bytes:
                 fields.number("arithmetic", 0, 1 << 62)
             fields.bytes(FINGERPRINT_BYTES if data[5] & HAS_TABLES else 0)
             images = fields.number("images", PAGE + 1, MAX_IMAGES)
-            for _ in range(-(-images // PAGE)):
+            for number in range(-(-images // PAGE)):
                 start, end = end, end + fields.number("bytes of a page", 0, len(data))
-                seal(start, end)
+                seal(start, end, place_of_page(number))
                 fields.number("bytes of payloads", 0, len(data))
         except WrongFieldError:
             pass

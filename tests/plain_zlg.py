@@ -52,8 +52,8 @@ class Fields:
                 return number
 
 
-def check_crc(data: bytes) -> None:
-    assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
+def check_crc(data: bytes, before: bytes = b"") -> None:
+    assert struct.unpack("<I", data[-4:])[0] == zlib.crc32(before + data[:-4])
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def read_file(data: bytes) -> tuple[dict[str, bytes], list[Image]]:
         pages = [(fields.varint(), fields.varint()) for _ in range(-(-count // PAGE))]
         start = end + sum(index for index, _ in pages)  # of the payloads
         for number, (index, payloads) in enumerate(pages):
-            check_crc(data[place : place + index])
+            check_crc(data[place : place + index], struct.pack("<Q", number))
             page = read_page(Fields(data[place : place + index]), min(PAGE, count - number * PAGE), flags)
             read_payloads(page, data[start : start + payloads])
             images += page

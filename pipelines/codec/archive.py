@@ -38,6 +38,7 @@ from pipelines.codec.fields import (
     checksum,
     is_sealed,
     joined,
+    place_of_page,
     shape_bytes,
     varint,
 )
@@ -94,7 +95,7 @@ def write_archive(archive: Archive) -> bytes:
         parts += indices
         indices = []
     else:
-        indices = [sealed(index) for index in indices]
+        indices = [sealed(index, place_of_page(number)) for number, index in enumerate(indices)]
         for index, payload in zip(indices, payloads, strict=True):
             parts += [varint(len(index)), varint(len(payload))]
     facts = b"".join(parts)
@@ -103,8 +104,8 @@ def write_archive(archive: Archive) -> bytes:
     return sealed(b"".join([sealed(head), *indices, *payloads]))
 
 
-def sealed(data: bytes) -> bytes:
-    return data + checksum(data)
+def sealed(data: bytes, place: bytes = b"") -> bytes:
+    return data + checksum(data, place)
 
 
 def index_bytes(entries: Sequence[Entry], named: bool) -> bytes:
@@ -289,7 +290,7 @@ class ArchiveFile:
         if self.page is None or self.page.number != number:
             begin, end = self.index_starts[number : number + 2]
             data = self.read(begin, end - begin)
-            if not is_sealed(data):
+            if not is_sealed(data, place_of_page(number)):
                 raise self.damaged(f"the checksum of its page {number} is wrong")
             start, stop = self.payload_starts[number : number + 2]
             fields = Fields(data[:-CHECKSUM_BYTES])

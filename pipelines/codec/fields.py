@@ -51,13 +51,19 @@ def bits_of(data: bytes, first: int, count: int) -> bytes:
     return np.packbits(own).tobytes()
 
 
-def checksum(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(CHECKSUM_BYTES, "little")
+def checksum(data: bytes, place: bytes = b"") -> bytes:
+    """place: what tells where the bytes stand, as if it stood before them."""
+    return zlib.crc32(data, zlib.crc32(place)).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def is_sealed(data: bytes) -> bool:
+def is_sealed(data: bytes, place: bytes = b"") -> bool:
     """Whether bytes end with their checksum."""
-    return len(data) >= CHECKSUM_BYTES and checksum(data[:-CHECKSUM_BYTES]) == data[-CHECKSUM_BYTES:]
+    return len(data) >= CHECKSUM_BYTES and checksum(data[:-CHECKSUM_BYTES], place) == data[-CHECKSUM_BYTES:]
+
+
+def place_of_page(number: int) -> bytes:
+    """For its checksum, so that no page passes for another."""
+    return number.to_bytes(8, "little")
 
 
 class WrongFieldError(Exception):

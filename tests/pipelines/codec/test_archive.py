@@ -25,7 +25,8 @@ from pipelines.codec.archive import (
     sealed,
     write_archive,
 )
-from pipelines.codec.fields import Fields, varint
+from pipelines.codec.fields import Fields, place_of_page, varint
+from tests import plain_zlg
 from tests.stage2_prior.tiny import SPECS
 
 STAGE1, PRIOR, TABLES = b"stage-1!", b"a prior!", b"a table!"
@@ -133,7 +134,8 @@ def test_the_bytes_of_an_archive_of_two_pages():
     entries = [Entry(Mode.packed, one, 5, b"\xa0")] * PAGE + [Entry(Mode.packed, two, 6, bytes.fromhex("ff80c0"))]
     first = bytes.fromhex("01 08 08 01 05 10" + "00 05000000" * PAGE)  # one shape, the images in it
     second = bytes.fromhex("01 09 08 01 04 02 ac02 00 06000000")
-    first, second = (page + struct.pack("<I", zlib.crc32(page)) for page in (first, second))
+    first += struct.pack("<I", zlib.crc32(bytes(8) + first))  # page 0
+    second += struct.pack("<I", zlib.crc32(b"\1" + bytes(7) + second))
     expected = bytes.fromhex("895a4c47 02 00 14" + STAGE1.hex() + "8102")  # 20 bytes of head follow; 257 images
     expected += bytes.fromhex("8a0a 8001 11 03")  # pages of 1290 and 17 bytes, of payloads of 128 and 3
     expected += struct.pack("<I", zlib.crc32(expected))
@@ -300,7 +302,7 @@ def with_page(number: int, new: bytes) -> bytes:
     with open_archive(LARGE) as file:
         begin, end = file.index_starts[number : number + 2]
     assert len(new) == end - begin - 4
-    return sealed(LARGE[:begin] + sealed(new) + LARGE[end:-4])
+    return sealed(LARGE[:begin] + sealed(new, place_of_page(number)) + LARGE[end:-4])
 
 
 def page(number: int) -> bytearray:
@@ -330,6 +332,23 @@ def test_what_is_wrong_with_a_page_is_told():
             assert file.entry(2 * PAGE) == a_large_archive().entries[2 * PAGE]
         with pytest.raises(UserError, match=r"is damaged or cut short: its checksum is wrong|was edited"):
             read_archive(data)
+
+
+def test_pages_that_changed_places_are_found():
+    """They are of equal length, and so are their payloads: nothing else would tell them apart."""
+    entries = [Entry(Mode.packed, OTHER, i, bytes(18), name=f"{i:03}.png") for i in range(3 * PAGE)]
+    data = write_archive(Archive(tuple(entries), STAGE1))
+    with open_archive(data) as file:
+        first, second, third, _ = file.index_starts
+    assert second - first == third - second
+    swapped = sealed(data[:first] + data[second:third] + data[first:second] + data[third:-4])
+    for number in (0, PAGE):
+        with open_archive(swapped) as file, pytest.raises(UserError, match=f"checksum of its page {number // PAGE} is"):
+            file.entry(number)
+    with open_archive(swapped) as file:
+        assert file.entry(2 * PAGE) == entries[2 * PAGE]
+    with pytest.raises(AssertionError):
+        plain_zlg.read_file(swapped)
 
 
 def test_payloads_are_as_long_as_the_head_says():
