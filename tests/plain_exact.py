@@ -3,11 +3,11 @@ float64, and each operation below is rounded once. One grid of codes, a class, n
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from decimal import Context, Decimal
+
+from tests.plain_zlg import read_tensors
 
 Vector = list[float]
 Matrix = list[list[float]]
@@ -24,27 +24,44 @@ OCTAVE = [power(2.0, -n / 256) for n in range(256)]
 POWERS = [math.ldexp(number, -octaves) for octaves in range(64) for number in OCTAVE] + [2.0**-64]
 
 
-def bits_for(terms: int) -> int:
-    return (53 - (terms - 1).bit_length()) // 2
+def steps_of(x: Vector, bits: int) -> float:
+    """c of a row's grid: numbers round to multiples of p / 2^bits when it is added and subtracted."""
+    _, exponent = math.frexp(max(2.0**-40, *map(abs, x)))  # p = 2^exponent is the power of two above the largest
+    return math.ldexp(1.5, 52 - bits + exponent)
 
 
-def rounded(x: Vector, terms: int) -> Vector:
-    c = max(map(abs, x)) * 2.0 ** (54 - bits_for(terms))
+def on_grid(x: Vector, bits: int) -> Vector:
+    c = steps_of(x, bits)
     return [(number + c) - c for number in x]
 
 
-def in_units(x: Vector, terms: int) -> tuple[Vector, float]:
-    scale, c = max(map(abs, x)), 1.5 * 2.0 ** (52 - bits_for(terms))
-    return [(number / max(scale, 2.0**-500) + c) - c for number in x], scale
+def in_two(x: Vector) -> tuple[Vector, Vector]:
+    c = steps_of(x, 8)
+    high = [(number + c) - c for number in x]
+    c = c * 2.0**-8
+    return high, [(number - part + c) - c for number, part in zip(x, high, strict=True)]
 
 
-def dot(x: Vector, y: Vector) -> float:
-    return sum(a * b for a, b in zip(x, y, strict=True))  # exact, if both are rounded
+def in_units(x: Vector) -> tuple[Vector, float]:
+    scale, c = max(map(abs, x)), 1.5 * 2.0**44
+    return [(number / max(scale, 2.0**-40) + c) - c for number in x], scale
+
+
+def dot(x: Vector, y: Vector, terms: int) -> float:
+    """Of numbers on grids: sums of so many products are exact, and are added up in order."""
+    exact = [
+        sum(a * b for a, b in zip(x[first : first + terms], y[first : first + terms], strict=True))
+        for first in range(0, len(x), terms)
+    ]
+    total = exact[0]
+    for part in exact[1:]:
+        total = total + part
+    return total
 
 
 def product(matrix: Matrix, x: Vector) -> Vector:
-    on_grid = rounded(x, len(x))
-    return [dot(rounded(row, len(x)), on_grid) for row in matrix]
+    factors = on_grid(x, 20)
+    return [dot(on_grid(row, 20), factors, 4096) for row in matrix]
 
 
 def exp_of_minus(x: float) -> float:
@@ -100,27 +117,59 @@ def softmax(x: Vector) -> Vector:
     return [part / total for part in parts]
 
 
+def mean(x: Vector) -> float:
+    return sum(on_grid(x, 20)) * (1 / len(x))
+
+
+def sum_of_squares(x: Vector) -> float:
+    return sum(number * number for number in on_grid(x, (53 - (len(x) - 1).bit_length()) // 2))
+
+
 def mean_square(x: Vector) -> float:
-    on_grid = rounded(x, len(x))
-    return dot(on_grid, on_grid) * (1 / len(x))
+    return sum_of_squares(x) * (1 / len(x))
 
 
 def layer_norm(x: Vector, epsilon: float) -> Vector:
-    mean = sum(rounded(x, len(x))) * (1 / len(x))
-    centred = [number - mean for number in x]
+    middle = mean(x)
+    centred = [number - middle for number in x]
     size = math.sqrt(mean_square(centred) + epsilon)
     return [number / size for number in centred]
 
 
 def unit(x: Vector) -> Vector:
-    on_grid = rounded(x, len(x))
-    size = max(math.sqrt(dot(on_grid, on_grid)), 1e-12)
+    size = max(math.sqrt(sum_of_squares(x)), 1e-12)
     return [number / size for number in x]
 
 
-def rms_norm(x: Vector, gain: Vector) -> Vector:
-    size = math.sqrt(mean_square(x)) + 1e-6
-    return [number / size * own for number, own in zip(x, gain, strict=True)]
+def rms_norm(x: Vector, epsilon: float) -> Vector:
+    size = math.sqrt(mean_square(x)) + epsilon
+    return [number / size for number in x]
+
+
+class Cache:
+    """Keys and values of one head at the places so far."""
+
+    def __init__(self) -> None:
+        self.keys: Matrix = []
+        self.values: Matrix = []  # in units
+        self.scales: Vector = []
+
+    def add(self, key: Vector, value: Vector) -> None:
+        units, scale = in_units(value)
+        self.keys.append(on_grid(key, 8))
+        self.values.append(units)
+        self.scales.append(scale)
+
+    def answer(self, query: Vector, hidden: Sequence[bool] | None = None) -> Vector:
+        """query: scaled; hidden: of each place, whether the query does not see it."""
+        high, low = in_two(query)
+        scores = [dot(high, key, 256) + dot(low, key, 256) for key in self.keys]
+        if hidden is not None:
+            scores = [-1e4 if unseen else score for score, unseen in zip(scores, hidden, strict=True)]
+        shares = [share * scale for share, scale in zip(softmax(scores), self.scales, strict=True)]
+        high, low = in_two(shares)
+        columns = [list(column) for column in zip(*self.values, strict=True)]
+        return [dot(high, column, 256) + dot(low, column, 256) for column in columns]
 
 
 def cosine_and_sine(x: float) -> tuple[float, float]:
@@ -143,17 +192,11 @@ def turned(x: Vector, angles: Sequence[tuple[float, float]]) -> Vector:
 
 
 def read_weights(data: bytes) -> dict[str, Matrix]:
-    """`model.safetensors` of float32: matrices, and vectors as a matrix of one row."""
-    length = struct.unpack("<Q", data[:8])[0]
-    weights = {}
-    for name, facts in json.loads(data[8 : 8 + length]).items():
-        if name == "__metadata__":
-            continue
-        assert facts["dtype"] == "F32"
-        columns, (begin, end) = facts["shape"][-1], facts["data_offsets"]
-        numbers = struct.unpack(f"<{(end - begin) // 4}f", data[8 + length + begin : 8 + length + end])
-        weights[name] = [list(numbers[i : i + columns]) for i in range(0, len(numbers), columns)]
-    return weights
+    """`model.safetensors`: matrices, and vectors as a matrix of one row."""
+    return {
+        name: [list(map(float, numbers[i : i + shape[-1]])) for i in range(0, len(numbers), shape[-1])]
+        for name, (shape, numbers) in read_tensors(data).items()
+    }
 
 
 class PlainTransformer:
@@ -173,54 +216,37 @@ class PlainTransformer:
             for column in range(size[1]):
                 angles.append([row * turn for turn in turns] + [column * turn for turn in turns])
         self.angles = [[cosine_and_sine(angle) for angle in place] for place in angles]
-        self.places = size[0] * size[1]
         self.place = 0
-        # Of each layer and head of keys: keys, values in units, and the scales of those.
-        self.known: list[list[tuple[Matrix, Matrix, Vector]]] = [
-            [([], [], []) for _ in range(shared)] for _ in range(layers)
-        ]
+        self.known = [[Cache() for _ in range(shared)] for _ in range(layers)]
 
     def next(self, previous: int | None) -> Vector:
         x = self.before if previous is None else self.weights["embedding.weight"][previous]
         for layer in range(self.layers):
             x = self.block(x, layer)
         self.place += 1
-        return product(self.weights["output.weight"], rms_norm(x, self.weights["norm.gain"][0]))
+        return product(self.weights["output.weight"], self.normalised(x, "norm.gain"))
+
+    def normalised(self, x: Vector, gain: str) -> Vector:
+        return [number * own for number, own in zip(rms_norm(x, 1e-6), self.weights[gain][0], strict=True)]
 
     def block(self, x: Vector, layer: int) -> Vector:
-        own = {name: self.weights[f"blocks.{layer}.{name}"] for name in BLOCK}
-        qkv = product(own["attention.qkv.weight"], rms_norm(x, own["attention_norm.gain"][0]))
+        own = f"blocks.{layer}."
+        qkv = product(self.weights[own + "attention.qkv.weight"], self.normalised(x, own + "attention_norm.gain"))
         parts = [qkv[i : i + self.width] for i in range(0, len(qkv), self.width)]
         scale = 1 / math.sqrt(self.width)
         queries = [[n * scale for n in turned(q, self.angles[self.place + 1])] for q in parts[: self.heads]]
-        for number, (keys, values, scales) in enumerate(self.known[layer]):
-            key = turned(parts[self.heads + number], self.angles[self.place])
-            value, size = in_units(parts[self.heads + self.shared + number], self.places)
-            keys.append(rounded(key, self.width))
-            values.append(value)
-            scales.append(size)
+        keys, values = parts[self.heads : self.heads + self.shared], parts[self.heads + self.shared :]
+        for cache, key, value in zip(self.known[layer], keys, values, strict=True):
+            cache.add(turned(key, self.angles[self.place]), value)
         answers: Vector = []
         for number, query in enumerate(queries):
-            keys, values, scales = self.known[layer][number * self.shared // self.heads]
-            on_grid = rounded(query, self.width)
-            shares = softmax([dot(on_grid, key) for key in keys])
-            weighed = rounded([share * size for share, size in zip(shares, scales, strict=True)], self.places)
-            answers += [dot(weighed, list(column)) for column in zip(*values, strict=True)]
-        x = added(x, product(own["attention.out.weight"], answers))
-        hidden = product(own["feed_forward.gate_up.weight"], rms_norm(x, own["feed_forward_norm.gain"][0]))
+            answers += self.known[layer][number * self.shared // self.heads].answer(query)
+        x = added(x, product(self.weights[own + "attention.out.weight"], answers))
+        before = self.normalised(x, own + "feed_forward_norm.gain")
+        hidden = product(self.weights[own + "feed_forward.gate_up.weight"], before)
         gate, up = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
         opened = [silu(g) * u for g, u in zip(gate, up, strict=True)]
-        return added(x, product(own["feed_forward.down.weight"], opened))
-
-
-BLOCK = (
-    "attention_norm.gain",
-    "attention.qkv.weight",
-    "attention.out.weight",
-    "feed_forward_norm.gain",
-    "feed_forward.gate_up.weight",
-    "feed_forward.down.weight",
-)
+        return added(x, product(self.weights[own + "feed_forward.down.weight"], opened))
 
 
 def added(x: Vector, y: Vector) -> Vector:

@@ -3,6 +3,7 @@ library: nothing of Zellige, and no numpy. It is slow and says little of what is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zlib
@@ -130,6 +131,39 @@ def width_of(k: int) -> int:
     return (k - 1).bit_length()
 
 
+# ---- fingerprints ---------------------------------------------------------------------------------------------------
+
+LEFT_OUT = {"cluster_sizes", "vector_sums", "steps_since_revival", "usage", "updates", "text_output"}
+OF_ENCODING = {"encoder", "encoders", "to_latents", "conditioners", "project_in", "logits"}
+
+
+def read_tensors(data: bytes) -> dict[str, tuple[list[int], list[int] | list[float]]]:
+    """A `.safetensors` file of 4-byte floats and whole numbers: shape and values of each tensor."""
+    length, tensors = struct.unpack("<Q", data[:8])[0], {}
+    for name, facts in json.loads(data[8 : 8 + length]).items():
+        if name != "__metadata__":
+            size, form = {"F32": (4, "f"), "I32": (4, "i"), "I64": (8, "q")}[facts["dtype"]]
+            begin, end = (8 + length + offset for offset in facts["data_offsets"])
+            tensors[name] = facts["shape"], list(struct.unpack(f"<{(end - begin) // size}{form}", data[begin:end]))
+    return tensors
+
+
+def model_fingerprint(said: str, weights: bytes, left_out: set[str] = LEFT_OUT) -> str:
+    """said: the JSON text; weights: `model.safetensors`, of which all that counts is float32."""
+    digest = hashlib.sha256(said.encode())
+    for name, (shape, values) in sorted(read_tensors(weights).items()):
+        if not left_out & set(name.split(".")):
+            digest.update(f"{name} f4 {tuple(shape)}".encode() + struct.pack(f"<{len(values)}f", *values))
+    return digest.hexdigest()[:16]
+
+
+def tables_fingerprint(tables: bytes) -> str:
+    digest = hashlib.sha256()
+    for name, (shape, values) in sorted(read_tensors(tables).items()):
+        digest.update(f"{name} {tuple(shape)}".encode() + struct.pack(f"<{len(values)}i", *values))
+    return digest.hexdigest()[:16]
+
+
 # ---- the range coder ------------------------------------------------------------------------------------------------
 
 
@@ -184,16 +218,10 @@ def unpack(image: Image) -> list[int]:
 
 def read_tables(data: bytes) -> dict[str, Table]:
     """`tables.safetensors`: a table of each name."""
-    length = struct.unpack("<Q", data[:8])[0]
-    tables = {}
-    for name, facts in json.loads(data[8 : 8 + length]).items():
-        if name == "__metadata__":
-            continue
-        assert facts["dtype"] == "I32"
-        (contexts, k), (begin, end) = facts["shape"], facts["data_offsets"]
-        numbers = struct.unpack(f"<{contexts * k}i", data[8 + length + begin : 8 + length + end])
-        tables[name] = [list(numbers[row * k : (row + 1) * k]) for row in range(contexts)]
-    return tables
+    return {
+        name: [numbers[row * k : (row + 1) * k] for row in range(contexts)]
+        for name, ((contexts, k), numbers) in read_tensors(data).items()
+    }
 
 
 def decode_with_tables(image: Image, tables: Mapping[str, Table], names: Sequence[str]) -> Iterator[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ from hypothesis import strategies as st
 
 from codes.spec import CodeSpec, Grid
 from common import exact
+from common.exact import CHECK, Attention, Product
 from common.tensor_files import save_tensors
 from pipelines.codec.archive import PAGE, Archive, Entry, Mode, Shape, crc_of, read_archive, write_archive
+from pipelines.codec.codec import Codec
+from pipelines.codec.dependencies import ENCODING_ONLY, NOT_READ, TRAINING_ONLY
 from pipelines.codec.entropy_coding import (
     TOTAL,
     DamagedPayloadError,
@@ -31,6 +36,7 @@ from tests import plain_exact, plain_zlg
 from tests.pipelines.codec.test_archive import a_large_archive, an_archive
 from tests.stage2_prior.tiny import CLASSES, TINY, random_codes, tiny_prior
 
+PAGE_OF_THE_FORMAT = Path(__file__).parents[3] / "docs" / "format.md"
 SPECS = {
     "one grid": CodeSpec((Grid("codes", 3, 5, 11),), 12, 20),
     "one code": CodeSpec((Grid("codes", 1, 1, 2),), 4, 4),
@@ -105,6 +111,29 @@ def test_the_index(archive):
         assert (image.mode, image.crc, image.label, image.name) == (entry.mode, entry.crc, entry.label, entry.name)
         assert (image.height, image.width, tuple(image.grids)) == entry.shape
         assert image.payload == entry.payload
+
+
+def test_fingerprints_are_those_of_the_page():
+    """Of a model that a build of version 1 wrote, its example."""
+    page, folder = PAGE_OF_THE_FORMAT.read_text(), Path(__file__).parents[2] / "earlier_builds" / "model"
+    weights = [(folder / stage / "model.safetensors").read_bytes() for stage in ("stage1", "stage2")]
+    (autoencoder, first), (prior, second) = re.findall(r"^    ({.*})\n    \w+ (\w{16})$", page, re.M)
+    assert plain_zlg.model_fingerprint(autoencoder, weights[0], plain_zlg.LEFT_OUT | plain_zlg.OF_ENCODING) == first
+    assert plain_zlg.model_fingerprint(prior, weights[1]) == second
+    tables = plain_zlg.tables_fingerprint((folder / TABLES_NAME).read_bytes())
+    assert f"    tables {tables}\n" in page
+    codec = Codec.from_pretrained(folder)
+    found = (codec.stage1, codec.prior_fingerprint, codec.tables_fingerprint)
+    assert [None if one is None else one.hex() for one in found] == [first, second, tables]
+
+
+def test_what_fingerprints_leave_out_is_on_the_page():
+    page = PAGE_OF_THE_FORMAT.read_text().split("### Fingerprints")[1].split("## Payloads")[0]
+    assert (plain_zlg.LEFT_OUT, plain_zlg.OF_ENCODING) == (TRAINING_ONLY, ENCODING_ONLY)
+    named = set(re.findall(r"`(\w+)`", page))
+    left_out = NOT_READ | TRAINING_ONLY | ENCODING_ONLY
+    others = {"f4", "f8", "repr", "kind", "config", "grids", "given", "classes", "text", "embeddings"}
+    assert named - others == left_out
 
 
 # ---- the range coder ------------------------------------------------------------------------------------------------
@@ -201,12 +230,72 @@ def test_functions_of_exact_arithmetic_are_those_of_the_page(name):
     assert getattr(exact, name)(x).tolist() == [getattr(plain_exact, name)(number) for number in x.tolist()]
 
 
+def rows_of_all_sizes(rows: int, d: int) -> torch.Tensor:
+    """From far below the smallest grid to far above 1, powers of two, on which a grid turns, and zeros among them."""
+    generator = torch.Generator().manual_seed(d)
+    x = torch.randn(rows, d, generator=generator, dtype=torch.float64) * 7 + 3
+    x *= 10 ** (torch.rand(rows, 1, generator=generator) * 30 - 20)
+    x[0], x[1] = 0, 2.0**-41
+    x[2] /= x[2].abs().max()
+    x[3], x[4], x[4, -1] = x[3].clamp(-4, 4), 0, -0.25
+    return x
+
+
 @pytest.mark.parametrize("d", [1, 2, 7, 24, 1000])
-@pytest.mark.parametrize("name", ["layer_norm", "unit", "softmax"])
-def test_layers_of_exact_arithmetic_are_those_of_the_page(name, d):
-    x = torch.randn(20, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64) * 7 + 3
-    more = (1e-5,) if name == "layer_norm" else ()
+@pytest.mark.parametrize(("name", "epsilon"), [("layer_norm", 1e-5), ("rms_norm", 1e-6), ("unit", None)])
+def test_norms_of_exact_arithmetic_are_those_of_the_page(name, epsilon, d):
+    x, more = rows_of_all_sizes(30, d), () if epsilon is None else (epsilon,)
     assert getattr(exact, name)(x, *more).tolist() == [getattr(plain_exact, name)(row, *more) for row in x.tolist()]
+
+
+@pytest.mark.parametrize("d", [1, 2, 7, 24, 1000])
+def test_a_softmax_is_that_of_the_page(d):
+    x = torch.randn(20, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64) * 7 + 3
+    assert exact.softmax(x).tolist() == [plain_exact.softmax(row) for row in x.tolist()]
+
+
+@pytest.mark.parametrize("d", [1, 2, 7, 24, 1000])
+def test_grids_are_those_of_the_page(d):
+    x = rows_of_all_sizes(30, d)
+    for bits in (8, 20):
+        assert exact.on_grid(x, bits).tolist() == [plain_exact.on_grid(row, bits) for row in x.tolist()]
+    units, scales = exact.in_units(x)
+    assert [*zip(units.tolist(), scales.tolist(), strict=True)] == [plain_exact.in_units(row) for row in x.tolist()]
+    parts = exact.in_two(x).double().chunk(2)
+    assert [*zip(*(part.tolist() for part in parts), strict=True)] == [plain_exact.in_two(row) for row in x.tolist()]
+
+
+@pytest.mark.parametrize("d", [1, 24, 4096, 4097, 10_000])
+def test_linear_layers_are_those_of_the_page(d):
+    """Of more than 4096 numbers too, which are added up in blocks."""
+    x, weight = rows_of_all_sizes(6, d), rows_of_all_sizes(5, d + 1)[:, 1:]
+    assert Product(weight)(x).tolist() == [plain_exact.product(weight.tolist(), row) for row in x.tolist()]
+
+
+@pytest.mark.parametrize(("width", "places"), [(1, 1), (3, 40), (300, 5), (4, 600)])
+def test_attention_is_that_of_the_page(width, places):
+    """Over more than 256 places, and of heads of more than 256 numbers, in blocks too."""
+    generator = torch.Generator().manual_seed(width)
+    keys, values, queries = torch.randn(3, places, width, generator=generator, dtype=torch.float64) * 3
+    values[places // 2] *= 1e-15
+    queries = queries[-4:] / width**0.5
+    hidden = torch.rand(len(queries), places, generator=generator) < 0.3
+    hidden[:, 0] = False
+    attention, cache = Attention(1, places, width, torch.device("cpu")), plain_exact.Cache()
+    attention.add(keys[None], values[None])
+    for key, value in zip(keys.tolist(), values.tolist(), strict=True):
+        cache.add(key, value)
+    assert attention(queries[None])[0].tolist() == [cache.answer(query) for query in queries.tolist()]
+    seen = [cache.answer(query, unseen) for query, unseen in zip(queries.tolist(), hidden.tolist(), strict=True)]
+    assert attention(queries[None], hidden)[0].tolist() == seen
+
+
+def test_the_check_numbers_of_the_page():
+    numbers = [[(64 * i + j) * 0.7071067811865476 for j in range(64)] for i in range(64)]
+    weights = [[plain_exact.exp(n * 0.01 - 10) / math.sqrt(n + 1.1) - 0.3 for n in row] for row in numbers]
+    found = [plain_exact.product(weights, [n - 1e3 for n in numbers[i]])[j] for i, j in ((0, 63), (31, 17), (63, 5))]
+    assert found == CHECK
+    assert all(f" {number}" in PAGE_OF_THE_FORMAT.read_text() for number in CHECK)
 
 
 SHARED_KEYS = TransformerConfig(layers=1, width=48, heads=4, key_value_heads=2)
