@@ -34,7 +34,8 @@ from pipelines.codec.tables import TABLES_NAME, fit_tables, load_tables
 from stage2_prior.priors import TransformerConfig
 from tests import plain_exact, plain_zlg
 from tests.pipelines.codec.test_archive import a_large_archive, an_archive
-from tests.stage2_prior.tiny import CLASSES, TINY, random_codes, tiny_prior
+from tests.pipelines.codec.test_kept import KEPT, SMALL
+from tests.stage2_prior.tiny import TINY, random_codes, tiny_prior
 
 PAGE_OF_THE_FORMAT = Path(__file__).parents[3] / "docs" / "format.md"
 SPECS = {
@@ -310,15 +311,30 @@ def test_codes_by_a_transformer_are_decoded_in_plain_python(config, label, tmp_p
     (payload,) = encode_with_prior(prior, codes, [label])
     entry = Entry(Mode.prior, shape, crc_of(shape, codes), payload, label)
     _, (image,) = plain_zlg.read_file(write_archive(Archive((entry,), b"stage-1!", b"a prior!")))
-    ((h, w, _),) = image.grids
-    weights = plain_exact.read_weights((tmp_path / "model.safetensors").read_bytes())
-    told = CLASSES if image.label is None else image.label
+    assert decoded_in_plain_python(image, tmp_path / "model.safetensors", config) == numbers(codes)
+
+
+def test_a_file_that_must_decode_for_ever_is_decoded_in_plain_python():
+    codec, tables = Codec.from_pretrained(KEPT / "model"), (KEPT / "model" / TABLES_NAME).read_bytes()
+    needs, (one, other) = plain_zlg.read_file((KEPT / "prior.zlg").read_bytes())  # the other is of a size for tables
+    assert needs == {"autoencoder": codec.stage1, "prior": codec.prior_fingerprint, "tables": codec.tables_fingerprint}
+    decoded_in_plain_python(one, KEPT / "model" / "stage2" / "model.safetensors", SMALL["transformer"])
+    codes = plain_zlg.decode_with_tables(
+        other, plain_zlg.read_tables(tables), [codec.autoencoder.code_spec().grids[0].name]
+    )
+    plain_zlg.check_codes(other, list(codes))
+
+
+def decoded_in_plain_python(image: plain_zlg.Image, path: Path, config: TransformerConfig) -> list[int]:
+    """The codes, which are held against their CRC-32. path: of the prior's weights."""
+    weights, ((h, w, _),) = plain_exact.read_weights(path.read_bytes()), image.grids
+    told = -1 if image.label is None else image.label
     transformer = plain_exact.PlainTransformer(weights, config.layers, config.heads, config.shared_heads, (h, w), told)
 
     def frequencies_after(known: list[int], _: int | None) -> list[int]:
         logits = transformer.next(known[-1] if known else None)
         return plain_zlg.frequencies_of(plain_exact.numerators(logits))
 
-    read = plain_zlg.decode_with_prior(image, frequencies_after)
-    assert read == numbers(codes)
-    plain_zlg.check_codes(image, read)
+    codes = plain_zlg.decode_with_prior(image, frequencies_after)
+    plain_zlg.check_codes(image, codes)
+    return codes
