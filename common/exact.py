@@ -197,14 +197,17 @@ def exp_of_minus(x: Tensor) -> Tensor:
 
 def square_root(x: Tensor) -> Tensor:
     """Of x from 0 to 2**900, rounded once, as IEEE 754 has it. torch's own is not: in float64 MKL's, which it takes on
-    x86, is one unit in the last place off for 1 of 100 numbers."""
+    x86, is one unit in the last place off for 1 of 100 numbers, and can have half of the digits only where the first
+    call of a process runs on several threads (pytorch issue 188792). Two corrections make it right from there."""
     root = x.sqrt()
-    # x - root**2 without rounding: root is the sum of two numbers whose products are exact (Dekker 1971).
-    scaled = root * (2.0**27 + 1)
-    high = scaled - (scaled - root)
-    low = root - high
-    rest = (x - high * high).sub_(high * low * 2).sub_(low * low)
-    return rest.div_((root * 2).clamp_(min=2.0**-500)).add_(root)
+    for _ in range(2):
+        # x - root**2 without rounding: root is the sum of two numbers whose products are exact (Dekker 1971).
+        scaled = root * (2.0**27 + 1)
+        high = scaled - (scaled - root)
+        low = root - high
+        rest = (x - high * high).sub_(high * low * 2).sub_(low * low)
+        root = rest.div_((root * 2).clamp_(min=2.0**-500)).add_(root)
+    return root
 
 
 def exp(x: Tensor) -> Tensor:

@@ -237,6 +237,14 @@ def test_no_tensor_between_is_larger_than_a_piece():
     assert 0 < largest <= 2**18  # numbers, of a weight, which is rounded at once
 
 
+def test_a_square_root_is_right_whatever_the_library_begins_with(monkeypatch):
+    """As one of half the digits, which MKL can give in one of several threads."""
+    x = torch.arange(1, 20001, dtype=DOUBLE) * 0.7
+    root = torch.Tensor.sqrt
+    monkeypatch.setattr(torch.Tensor, "sqrt", lambda x: root(x).float().double())
+    assert exact.square_root(x).tolist() == [math.sqrt(number) for number in x.tolist()]
+
+
 def test_a_square_root_is_rounded_once():
     """As that of Python's `math`, which is the processor's own."""
     generator = torch.Generator().manual_seed(0)
