@@ -192,7 +192,8 @@ def exp_of_minus(x: Tensor) -> Tensor:
     part = steps.neg_().add_(whole)  # exp(-x) = 2**(-whole / 256) exp(part ln 2 / 256), |part| <= 1/2
     unit = LOG2 / STEPS
     series = (part * (unit * unit / 2)).add_(unit).mul_(part).add_(1)
-    return series.mul_(powers_of_two(x.device).index_select(0, whole.long().flatten()).view(x.shape))
+    places = whole.long().clamp_(0, STEPS * OCTAVES)  # of NaN, which stays NaN, it is no place
+    return series.mul_(powers_of_two(x.device).index_select(0, places.flatten()).view(x.shape))
 
 
 def square_root(x: Tensor) -> Tensor:

@@ -98,8 +98,11 @@ def frequencies_of(logits: Tensor) -> np.ndarray:
     """Logits `b m k`, float64, as frequencies of the coder: int64, at least 1, each row with the sum TOTAL.
 
     In whole numbers: t = exp(logit - the largest) in units of 2**-30, T the sum of all t of a row. A code has
-    1 + floor(t (TOTAL - k) / T), and what is left of TOTAL is given to the first of the largest.
+    1 + floor(t (TOTAL - k) / T), and what is left of TOTAL is given to the first of the largest. Raises UserError for
+    logits that are not finite.
     """
+    if not bool(logits.isfinite().all()):
+        raise UserError("the prior's logits are not finite: its weights are damaged; take an earlier checkpoint")
     numerators = (numerators_of_softmax(logits) * 2.0**SHARE_BITS).long().flatten(0, 1).cpu().numpy()  # (b m) k
     spread = TOTAL - numerators.shape[1]
     counts = numerators * spread // numerators.sum(axis=1, keepdims=True)

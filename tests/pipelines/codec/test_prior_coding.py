@@ -131,6 +131,19 @@ def test_a_prior_that_is_damaged_is_told():
         ready_to_code(prior)
 
 
+@pytest.mark.parametrize("kind", ["transformer", "pixelsnail", "var"])
+def test_weights_so_large_that_nothing_holds_what_they_make_are_told(kind):
+    prior = tiny_prior(kind)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.mul_(1e25)
+    codes = random_codes(2, prior)
+    with pytest.raises(UserError, match="the prior's logits are not finite: its weights are damaged; take an earlier"):
+        encode_with_prior(ready_to_code(prior), codes, LABELS)
+    with pytest.raises(UserError, match="the prior's logits are not finite"):
+        decode_with_prior(prior, [bytes(9)] * 2, LABELS)
+
+
 @pytest.mark.parametrize("kind", sorted(set(TINY) - set(ORDERED)))
 def test_masked_priors_are_refused(kind):
     with pytest.raises(
