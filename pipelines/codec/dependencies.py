@@ -60,6 +60,10 @@ NOT_READ = {
     "text_loss_weight",
 }
 
+# Types whose every value float32 holds. They are not compared with it: a processor that was told to take the smallest
+# numbers for 0 (`torch.set_flush_denormal`, or a library that is loaded) does so in conversions from and to float64.
+SHORT = (torch.float32, torch.float16, torch.bfloat16)
+
 
 def decoding_fingerprint(autoencoder: Autoencoder) -> str:
     """SHA-256 of what turns codes into images."""
@@ -98,9 +102,11 @@ def fingerprint(said: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     them, else float64."""
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
-        exact = tensor.detach().cpu().double()
-        single = exact.float()
-        fits = torch.equal(single.double(), exact)
+        exact = tensor.detach().cpu()
+        single, fits = exact.float(), exact.dtype in SHORT
+        if not fits:
+            exact = exact.double()
+            fits = torch.equal(single.double(), exact)
         digest.update(f"{name} {'f4' if fits else 'f8'} {tuple(exact.shape)}".encode())
         digest.update((single.numpy() if fits else exact.numpy()).astype("<f4" if fits else "<f8").tobytes())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from torch import Tensor
 from codes.spec import CodeSpec
 from common.errors import UserError
 from pipelines.codec.dependencies import NOT_READ, coding_fingerprint, decoding_fingerprint
+from pipelines.codec.prior_coding import encode_with_prior
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig
 from stage2_prior.condition import TextSpec
 from stage2_prior.priors import PRIORS, Transformer, TransformerConfig
@@ -164,6 +165,22 @@ def test_the_size_of_training_images_the_type_and_the_names_of_classes_are_no_pa
     assert coding_fingerprint(renamed) == expected
     assert coding_fingerprint(prior.bfloat16()) == expected
     assert coding_fingerprint(prior.double()) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_the_same_where_the_smallest_numbers_are_taken_for_zero(dtype):
+    prior = tiny_prior("transformer").to(dtype)
+    with torch.no_grad():
+        prior.output.weight[0, :2] = torch.tensor([1e-40, -1e-39])
+    expected, codes = coding_fingerprint(prior), random_codes(2, prior)
+    payloads = encode_with_prior(prior, codes, [0, 1])
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        assert coding_fingerprint(prior) == expected
+        assert encode_with_prior(prior, codes, [0, 1]) == payloads
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_what_shapes_the_arithmetic_is_part_of_it():
