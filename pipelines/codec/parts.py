@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.sources import Sources, times_of
-from pipelines.codec.archive import VERSION, Entry, read_archive
+from pipelines.codec.archive import VERSION, Archive, Entry, read_archive
 from pipelines.codec.codec import Codec
 from pipelines.pictures import quick_file
 
@@ -24,21 +24,26 @@ class Parts:
         self.entries: dict[str, Entry] = {}  # by the image's name
         self.written = 0
 
-    def take_up(self) -> None:
-        """Reads what an earlier run left."""
+    def take_up(self, whole: Path | None = None) -> None:
+        """Reads what an earlier run left. whole: an archive of the images as they are, but for some that could not be
+        read."""
+        if whole is not None and (archive := self.own_archive(whole)) is not None:
+            self.entries |= {entry.name: entry for entry in archive.entries}
         for path in sorted((self.out / PARTS_NAME).glob("*.zlg")):
             self.written += path.name.startswith(f"{self.process}-")
-            try:
-                archive = read_archive(path.read_bytes(), str(path))
-            except UserError:  # damaged by a power failure
+            if (archive := self.own_archive(path)) is None:
                 continue
             files = [self.root / entry.name for entry in archive.entries]
-            if (
-                archive.version == VERSION
-                and self.codec.wrote(archive)
-                and self.sources.is_current(self.name_of(path), files)
-            ):
+            if self.sources.is_current(self.name_of(path), files):
                 self.entries |= {entry.name: entry for entry in archive.entries}
+
+    def own_archive(self, path: Path) -> Archive | None:
+        """What a file holds that this model wrote in this version; None for another, or one that is damaged."""
+        try:
+            archive = read_archive(path.read_bytes(), str(path))
+        except UserError:  # damaged by a power failure
+            return None
+        return archive if archive.version == VERSION and self.codec.wrote(archive) else None
 
     def add(self, entries: Sequence[Entry], times: Sequence[str]) -> None:
         """Writes images that were coded together. times: `times_of` the file of each before it was read."""

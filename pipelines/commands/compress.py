@@ -110,13 +110,18 @@ def compress_files(config: CompressConfig) -> str:
     )
     with opened:
         parts = Parts(out, root, codec, sources, state.process_index)
+        before = None
         if config.archive:
-            everything = set(names) <= archived_names(out / ARCHIVE_NAME)
-            if everything and sources.is_current(ARCHIVE_NAME, files[ARCHIVE_NAME]):
+            before = times_of(files[ARCHIVE_NAME])  # first of all: what changes from now on may be in it as it was
+            archived_before = archived_names(out / ARCHIVE_NAME)
+            current = bool(archived_before) and sources.is_current(ARCHIVE_NAME, files[ARCHIVE_NAME])
+            if current and set(names) <= archived_before:
+                if state.is_main_process:  # what a run left that was killed as it ended
+                    parts.remove()
+                    sources.finish()
                 return f"{out / ARCHIVE_NAME} is there already"
-            parts.take_up()
+            parts.take_up(out / ARCHIVE_NAME if current else None)
             state.wait_for_everyone()  # before anyone adds to them
-        before = times_of(files[ARCHIVE_NAME]) if config.archive else None
         spec = codec.autoencoder.code_spec()
         size = (spec.image_height, spec.image_width) if config.crop else None
         bad_images = BadImages(

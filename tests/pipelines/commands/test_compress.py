@@ -495,6 +495,64 @@ def test_what_changed_since_the_kill_is_coded_anew(model, images, tmp_path, monk
     assert (tmp_path / "again" / "images.zlg").read_bytes() == written
 
 
+def test_of_an_archive_without_an_image_that_cannot_be_read_nothing_is_coded_again(
+    model, images, tmp_path, monkeypatch
+):
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    config = CompressConfig(
+        model=str(model), images=str(tmp_path / "images"), out=str(tmp_path / "zlg"), archive=True, max_bad_share=0.5
+    )
+    compress_files(config)
+    written = (tmp_path / "zlg" / "images.zlg").read_bytes()
+    coded: list[int] = []
+    entries = Codec.entries
+    monkeypatch.setattr(Codec, "entries", lambda codec, *a: coded.append(len(a[0])) or entries(codec, *a))
+    assert "1 could not be read" in compress_files(config)
+    assert sum(coded) == 0
+    assert (tmp_path / "zlg" / "images.zlg").read_bytes() == written
+    shutil.copy(images / "00.png", tmp_path / "images" / "broken.png")  # repaired: the images are others
+    compress_files(config)
+    assert sum(coded) == 13
+
+
+def test_an_image_that_changes_while_batches_are_taken_up_is_coded_anew_later(model, images, tmp_path, monkeypatch):
+    shutil.copytree(images, tmp_path / "images")
+    config = CompressConfig(model=str(model), images=str(tmp_path / "images"), out=str(tmp_path / "zlg"), archive=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(compress_module, "write_bytes", stop)
+        with pytest.raises(StoppedError):
+            compress_files(config)
+    take_up = Parts.take_up
+
+    def changed_at_once(parts, *arguments):
+        take_up(parts, *arguments)
+        shutil.copy(images / "01.png", tmp_path / "images" / "00.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "take_up", changed_at_once)
+        compress_files(config)
+    compress_files(config)
+    compress_files(replace(config, out=str(tmp_path / "fresh")))
+    assert (tmp_path / "zlg" / "images.zlg").read_bytes() == (tmp_path / "fresh" / "images.zlg").read_bytes()
+
+
+def stop(*arguments):
+    raise StoppedError
+
+
+def test_batches_that_a_kill_left_beside_their_archive_are_removed(model, images, tmp_path, monkeypatch):
+    config = CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "remove", stop)
+        with pytest.raises(StoppedError):
+            compress_files(config)
+    assert len(list((tmp_path / "zlg").rglob("*.zlg"))) == 2
+    assert compress_files(config).endswith("images.zlg is there already")
+    assert [path.name for path in (tmp_path / "zlg").rglob("*.zlg")] == ["images.zlg"]
+    assert "parts" not in (tmp_path / "zlg" / "sources.jsonl").read_text()
+
+
 def test_a_folder_of_version_1_is_continued(model, images, tmp_path):
     """Its settings name the models by other fingerprints and know lanes; what a prior coded is coded anew."""
     out = tmp_path / "zlg"
