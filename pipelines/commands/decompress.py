@@ -26,6 +26,7 @@ from pipelines.pictures import is_complete_png, save_png, to_pil
 from pipelines.settings import results_folder
 
 LONGEST_NAME = 240  # bytes of a file or folder in an archive
+WINDOWS = os.name == "nt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +204,19 @@ def png_names(file: str, own_names: Sequence[str], title: str) -> list[str]:
         return [f"{stem}.png"]
     names = [name or f"{number:06d}" for number, name in enumerate(own_names)]
     for name in names:
-        parts = name.replace("\\", "/").split("/")
-        if any(part in ("", ".", "..") or ":" in part or len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        if not is_below(name):
             raise UserError(
-                f"{title} calls an image {name[:80]!r}, expected a path below one folder; it was not written by "
-                "`zellige compress`: delete it"
+                f"{title} calls an image {name[:80]!r}, expected a path below one folder of this system; take "
+                "`TwoStagePipeline.decompress`, which gives images without names, or delete it if you do not trust it"
             )
     targets = target_names(names)
     return [f"{stem}/{targets[name]}" for name in names]
+
+
+def is_below(name: str) -> bool:
+    """Whether a path leads to a file below the folder that it is relative to. Elsewhere than on Windows a colon and a
+    backslash are characters of names like others."""
+    parts = (name.replace("\\", "/") if WINDOWS else name).split("/")
+    return not any(
+        part in ("", ".", "..") or (WINDOWS and ":" in part) or len(os.fsencode(part)) > LONGEST_NAME for part in parts
+    )

@@ -15,6 +15,7 @@ from PIL import Image
 
 import pipelines.codec.codec as codec_module
 import pipelines.commands.compress as compress_module
+import pipelines.commands.decompress as decompress_module
 from benchmarks.codec_version1 import write_version1
 from codes.shards import CodeShardWriter
 from common.errors import UserError
@@ -368,7 +369,8 @@ def test_an_image_that_was_not_compressed_is_told(model, images, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/a", "a/../b", "", "a//b", "c:/x", "a\\..\\b", "x" * 300])
-def test_names_that_lead_elsewhere_are_refused(model, images, tmp_path, name):
+def test_names_that_lead_elsewhere_are_refused(model, images, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(decompress_module, "WINDOWS", True)
     compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True))
     path = tmp_path / "zlg" / "images.zlg"
     archive = read_archive(path.read_bytes())
@@ -379,9 +381,24 @@ def test_names_that_lead_elsewhere_are_refused(model, images, tmp_path, name):
         decompress_files(config)
         assert (tmp_path / "png" / "images" / "000000.png").exists()
         return
-    with pytest.raises(UserError, match=r"calls an image .*, expected a path below one folder; it was not written by"):
+    with pytest.raises(UserError, match=r"calls an image .*, expected a path below one folder of this system; take"):
         decompress_files(config)
     assert not (tmp_path / "png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names cannot be there")
+def test_images_come_back_whatever_characters_their_names_have(model, images, tmp_path):
+    names = ["12:30:05.png", "a\\b.png", "new\nline.png", "é.png", "c:/d.png", "a\\..\\e.png"]
+    for name in names:
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / "00.png", path)
+    compress_files(
+        CompressConfig(model=str(model), images=str(tmp_path / "images"), out=str(tmp_path / "zlg"), archive=True)
+    )
+    decompress_files(DecompressConfig(model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png")))
+    written = {str(path.relative_to(tmp_path / "png" / "images")) for path in (tmp_path / "png").rglob("*.png")}
+    assert written == set(names)
 
 
 def test_a_damaged_file_is_named(model, images, tmp_path):
