@@ -321,6 +321,19 @@ def check_device(device: torch.device) -> None:
             f"{device} computes {found}, expected {CHECK}: its float64 is not that of IEEE 754, and files in mode "
             "prior are not the same there as elsewhere; take the CPU (--device cpu), or mode table"
         )
+    largest = 2**COARSE.bits
+    factors = (torch.arange(64 * COARSE.terms).view(64, -1) * 7919 % (2 * largest + 1) - largest).double()
+    factors[:2] = largest  # the largest sum, and one that is less by the smallest product
+    factors[1, -1] = 1
+    with torch.autocast(device.type, enabled=False):
+        there = factors.to(device, COARSE.type)
+        sums = product_of(there, there.mT, COARSE).cpu()
+    if not torch.equal(sums, product_of(factors, factors.mT)):
+        raise UserError(
+            f"{device} does not add up {COARSE.terms} products of {COARSE.bits} bits in {COARSE.type} without "
+            "rounding, and files in mode prior are not the same there as elsewhere; take the CPU (--device cpu), or "
+            "mode table"
+        )
 
 
 @in_pieces

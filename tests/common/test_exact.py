@@ -190,6 +190,22 @@ def test_a_device_that_computes_otherwise_is_refused(monkeypatch):
     exact.check_device.cache_clear()
 
 
+def test_a_device_whose_float32_products_are_rounded_is_refused(monkeypatch):
+    plain = exact.product_of
+
+    def rounded(a, b, sums=exact.FINE):
+        products = plain(a, b, sums)
+        return products if sums == exact.FINE else products.mul_(1 - 2.0**-23).float().double()
+
+    exact.check_device.cache_clear()
+    monkeypatch.setattr(exact, "product_of", rounded)
+    with pytest.raises(
+        UserError, match=r"cpu does not add up 256 products of 8 bits in torch.float32 without rounding"
+    ):
+        exact.check_device(torch.device("cpu"))
+    exact.check_device.cache_clear()
+
+
 @pytest.mark.parametrize("own_masks", [False, True])
 def test_pieces_of_a_large_tensor_give_the_bits_of_the_whole(monkeypatch, own_masks):
     x, weight, bias = numbers(3, 7, 10, scale=3), numbers(4, 10, seed=1), numbers(4, seed=2)
