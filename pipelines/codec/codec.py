@@ -131,7 +131,7 @@ class Codec:
         self,
         images: Tensor | Sequence[Tensor],
         mode: ModeName | None = None,
-        labels: int | Sequence[int] | None = None,
+        labels: int | Sequence[int | None] | None = None,
     ) -> Compressed:
         """One archive of images: b c H W, or a sequence of c H W of any sizes, float in [-1, 1].
 
@@ -142,7 +142,7 @@ class Codec:
         if labels is None or isinstance(labels, int | np.integer):
             chosen: list[int | None] = [None if labels is None else int(labels)] * len(images)
         else:
-            chosen = [int(label) for label in labels]
+            chosen = [None if label is None else int(label) for label in labels]
         if len(chosen) != len(images) or not chosen:
             raise UserError(
                 f"got {counted(len(chosen), 'label')} for {counted(len(images), 'image')}, expected one for each"

@@ -156,6 +156,8 @@ def test_labels_are_recorded_and_make_the_file(codec):
     data = codec.compress(photos(3), labels=[0, 2, 1]).data
     assert [entry.label for entry in read_archive(data).entries] == [0, 2, 1]
     assert [entry.label for entry in read_archive(codec.compress(photos(2), labels=1).data).entries] == [1, 1]
+    entries = read_archive(codec.compress(photos(2), labels=[2, None]).data).entries
+    assert [entry.label for entry in entries] == [2, None]
     assert len(codec.decompress(data)) == 3
 
 
