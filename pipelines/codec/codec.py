@@ -359,7 +359,9 @@ class Codec:
                     raise UserError(
                         f"{titles[number]} was edited: its prior makes no such codes; compress the image anew"
                     )
-            for numbers in in_batches(by_prior, images_at_once(prior)):
+            # In version 1 the file says how many rows a batch has, whether images are in them or not.
+            size = images_at_once(prior) if archive.version == VERSION else len(by_prior)
+            for numbers in in_batches(by_prior, size):
                 chosen = [entries[i] for i in numbers]
                 if archive.version == VERSION:
                     read = decode_with_prior(prior, [one.payload for one in chosen], [one.label for one in chosen])
