@@ -115,7 +115,7 @@ class Fields:
         return Shape(height, width, tuple(grids))
 
     def names(self, count: int) -> list[str]:
-        names = self.bytes(self.number("bytes of names", 1, len(self.data))).decode(errors="surrogateescape")
+        names = self.bytes(self.number("bytes of names", 0, len(self.data))).decode(errors="surrogateescape")
         parts = names.split("\0")
         if len(parts) != count:
             raise WrongFieldError(f"it holds {len(parts)} names for {count} images")

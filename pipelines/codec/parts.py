@@ -12,7 +12,7 @@ from pipelines.codec.archive import VERSION, Archive, Entry, read_archive
 from pipelines.codec.codec import Codec
 from pipelines.pictures import quick_file
 
-PARTS_NAME = "images.parts"  # folder beside the archive
+PARTS_NAME = ".images.parts"  # folder beside the archive
 
 
 class Parts:

@@ -246,7 +246,7 @@ WHOLE, LARGE = write_archive(an_archive()), write_archive(a_large_archive())
         (with_facts(45, HUGE), "it claims bits of an image: 9223372036854775807"),
         (with_facts(50, b"\xff" * 5 + b"\1"), "it claims label: 68719476735, expected 0 to 2147483648"),
         (with_facts(57, b"\x20"), "is damaged or cut short: it has 326 bytes, expected 330"),
-        (with_facts(70, b"\0"), "it claims bytes of names: 0, expected 1 to"),
+        (with_facts(70, b"\0"), "it holds 1 names for 4 images"),
         (with_facts(71, b"\0"), "it holds 5 names for 4 images"),
         (with_facts(89, b""), "it ends too early"),
         (with_facts(89, b"db"), "1 bytes of its head have no meaning"),
@@ -332,6 +332,12 @@ def test_what_is_wrong_with_a_page_is_told():
             assert file.entry(2 * PAGE) == a_large_archive().entries[2 * PAGE]
         with pytest.raises(UserError, match=r"is damaged or cut short: its checksum is wrong|was edited"):
             read_archive(data)
+
+
+def test_a_page_of_one_image_without_a_name():
+    entries = [Entry(Mode.packed, OTHER, i, bytes(18), name=f"{i:03}.png" if i < PAGE else "") for i in range(PAGE + 1)]
+    archive = Archive(tuple(entries), STAGE1)
+    assert read_archive(write_archive(archive)) == archive
 
 
 def test_pages_that_changed_places_are_found():

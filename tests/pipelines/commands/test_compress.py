@@ -483,12 +483,14 @@ def test_an_archive_is_taken_up_again_after_a_kill(model, images, tmp_path, monk
     with pytest.raises(StoppedError):
         compress_files(config)
     assert not (tmp_path / "zlg" / "images.zlg").exists()
+    with pytest.raises(UserError, match="holds no .zlg files"):  # parts of an archive are none
+        decompress_files(DecompressConfig(model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png")))
     line = compress_files(replace(config, batch_size=batch_size))
     assert line.startswith("12 images compressed")
     assert coded[:3] == [5, 5, 2]
     assert sum(coded[3:]) == 2
     assert (tmp_path / "zlg" / "images.zlg").read_bytes() == (tmp_path / "whole" / "images.zlg").read_bytes()
-    assert not (tmp_path / "zlg" / "images.parts").exists()
+    assert not (tmp_path / "zlg" / ".images.parts").exists()
     assert "parts" not in (tmp_path / "zlg" / "sources.jsonl").read_text()
 
 
@@ -497,7 +499,7 @@ def test_what_changed_since_the_kill_is_coded_anew(model, images, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "remove", lambda self: None)
         compress_files(config)
-    parts = sorted((tmp_path / "zlg" / "images.parts").iterdir())
+    parts = sorted((tmp_path / "zlg" / ".images.parts").iterdir())
     assert len(parts) == 3
     (tmp_path / "zlg" / "images.zlg").unlink()
     parts[2].write_bytes(parts[2].read_bytes()[:-1])
