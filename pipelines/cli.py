@@ -181,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job = named(given[0], COMMANDS, "command").prepare(given[1:])
         prepared = True
         summary = job()
+        if process == 0:
+            print(summary, flush=True)
     except BrokenPipeError:  # who reads what we print has seen enough: `zellige generate --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -193,8 +195,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif prepared:
             print(f"zellige, process {process}: {message}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
-    if process == 0:
-        print(summary)
     return 0
 
 

@@ -115,9 +115,12 @@ def test_help_is_a_command_too(words, capsys):
     assert shown[0].startswith(f"usage: zellige {' '.join(named) or 'COMMAND'}")
 
 
-def test_a_reader_who_has_seen_enough_gets_no_traceback():
+@pytest.mark.parametrize(
+    "line", [["decompress", "--help"], ["info", "--file", str(EARLIER_BUILDS / "zlg" / "packed.zlg")]]
+)
+def test_a_reader_who_has_seen_enough_gets_no_traceback(line):
     """`zellige generate --help | head -3`."""
-    command = [sys.executable, "-m", "pipelines", "decompress", "--help"]
+    command = [sys.executable, "-m", "pipelines", *line]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None and running.stderr is not None  # noqa: PT018
         running.stdout.close()
