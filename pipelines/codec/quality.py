@@ -43,7 +43,7 @@ def quality(codec: Codec, archive: Archive, data: bytes, against: Path, title: s
             f"{against} has {original.height}x{original.width} pixels, {title} {shape.height}x{shape.width}; name the "
             "image that was compressed"
         )
-    decoded = to_pil(codec.decompress(data)[0])
+    decoded = to_pil(codec.decompress(data, title=title)[0])
     psnr = decibels(np.asarray(original), np.asarray(decoded))
     similarity = ssim(to_images(decoded), to_images(original))
     return ("PSNR: equal" if psnr is None else f"PSNR: {psnr:.2f} dB") + (

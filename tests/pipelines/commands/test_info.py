@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from common.errors import UserError
+from pipelines.codec.archive import Archive, read_archive, write_archive
+from pipelines.codec.codec import Codec
 from pipelines.commands.info import InfoConfig, describe_file
 
 EARLIER = Path(__file__).parents[2] / "earlier_builds"
@@ -47,3 +51,15 @@ def test_a_folder_of_something_else_is_told_with_its_command(model, tmp_path):
 def test_a_model_is_held_against_one_file_only(folder, model):
     with pytest.raises(UserError, match="is a folder: a model is held against one file"):
         describe_file(InfoConfig(file=str(folder), model=str(model)))
+
+
+def test_a_file_whose_image_cannot_be_decoded_is_named(tmp_path):
+    archive = read_archive((EARLIER / "zlg" / "packed.zlg").read_bytes())
+    codec = Codec.from_pretrained(EARLIER / "model")
+    entry = archive.entries[0]._replace(crc=5)
+    path = tmp_path / "edited.zlg"
+    path.write_bytes(write_archive(Archive((entry,), codec.stage1)))
+    Image.fromarray(np.zeros((entry.shape.height, entry.shape.width), dtype=np.uint8)).save(tmp_path / "a.png")
+    config = InfoConfig(file=str(path), model=str(EARLIER / "model"), against=str(tmp_path / "a.png"))
+    with pytest.raises(UserError, match=r"edited.zlg was edited: its codes do not have the checksum"):
+        describe_file(config)
