@@ -90,8 +90,10 @@ def is_given(path: str, arguments: Sequence[str]) -> bool:
 
 
 def example(expected: str, given: str) -> str:
-    """` such as [128,128]` where two whole numbers were expected and one was given."""
+    """` such as [128,128]` where two whole numbers were expected and one was given, or [7,9] where 7,9 for a list."""
     numbers = re.findall(r"\d+(?:\.\d+)?", given) or ["256"]
+    if expected == "a list of whole numbers":
+        return f" such as [{','.join(numbers)}]"
     if expected not in ("two whole numbers", "two numbers"):
         return ""
     first, second = (numbers * 2)[:2]

@@ -47,6 +47,8 @@ class DecompressConfig:
             raise UserError("expected one of --model MODEL and --models FOLDER, which holds the model")
         if self.max_pixels < 1:
             raise UserError(f"max_pixels={self.max_pixels}, expected at least 1")
+        if self.only == ():
+            raise UserError("only names no image, expected numbers such as [0,99]; leave it out for all images")
 
 
 def decompress_files(config: DecompressConfig) -> str:
@@ -130,7 +132,7 @@ def images_in(path: Path, only: Sequence[int] | None) -> InFile:
     with open_archive(path) as file:
         if only is None:
             file.check()
-        numbers = range(file.count) if only is None else only
+        numbers = range(file.count) if only is None else list(dict.fromkeys(only))
         return InFile(file.head, list(file.entries(numbers)), numbers, list(file.names()))
 
 

@@ -451,11 +451,16 @@ def test_only_some_images_of_an_archive_are_decompressed(model, images, tmp_path
     assert main(["compress", "--model", str(model), "--images", str(images), "--out", str(tmp_path / "zlg"),
                  "--archive"]) == 0  # fmt: skip
     back = ["decompress", "--model", str(model), "--files", str(tmp_path / "zlg"), "--out", str(tmp_path / "png")]
-    assert main([*back, "--only", "[3,0]"]) == 0
+    assert main([*back, "--only", "[3,0,3]"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 images in ")
     written = sorted(path.name for path in (tmp_path / "png").rglob("*.png"))
     assert written == ["00.png", "03.png"]
     assert main([*back, "--only", "[12]"]) == 2
     assert "images.zlg has no image 12, expected 0 to 11" in capsys.readouterr().err
+    assert main([*back, "--only", "7,9"]) == 2
+    assert "only: expected a list of whole numbers such as [7,9], got '7,9'" in capsys.readouterr().err
+    assert main([*back, "--only", "[]"]) == 2
+    assert "only names no image, expected numbers such as [0,99]" in capsys.readouterr().err
     assert main(back) == 0
     assert "10 images in" in capsys.readouterr().out
     assert len(list((tmp_path / "png").rglob("*.png"))) == 12
