@@ -13,6 +13,7 @@ from common.runs import stage_of_run
 
 ASSEMBLED, QUICKSTART = "an assembled model", "a run of quickstart"
 SHARDS, COMPRESSED = "a folder of code shards", "a folder of .zlg files"
+PARTS_NAME = "images.parts"  # folder of the batches of an archive that `zellige compress` is making, beside it
 
 
 class FolderKind(NamedTuple):
@@ -66,3 +67,16 @@ def files_of(folder: Path, suffix: str) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in sorted(files) if name.endswith(suffix) and not name.startswith("."))
+
+
+def compressed_files(folder: Path) -> list[Path]:
+    """The .zlg files below a folder but those of archives that are being made: their images will be in these. Raises
+    UserError where there are no others."""
+    files = list(files_of(folder, ".zlg"))
+    whole = [file for file in files if file.parent.name != PARTS_NAME]
+    if files and not whole:
+        raise UserError(
+            f"{folder} holds an archive that is not finished; give the command again by which `zellige compress` began "
+            "it, or wait for it"
+        )
+    return whole

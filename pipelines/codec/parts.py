@@ -10,9 +10,8 @@ from common.errors import UserError
 from common.sources import Sources, times_of
 from pipelines.codec.archive import VERSION, Archive, Entry, read_archive
 from pipelines.codec.codec import Codec
+from pipelines.folder_kinds import PARTS_NAME
 from pipelines.pictures import quick_file
-
-PARTS_NAME = ".images.parts"  # folder beside the archive
 
 
 class Parts:

@@ -21,7 +21,7 @@ from pipelines.codec.archive import SUFFIX, Archive, Entry, Mode, arithmetic_of,
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
 from pipelines.codec.models import Models
 from pipelines.devices import open_device
-from pipelines.folder_kinds import files_of
+from pipelines.folder_kinds import compressed_files
 from pipelines.image_folders import target_names
 from pipelines.pictures import is_complete_png, save_png, to_pil
 from pipelines.settings import results_folder
@@ -192,8 +192,8 @@ def decoded_together(wanted: Sequence[Wanted], max_pixels: int) -> Iterator[list
 
 
 def zlg_files(folder: Path) -> list[str]:
-    """The .zlg files below a folder, relative to it, hidden ones left out. Raises UserError where there are none."""
-    names = sorted(str(path.relative_to(folder)) for path in files_of(folder, SUFFIX))
+    """The .zlg files below a folder, relative to it. Raises UserError where there are none, or no finished ones."""
+    names = sorted(str(path.relative_to(folder)) for path in compressed_files(folder))
     if not names:
         raise UserError(f"{folder} holds no {SUFFIX} files; name a folder that `zellige compress` wrote")
     return names

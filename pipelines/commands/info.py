@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.wording import counted
 from pipelines.codec.archive import SUFFIX, Archive, arithmetic_of, read_archive, read_file
-from pipelines.folder_kinds import files_of, kind_of_folder
+from pipelines.folder_kinds import compressed_files, kind_of_folder
 
 SHOWN_SHAPES = 5
 
@@ -51,7 +51,7 @@ def describe_file(config: InfoConfig) -> str:
 def describe_folder(folder: Path, config: InfoConfig) -> str:
     """All .zlg files below a folder together. Raises UserError for a folder of something else, with the command that
     shows it, and for a damaged file."""
-    paths = list(files_of(folder, SUFFIX))
+    paths = compressed_files(folder)
     if not paths:
         if kind := kind_of_folder(folder):
             raise UserError(f"{folder} is {kind.what}, expected a {SUFFIX} file or a folder of them; try: {kind.then}")

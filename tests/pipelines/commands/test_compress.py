@@ -488,14 +488,16 @@ def test_an_archive_is_taken_up_again_after_a_kill(model, images, tmp_path, monk
     with pytest.raises(StoppedError):
         compress_files(config)
     assert not (tmp_path / "zlg" / "images.zlg").exists()
-    with pytest.raises(UserError, match=r"holds no \.zlg files"):  # parts of an archive are none
-        decompress_files(DecompressConfig(model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png")))
+    back = DecompressConfig(model=str(model), files=str(tmp_path / "zlg"), out=str(tmp_path / "png"))
+    for use in (lambda: decompress_files(back), lambda: describe_file(InfoConfig(file=back.files))):
+        with pytest.raises(UserError, match="zlg holds an archive that is not finished; give the command again"):
+            use()
     line = compress_files(replace(config, batch_size=batch_size))
     assert line.startswith("12 images compressed")
     assert coded[:3] == [5, 5, 2]
     assert sum(coded[3:]) == 2
     assert (tmp_path / "zlg" / "images.zlg").read_bytes() == (tmp_path / "whole" / "images.zlg").read_bytes()
-    assert not (tmp_path / "zlg" / ".images.parts").exists()
+    assert not (tmp_path / "zlg" / "images.parts").exists()
     assert "parts" not in (tmp_path / "zlg" / "sources.jsonl").read_text()
 
 
@@ -504,8 +506,9 @@ def test_what_changed_since_the_kill_is_coded_anew(model, images, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "remove", lambda self: None)
         compress_files(config)
-    parts = sorted((tmp_path / "zlg" / ".images.parts").iterdir())
+    parts = sorted((tmp_path / "zlg" / "images.parts").iterdir())
     assert len(parts) == 3
+    assert ": 1 file, 12 images, " in describe_file(InfoConfig(file=config.out))  # an image is not counted twice
     (tmp_path / "zlg" / "images.zlg").unlink()
     parts[2].write_bytes(parts[2].read_bytes()[:-1])
     Image.open(images / "01.png").transpose(Image.Transpose.ROTATE_180).save(images / "00.png")
