@@ -95,9 +95,10 @@ def compress_files(config: CompressConfig) -> str:
     may_change = {
         # A folder that version 1 of the format was written to names the models by other fingerprints.
         "model": lambda: begun.get("model") in old_names,
-        "prior": lambda: begun.get("prior") in old_names,
+        "prior": lambda: mode != Mode.prior or begun.get("prior") in old_names,
         "images": lambda: sources.are_at(files),
-        "tables": lambda: begun.get("tables") is None,  # what was written without tables needs none
+        # What was written without tables needs none.
+        "tables": lambda: mode == Mode.packed or begun.get("tables") is None,
     }
     opened = results_folder(
         out,

@@ -301,6 +301,18 @@ def test_other_settings_do_not_mix(model, images, tmp_path):
         compress_files(replace(config, mode="table"))
 
 
+def test_what_a_mode_does_not_use_may_be_another(model, images, tmp_path):
+    """Packed codes need the autoencoder alone, which is in the same folder here."""
+    config = CompressConfig(model=str(model), images=str(images), out=str(tmp_path), mode="packed")
+    compress_files(config)
+    line = compress_files(replace(config, model=str(model / "stage1")))
+    assert line.endswith("; 12 were there already")
+    other = CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path / "table"), mode="table")
+    compress_files(other)
+    with pytest.raises(UserError, match="this model has no tables"):
+        compress_files(replace(other, model=str(model / "stage1")))
+
+
 def test_a_label_is_told_to_the_prior(model, images, tmp_path):
     config = CompressConfig(model=str(model), images=str(images / "00.png"), out=str(tmp_path), label=2)
     compress_files(config)
