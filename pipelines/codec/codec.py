@@ -302,9 +302,10 @@ class Codec:
         `decompress`."""
         pixels = sum(self.pixels_of(entry) for entry in entries)
         if pixels > max_pixels:
+            fewer = "ask for fewer of its images, or " if len(entries) > 1 else ""
             raise UserError(
-                f"{titles[0]} claims {pixels} pixels, expected at most {max_pixels} at once; ask for fewer of its "
-                "images, or raise max_pixels if you trust it"
+                f"{titles[0]} claims {pixels} pixels, padded to the stride, expected at most {max_pixels} at once; "
+                f"{fewer}raise max_pixels if you trust it"
             )
         specs: dict[Shape, CodeSpec] = {}
         for entry, title in zip(entries, titles, strict=True):

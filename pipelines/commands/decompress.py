@@ -101,7 +101,8 @@ def decompress_files(config: DecompressConfig) -> str:
             sources.finish()
     if failures:
         more = f" ({len(failures) - 1} more such failures)" if len(failures) > 1 else ""
-        raise UserError(f"{failures[0]}{more}; {written} other images are in {out}" if written else failures[0] + more)
+        others = f"; {counted(written, 'other image')} written to {out}" if written else ""
+        raise UserError(f"{failures[0]}{more}{others}")
     by_prior = [f"; {count} in mode prior, {arithmetic}" for arithmetic, count in arithmetics.items()]
     return (
         f"{counted(written, 'image')} in {out}" + (f"; {kept} were there already" if kept else "") + "".join(by_prior)
