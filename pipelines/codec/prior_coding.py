@@ -31,7 +31,8 @@ from stage2_prior.priors import AutoregressivePrior, Prior
 from stage2_prior.stepping import walk
 
 FEWEST, MOST = 8, 64  # images whose codes a prior walks together: fewer cost as much
-CACHE_BYTES = 1 << 30  # of what the prior keeps of them
+BYTES = 1 << 30  # of what the prior keeps of them, and of the logits of a step
+LOGIT_BYTES = 40  # what a logit takes on its way to a frequency
 
 
 def check_can_code(prior: Prior | None) -> AutoregressivePrior:
@@ -84,8 +85,11 @@ def ready_to_code(prior: AutoregressivePrior) -> AutoregressivePrior:
 
 
 def images_at_once(prior: AutoregressivePrior) -> int:
-    """As many images as code together fast and within CACHE_BYTES, but not less than FEWEST."""
-    return max(FEWEST, min(MOST, CACHE_BYTES // cache_bytes(prior)))
+    """As many images as code together fast and within BYTES, but not less than FEWEST."""
+    grids = prior.code_spec.grids
+    codes = 1 if prior.steps == prior.code_spec.codes_per_image else max(grid.size for grid in grids)  # of a step
+    logits = LOGIT_BYTES * codes * max(grid.vocabulary for grid in grids)
+    return max(FEWEST, min(MOST, BYTES // (cache_bytes(prior) + logits)))
 
 
 def condition_of(prior: AutoregressivePrior, labels: Sequence[int | None]) -> Condition:

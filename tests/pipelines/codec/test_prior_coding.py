@@ -186,6 +186,15 @@ def test_large_priors_walk_fewer_images_at_once():
     assert images_at_once(prior) == 64
     prior.config = replace(prior.config, layers=24, width=4096)
     prior.code_spec = replace(prior.code_spec, grids=(Grid("codes", 4, 4, 11),))
-    assert images_at_once(prior) == 2**30 // (16 * 17 * 24 * 4096)
+    assert images_at_once(prior) == 2**30 // (16 * 17 * 24 * 4096 + 40 * 11)
     prior.code_spec = replace(prior.code_spec, grids=(Grid("codes", 64, 64, 11),))
     assert images_at_once(prior) == 8
+
+
+def test_large_vocabularies_are_coded_a_few_images_at_once():
+    prior = tiny_prior("transformer")
+    prior.code_spec = replace(prior.code_spec, grids=(Grid("codes", 3, 5, 2**20),))
+    assert images_at_once(prior) == 25
+    scales = tiny_prior("var")
+    scales.code_spec = replace(scales.code_spec, grids=(*scales.code_spec.grids[:2], Grid("last", 32, 32, 4096)))
+    assert images_at_once(scales) == 8
