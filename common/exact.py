@@ -87,10 +87,15 @@ def on_grid(x: Tensor, bits: int, dim: int = -1) -> Tensor:
     With p the smallest power of two above the row's largest size, but not below 2**-39, (x + c) - c for
     c = 1.5 * 2**(52 - bits) p rounds to multiples of 2**-bits p.
     """
+    c = grid_constant(x, bits, dim)
+    return (x + c).sub_(c)
+
+
+def grid_constant(x: Tensor, bits: int, dim: int = -1) -> Tensor:
+    """The c of `on_grid`, of each row."""
     sizes = x.abs().amax(dim=dim, keepdim=True).clamp_(min=SMALLEST)
     halves = (sizes.view(torch.int64) & EXPONENT).view(torch.float64)  # p / 2
-    c = halves * (3 * 2.0 ** (MANTISSA - 1 - bits))
-    return (x + c).sub_(c)
+    return halves * (3 * 2.0 ** (MANTISSA - 1 - bits))
 
 
 def factors_of(x: Tensor) -> Tensor:
@@ -101,8 +106,7 @@ def factors_of(x: Tensor) -> Tensor:
 def in_two(x: Tensor) -> Tensor:
     """`... m n` as `... 2m n` of COARSE's type, two parts of each row that add up to it: the row on its grid, and what
     is left on a grid as much finer as the grid has bits."""
-    sizes = x.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST)
-    c = (sizes.view(torch.int64) & EXPONENT).view(torch.float64) * (3 * 2.0 ** (MANTISSA - 1 - COARSE.bits))
+    c = grid_constant(x, COARSE.bits)
     high = (x + c).sub_(c)
     c.mul_(2.0**-COARSE.bits)
     low = (x - high).add_(c).sub_(c)

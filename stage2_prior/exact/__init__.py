@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stage2_prior.condition import Condition
-from stage2_prior.exact.hierarchical import ExactHierarchical
+from stage2_prior.exact.hierarchical import exact_hierarchical
 from stage2_prior.exact.llamagen import ExactLlamaGen
 from stage2_prior.exact.mingpt import ExactMinGPT
 from stage2_prior.exact.pixelcnn import ExactPixelCNN
@@ -24,7 +24,7 @@ WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
     "transformer": ExactTransformer,
     "pixelcnn": ExactPixelCNN,
     "pixelsnail": ExactPixelSNAIL,
-    "hierarchical": ExactHierarchical,
+    "hierarchical": exact_hierarchical,
     "rq_transformer": ExactRQTransformer,
     "llamagen": ExactLlamaGen,
     "mingpt": ExactMinGPT,

@@ -10,7 +10,7 @@ joined afterwards (`train-stage2 --level`, `from_levels`): the same, weight for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, cast
 
@@ -198,9 +198,17 @@ class HierarchicalStepper:
     """The levels' steppers, one after the other: each is made when the levels above it are known, and dropped with its
     caches when its own codes are."""
 
-    def __init__(self, prior: Hierarchical, batch: int, condition: Condition):
+    def __init__(
+        self,
+        prior: Hierarchical,
+        batch: int,
+        condition: Condition,
+        stepper_of: Callable[[AutoregressivePrior, int, Condition], Stepper] | None = None,
+    ):
+        """stepper_of: makes a level's; None: its own `stepper`."""
         prior.check(batch, condition)
         self.prior = prior
+        self.stepper_of = stepper_of or (lambda level, batch, condition: level.stepper(batch, condition))
         self.batch = batch
         self.device = next(prior.parameters()).device
         self.condition = condition.to(self.device)
@@ -215,7 +223,7 @@ class HierarchicalStepper:
     def begin(self) -> Stepper:
         enabled, dtype = self.autocast
         with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
-            return self.prior.level(self.level).stepper(self.batch, below(self.condition, self.known))
+            return self.stepper_of(self.prior.level(self.level), self.batch, below(self.condition, self.known))
 
     def next(self, previous: Tensor | None) -> Tensor:
         if previous is not None:
