@@ -1,0 +1,1 @@
+"""Objectives: what a VAE is trained by."""

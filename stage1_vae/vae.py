@@ -1,0 +1,115 @@
+"""The variational autoencoder of Kingma and Welling 2013, "Auto-Encoding Variational Bayes" (arXiv:1312.6114), with any
+posterior, prior, network and likelihood of this package."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.model_io import PretrainedModel
+from stage1_vae.decoders import FactorisedDecoder
+from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
+from stage1_vae.networks.dense import DenseConfig, DenseDecoder, DenseEncoder
+from stage1_vae.objectives.terms import Terms
+from stage1_vae.posteriors import POSTERIORS, DiagonalGaussianConfig, Posterior, PosteriorConfig, build_posterior
+from stage1_vae.posteriors.base import LatentShape
+from stage1_vae.priors import PRIORS, LatentPriorConfig, StandardNormalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """p(z) p(x|z) and q(z|x)."""
+
+    kind: str = "vae"
+    channels: int = 1  # c of the images: 3 for colour, 1 for grey
+    latents: int = 20  # d: numbers of an image's latent vector
+    encoder: DenseConfig = field(default_factory=DenseConfig)
+    posterior: PosteriorConfig = field(default_factory=DiagonalGaussianConfig)
+    prior: LatentPriorConfig = field(default_factory=StandardNormalConfig)
+    decoder: DenseConfig = field(default_factory=DenseConfig)
+    likelihood: LikelihoodConfig = field(default_factory=BernoulliConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "latents"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)}, expected at least 1")
+
+
+class VAE(PretrainedModel):
+    """Images, b c H W in [-1, 1] and of one size, <-> latents, b *shape."""
+
+    kind = "vae"
+    config_class = VAEConfig
+
+    def __init__(self, config: VAEConfig, image_size: tuple[int, int]) -> None:
+        """image_size: (H, W) of all images."""
+        super().__init__()
+        self.config = config
+        self.image_size = image_size
+        self.shape: LatentShape = (config.latents,)
+        images = (config.channels, *image_size)
+        self.posterior_layer = build_posterior(config.posterior, self.shape)
+        self.encoder = DenseEncoder(config.encoder, images, self.posterior_layer.features)
+        self.prior = PRIORS[config.prior.kind][0](config.prior, self.shape)
+        likelihood = build_likelihood(config.likelihood, config.channels)
+        outputs = (likelihood.outputs, *image_size)
+        self.decoder = FactorisedDecoder(DenseDecoder(config.decoder, self.shape, outputs), likelihood)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"config": asdict(self.config), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> Self:
+        config, (height, width) = dict(arguments["config"]), arguments["image_size"]
+        for name, kinds in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS)):
+            config[name] = kinds[config[name]["kind"]][1](**config[name])
+        for name in ("encoder", "decoder"):
+            config[name] = DenseConfig(**config[name])
+        return cls(VAEConfig(**config), (height, width))
+
+    def posterior(self, images: Tensor) -> Posterior:
+        """q(z|x) of images, b c H W in [-1, 1]. Raises UserError for images of another shape."""
+        self.check_images(images)
+        return self.posterior_layer(self.encoder(images))
+
+    def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None) -> Terms:
+        """What objectives are made of: b c H W in [-1, 1], and `draws` draws of the latents of each image, or those of
+        `noise`, k b *shape, as `Posterior.noise` gives it."""
+        posterior = self.posterior(images)
+        latents, log_posterior = posterior.draw(posterior.noise(draws) if noise is None else noise)
+        return Terms(
+            latents=(latents,),
+            log_likelihood=self.decoder.log_likelihood(latents, images),
+            log_prior=(self.prior.log_density(latents),),
+            log_posterior=(log_posterior,),
+            exact_kl=(self.prior.kl(posterior),),
+        )
+
+    def forward(self, images: Tensor, draws: int = 1, noise: Tensor | None = None) -> Terms:
+        """`terms`, by the name under which a wrapped model (DDP, compile) is called."""
+        return self.terms(images, draws, noise)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The means of their posteriors: b c H W -> b *shape."""
+        return self.posterior(images).mean
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """n *shape -> n c H W in [-1, 1]: the mean image of each."""
+        return self.decoder.mean(latents).clamp(-1, 1)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Images of latents that the prior draws: count c H W."""
+        return self.decode(self.prior.sample(count, generator))
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises UserError unless they are float b c H W of this model's channels and size."""
+        expected = (self.config.channels, *self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+            raise UserError(
+                f"got images of shape {tuple(images.shape)} and type {images.dtype}, expected floats in [-1, 1] of "
+                f"(batch, {', '.join(map(str, expected))}): a VAE knows one size; resize or crop them"
+            )
