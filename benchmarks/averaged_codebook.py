@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from images.datasets import DataConfig, image_datasets, to_float
+from images.quality import psnr
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizer, NearestQuantizerConfig
-from stage1_vq.train import psnr
 from training.ema import EMA
 
 BATCH = 64

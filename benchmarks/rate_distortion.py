@@ -25,11 +25,11 @@ from torch import Tensor
 
 from benchmarks.codec import modes_of, read_images
 from images.datasets import to_float, to_uint8
+from images.quality import psnr
 from pipelines.codec.codec import Codec
 from pipelines.figures import ssim
 from pipelines.pictures import to_pil
 from stage1_vq.losses.perceptual import LPIPS, LPIPSConfig
-from stage1_vq.train import psnr
 
 QUALITIES = {"JPEG": (5, 10, 20, 35, 50, 75, 90), "WEBP": (0, 5, 15, 30, 50, 75, 90), "AVIF": (5, 15, 30, 45, 60, 80)}
 BATCH = 50

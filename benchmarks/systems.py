@@ -26,9 +26,10 @@ from torch import Tensor
 
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float, to_uint8
+from images.quality import psnr
 from pipelines.options import read_recipe
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
-from stage1_vq.train import Stage1Config, psnr, train_stage1
+from stage1_vq.train import Stage1Config, train_stage1
 
 PROBE_STEPS = 12  # of which the first are slower
 TEST_IMAGES, SHOWN = 1000, 8

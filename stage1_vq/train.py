@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,8 +21,9 @@ from common.model_io import PretrainedModel
 from common.processes import process_state
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from images.files import BAD_FILES_NAME
+from images.quality import psnr
+from images.run_facts import check_apart, fingerprint_of
 from images.sheets import contact_sheet, to_pil, to_tensor
-from images.sources import NAMES, FileSource
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary
@@ -35,7 +35,6 @@ from training.run_folder import RunFacts, check_stage, defaults_of
 from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 STAGE = "stage one"
-SIZES = 1000  # files whose sizes tell one set of images from another of the same names
 PREVIEW_SIDE = 112  # pixels: smaller images are magnified in previews
 
 
@@ -188,11 +187,6 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-def psnr(mse: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pixels in [-1, 1], peak to peak 2; at most 100."""
-    return 10 * torch.log10(4 / mse.clamp(min=4e-10))
-
-
 def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     """Trains an autoencoder in the folder `run`, or continues there; best weights in `run/model`. Raises UserError.
 
@@ -251,18 +245,6 @@ def fingerprints(config: Stage1Config, train: ImageDataset, validation: ImageDat
     return found
 
 
-def fingerprint_of(images: ImageDataset) -> str:
-    """Of a part of a source, wherever that lies: its images' names, classes and, of a sample of them, files' sizes; of
-    arrays every pixel. So a million files are not read, and what has been scaled or saved anew is still known."""
-    digest = hashlib.sha256(images.fingerprint().encode())
-    if isinstance(images.source, FileSource):
-        count = len(images)
-        for index in (i * count // SIZES for i in range(SIZES)) if count > SIZES else range(count):
-            file = Path(images.source.location(int(images.indices[index])))
-            digest.update(f"{file.stat().st_size if file.is_file() else None} ".encode())
-    return digest.hexdigest()
-
-
 def companions(config: Stage1Config, smallest: tuple[int, int]) -> tuple[PerceptualLoss | None, Adversary | None]:
     """The losses with networks of their own; None for those that are off. smallest: H and W that no training image
     falls short of. Raises UserError."""
@@ -271,14 +253,3 @@ def companions(config: Stage1Config, smallest: tuple[int, int]) -> tuple[Percept
     if not config.adversarial.weight:
         return perceptual, None
     return perceptual, Adversary(config.adversarial, channels, smallest, config.train.steps)
-
-
-def check_apart(data: DataConfig, run: Path) -> None:
-    """Raises UserError for a run inside a folder of its images, which its previews would change."""
-    for path in (data.path, data.validation_path):
-        folder = Path(path or "").expanduser().resolve()
-        if path and path not in NAMES and folder.is_dir() and folder in (run.resolve(), *run.resolve().parents):
-            raise UserError(
-                f"the run folder {run} lies in the folder of the images, {path}, where its previews would be taken for "
-                "images; name another --run folder, or the images' own subfolder"
-            )

@@ -19,11 +19,11 @@ from common.progress import with_progress
 from common.wording import counted
 from images.datasets import DataConfig, ImageDataset, open_images, to_float
 from images.files import MAX_BAD_SHARE
+from images.quality import psnr
 from pipelines.devices import open_device
 from pipelines.figures import FEW, SSIM_WINDOW, bits_of_codes, entropy, frequency_bits, ssim, standard_error
 from pipelines.stages import check_made_by
 from pipelines.two_stage import TwoStagePipeline
-from stage1_vq.train import psnr
 
 SHARED = 0.02  # of the images: beyond it they are no test images; a few have the codes of another by chance
 

@@ -22,11 +22,13 @@ from PIL import Image
 from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float
+from images.quality import psnr
+from images.run_facts import fingerprint_of
 from images.sheets import contact_sheet, to_pil
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.losses.perceptual import LPIPSConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
-from stage1_vq.train import Stage1Config, Stage1Task, fingerprint_of, fingerprints, psnr, train_stage1
+from stage1_vq.train import Stage1Config, Stage1Task, fingerprints, train_stage1
 from training.loop import TrainConfig
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
@@ -309,7 +311,7 @@ def test_of_many_files_some_are_asked_for_their_size(tmp_path, monkeypatch):
     save_photos(tmp_path / "photos", 40)
     asked = []
     stat = Path.stat
-    monkeypatch.setattr("stage1_vq.train.SIZES", 6)
+    monkeypatch.setattr("images.run_facts.SIZES", 6)
     monkeypatch.setattr(Path, "stat", lambda path, **options: [asked.append(path), stat(path, **options)][1])
     first = fingerprint_of_folder(tmp_path / "photos")
     assert len({path for path in asked if path.suffix == ".png"}) == 6
