@@ -14,8 +14,11 @@ from common.files import read_json
 RUN_CONFIG_NAME = "config.yaml"  # what the run is: itself a recipe
 FACTS_NAME = "run.json"  # of which stage it is, and fingerprints of its data; earlier versions wrote none
 
-# Fields that only recipes of one stage have.
+VAE = "stage one (VAE)"
+
+# Fields that only recipes of one stage have; those of a VAE have data besides, as those of stage one do.
 FIELDS_OF = {
+    VAE: {"objective"},
     "stage one": {"data", "perceptual", "adversarial"},
     "stage two": {"codes", "label_dropout", "num_classes", "level", "given", "captions"},
 }
@@ -36,7 +39,8 @@ def is_config_of_run(config: dict[str, Any]) -> bool:
 
 
 def stage_of_run(run: Path) -> str | None:
-    """`stage one` or `stage two`, whose training a folder holds; None where it holds none of a stage."""
+    """`stage one`, `stage one (VAE)` or `stage two`, whose training a folder holds; None where it holds none of a
+    stage."""
     with suppress(UserError, OSError, KeyError, TypeError):
         stage = read_json(run / FACTS_NAME)["stage"]
         if stage in FIELDS_OF:
@@ -49,4 +53,4 @@ def stage_of_recipe(recipe: Any) -> str | None:
     if not isinstance(recipe, dict):
         return None
     stages = [stage for stage, names in FIELDS_OF.items() if recipe.keys() & names]
-    return stages[0] if len(stages) == 1 else None
+    return stages[0] if len(stages) == 1 or stages[:2] == [VAE, "stage one"] else None

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import configs
 from common.errors import FieldError, UserError
-from common.runs import stage_of_recipe, stage_of_run
+from common.runs import VAE, stage_of_recipe, stage_of_run
 from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.help import help_of
@@ -27,7 +27,11 @@ from pipelines.mistakes import check_arguments, check_fields, explain
 
 Config = TypeVar("Config")
 
-STAGES = {"stage1": (1, "one"), "stage2": (2, "two")}  # folders of recipes
+STAGES = {  # by the folder of their recipes: the command that trains them, and what they are
+    "stage1": ("train-stage1", "stage one"),
+    "vae": ("train-vae", VAE),
+    "stage2": ("train-stage2", "stage two"),
+}
 
 
 def read_options(command: str, config_class: type[Config], arguments: Sequence[str]) -> Config:
@@ -180,9 +184,9 @@ def find_recipe(name: str, recipes: str) -> Path:
     for path in (Path(name), packaged):
         if path.is_file():
             return path
-    (other,) = STAGES.keys() - {recipes}
-    if name in recipe_names(other):
-        raise wrong_stage(name, other)
+    for other in STAGES.keys() - {recipes}:
+        if name in recipe_names(other):
+            raise wrong_stage(name, other)
     if Path(name).is_dir():
         raise UserError(f"{name} is a folder, expected a recipe; {recipes_help(recipes)}")
     close = difflib.get_close_matches(name, recipe_names(recipes), n=2)
@@ -199,15 +203,15 @@ def recipes_help(recipes: str) -> str:
 
 
 def check_stage(recipe: Mapping[str, Any], title: str, recipes: str) -> None:
-    """Raises UserError for a recipe of the other stage."""
-    for other, (_, word) in STAGES.items():
-        if other != recipes and stage_of_recipe(recipe) == f"stage {word}":
+    """Raises UserError for a recipe of another stage."""
+    for other, (_, stage) in STAGES.items():
+        if other != recipes and stage_of_recipe(recipe) == stage:
             raise wrong_stage(title, other)
 
 
 def wrong_stage(title: str, recipes: str) -> UserError:
-    number, word = STAGES[recipes]
-    return UserError(f"{title} is a recipe of stage {word}; use train-stage{number}, or name another --config")
+    command, stage = STAGES[recipes]
+    return UserError(f"{title} is a recipe of {stage}; use {command}, or name another --config")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

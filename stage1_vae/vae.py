@@ -4,7 +4,7 @@ posterior, prior, network and likelihood of this package."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from stage1_vae.priors import PRIORS, LatentPriorConfig, StandardNormalConfig
 class VAEConfig:
     """p(z) p(x|z) and q(z|x)."""
 
-    kind: str = "vae"
+    kind: Literal["vae"] = "vae"
     channels: int = 1  # c of the images: 3 for colour, 1 for grey
     latents: int = 20  # d: numbers of an image's latent vector
     encoder: DenseConfig = field(default_factory=DenseConfig)

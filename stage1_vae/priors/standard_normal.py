@@ -21,9 +21,11 @@ class StandardNormalConfig:
 
 
 class StandardNormal(LatentPrior):
+    place: Tensor  # of nothing: it tells the device
+
     def __init__(self, config: StandardNormalConfig, shape: LatentShape) -> None:
         super().__init__(config, shape)
-        self.register_buffer("place", torch.empty(0), persistent=False)  # tells the device
+        self.register_buffer("place", torch.empty(0), persistent=False)
 
     def log_density(self, latents: Tensor) -> Tensor:
         return flat_terms(-0.5 * latents.square() - 0.5 * math.log(2 * math.pi), 2)
