@@ -1,0 +1,55 @@
+"""What every objective is: the loss that a VAE is trained by, made of the terms that its forward pass gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from stage1_vae.objectives.terms import Terms
+from stage1_vae.posteriors.base import LatentShape
+from training.task import Companion, Guard
+
+
+class TrainingFacts(NamedTuple):
+    """What objectives need to know of a training besides its batches."""
+
+    images: int  # n, training images
+    steps: int  # of the whole training
+    latent_shape: LatentShape  # of an image
+    generator: tuple[nn.Parameter, ...]  # weights of p(z) and p(x|z)
+
+
+class ObjectiveOutput(NamedTuple):
+    loss: Tensor  # scalar with a graph: a mean over images, in nats per image
+    metrics: dict[str, Tensor]  # detached scalars, the same names in every step
+    companion_losses: Mapping[str, Tensor] = {}  # of the companions of these names that learn in this step
+    resting: tuple[nn.Parameter, ...] = ()  # weights of the model that this step leaves as they are
+
+
+class Objective:
+    """Settings and schedules of a loss; what it computes is in free functions of `Terms`.
+
+    Schedules go by the number of the step that `loss` is given, from 0. Nothing here counts.
+    """
+
+    companions: dict[str, Companion]  # networks that learn beside the model, by name: training.task.Companion
+    guard: Guard | None  # judges validations, where an objective must; it is part of a checkpoint
+
+    def __init__(self, config: Any, facts: TrainingFacts) -> None:
+        self.config, self.facts = config, facts
+        self.companions = {}
+        self.guard = None
+
+    def loss(self, model: nn.Module, images: Tensor, step: int, noise: Tensor | None = None) -> ObjectiveOutput:
+        """The loss of a micro-batch of this step.
+
+        model: as the loop has wrapped it (DDP, compile): called with images, and optionally how many draws or their
+        noise, k b *shape, it gives Terms. images: b c H W in [-1, 1]. noise: of the draws, for tests; None: drawn here.
+        """
+        raise NotImplementedError
+
+    def validation_figures(self, terms: Terms) -> dict[str, Tensor]:
+        """What its guard wants to know of a validation besides what all do, each `b`; by default nothing."""
+        return {}
