@@ -81,6 +81,10 @@ COMMANDS = {
     "train-stage1": Command(
         "train an autoencoder: images to codes and back", from_arguments("pipelines.commands.train_stage1")
     ),
+    "train-vae": Command(
+        "train a likelihood VAE: images to continuous latents and back",
+        from_arguments("pipelines.commands.train_vae"),
+    ),
     "encode": Command(
         "turn images into code shards, with a trained autoencoder",
         from_options("encode", "pipelines.commands.encode", "EncodeConfig", "encode_images"),

@@ -3,11 +3,12 @@ posterior, prior, network and likelihood of this package."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.model_io import PretrainedModel
@@ -92,6 +93,13 @@ class VAE(PretrainedModel):
     def forward(self, images: Tensor, draws: int = 1, noise: Tensor | None = None) -> Terms:
         """`terms`, by the name under which a wrapped model (DDP, compile) is called."""
         return self.terms(images, draws, noise)
+
+    def initialise(self, batches: Sequence[Tensor]) -> None:
+        """Called once, before the first step, with the images, b c H W in [-1, 1], of each of its micro-batches."""
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """The weights of p(z) and p(x|z): all but those of q(z|x)."""
+        return [*self.prior.parameters(), *self.decoder.parameters()]
 
     def encode(self, images: Tensor) -> Tensor:
         """The means of their posteriors: b c H W -> b *shape."""

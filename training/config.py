@@ -15,6 +15,7 @@ class TrainConfig:
     steps: int = 10_000  # optimiser steps of the whole run
     batch_size: int = 64  # samples per optimiser step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step: the same result in less memory
+    optimizer: Literal["adam", "rmsprop"] = "adam"  # rmsprop: centred (Graves 2013), its decay 0.99
     learning_rate: float = 3e-4  # peak, after the warm-up
     betas: tuple[float, float] = (0.9, 0.999)  # Adam's
     weight_decay: float = 0.0  # AdamW's, on weights of two and more axes; 0 is plain Adam
@@ -52,6 +53,11 @@ class TrainConfig:
         for name, decays in (("betas", self.betas), ("ema_decay", (self.ema_decay,))):
             if not all(0 <= decay < 1 for decay in decays):
                 raise UserError(f"train.{name}={getattr(self, name)}, expected from 0 to below 1")
+        if self.optimizer == "rmsprop" and self.weight_decay:
+            raise UserError(
+                f"train.weight_decay={self.weight_decay} with train.optimizer=rmsprop, expected 0: only adam decays "
+                "weights apart from its gradients; leave one of the two out"
+            )
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"train.batch_size={self.batch_size} cannot be split into train.accumulate={self.accumulate} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from common.distributed import mean_over_processes, several_processes
 from training.checkpoint import load_optimizer_tensors, optimizer_tensors
 
+RMSPROP_DECAY = 0.99
+
 Schedule = Callable[[int], float]
 """The learning rate of a step of the run, counted from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """Of AdamW, and of what comes before it."""
+    """Of the optimiser, and of what comes before it."""
 
+    kind: Literal["adam", "rmsprop"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0  # of weights of two and more axes; 0 is plain Adam
     max_grad_norm: float = 0.0  # gradients are scaled down to this norm; 0 is off
@@ -74,7 +78,10 @@ def make_optimizer(
     weights: list[nn.Parameter], settings: OptimizerSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which is Adam where weight_decay is 0. What has one
-    number for each channel does not decay: biases, norms and gains of weight normalisation."""
+    number for each channel does not decay: biases, norms and gains of weight normalisation. Or RMSprop in its centred
+    form (Graves 2013, arXiv:1308.0850, equations 38 to 41), without decay of weights."""
+    if settings.kind == "rmsprop":
+        return torch.optim.RMSprop(weights, lr=learning_rate, alpha=RMSPROP_DECAY, centered=True)
 
     def is_matrix(weight: nn.Parameter) -> bool:
         return sum(side > 1 for side in weight.shape) >= 2

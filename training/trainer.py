@@ -87,7 +87,10 @@ class Trainer:
         self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
         self.model = wrap(task.model, self.accelerator, config)
         settings = OptimizerSettings(
-            betas=config.betas, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm
+            kind=config.optimizer,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
         )
         self.learner = Learner(task.model, settings, self._learning_rate)
         self.companions = {  # those that learn

@@ -34,6 +34,7 @@ class Objective:
     Schedules go by the number of the step that `loss` is given, from 0. Nothing here counts.
     """
 
+    best_metric: str = "negative_elbo"  # of a validation, by whose lowest value the best weights are kept
     companions: dict[str, Companion]  # networks that learn beside the model, by name: training.task.Companion
     guard: Guard | None  # judges validations, where an objective must; it is part of a checkpoint
 

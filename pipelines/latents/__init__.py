@@ -1,0 +1,1 @@
+"""Likelihood VAEs behind the commands: drawn from, judged, walked through."""

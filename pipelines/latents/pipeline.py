@@ -1,0 +1,139 @@
+"""A likelihood VAE as a generator: a prior draws latents, the decoder turns them into images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.processes import usable_device
+from pipelines.image_input import Picture, Pictures, as_images, stacked
+from pipelines.latents.models import load_vae
+from stage1_vae.vae import VAE
+
+Pixels = Literal["mean", "mode", "sample"]
+"""What is shown of p(x|z): its mean, its most likely image, or one drawn from it."""
+
+
+class SamplesLatents(Protocol):
+    """A prior over latents, of the VAE's own or learned after it."""
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+class Drawn(NamedTuple):
+    images: Tensor  # n c H W, float32 in [-1, 1]
+    latents: Tensor  # n *shape
+
+
+class LatentPipeline:
+    """A VAE and what its latents are drawn from.
+
+    >>> pipeline = LatentPipeline.from_pretrained("runs/mnist_vae")
+    >>> images = pipeline.generate(16, seed=3).images  # 16 1 28 28, in [-1, 1]
+
+    Where a method takes images it takes tensors b c H W or c H W in [-1, 1] (or uint8), PIL pictures, paths, or a
+    sequence of them (pipelines/image_input.py), of the size and channels of the model.
+    """
+
+    def __init__(self, vae: VAE, prior: SamplesLatents | None = None) -> None:
+        """prior: learned over the latents of exactly this VAE; None: the one that it was trained with."""
+        self.vae = vae.eval()
+        self.prior: SamplesLatents = vae.prior if prior is None else prior
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vae.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        self.vae.to(device)
+        if isinstance(self.prior, torch.nn.Module):
+            self.prior.to(device)
+        return self
+
+    @torch.no_grad()
+    def generate(
+        self, num: int, *, seed: int = 0, first_index: int = 0, batch_size: int = 64, pixels: Pixels = "mean"
+    ) -> Drawn:
+        """New images: samples first_index, first_index + 1, ... of `seed`.
+
+        Sample i of seed s has the same latents whatever the batch size; its pixels agree to rounding. Raises UserError.
+        """
+        if num < 1 or batch_size < 1:
+            raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
+        parts = [
+            self.sample(range(start, min(start + batch_size, first_index + num)), seed, pixels)
+            for start in range(first_index, first_index + num, batch_size)
+        ]
+        return Drawn(*map(torch.cat, zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def sample(self, indices: Sequence[int], seed: int, pixels: Pixels = "mean") -> Drawn:
+        """Samples `indices` of `seed`, as one batch."""
+        latents = torch.cat([self.prior.sample(1, self.generator(seed, index)) for index in indices])
+        if pixels != "sample":
+            return Drawn(self.decode(latents, pixels), latents)
+        images = [
+            self.vae.decoder.sample(latents[i : i + 1], self.generator(seed, index, stream=1))
+            for i, index in enumerate(indices)
+        ]
+        return Drawn(torch.cat(images).clamp(-1, 1), latents)
+
+    def generator(self, seed: int, index: int, stream: int = 0) -> torch.Generator:
+        """Of the random numbers of one sample."""
+        mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xD1342543DE82EF95 + stream * 0xBF58476D1CE4E5B9) % 2**64
+        return torch.Generator(self.device).manual_seed((mixed ^ (mixed >> 29)) % 2**63)
+
+    def images(self, pictures: Pictures) -> Tensor:
+        """b c H W, float in [-1, 1], of tensors, PIL pictures or paths of one size. Raises UserError."""
+        return stacked(as_images(pictures, self.vae.config.channels)).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, images: Pictures) -> Tensor:
+        """The means of the posteriors, b *shape."""
+        return self.vae.encode(self.images(images))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, pixels: Pixels = "mean") -> Tensor:
+        """n *shape -> n c H W, float32 in [-1, 1]."""
+        latents = latents.to(self.device)
+        decoder = self.vae.decoder
+        shown = {"mean": decoder.mean, "mode": decoder.mode, "sample": decoder.sample}[pixels]
+        return shown(latents).float().clamp(-1, 1)
+
+    def reconstruct(self, images: Pictures) -> Tensor:
+        """Images as the means of their posteriors tell them, the same shape."""
+        return self.decode(self.encode(images))
+
+    @torch.no_grad()
+    def interpolate(self, first: Picture, second: Picture, steps: int) -> Drawn:
+        """`steps` images on the way from one image to another, both included, along a great circle between the latents
+        where the prior is N(0, I), whose draws lie near a sphere (White 2016, arXiv:1609.04468). Raises UserError."""
+        if steps < 2:
+            raise UserError(f"got steps={steps}, expected at least 2: the first image and the second")
+        start, end = self.encode([first])[0], self.encode([second])[0]
+        shares = torch.linspace(0, 1, steps, device=start.device)
+        latents = torch.stack([on_the_way(start, end, float(share)) for share in shares])
+        return Drawn(self.decode(latents), latents)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> Self:
+        """The pipeline of a local folder or a Hugging Face hub id, on a device. Raises UserError."""
+        return cls(load_vae(folder_or_hub_id)).to(usable_device(device))
+
+
+def on_the_way(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """The point at `share`, from 0 to 1, of an arc from one point to another, whose distance from the origin changes
+    evenly; of points in one direction, or in opposite ones, that of a straight line."""
+    size, other = start.norm(), end.norm()
+    cosine = float((start * end).sum() / (size * other).clamp(min=1e-12))
+    if not abs(cosine) < 0.9999:
+        return start + share * (end - start)
+    angle = torch.acos(torch.tensor(cosine, dtype=torch.float64))
+    first, second = (torch.sin(angle * part) / torch.sin(angle) for part in (1 - share, share))
+    direction = first.float() * start / size + second.float() * end / other
+    return direction * (size + share * (other - size))

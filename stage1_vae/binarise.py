@@ -1,0 +1,50 @@
+"""Black-and-white images of grey ones, by the three ways of the papers, which give likelihoods that cannot be compared.
+
+`threshold`: white from half on. `once`: white by chance, with the grey value as its probability, drawn once for each
+image (Salakhutdinov and Murray 2008: what most figures on "binary MNIST" mean). `anew`: drawn again whenever a training
+image is seen (Burda et al. 2015, arXiv:1509.00519); held-out images are as for `once`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from images.datasets import ImageDataset, uniforms
+from training.task import Batch
+
+Binarisation = Literal["none", "threshold", "once", "anew"]
+
+
+class NumberedImages:
+    """training.task.Dataset over images, with "numbers", int64 b: where each stands in the whole source, and the images
+    made black and white, 0 and 255, where that is asked for."""
+
+    def __init__(self, images: ImageDataset, binarised: Binarisation = "none", seed: int = 0, *, training: bool):
+        """seed: of the draws. training: whether `anew` draws again at every fetch."""
+        self.images, self.binarised, self.seed, self.training = images, binarised, seed, training
+        self.labels, self.class_names = images.labels, images.class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+        batch = self.images.fetch(indices, draws)
+        numbers = self.images.indices[list(indices)]
+        pixels: np.ndarray = batch["images"].numpy()
+        if self.binarised == "threshold":
+            white = pixels >= 128
+        elif self.binarised in ("once", "anew"):
+            again = self.binarised == "anew" and self.training
+            chance = uniforms(self.seed + again, draws if again else numbers.tolist(), pixels[0].size)
+            white = chance.reshape(pixels.shape) * 255 < pixels
+        else:
+            return {**batch, "numbers": torch.from_numpy(numbers)}
+        return {**batch, "images": torch.from_numpy(white.astype(np.uint8) * 255), "numbers": torch.from_numpy(numbers)}
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.images.fingerprint()} {self.binarised} {self.seed}".encode()).hexdigest()

@@ -1,0 +1,182 @@
+"""The task of likelihood VAEs: one step, one validation, one preview."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.model_io import PretrainedModel
+from common.processes import process_state
+from common.runs import VAE as STAGE
+from images.datasets import DataConfig, image_datasets, to_float
+from images.files import BAD_FILES_NAME
+from images.quality import psnr
+from images.run_facts import check_apart, fingerprint_of
+from stage1_vae.binarise import Binarisation, NumberedImages
+from stage1_vae.likelihoods import BernoulliConfig
+from stage1_vae.objectives import ELBOConfig, ObjectiveConfig, build_objective
+from stage1_vae.objectives.base import Objective, TrainingFacts
+from stage1_vae.objectives.terms import elbo, total_kl
+from stage1_vae.pictures import preview
+from stage1_vae.vae import VAE, VAEConfig
+from training.loop import FitResult, TrainConfig, fit
+from training.run_folder import RunFacts, check_stage, defaults_of
+from training.task import Batch, Companion, Guard, StepOutput
+
+VALIDATION_SEED = 0x5EED  # of the noise by which held-out images are judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1VAEConfig:
+    """One complete run of a likelihood VAE: a model, an objective, images, and how to train."""
+
+    model: VAEConfig
+    data: DataConfig
+    train: TrainConfig
+    objective: ObjectiveConfig = field(default_factory=ELBOConfig)
+    binarised: Binarisation = "none"  # grey to black and white: white from half on, or drawn by chance once, or anew
+    binarised_seed: int = 0  # of that chance; apart from train.seed, so that runs see the same images
+
+    def __post_init__(self) -> None:
+        if self.model.channels != self.data.channels:
+            raise UserError(
+                f"model.channels={self.model.channels} and data.channels={self.data.channels} differ: "
+                "give both the number of channels that the images have"
+            )
+        if self.data.aspect_buckets:
+            raise UserError(
+                f"data.aspect_buckets={self.data.aspect_buckets}, expected 0: a VAE knows images of one size"
+            )
+        if self.binarised_seed < 0:
+            raise UserError(f"binarised_seed={self.binarised_seed}, expected 0 or more")
+
+    @property
+    def images_are_as_modelled(self) -> bool:
+        """Whether a likelihood of binary images gets binary ones."""
+        return self.binarised != "none" or not isinstance(self.model.likelihood, BernoulliConfig)
+
+
+class VAETask:
+    """training.task.Task of likelihood VAEs. Batches are those of `NumberedImages`.
+
+    Validation, on images that are never trained on, in nats per image: `negative_elbo`, of one draw of each image's
+    latents, whose noise is a function of the image's number, and its parts, `log_likelihood` and `kl`;
+    `bits_per_dimension`, of the negative ELBO, where images have finitely many values; `psnr` in dB, of what the means
+    of the posteriors decode to. The weights kept are those of the best `Objective.best_metric`.
+    """
+
+    def __init__(
+        self,
+        model: VAE,
+        objective: Objective,
+        validation_data: NumberedImages,
+        *,
+        as_modelled: bool = True,
+    ) -> None:
+        """as_modelled: whether images are of the kind that the likelihood is of."""
+        self.model: PretrainedModel = model
+        self.vae, self.objective, self.validation_data = model, objective, validation_data
+        self.best_metric = objective.best_metric
+        self.guard: Guard | None = objective.guard
+        self.companions: dict[str, Companion] = objective.companions
+        self.counts_bits = as_modelled and model.decoder.discrete
+
+    def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        self.vae.initialise([to_float(batch["images"]) for batch in batches])
+
+    def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+        output = self.objective.loss(model, to_float(batch["images"]), step)
+        return StepOutput(output.loss, output.metrics, output.companion_losses)
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        return {}
+
+    def discard_step(self) -> None:
+        pass
+
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, VAE)
+        images = to_float(batch["images"])
+        noise = noise_of(model, images, batch["numbers"].tolist(), draws=1)
+        terms = model(images, noise=noise)
+        bound = elbo(terms)
+        metrics = {"negative_elbo": -bound, "log_likelihood": terms.log_likelihood.mean(0), "kl": total_kl(terms)}
+        if self.counts_bits:
+            metrics["bits_per_dimension"] = -bound / (math.log(2) * images[0].numel())
+        error = (model.decode(model.encode(images)) - images).square().mean(dim=(1, 2, 3))
+        return {**metrics, "psnr": psnr(error), **self.objective.validation_figures(terms)}
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        if not len(self.validation_data):
+            return None
+        assert isinstance(model, VAE)
+        return preview(model, self.validation_data, self.validation_data.labels, self.validation_data.class_names)
+
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        return []
+
+
+def noise_of(model: VAE, images: Tensor, numbers: Sequence[int], draws: int, seed: int = VALIDATION_SEED) -> Tensor:
+    """Noise of `draws` draws of each image's latents, k b *shape, which depends on the image's number and the seed
+    alone: the same in whatever batch, on whatever process."""
+    alone = model.posterior(images[:1])
+    generator = torch.Generator(images.device)
+    parts = [alone.noise(draws, generator.manual_seed(seed * 2**31 + number)) for number in numbers]
+    return torch.cat(parts, dim=1)
+
+
+def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
+    """Trains a likelihood VAE in the folder `run`, or continues there; best weights in `run/model`. Raises UserError.
+
+    Images that cannot be read are named in `run/bad_files.txt`.
+    """
+    check_stage(run, STAGE)
+    check_apart(config.data, run)
+    seed = config.train.seed
+    train_images, held_out = image_datasets(config.data, seed, bad_files=run / BAD_FILES_NAME)
+    train_data = NumberedImages(train_images, config.binarised, config.binarised_seed, training=True)
+    validation_data = NumberedImages(held_out, config.binarised, config.binarised_seed, training=False)
+    torch.manual_seed(seed)
+    model = VAE(config.model, (config.data.height, config.data.width))
+    objective = build_objective(
+        config.objective,
+        TrainingFacts(len(train_data), config.train.steps, model.shape, tuple(model.generator_parameters())),
+    )
+    task = VAETask(model, objective, validation_data, as_modelled=config.images_are_as_modelled)
+    bad_images = train_images.bad_images
+
+    def known_bad_images() -> str:
+        """Of an earlier start."""
+        bad_images.keep_only([train_images.source.title, held_out.source.title])
+        return bad_images.summary()
+
+    def fingerprints() -> dict[str, str]:
+        found = {"data.path": fingerprint_of(train_images)}
+        if config.data.validation_path is not None:
+            found["data.validation_path"] = fingerprint_of(held_out)
+        return found
+
+    notes = () if config.images_are_as_modelled else (GREY,)
+    facts = RunFacts(stage=STAGE, defaults=defaults_of(config), data=fingerprints, opened=known_bad_images, notes=notes)
+    result = fit(task, train_data, validation_data, config.train, run, resolved(config), facts)
+    if process_state().is_main_process and (line := bad_images.summary()):
+        print(line, flush=True)
+    return result
+
+
+GREY = (
+    "a likelihood of black and white is trained on grey images: its figures are no likelihoods of anything; give "
+    "--binarised once, or another --model.likelihood.kind"
+)
+
+
+def resolved(config: Stage1VAEConfig) -> dict[str, Any]:
+    """What decides a run, as plain values."""
+    return asdict(config)
