@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from PIL import Image
 
 from codes.shards import CodeDataset, Split
 from codes.spec import Codes
 from common.errors import UserError
-from common.files import atomic_file, sha256_of_file
+from common.files import sha256_of_file
 from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
 from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
-from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png, save_png, to_pil
+from pipelines.latents.generating import LatentSettings, generate_from_latents
+from pipelines.latents.models import is_vae
+from pipelines.pictures import is_complete_png, save_png, to_pil
 from pipelines.prior_requests import labels_of, prompts_of
+from pipelines.sample_folders import SAMPLES_NAME, names, recorded_samples, sheet, write_samples
 from pipelines.sampling_options import DrawingOptions
 from pipelines.settings import recorded_settings, results_folder
 from pipelines.stages import check_given
@@ -32,9 +33,6 @@ from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
 from training.task import Batch
 
-SAMPLES_NAME = "samples.jsonl"
-SHEET_COLUMNS = 10
-SHEET_IMAGES = 100  # on a sheet without class rows
 BATCH_SIZE = 64  # when nothing else is said
 
 # What a record from before there were these settings was made with; those of sampling have their own.
@@ -57,6 +55,9 @@ class GenerateConfig(DrawingOptions):
     candidates: int = 1  # draw so many for each image and keep the one that `judge` finds most probable
     judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
+    pixels: Literal["mean", "mode", "sample"] | None = (
+        None  # of a VAE: what is shown of the images of a latent; left out: their mean
+    )
     cuda_graph: bool = False  # all steps of a batch as one graph: the same codes, sooner; not for maskgit, diffusion
 
     def __post_init__(self) -> None:
@@ -91,6 +92,10 @@ def generate_files(config: GenerateConfig) -> str:
     smaller batch, which is made anew when more are asked for. Raises UserError for a folder begun with other settings
     or by another command.
     """
+    if is_vae(config.model):
+        return generate_from_latents(config.model, Path(config.out), config.num, asked_of_vae(config), config.device)
+    if config.pixels is not None:
+        raise UserError(f"pixels={config.pixels}, expected none: {config.model} is no VAE and says one image of codes")
     state, device = open_device(config.device)
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
     if config.text_encoder is not None:
@@ -167,6 +172,18 @@ def generate_files(config: GenerateConfig) -> str:
     )
 
 
+def asked_of_vae(config: GenerateConfig) -> LatentSettings:
+    """Raises UserError for what priors over codes are asked, and a VAE's latents are not."""
+    asked = {"num", "out", "model", "seed", "pixels", "device"}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in asked and value != field.default:
+            raise UserError(
+                f"{field.name}={value}, expected it left out: {config.model} is a VAE, which draws without it"
+            )
+    return LatentSettings(config.seed, config.pixels or "mean")
+
+
 def recorded_batch_size(out: Path) -> int | None:
     """The batch size that a folder was begun with; None if nobody asked for one. Builds that recorded no command always
     recorded a size: where it is the number of images, it was taken from that."""
@@ -220,11 +237,6 @@ def given_codes(pipeline: TwoStagePipeline, folder: str, split: Split) -> GivenC
     return GivenCodes(dataset, note)
 
 
-def names(batch: range, num: int) -> list[str]:
-    """The files of a batch's samples below `num`."""
-    return [f"{i:06d}.png" for i in batch if i < num]
-
-
 def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]) -> None:
     """Decodes the first samples of `codes`, as many as there are paths, each to its file.
 
@@ -248,44 +260,3 @@ def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]
             list(pool.map(write, range(len(paths))))
     finally:
         torch.set_num_threads(threads)
-
-
-def recorded_samples(out: Path) -> int:
-    """How many images the record of an earlier run names, as far as they are all there."""
-    try:
-        files = [json.loads(line)["file"] for line in (out / SAMPLES_NAME).read_text(encoding="utf-8").splitlines()]
-    except (FileNotFoundError, ValueError, KeyError):
-        return 0
-    return len(files) if all(is_complete_png(out / file) for file in files) else 0
-
-
-def write_samples(
-    out: Path, settings: dict[str, Any], labels: list[int] | None, num: int, class_names: Sequence[str] | None
-) -> None:
-    """samples.jsonl: one line an image, with all it takes to make it again."""
-    with atomic_file(out / SAMPLES_NAME) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for i in range(num):
-            label = None if labels is None else labels[i]
-            name = class_names[label] if class_names and label is not None and label < len(class_names) else None
-            sample = {
-                **settings,
-                "file": f"{i:06d}.png",
-                "index": i,
-                "label": label,
-                "class_name": name,
-            }
-            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
-
-
-def sheet(out: Path, num: int, labels: list[int] | None, class_names: Sequence[str] | None) -> Image.Image:
-    """The first images on one page; a row for each class where the classes took turns."""
-
-    def picture(i: int) -> Image.Image:
-        with Image.open(out / f"{i:06d}.png") as image:
-            return image.copy()
-
-    if labels is None or num < 2 * len(set(labels)):
-        return contact_sheet(in_columns([picture(i) for i in range(min(num, SHEET_IMAGES))], SHEET_COLUMNS))
-    rows = class_rows(labels, SHEET_COLUMNS)
-    names = [class_names[labels[row[0]]] if class_names else str(labels[row[0]]) for row in rows]
-    return contact_sheet([[picture(i) for i in row] for row in rows], names)

@@ -1,15 +1,19 @@
-"""`zellige reconstruct`: images as their codes tell them, beside the originals, with their PSNR."""
+"""`zellige reconstruct`: images as their codes or latents tell them, beside the originals, with their PSNR."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from PIL import Image
+from torch import Tensor
 
 from common.files import write_json
 from common.owned_folder import SHEET_NAME
@@ -28,6 +32,9 @@ from pipelines.image_folders import (
     target_names,
     to_images,
 )
+from pipelines.image_input import fit
+from pipelines.latents.models import is_vae
+from pipelines.latents.pipeline import LatentPipeline
 from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
 from pipelines.settings import check_apart, results_folder
 from pipelines.stages import load_autoencoder
@@ -40,9 +47,10 @@ SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
-    """Encodes and decodes images with the autoencoder of a model, each at its own size."""
+    """Encodes and decodes images with the autoencoder of a model, each at its own size; with a VAE at that of the
+    model, to which they are scaled and cut."""
 
-    model: str  # assembled model, or model or run folder of an autoencoder, or a hub id
+    model: str  # assembled model, or model or run folder of an autoencoder or a VAE, or a hub id
     images: str  # folder of images, or one image file
     out: str  # folder for the PNG files, sheet.png and psnr.json
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
@@ -63,13 +71,13 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     cannot be read.
     """
     state, device = open_device(config.device)
-    autoencoder = load_autoencoder(config.model).to(device)
+    model = decoder_of_vae(config.model, device) if is_vae(config.model) else decoder_of_codes(config.model, device)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
     check_apart(out, source)
     targets = target_names(image_names(source))
     settings = {
-        "model": autoencoder.fingerprint(),
+        "model": model.fingerprint,
         "images": str(source.resolve()),
         "max_side": config.max_side,
         "alone": config.alone,
@@ -87,12 +95,12 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         for name, target in with_progress(mine, "images", shown=state.is_main_process):
             times = times_of(files[target])
             try:
-                original = scale_within(open_upright(root / name, autoencoder.channels), config.max_side)
+                original = model.seen(scale_within(open_upright(root / name, model.channels), config.max_side))
             except BadImageError as error:
                 bad_images.add(str(root / name), str(error))
                 continue
             if not (is_complete_png(out / target) and sources.is_current(target, files[target])):
-                reconstruction = to_pil(reconstruct(autoencoder, to_images(original))[0])
+                reconstruction = to_pil(model.reconstruct(to_images(original))[0])
                 save_png(reconstruction if config.alone else side_by_side(original, reconstruction), out / target)
                 sources.add(target, files[target], times)
             with Image.open(out / target) as written:
@@ -110,6 +118,29 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         f"{counted(len(psnr), 'image')} in {out}, mean PSNR {mean:.2f} dB; the first are on {out / SHEET_NAME}, "
         f"each image's PSNR in {out / PSNR_NAME}"
         + (f"; {unread} could not be read, see {out / BAD_FILES_NAME}" if unread else "")
+    )
+
+
+class Reconstructor(NamedTuple):
+    """A model that images go through."""
+
+    fingerprint: str
+    channels: int
+    seen: Callable[[Image.Image], Image.Image]  # what it sees of a picture: all of it, or as much as has its size
+    reconstruct: Callable[[Tensor], Tensor]  # 1 c H W in [-1, 1], to the same shape
+
+
+def decoder_of_codes(name: str, device: torch.device) -> Reconstructor:
+    autoencoder = load_autoencoder(name).to(device)
+    decode = partial(reconstruct, autoencoder)
+    return Reconstructor(autoencoder.fingerprint(), autoencoder.channels, lambda picture: picture, decode)
+
+
+def decoder_of_vae(name: str, device: torch.device) -> Reconstructor:
+    pipeline = LatentPipeline.from_pretrained(name).to(device)
+    vae = pipeline.vae
+    return Reconstructor(
+        vae.fingerprint(), vae.config.channels, lambda picture: fit(picture, *vae.image_size), pipeline.reconstruct
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, Self
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.model_io import PretrainedModel
 from common.processes import usable_device
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.latents.models import load_vae
@@ -120,6 +122,13 @@ class LatentPipeline:
         latents = torch.stack([on_the_way(start, end, float(share)) for share in shares])
         return Drawn(self.decode(latents), latents)
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the models: equal where the same settings give the same samples."""
+        parts = [self.vae.fingerprint()]
+        if isinstance(self.prior, PretrainedModel):
+            parts.append(self.prior.fingerprint())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> Self:
         """The pipeline of a local folder or a Hugging Face hub id, on a device. Raises UserError."""
@@ -131,7 +140,7 @@ def on_the_way(start: Tensor, end: Tensor, share: float) -> Tensor:
     evenly; of points in one direction, or in opposite ones, that of a straight line."""
     size, other = start.norm(), end.norm()
     cosine = float((start * end).sum() / (size * other).clamp(min=1e-12))
-    if not abs(cosine) < 0.9999:
+    if not min(float(size), float(other)) > 0 or abs(cosine) > 0.9999:
         return start + share * (end - start)
     angle = torch.acos(torch.tensor(cosine, dtype=torch.float64))
     first, second = (torch.sin(angle * part) / torch.sin(angle) for part in (1 - share, share))

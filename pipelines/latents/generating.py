@@ -1,0 +1,78 @@
+"""Images of a VAE by the file, resumable, on any number of processes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from common.owned_folder import SHEET_NAME
+from common.progress import progress_bar
+from common.wording import counted
+from pipelines.devices import open_device
+from pipelines.latents.pipeline import LatentPipeline, Pixels
+from pipelines.pictures import is_complete_png, save_png, to_pil
+from pipelines.sample_folders import SAMPLES_NAME, recorded_samples, sheet, write_samples
+from pipelines.settings import results_folder
+
+AT_ONCE = 64  # images
+
+
+class LatentSettings(NamedTuple):
+    """What samples of a VAE depend on besides the model."""
+
+    seed: int
+    pixels: Pixels
+
+
+def generate_from_latents(model: str, out: Path, num: int, asked: LatentSettings, device_name: str | None) -> str:
+    """Writes the images that `out` lacks; returns one line that says what was made and where.
+
+    Sample i is the file `{i:06d}.png`, a function of the model, the settings and i alone. Raises UserError for a folder
+    begun with other settings or by another command.
+    """
+    state, device = open_device(device_name)
+    pipeline = LatentPipeline.from_pretrained(model).to(device)
+    settings = {"model": pipeline.fingerprint(), **asked._asdict()}
+    with results_folder(out, "generate", settings, state):
+        missing = [i for i in range(num) if not is_complete_png(out / f"{i:06d}.png")]
+        state.wait_for_everyone()  # all have looked before one writes
+        mine = missing[state.process_index :: state.num_processes]
+        with progress_bar(len(mine), "images", shown=state.is_main_process) as progress:
+            for start in range(0, len(mine), AT_ONCE):
+                some = mine[start : start + AT_ONCE]
+                write_samples_of(pipeline, some, asked, [out / f"{i:06d}.png" for i in some])
+                progress.update(len(some))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            there = max(num, recorded_samples(out))  # an earlier run may have made more
+            write_samples(out, settings, None, there, None)
+            save_png(sheet(out, there, None, None), out / SHEET_NAME)
+    return (
+        f"{counted(num, 'image')} in {out}, {len(missing)} of them new; the first are on {out / SHEET_NAME}, "
+        f"settings in {out / SAMPLES_NAME}"
+    )
+
+
+def write_samples_of(pipeline: LatentPipeline, indices: list[int], asked: LatentSettings, paths: list[Path]) -> None:
+    """Draws and decodes samples, each to its file. On a CPU each by itself and by one thread, several at a time: a
+    matrix product adds up in an order that depends on the number of rows and threads, and files are to be the same."""
+    if pipeline.device.type != "cpu":
+        images = pipeline.sample(indices, asked.seed, asked.pixels).images
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(save_png, map(to_pil, images), paths))
+        return
+
+    def write(i: int) -> None:
+        image = pipeline.sample(indices[i : i + 1], asked.seed, asked.pixels).images[0]
+        save_png(to_pil(image), paths[i])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(write, range(len(paths))))
+    finally:
+        torch.set_num_threads(threads)
