@@ -14,7 +14,14 @@ from common.errors import UserError
 from common.model_io import PretrainedModel
 from stage1_vae.decoders import FactorisedDecoder
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
-from stage1_vae.networks.dense import DenseConfig, DenseDecoder, DenseEncoder
+from stage1_vae.networks import (
+    NETWORKS,
+    DenseConfig,
+    NetworkConfig,
+    build_decoder_network,
+    build_encoder,
+    latent_shape,
+)
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors import POSTERIORS, DiagonalGaussianConfig, Posterior, PosteriorConfig, build_posterior
 from stage1_vae.posteriors.base import LatentShape
@@ -27,17 +34,21 @@ class VAEConfig:
 
     kind: Literal["vae"] = "vae"
     channels: int = 1  # c of the images: 3 for colour, 1 for grey
-    latents: int = 20  # d: numbers of an image's latent vector
-    encoder: DenseConfig = field(default_factory=DenseConfig)
+    latents: int = 20  # d: numbers of an image's latent vector; or channels of its map, see encoder.map
+    encoder: NetworkConfig = field(default_factory=DenseConfig)
     posterior: PosteriorConfig = field(default_factory=DiagonalGaussianConfig)
     prior: LatentPriorConfig = field(default_factory=StandardNormalConfig)
-    decoder: DenseConfig = field(default_factory=DenseConfig)
+    decoder: NetworkConfig = field(default_factory=DenseConfig)
     likelihood: LikelihoodConfig = field(default_factory=BernoulliConfig)
 
     def __post_init__(self) -> None:
         for name in ("channels", "latents"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)}, expected at least 1")
+        if getattr(self.encoder, "skip", False):
+            raise UserError(
+                "model.encoder.skip=True, expected False: skip connections lead from latents to the layers of a decoder"
+            )
 
 
 class VAE(PretrainedModel):
@@ -51,14 +62,14 @@ class VAE(PretrainedModel):
         super().__init__()
         self.config = config
         self.image_size = image_size
-        self.shape: LatentShape = (config.latents,)
+        self.shape: LatentShape = latent_shape(config.encoder, config.latents, image_size)
         images = (config.channels, *image_size)
         self.posterior_layer = build_posterior(config.posterior, self.shape)
-        self.encoder = DenseEncoder(config.encoder, images, self.posterior_layer.features)
+        self.encoder = build_encoder(config.encoder, images, self.posterior_layer.features)
         self.prior = PRIORS[config.prior.kind][0](config.prior, self.shape)
         likelihood = build_likelihood(config.likelihood, config.channels)
         outputs = (likelihood.outputs, *image_size)
-        self.decoder = FactorisedDecoder(DenseDecoder(config.decoder, self.shape, outputs), likelihood)
+        self.decoder = FactorisedDecoder(build_decoder_network(config.decoder, self.shape, outputs), likelihood)
 
     def arguments(self) -> dict[str, Any]:
         return {"config": asdict(self.config), "image_size": list(self.image_size)}
@@ -69,7 +80,7 @@ class VAE(PretrainedModel):
         for name, kinds in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS)):
             config[name] = kinds[config[name]["kind"]][1](**config[name])
         for name in ("encoder", "decoder"):
-            config[name] = DenseConfig(**config[name])
+            config[name] = NETWORKS[config[name]["kind"]][2](**config[name])
         return cls(VAEConfig(**config), (height, width))
 
     def posterior(self, images: Tensor) -> Posterior:

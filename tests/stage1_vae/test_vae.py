@@ -5,6 +5,7 @@ import torch
 
 from common.errors import UserError
 from common.model_io import load_pretrained
+from stage1_vae.networks import ConvolutionalConfig
 from stage1_vae.objectives.terms import elbo, total_kl
 from stage1_vae.vae import VAE, VAEConfig
 
@@ -55,3 +56,14 @@ def test_a_model_folder_gives_the_same_model(model: VAE, tmp_path):
 def test_images_of_another_size_are_refused(model: VAE):
     with pytest.raises(UserError, match=r"got images of shape \(2, 1, 8, 8\)"):
         model.posterior(torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_networks_come_back_by_their_kind(kind: str, tmp_path):
+    convolutional = ConvolutionalConfig(widths=(4, 5), residual_blocks=0)
+    model = VAE(VAEConfig(latents=3, **{kind: convolutional}), (8, 6))
+    model.save_pretrained(tmp_path / "model")
+    again = load_pretrained(tmp_path / "model", {"vae": VAE})
+    assert again.config == model.config
+    assert again.fingerprint() == model.fingerprint()
+    torch.testing.assert_close(again.decode(torch.ones(1, 3)), model.decode(torch.ones(1, 3)))
