@@ -3,9 +3,9 @@ posterior, prior, network and likelihood of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,15 @@ class VAEConfig:
             )
 
 
+class Move(Protocol):
+    def __call__(
+        self, latents: Tensor, log_posterior: Tensor, log_joint: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Other latents in the place of draws, k b *shape, and how likely it was to come there, log q, k b n, like what
+        is given. log_joint: log p(x, z) of latents, k b *shape -> k b."""
+        ...
+
+
 class VAE(PretrainedModel):
     """Images, b c H W in [-1, 1] and of one size, <-> latents, b *shape."""
 
@@ -88,22 +97,35 @@ class VAE(PretrainedModel):
         self.check_images(images)
         return self.posterior_layer(self.encoder(images))
 
-    def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None) -> Terms:
+    def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
         """What objectives are made of: b c H W in [-1, 1], and `draws` draws of the latents of each image, or those of
-        `noise`, k b *shape, as `Posterior.noise` gives it."""
+        `noise`, k b *shape, as `Posterior.noise` gives it. With draws=0 the posterior's mean is the one draw. `move`
+        replaces the draws before anything is computed of them; there is no closed KL then."""
         posterior = self.posterior(images)
-        latents, log_posterior = posterior.draw(posterior.noise(draws) if noise is None else noise)
+        if draws == 0:
+            latents = posterior.mean.unsqueeze(0)
+            log_posterior = posterior.log_density(latents)
+        else:
+            latents, log_posterior = posterior.draw(posterior.noise(draws) if noise is None else noise)
+        if move is not None:
+
+            def log_joint(moved: Tensor) -> Tensor:
+                return self.decoder.log_likelihood(moved, images) + self.prior.log_density(moved).sum(-1)
+
+            latents, log_posterior = move(latents, log_posterior, log_joint)
         return Terms(
             latents=(latents,),
             log_likelihood=self.decoder.log_likelihood(latents, images),
             log_prior=(self.prior.log_density(latents),),
             log_posterior=(log_posterior,),
-            exact_kl=(self.prior.kl(posterior),),
+            exact_kl=(self.prior.kl(posterior) if move is None else None,),
+            posteriors=(posterior,),
+            priors=(self.prior,),
         )
 
-    def forward(self, images: Tensor, draws: int = 1, noise: Tensor | None = None) -> Terms:
+    def forward(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
         """`terms`, by the name under which a wrapped model (DDP, compile) is called."""
-        return self.terms(images, draws, noise)
+        return self.terms(images, draws, noise, move)
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
         """Called once, before the first step, with the images, b c H W in [-1, 1], of each of its micro-batches."""

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stage1_vae.posteriors.base import Posterior
+from stage1_vae.priors.base import LatentPrior
+
 
 class Terms(NamedTuple):
     """Of k draws z of the latents of b images. Latents come in groups, one for a model without a hierarchy."""
@@ -16,6 +19,8 @@ class Terms(NamedTuple):
     log_prior: tuple[Tensor, ...]  # of each group, k b n: log p(z) as n terms that add up
     log_posterior: tuple[Tensor, ...]  # of each group, k b n: log q(z|x), likewise
     exact_kl: tuple[Tensor | None, ...]  # of each group, b n: KL(q(z|x) || p(z)) in closed form, where there is one
+    posteriors: tuple[Posterior, ...] = ()  # of each group: q(z|x), of which the latents are draws unless moved
+    priors: tuple[LatentPrior, ...] = ()  # of each group: p(z)
 
     @property
     def log_weights(self) -> Tensor:
