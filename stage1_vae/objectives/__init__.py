@@ -6,11 +6,13 @@ from typing import Any
 
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import ELBO, ELBOConfig
+from stage1_vae.objectives.importance import ImportanceConfig, ImportanceWeighted
 
-ObjectiveConfig = ELBOConfig
+ObjectiveConfig = ELBOConfig | ImportanceConfig
 
 OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class of its own
     "elbo": (ELBO, ELBOConfig),
+    "importance": (ImportanceWeighted, ImportanceConfig),
 }
 
 
@@ -22,6 +24,8 @@ __all__ = [
     "ELBO",
     "OBJECTIVES",
     "ELBOConfig",
+    "ImportanceConfig",
+    "ImportanceWeighted",
     "Objective",
     "ObjectiveConfig",
     "ObjectiveOutput",
