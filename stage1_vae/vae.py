@@ -76,6 +76,7 @@ class VAE(PretrainedModel):
         self.posterior_layer = build_posterior(config.posterior, self.shape)
         self.encoder = build_encoder(config.encoder, images, self.posterior_layer.features)
         self.prior = PRIORS[config.prior.kind][0](config.prior, self.shape)
+        self.prior.bind(images, self.posterior)
         likelihood = build_likelihood(config.likelihood, config.channels)
         outputs = (likelihood.outputs, *image_size)
         self.decoder = FactorisedDecoder(build_decoder_network(config.decoder, self.shape, outputs), likelihood)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from stage1_vae.posteriors.base import Draws, LatentShape, Posterior, PosteriorLayer
+from stage1_vae.posteriors.committed_rate import CommittedRateConfig, CommittedRateLayer
 from stage1_vae.posteriors.diagonal import DiagonalGaussian, DiagonalGaussianConfig, DiagonalGaussianLayer
 
-PosteriorConfig = DiagonalGaussianConfig
+PosteriorConfig = DiagonalGaussianConfig | CommittedRateConfig
 
 POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config class of its own
     "diagonal": (DiagonalGaussianLayer, DiagonalGaussianConfig),
+    "committed_rate": (CommittedRateLayer, CommittedRateConfig),
 }
 
 
@@ -21,6 +23,8 @@ def build_posterior(config: PosteriorConfig, shape: LatentShape) -> PosteriorLay
 
 __all__ = [
     "POSTERIORS",
+    "CommittedRateConfig",
+    "CommittedRateLayer",
     "DiagonalGaussian",
     "DiagonalGaussianConfig",
     "DiagonalGaussianLayer",

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from stage1_vae.priors.autoregressive_gaussian import AutoregressiveGaussian, AutoregressiveGaussianConfig
 from stage1_vae.priors.base import LatentPrior
 from stage1_vae.priors.standard_normal import StandardNormal, StandardNormalConfig
+from stage1_vae.priors.vamp import VampPrior, VampPriorConfig
 
-LatentPriorConfig = StandardNormalConfig
+LatentPriorConfig = StandardNormalConfig | AutoregressiveGaussianConfig | VampPriorConfig
 
 PRIORS: dict[str, Any] = {  # classes of LatentPrior, each with a config class of its own
     "standard_normal": (StandardNormal, StandardNormalConfig),
+    "autoregressive_gaussian": (AutoregressiveGaussian, AutoregressiveGaussianConfig),
+    "vamp": (VampPrior, VampPriorConfig),
 }
 
-__all__ = ["PRIORS", "LatentPrior", "LatentPriorConfig", "StandardNormal", "StandardNormalConfig"]
+__all__ = [
+    "PRIORS",
+    "AutoregressiveGaussian",
+    "AutoregressiveGaussianConfig",
+    "LatentPrior",
+    "LatentPriorConfig",
+    "StandardNormal",
+    "StandardNormalConfig",
+    "VampPrior",
+    "VampPriorConfig",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,14 @@ class LatentPrior(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
+
+    def bind(self, image_shape: tuple[int, int, int], posterior: Callable[[Tensor], Posterior]) -> None:
+        """What the VAE tells a prior that is made of its posteriors, once, when it is built: the c H W of its images
+        and its `posterior`."""
+
+    def start(self, images: Tensor) -> None:
+        """Before the first step: what a prior takes from training images, b c H W in [-1, 1], the same ones on all
+        processes."""
 
     def log_density(self, latents: Tensor) -> Tensor:
         """log p(z), k b *shape -> k b n, in nats, as n terms that add up: one for each number of z where it parts so,
