@@ -13,7 +13,8 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from codes.shards import INDEX_NAME, CodeIndex, CodeShardWriter, Split
+from codes.shard_folder import INDEX_NAME, Split
+from codes.shards import CodeIndex, CodeShardWriter
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import remove_leftovers

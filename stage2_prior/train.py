@@ -13,7 +13,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from codes.shards import CodeDataset, Split
+from codes.shard_folder import Split
+from codes.shards import CodeDataset
 from codes.spec import Codes
 from codes.training_images import TrainingImages
 from common.errors import UserError

@@ -15,7 +15,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from codes.shards import CHUNK, INDEX_NAME, CodeDataset, Split, check_range, smallest_type
+from codes.shard_folder import INDEX_NAME, Split
+from codes.shards import CHUNK, CodeDataset, check_range, smallest_type
 from codes.spec import Grid
 from common.errors import UserError
 from common.files import atomic_file, sha256_of_file

@@ -18,7 +18,8 @@ from jinja2 import Environment
 from PIL import Image
 from torch import Tensor
 
-from codes.shards import CodeDataset, Split
+from codes.shard_folder import Split
+from codes.shards import CodeDataset
 from codes.spec import Codes, Grid
 from common.errors import UserError
 from common.files import atomic_file

@@ -11,7 +11,8 @@ from typing import Literal
 
 import torch
 
-from codes.shards import CodeDataset, Split
+from codes.shard_folder import Split
+from codes.shards import CodeDataset
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import sha256_of_file

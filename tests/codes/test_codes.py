@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codes.shards import CodeDataset, CodeIndex, CodeShardWriter, map_tensors, smallest_type
+from codes.shard_folder import map_tensors
+from codes.shards import CodeDataset, CodeIndex, CodeShardWriter, smallest_type
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from training.data import Loader
