@@ -7,12 +7,16 @@ from typing import Any
 from stage1_vae.posteriors.base import Draws, LatentShape, Posterior, PosteriorLayer
 from stage1_vae.posteriors.committed_rate import CommittedRateConfig, CommittedRateLayer
 from stage1_vae.posteriors.diagonal import DiagonalGaussian, DiagonalGaussianConfig, DiagonalGaussianLayer
+from stage1_vae.posteriors.full_covariance import FullCovariance, FullCovarianceConfig, FullCovarianceLayer
+from stage1_vae.posteriors.rank_one import RankOne, RankOneConfig, RankOneLayer
 
-PosteriorConfig = DiagonalGaussianConfig | CommittedRateConfig
+PosteriorConfig = DiagonalGaussianConfig | CommittedRateConfig | FullCovarianceConfig | RankOneConfig
 
 POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config class of its own
     "diagonal": (DiagonalGaussianLayer, DiagonalGaussianConfig),
     "committed_rate": (CommittedRateLayer, CommittedRateConfig),
+    "full_covariance": (FullCovarianceLayer, FullCovarianceConfig),
+    "rank_one": (RankOneLayer, RankOneConfig),
 }
 
 
@@ -29,9 +33,15 @@ __all__ = [
     "DiagonalGaussianConfig",
     "DiagonalGaussianLayer",
     "Draws",
+    "FullCovariance",
+    "FullCovarianceConfig",
+    "FullCovarianceLayer",
     "LatentShape",
     "Posterior",
     "PosteriorConfig",
     "PosteriorLayer",
+    "RankOne",
+    "RankOneConfig",
+    "RankOneLayer",
     "build_posterior",
 ]

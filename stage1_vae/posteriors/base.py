@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
+
 LatentShape = tuple[int, ...]
 
 
@@ -67,3 +69,19 @@ class PosteriorLayer(nn.Module):
 def flat_terms(terms: Tensor, axes: int) -> Tensor:
     """`... *shape`, of `axes` axes before the latents' own, -> `... n`."""
     return terms.flatten(axes)
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """In it, products on the tensor's device are of its own precision: a draw in bfloat16 has another density than the
+    one that its noise says."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def vector_length(kind: str, shape: LatentShape) -> int:
+    """d of latents of the shape (d,). Raises UserError for those of another, which this kind of posterior has not."""
+    if len(shape) != 1:
+        raise UserError(
+            f"posterior.kind={kind} for latents of the shape {shape}, expected (d,): use an encoder that gives "
+            "vectors, or another kind, such as diagonal"
+        )
+    return shape[0]

@@ -15,18 +15,19 @@ from stage1_vae.posteriors.base import Draws, LatentShape, Posterior, PosteriorL
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
+ScaleFunction = Literal["exp", "softplus"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiagonalGaussianConfig:
     """q(z|x) = N(mean, diag(scale^2))."""
 
     kind: Literal["diagonal"] = "diagonal"
-    scale: Literal["exp", "softplus"] = "exp"  # of what the encoder says: exp(s / 2), s the log-variance; softplus(s)
+    scale: ScaleFunction = "exp"  # of what the encoder says: exp(s / 2), s the log-variance; softplus(s)
     smallest_scale: float = 0.0  # added to every scale
 
     def __post_init__(self) -> None:
-        if self.smallest_scale < 0:
-            raise UserError(f"posterior.smallest_scale={self.smallest_scale}, expected 0 or more")
+        check_smallest_scale(self.smallest_scale)
 
 
 class DiagonalGaussian(Posterior):
@@ -70,7 +71,17 @@ class DiagonalGaussianLayer(PosteriorLayer):
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
         mean, raw = features.float().chunk(2, dim=1)
-        if self.config.scale == "exp" and not self.config.smallest_scale:
-            return DiagonalGaussian(mean, 0.5 * raw)
-        scale = (0.5 * raw).exp() if self.config.scale == "exp" else F.softplus(raw)
-        return DiagonalGaussian(mean, (scale + self.config.smallest_scale).clamp(min=1e-8).log())
+        return DiagonalGaussian(mean, log_scales(raw, self.config.scale, self.config.smallest_scale))
+
+
+def log_scales(raw: Tensor, scale: ScaleFunction, smallest_scale: float) -> Tensor:
+    """The logs of the scales that an encoder says by any numbers."""
+    if scale == "exp" and not smallest_scale:
+        return 0.5 * raw
+    scales = (0.5 * raw).exp() if scale == "exp" else F.softplus(raw)
+    return (scales + smallest_scale).clamp(min=1e-8).log()
+
+
+def check_smallest_scale(smallest_scale: float) -> None:
+    if smallest_scale < 0:
+        raise UserError(f"posterior.smallest_scale={smallest_scale}, expected 0 or more")
