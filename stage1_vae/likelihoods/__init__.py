@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from stage1_vae.likelihoods.base import Likelihood
+from stage1_vae.likelihoods.base import Likelihood, bits_per_dimension, dequantised
 from stage1_vae.likelihoods.bernoulli import Bernoulli, BernoulliConfig
+from stage1_vae.likelihoods.logistic_mixture import LogisticMixture, LogisticMixtureConfig
 
-LikelihoodConfig = BernoulliConfig
+LikelihoodConfig = BernoulliConfig | LogisticMixtureConfig
 
 LIKELIHOODS: dict[str, Any] = {  # classes of Likelihood, each with a config class of its own
     "bernoulli": (Bernoulli, BernoulliConfig),
+    "logistic_mixture": (LogisticMixture, LogisticMixtureConfig),
 }
 
 
@@ -18,4 +20,15 @@ def build_likelihood(config: LikelihoodConfig, channels: int) -> Likelihood:
     return LIKELIHOODS[config.kind][0](config, channels)
 
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "BernoulliConfig", "Likelihood", "LikelihoodConfig", "build_likelihood"]
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "BernoulliConfig",
+    "Likelihood",
+    "LikelihoodConfig",
+    "LogisticMixture",
+    "LogisticMixtureConfig",
+    "bits_per_dimension",
+    "build_likelihood",
+    "dequantised",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,13 +30,31 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """`... o H W` -> `... c H W`, in [-1, 1]: of p(x|z)."""
+        """`... o H W` -> `... c H W`, in [-1, 1]: of p(x|z), or, where a likelihood says so, close to it."""
         raise NotImplementedError
 
     def mode(self, outputs: Tensor) -> Tensor:
-        """Likewise: the most likely image."""
+        """Likewise: the most likely image, or, where a likelihood says so, each channel's most likely value in turn."""
         raise NotImplementedError
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Likewise: one draw of p(x|z)."""
         raise NotImplementedError
+
+
+def dequantised(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """8-bit images in [-1, 1] plus uniform noise as wide as the distance of two levels, 2/255: between -1 - 1/255 and
+    1 + 1/255 (Theis et al. 2016, arXiv:1511.01844)."""
+    noise = torch.rand(images.shape, dtype=images.dtype, device=images.device, generator=generator)
+    return images + (noise - 0.5) * (2 / 255)
+
+
+def bits_per_dimension(nats: Tensor, dimensions: int, discrete: bool) -> Tensor:
+    """Of an 8-bit image of so many numbers (c H W), given -log p(x), or a bound above it, in nats; any shape.
+
+    Of a discrete likelihood these are its own bits. Of a density of pixels in [-1, 1], x must be `dequantised`: a level
+    is 2/255 wide, and the mean over the noise is an upper bound of the bits that the density, integrated over each
+    level, takes (uniform dequantisation, the same reference). Without noise it bounds nothing, and may be negative.
+    """
+    bits = nats / (dimensions * math.log(2))
+    return bits if discrete else bits + math.log2(255 / 2)
