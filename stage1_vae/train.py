@@ -69,7 +69,8 @@ class VAETask:
     Validation, on images that are never trained on, in nats per image: `negative_elbo`, of one draw of each image's
     latents, whose noise is a function of the image's number, and its parts, `log_likelihood` and `kl`;
     `bits_per_dimension`, of the negative ELBO, where images have finitely many values; `psnr` in dB, of what the means
-    of the posteriors decode to. The weights kept are those of the best `Objective.best_metric`.
+    of the posteriors decode to. Of an objective without draws there is `negative_log_likelihood` of those means instead
+    of a bound. The weights kept are those of the best `Objective.best_metric`.
     """
 
     def __init__(
@@ -104,12 +105,15 @@ class VAETask:
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, VAE)
         images = to_float(batch["images"])
-        noise = noise_of(model, images, batch["numbers"].tolist(), draws=1)
-        terms = model(images, noise=noise)
-        bound = elbo(terms)
-        metrics = {"negative_elbo": -bound, "log_likelihood": terms.log_likelihood.mean(0), "kl": total_kl(terms)}
-        if self.counts_bits:
-            metrics["bits_per_dimension"] = -bound / (math.log(2) * images[0].numel())
+        if self.objective.deterministic:
+            terms = model(images, draws=0)
+            metrics = {"negative_log_likelihood": -terms.log_likelihood.mean(0)}
+        else:
+            terms = model(images, noise=noise_of(model, images, batch["numbers"].tolist(), draws=1))
+            bound = elbo(terms)
+            metrics = {"negative_elbo": -bound, "log_likelihood": terms.log_likelihood.mean(0), "kl": total_kl(terms)}
+            if self.counts_bits:
+                metrics["bits_per_dimension"] = -bound / (math.log(2) * images[0].numel())
         error = (model.decode(model.encode(images)) - images).square().mean(dim=(1, 2, 3))
         return {**metrics, "psnr": psnr(error), **self.objective.validation_figures(terms)}
 

@@ -35,6 +35,7 @@ class Objective:
     """
 
     best_metric: str = "negative_elbo"  # of a validation, by whose lowest value the best weights are kept
+    deterministic: bool = False  # whether validations look at the posteriors' means, not at draws
     companions: dict[str, Companion]  # networks that learn beside the model, by name: training.task.Companion
     guard: Guard | None  # judges validations, where an objective must; it is part of a checkpoint
 
