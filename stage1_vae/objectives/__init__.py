@@ -7,12 +7,15 @@ from typing import Any
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import ELBO, ELBOConfig
 from stage1_vae.objectives.importance import ImportanceConfig, ImportanceWeighted
+from stage1_vae.objectives.information import AutoencoderConfig, DeterministicAutoencoder, InfoVAE, InfoVAEConfig
 
-ObjectiveConfig = ELBOConfig | ImportanceConfig
+ObjectiveConfig = ELBOConfig | ImportanceConfig | InfoVAEConfig | AutoencoderConfig
 
 OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class of its own
     "elbo": (ELBO, ELBOConfig),
     "importance": (ImportanceWeighted, ImportanceConfig),
+    "info": (InfoVAE, InfoVAEConfig),
+    "autoencoder": (DeterministicAutoencoder, AutoencoderConfig),
 }
 
 
@@ -23,9 +26,13 @@ def build_objective(config: ObjectiveConfig, facts: TrainingFacts) -> Objective:
 __all__ = [
     "ELBO",
     "OBJECTIVES",
+    "AutoencoderConfig",
+    "DeterministicAutoencoder",
     "ELBOConfig",
     "ImportanceConfig",
     "ImportanceWeighted",
+    "InfoVAE",
+    "InfoVAEConfig",
     "Objective",
     "ObjectiveConfig",
     "ObjectiveOutput",

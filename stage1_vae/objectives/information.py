@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from common.errors import check_fields
-from stage1_vae.objectives.base import Objective, ObjectiveOutput
+from common.errors import UserError, check_fields
+from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import elbo_figures
 from stage1_vae.objectives.terms import Terms, total_kl
 
@@ -59,10 +59,18 @@ class InfoVAEConfig:
 class InfoVAE(Objective):
     config: InfoVAEConfig
 
+    def __init__(self, config: InfoVAEConfig, facts: TrainingFacts) -> None:
+        super().__init__(config, facts)
+        self.deterministic = config.deterministic
+        if config.deterministic:
+            self.best_metric = "negative_log_likelihood"
+
     def loss(self, model: nn.Module, images: Tensor, step: int, noise: Tensor | None = None) -> ObjectiveOutput:
         config = self.config
         terms: Terms = model(images, 0 if config.deterministic else config.draws, noise)
         latents = terms.latents[0].flatten(0, 1).flatten(1).float()  # k b, d
+        if len(latents) < 2:
+            raise UserError("there is no discrepancy of one latent: give 2 images or more to a micro-batch")
         prior = terms.priors[0].sample(len(latents)).flatten(1).detach()
         discrepancy = mmd(latents, prior, config.kernel, config.bandwidth, config.scales)
         loss = (config.alpha + config.discrepancy_weight - 1) * discrepancy - terms.log_likelihood.mean()
@@ -81,6 +89,7 @@ class AutoencoderConfig:
 
 class DeterministicAutoencoder(Objective):
     config: AutoencoderConfig
+    best_metric, deterministic = "negative_log_likelihood", True
 
     def loss(self, model: nn.Module, images: Tensor, step: int, noise: Tensor | None = None) -> ObjectiveOutput:
         terms: Terms = model(images, 0)

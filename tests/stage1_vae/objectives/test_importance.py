@@ -181,7 +181,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("field", ImportanceConfig.__dataclass_fields__.keys() - {"kind"})
+@pytest.mark.parametrize("field", sorted(ImportanceConfig.__dataclass_fields__.keys() - {"kind"}))
 def test_every_field_changes_the_loss_or_its_gradient(model: VAE, field: str):
     beside, value = CHANGES[field]
     found = []
