@@ -60,15 +60,6 @@ class Move(Protocol):
         ...
 
 
-class Move(Protocol):
-    def __call__(
-        self, latents: Tensor, log_posterior: Tensor, log_joint: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Other latents in the place of draws, k b *shape, and how likely it was to come there, log q, k b n, like what
-        is given. log_joint: log p(x, z) of latents, k b *shape -> k b."""
-        ...
-
-
 class VAE(PretrainedModel):
     """Images, b c H W in [-1, 1] and of one size, <-> latents, b *shape."""
 

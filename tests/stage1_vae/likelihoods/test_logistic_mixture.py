@@ -24,7 +24,7 @@ from stage1_vae.likelihoods.logistic_mixture import (
     means_given,
     mixture_cdf,
 )
-from tests.golden import golden
+from tests.golden import golden_vae
 
 LEVELS = levels(torch.zeros((), dtype=torch.float64))  # 256
 
@@ -290,7 +290,7 @@ def published_sample(parts: Components, uniforms: Tensor, more: Tensor, temperat
 
 @pytest.mark.parametrize(("bits", "half_bin", "width"), [("8bit", 1 / 255, 1 / 127.5), ("5bit", 1 / 31, 1 / 15.5)])
 def test_vdvae(bits: str, half_bin: float, width: float):
-    config, _, inputs, outputs = golden("vdvae_dmol", "golden_vae")
+    config, _, inputs, outputs = golden_vae("vdvae_dmol")[:4]
     images = inputs["x"].movedim(-1, 1).double()
     logits = inputs["logits"].movedim(-1, 1).double().requires_grad_()
     parts = components_of(logits, 3, config["num_mixtures"], -7.0)
@@ -304,7 +304,7 @@ def test_vdvae(bits: str, half_bin: float, width: float):
 
 def test_vdvae_bins_that_are_no_approximation():
     """Where no bin is less likely than 1e-5, `log_prob` is what VD-VAE computes."""
-    config, _, inputs, outputs = golden("vdvae_dmol", "golden_vae")
+    config, _, inputs, outputs = golden_vae("vdvae_dmol")[:4]
     images, logits = inputs["x"].movedim(-1, 1), inputs["logits"].movedim(-1, 1)
     model = likelihood(3, config["num_mixtures"])
     pixels = [every.movedim(1, -1).flatten(0, 2)[..., None, None] for every in (logits, images)]
@@ -315,7 +315,7 @@ def test_vdvae_bins_that_are_no_approximation():
 
 
 def test_vdvae_samples():
-    config, _, inputs, outputs = golden("vdvae_dmol", "golden_vae")
+    config, _, inputs, outputs = golden_vae("vdvae_dmol")[:4]
     parts = components_of(inputs["logits"].movedim(-1, 1), 3, config["num_mixtures"], -7.0)
     found = published_sample(parts, inputs["u0"].movedim(-1, 1), inputs["u1"].movedim(-1, 1))
     torch.testing.assert_close(found.movedim(1, -1), outputs["sample"], rtol=1e-5, atol=1e-5)
@@ -323,7 +323,7 @@ def test_vdvae_samples():
 
 @pytest.mark.parametrize("bits", [8, 5])
 def test_nvae(bits: int):
-    config, _, inputs, outputs = golden("nvae_parts", "golden_vae")
+    config, _, inputs, outputs = golden_vae("nvae_parts")[:4]
     most = 2**bits - 1
     images = inputs[f"x{bits}"].double() * 2 - 1
     raw = inputs[f"mix_param{bits}"].double().requires_grad_()
