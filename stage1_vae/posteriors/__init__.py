@@ -9,14 +9,18 @@ from stage1_vae.posteriors.committed_rate import CommittedRateConfig, CommittedR
 from stage1_vae.posteriors.diagonal import DiagonalGaussian, DiagonalGaussianConfig, DiagonalGaussianLayer
 from stage1_vae.posteriors.full_covariance import FullCovariance, FullCovarianceConfig, FullCovarianceLayer
 from stage1_vae.posteriors.rank_one import RankOne, RankOneConfig, RankOneLayer
+from stage1_vae.posteriors.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig, VonMisesFisherLayer
 
-PosteriorConfig = DiagonalGaussianConfig | CommittedRateConfig | FullCovarianceConfig | RankOneConfig
+PosteriorConfig = (
+    DiagonalGaussianConfig | CommittedRateConfig | FullCovarianceConfig | RankOneConfig | VonMisesFisherConfig
+)
 
 POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config class of its own
     "diagonal": (DiagonalGaussianLayer, DiagonalGaussianConfig),
     "committed_rate": (CommittedRateLayer, CommittedRateConfig),
     "full_covariance": (FullCovarianceLayer, FullCovarianceConfig),
     "rank_one": (RankOneLayer, RankOneConfig),
+    "von_mises_fisher": (VonMisesFisherLayer, VonMisesFisherConfig),
 }
 
 
@@ -43,5 +47,8 @@ __all__ = [
     "RankOne",
     "RankOneConfig",
     "RankOneLayer",
+    "VonMisesFisher",
+    "VonMisesFisherConfig",
+    "VonMisesFisherLayer",
     "build_posterior",
 ]

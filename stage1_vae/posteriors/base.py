@@ -46,6 +46,10 @@ class Posterior:
         """KL(q(z|x) || N(0, I)) as terms that add up, b n, in nats; None where there is no closed form."""
         return None
 
+    def kl_to_uniform_sphere(self) -> Tensor | None:
+        """Likewise, to the uniform distribution on the unit sphere, of a posterior of unit vectors."""
+        return None
+
     def without_gradient(self) -> Self:
         """The same distribution, whose parameters have no gradient: log q of draws is then a function of the draws."""
         raise NotImplementedError

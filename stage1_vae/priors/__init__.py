@@ -7,13 +7,15 @@ from typing import Any
 from stage1_vae.priors.autoregressive_gaussian import AutoregressiveGaussian, AutoregressiveGaussianConfig
 from stage1_vae.priors.base import LatentPrior
 from stage1_vae.priors.standard_normal import StandardNormal, StandardNormalConfig
+from stage1_vae.priors.uniform_sphere import UniformSphere, UniformSphereConfig
 from stage1_vae.priors.vamp import VampPrior, VampPriorConfig
 
-LatentPriorConfig = StandardNormalConfig | AutoregressiveGaussianConfig | VampPriorConfig
+LatentPriorConfig = StandardNormalConfig | AutoregressiveGaussianConfig | UniformSphereConfig | VampPriorConfig
 
 PRIORS: dict[str, Any] = {  # classes of LatentPrior, each with a config class of its own
     "standard_normal": (StandardNormal, StandardNormalConfig),
     "autoregressive_gaussian": (AutoregressiveGaussian, AutoregressiveGaussianConfig),
+    "uniform_sphere": (UniformSphere, UniformSphereConfig),
     "vamp": (VampPrior, VampPriorConfig),
 }
 
@@ -25,6 +27,8 @@ __all__ = [
     "LatentPriorConfig",
     "StandardNormal",
     "StandardNormalConfig",
+    "UniformSphere",
+    "UniformSphereConfig",
     "VampPrior",
     "VampPriorConfig",
 ]

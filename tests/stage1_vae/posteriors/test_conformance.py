@@ -22,10 +22,11 @@ from stage1_vae.posteriors import (
     PosteriorConfig,
     PosteriorLayer,
     RankOneConfig,
+    VonMisesFisherConfig,
     build_posterior,
 )
 from stage1_vae.posteriors.base import LatentShape
-from stage1_vae.priors import PRIORS, StandardNormalConfig
+from stage1_vae.priors import PRIORS, StandardNormalConfig, UniformSphereConfig
 from stage1_vae.vae import VAE, VAEConfig
 
 
@@ -50,6 +51,12 @@ ROWS: dict[str, Row] = {
     "rank one": Row(RankOneConfig(), (5,), SCALES),
     "rank one, of maps": Row(RankOneConfig(), (2, 2, 3), SCALES),
     "rank one of one number": Row(RankOneConfig(), (1,), {}),
+    "von Mises-Fisher": Row(
+        VonMisesFisherConfig(), (5,), {"concentration": 20.0}, UniformSphereConfig(), normal_noise=False
+    ),
+    "von Mises-Fisher on a circle": Row(
+        VonMisesFisherConfig(concentration=0.5), (2,), {}, UniformSphereConfig(), normal_noise=False
+    ),
 }
 
 BATCH = 3
