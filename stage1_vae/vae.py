@@ -49,6 +49,12 @@ class VAEConfig:
             raise UserError(
                 "model.encoder.skip=True, expected False: skip connections lead from latents to the layers of a decoder"
             )
+        sphere = self.posterior.kind == "von_mises_fisher"
+        if sphere != (self.prior.kind == "uniform_sphere") and self.prior.kind != "vamp":
+            raise UserError(
+                f"model.posterior.kind={self.posterior.kind} with model.prior.kind={self.prior.kind}, expected either "
+                "von_mises_fisher with uniform_sphere, or neither: the latents of one are unit vectors"
+            )
 
 
 class Move(Protocol):
