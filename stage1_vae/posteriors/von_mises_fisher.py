@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, check_fields
 from stage1_vae.posteriors.base import Draws, LatentShape, Posterior, PosteriorLayer, vector_length
 from stage1_vae.posteriors.bessel import log_bessel_and_ratio
 
@@ -26,8 +26,7 @@ class VonMisesFisherConfig:
     concentration: float = 80.0  # kappa: 0 is the uniform distribution
 
     def __post_init__(self) -> None:
-        if not 0 <= self.concentration < math.inf:
-            raise UserError(f"posterior.concentration={self.concentration}, expected 0 or more")
+        check_fields(self, (("concentration", 0 <= self.concentration < math.inf, "0 or more"),))
 
 
 class VonMisesFisher(Posterior):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stage1_vae.posteriors import (
     POSTERIORS,
+    CommittedRateConfig,
     DiagonalGaussianConfig,
     FullCovarianceConfig,
     Posterior,
@@ -45,6 +46,8 @@ ROWS: dict[str, Row] = {
     "diagonal": Row(DiagonalGaussianConfig(), (5,), SCALES),
     "diagonal, softplus": Row(DiagonalGaussianConfig(scale="softplus", smallest_scale=0.01), (5,), {}),
     "diagonal, of maps": Row(DiagonalGaussianConfig(), (2, 2, 3), SCALES),
+    "committed rate": Row(CommittedRateConfig(), (5,), {"rate": 0.5}),
+    "committed rate, of maps": Row(CommittedRateConfig(), (2, 2, 3), {}),
     "full covariance": Row(FullCovarianceConfig(), (5,), SCALES),
     "full covariance, softplus": Row(FullCovarianceConfig(scale="softplus", smallest_scale=0.01), (5,), {}),
     "full covariance of one number": Row(FullCovarianceConfig(), (1,), {}),
