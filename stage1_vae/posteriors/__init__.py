@@ -8,11 +8,21 @@ from stage1_vae.posteriors.base import Draws, LatentShape, Posterior, PosteriorL
 from stage1_vae.posteriors.committed_rate import CommittedRateConfig, CommittedRateLayer
 from stage1_vae.posteriors.diagonal import DiagonalGaussian, DiagonalGaussianConfig, DiagonalGaussianLayer
 from stage1_vae.posteriors.full_covariance import FullCovariance, FullCovarianceConfig, FullCovarianceLayer
+from stage1_vae.posteriors.inverse_autoregressive import (
+    InverseAutoregressive,
+    InverseAutoregressiveConfig,
+    InverseAutoregressiveLayer,
+)
 from stage1_vae.posteriors.rank_one import RankOne, RankOneConfig, RankOneLayer
 from stage1_vae.posteriors.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig, VonMisesFisherLayer
 
 PosteriorConfig = (
-    DiagonalGaussianConfig | CommittedRateConfig | FullCovarianceConfig | RankOneConfig | VonMisesFisherConfig
+    DiagonalGaussianConfig
+    | CommittedRateConfig
+    | FullCovarianceConfig
+    | RankOneConfig
+    | InverseAutoregressiveConfig
+    | VonMisesFisherConfig
 )
 
 POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config class of its own
@@ -20,6 +30,7 @@ POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config 
     "committed_rate": (CommittedRateLayer, CommittedRateConfig),
     "full_covariance": (FullCovarianceLayer, FullCovarianceConfig),
     "rank_one": (RankOneLayer, RankOneConfig),
+    "inverse_autoregressive": (InverseAutoregressiveLayer, InverseAutoregressiveConfig),
     "von_mises_fisher": (VonMisesFisherLayer, VonMisesFisherConfig),
 }
 
@@ -40,6 +51,9 @@ __all__ = [
     "FullCovariance",
     "FullCovarianceConfig",
     "FullCovarianceLayer",
+    "InverseAutoregressive",
+    "InverseAutoregressiveConfig",
+    "InverseAutoregressiveLayer",
     "LatentShape",
     "Posterior",
     "PosteriorConfig",

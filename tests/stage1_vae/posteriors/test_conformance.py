@@ -19,6 +19,7 @@ from stage1_vae.posteriors import (
     CommittedRateConfig,
     DiagonalGaussianConfig,
     FullCovarianceConfig,
+    InverseAutoregressiveConfig,
     Posterior,
     PosteriorConfig,
     PosteriorLayer,
@@ -41,6 +42,7 @@ class Row(NamedTuple):
 
 
 SCALES = {"scale": "softplus", "smallest_scale": 0.1}
+TINY_FLOW = InverseAutoregressiveConfig(steps=3, hidden=(12,), context=4)
 
 ROWS: dict[str, Row] = {
     "diagonal": Row(DiagonalGaussianConfig(), (5,), SCALES),
@@ -54,6 +56,23 @@ ROWS: dict[str, Row] = {
     "rank one": Row(RankOneConfig(), (5,), SCALES),
     "rank one, of maps": Row(RankOneConfig(), (2, 2, 3), SCALES),
     "rank one of one number": Row(RankOneConfig(), (1,), {}),
+    "inverse autoregressive": Row(
+        TINY_FLOW,
+        (5,),
+        {
+            "steps": 1,
+            "hidden": (12, 12),
+            "activation": "tanh",
+            "context": 0,
+            "gate_bias": 1.0,
+            **SCALES,
+        },
+        closed_kl=False,
+    ),
+    "inverse autoregressive, without a context": Row(replace(TINY_FLOW, context=0), (4,), {}, closed_kl=False),
+    "inverse autoregressive of one number": Row(TINY_FLOW, (1,), {}, closed_kl=False),
+    "inverse autoregressive, of maps": Row(TINY_FLOW, (2, 2, 3), {"kernel": 5}, closed_kl=False),
+    "inverse autoregressive, linear": Row(replace(TINY_FLOW, hidden=()), (5,), {}, closed_kl=False),
     "von Mises-Fisher": Row(
         VonMisesFisherConfig(), (5,), {"concentration": 20.0}, UniformSphereConfig(), normal_noise=False
     ),
