@@ -6,12 +6,16 @@ from typing import Any
 
 from stage1_vae.likelihoods.base import Likelihood, bits_per_dimension, dequantised
 from stage1_vae.likelihoods.bernoulli import Bernoulli, BernoulliConfig
+from stage1_vae.likelihoods.categorical import Categorical, CategoricalConfig
+from stage1_vae.likelihoods.gaussian import Gaussian, GaussianConfig
 from stage1_vae.likelihoods.logistic_mixture import LogisticMixture, LogisticMixtureConfig
 
-LikelihoodConfig = BernoulliConfig | LogisticMixtureConfig
+LikelihoodConfig = BernoulliConfig | GaussianConfig | CategoricalConfig | LogisticMixtureConfig
 
 LIKELIHOODS: dict[str, Any] = {  # classes of Likelihood, each with a config class of its own
     "bernoulli": (Bernoulli, BernoulliConfig),
+    "gaussian": (Gaussian, GaussianConfig),
+    "categorical": (Categorical, CategoricalConfig),
     "logistic_mixture": (LogisticMixture, LogisticMixtureConfig),
 }
 
@@ -24,6 +28,10 @@ __all__ = [
     "LIKELIHOODS",
     "Bernoulli",
     "BernoulliConfig",
+    "Categorical",
+    "CategoricalConfig",
+    "Gaussian",
+    "GaussianConfig",
     "Likelihood",
     "LikelihoodConfig",
     "LogisticMixture",

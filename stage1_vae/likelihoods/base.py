@@ -42,6 +42,11 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
 
+def at_least_float(outputs: Tensor) -> Tensor:
+    """float64 as it is, all else as float32: likelihoods are computed in no type below."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
 def dequantised(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """8-bit images in [-1, 1] plus uniform noise as wide as the distance of two levels, 2/255: between -1 - 1/255 and
     1 + 1/255 (Theis et al. 2016, arXiv:1511.01844)."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_vae.likelihoods.base import Likelihood
+from stage1_vae.likelihoods.base import Likelihood, at_least_float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,14 @@ class Bernoulli(Likelihood):
         self.outputs = channels
 
     def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
-        logits, targets = torch.broadcast_tensors(outputs.float(), (images + 1) / 2)
+        logits, targets = torch.broadcast_tensors(at_least_float(outputs), (images + 1) / 2)
         return -F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=(-3, -2, -1))
 
     def mean(self, outputs: Tensor) -> Tensor:
-        return outputs.float().sigmoid() * 2 - 1
+        return at_least_float(outputs).sigmoid() * 2 - 1
 
     def mode(self, outputs: Tensor) -> Tensor:
         return torch.where(outputs > 0, 1.0, -1.0)
 
     def sample(self, outputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.bernoulli(outputs.float().sigmoid(), generator=generator) * 2 - 1
+        return torch.bernoulli(at_least_float(outputs).sigmoid(), generator=generator) * 2 - 1

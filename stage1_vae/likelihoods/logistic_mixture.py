@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from stage1_vae.likelihoods.base import Likelihood
+from stage1_vae.likelihoods.base import Likelihood, at_least_float
 
 HALF_BIN = 1 / 255  # half the distance of two levels
 LEVELS = 256
@@ -171,7 +171,7 @@ class LogisticMixture(Likelihood):
         self.outputs = config.components * (10 if channels == 3 else 3)
 
     def parts(self, outputs: Tensor) -> Components:
-        outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+        outputs = at_least_float(outputs)
         return components_of(outputs, self.channels, self.config.components, self.config.smallest_log_scale)
 
     def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
