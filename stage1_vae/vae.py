@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.model_io import PretrainedModel
-from stage1_vae.decoders import FactorisedDecoder
+from stage1_vae.decoders import build_decoder
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
 from stage1_vae.networks import (
-    NETWORKS,
+    DecoderConfig,
     DenseConfig,
     NetworkConfig,
-    build_decoder_network,
     build_encoder,
+    decoder_config,
     latent_shape,
+    network_config,
 )
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors import POSTERIORS, DiagonalGaussianConfig, Posterior, PosteriorConfig, build_posterior
@@ -38,7 +39,7 @@ class VAEConfig:
     encoder: NetworkConfig = field(default_factory=DenseConfig)
     posterior: PosteriorConfig = field(default_factory=DiagonalGaussianConfig)
     prior: LatentPriorConfig = field(default_factory=StandardNormalConfig)
-    decoder: NetworkConfig = field(default_factory=DenseConfig)
+    decoder: DecoderConfig = field(default_factory=DenseConfig)
     likelihood: LikelihoodConfig = field(default_factory=BernoulliConfig)
 
     def __post_init__(self) -> None:
@@ -84,8 +85,7 @@ class VAE(PretrainedModel):
         self.prior = PRIORS[config.prior.kind][0](config.prior, self.shape)
         self.prior.bind(images, self.posterior)
         likelihood = build_likelihood(config.likelihood, config.channels)
-        outputs = (likelihood.outputs, *image_size)
-        self.decoder = FactorisedDecoder(build_decoder_network(config.decoder, self.shape, outputs), likelihood)
+        self.decoder = build_decoder(config.decoder, likelihood, self.shape, image_size)
 
     def arguments(self) -> dict[str, Any]:
         return {"config": asdict(self.config), "image_size": list(self.image_size)}
@@ -95,8 +95,7 @@ class VAE(PretrainedModel):
         config, (height, width) = dict(arguments["config"]), arguments["image_size"]
         for name, kinds in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS)):
             config[name] = kinds[config[name]["kind"]][1](**config[name])
-        for name in ("encoder", "decoder"):
-            config[name] = NETWORKS[config[name]["kind"]][2](**config[name])
+        config["encoder"], config["decoder"] = network_config(config["encoder"]), decoder_config(config["decoder"])
         return cls(VAEConfig(**config), (height, width))
 
     def posterior(self, images: Tensor) -> Posterior:

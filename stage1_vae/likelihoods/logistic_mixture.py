@@ -11,6 +11,7 @@ Parameters of components, in all functions here: log-weights `... m H W`, means 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from stage1_vae.likelihoods.base import Likelihood, at_least_float
 
 HALF_BIN = 1 / 255  # half the distance of two levels
 LEVELS = 256
+NUMBERS_AT_ONCE = 2**20  # of means and levels together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +120,9 @@ def mean_of_levels(means: Tensor, log_scales: Tensor) -> Tensor:
     """Of a channel given the component, `... m H W`: -1, plus the distance of two levels for each edge between two of
     them, as often as it lies above."""
     above = torch.zeros_like(means)
-    for level in levels(means)[:-1]:
-        above = above + cdf(-level - HALF_BIN, -means, log_scales)
+    for some in levels_at_a_time(means):
+        # above white there is no edge
+        above = above + torch.where(some < 1, cdf(-some - HALF_BIN, -means, log_scales), 0.0).sum(dim=0)
     return above * (2 * HALF_BIN) - 1
 
 
@@ -127,11 +130,18 @@ def most_likely_level(log_weights: Tensor, means: Tensor, log_scales: Tensor) ->
     """Of a channel, `... H W`; of several alike the lowest."""
     best = torch.full_like(log_weights.select(-3, 0), -math.inf)
     values = torch.zeros_like(best)
-    for level in levels(means):
-        found = (log_weights + log_level(level, means, log_scales)).logsumexp(dim=-3)
-        values = torch.where(found > best, level, values)
+    for some in levels_at_a_time(means):
+        found, place = (log_weights + log_level(some, means, log_scales)).logsumexp(dim=-3).max(dim=0)
+        values = torch.where(found > best, some.flatten()[place], values)
         best = torch.maximum(found, best)
     return values
+
+
+def levels_at_a_time(means: Tensor) -> Iterator[Tensor]:
+    """The 256 levels, a few at a time, on an axis before those of the means: all in one go for a pixel or two, one by
+    one of many images."""
+    count = max(1, min(LEVELS, NUMBERS_AT_ONCE // means.numel()))
+    yield from levels(means).view(-1, *(1 for _ in means.shape)).split(count)
 
 
 def levels(like: Tensor) -> Tensor:
