@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 from common.errors import UserError
 from stage1_vae.posteriors.base import LatentShape
 
-Activation = Literal["relu", "tanh", "elu", "silu", "softplus"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+Activation = Literal["relu", "leaky_relu", "tanh", "elu", "silu", "softplus"]
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "silu": nn.SiLU,
