@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from stage1_vae.objectives.adversarial import AdversarialAutoencoder, AdversarialAutoencoderConfig
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import ELBO, ELBOConfig
 from stage1_vae.objectives.importance import ImportanceConfig, ImportanceWeighted
 from stage1_vae.objectives.information import AutoencoderConfig, DeterministicAutoencoder, InfoVAE, InfoVAEConfig
+from stage1_vae.objectives.total_correlation import BetaTC, BetaTCConfig, Factor, FactorConfig
 
-ObjectiveConfig = ELBOConfig | ImportanceConfig | InfoVAEConfig | AutoencoderConfig
+ObjectiveConfig = (
+    ELBOConfig
+    | ImportanceConfig
+    | InfoVAEConfig
+    | AutoencoderConfig
+    | AdversarialAutoencoderConfig
+    | BetaTCConfig
+    | FactorConfig
+)
 
 OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class of its own
     "elbo": (ELBO, ELBOConfig),
     "importance": (ImportanceWeighted, ImportanceConfig),
     "info": (InfoVAE, InfoVAEConfig),
     "autoencoder": (DeterministicAutoencoder, AutoencoderConfig),
+    "adversarial": (AdversarialAutoencoder, AdversarialAutoencoderConfig),
+    "beta_tc": (BetaTC, BetaTCConfig),
+    "factor": (Factor, FactorConfig),
 }
 
 
@@ -26,9 +39,15 @@ def build_objective(config: ObjectiveConfig, facts: TrainingFacts) -> Objective:
 __all__ = [
     "ELBO",
     "OBJECTIVES",
+    "AdversarialAutoencoder",
+    "AdversarialAutoencoderConfig",
     "AutoencoderConfig",
+    "BetaTC",
+    "BetaTCConfig",
     "DeterministicAutoencoder",
     "ELBOConfig",
+    "Factor",
+    "FactorConfig",
     "ImportanceConfig",
     "ImportanceWeighted",
     "InfoVAE",

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from stage1_vae.networks.dense import DenseConfig, DenseLayers
+from stage1_vae.objectives.adversarial import DiscriminatorConfig
 from stage1_vae.objectives.importance import combined_bound, importance_bound, normalised_weights
 from stage1_vae.objectives.information import mmd
 from stage1_vae.objectives.terms import sampled_kl
+from stage1_vae.objectives.total_correlation import kl_parts, telling_loss
 from stage1_vae.vae import VAE
 from tests.stage1_vae.objectives.pythae import (
     Reference,
@@ -18,7 +21,7 @@ from tests.stage1_vae.objectives.pythae import (
     model_of,
     reference,
 )
-from tests.stage1_vae.objectives.reference import objective
+from tests.stage1_vae.objectives.reference import facts, objective
 
 
 def assert_encoder_and_decoder(found: Reference, model: VAE, latents: Tensor) -> None:
@@ -130,3 +133,105 @@ def test_importance_weighted(variant: str):
     kl = sampled_kl(terms.log_prior[0], terms.log_posterior[0]).sum(-1).mean()
     torch.testing.assert_close(kl, found.outputs["reg_loss"].mean(), rtol=1e-5, atol=1e-5)
     assert_encoder_and_decoder(found, model, terms.latents[0])
+
+
+def copy_layers(network: DenseLayers, found: Reference, names: list[str]) -> None:
+    for layer, name in zip(network.layers, names, strict=True):
+        layer.weight.data.copy_(found.weights[f"discriminator.{name}.weight"])
+        layer.bias.data.copy_(found.weights[f"discriminator.{name}.bias"])
+
+
+def assert_discriminator_gradients(found: Reference, network: DenseLayers, loss: Tensor, names: list[str]) -> None:
+    biases = [layer.bias for layer in network.layers]
+    for name, gradient in zip(names, torch.autograd.grad(loss, biases, retain_graph=True), strict=True):
+        found.assert_close(gradient, f"grad_discriminator_loss/{name}.bias")
+
+
+@pytest.mark.parametrize("variant", ["aae", "aae_det"])
+def test_adversarial_autoencoder(variant: str, monkeypatch: pytest.MonkeyPatch):
+    found = reference("pythae_adversarial", variant)
+    config, deterministic = found.config, variant == "aae_det"
+    model, images = model_of(found, config.get("reconstruction_loss_scale")), images_of(found)
+    one = objective(
+        "adversarial",
+        facts(latent_shape=model.shape),
+        weight=config["adversarial_loss_scale"],
+        deterministic=deterministic,
+        discriminator=DiscriminatorConfig(network=DenseConfig(hidden=(config["hidden"],))),
+    )
+    network = one.companions["discriminator"].module
+    copy_layers(network, found, ["layers.0.0", "layers.1.0"])
+    monkeypatch.setattr(model.prior, "sample", lambda count: found.inputs["eps1"])
+    noise = draws_of(found.inputs["eps0"])
+    output = one.loss(model, images, 0, noise)
+    found.assert_close(output.loss, "autoencoder_loss")
+    found.assert_close(output.companion_losses["discriminator"], "discriminator_loss")
+    found.assert_close(output.loss + output.companion_losses["discriminator"], "loss")  # they report the sum
+    assert_gradients(found, model, output.loss, "autoencoder_loss")
+    left = torch.autograd.grad(output.loss, list(network.parameters()), retain_graph=True, allow_unused=True)
+    assert all(gradient is None for gradient in left)  # theirs has one there, which their optimiser does not use
+    names = ["discriminator.layers.0.0", "discriminator.layers.1.0"]
+    assert_discriminator_gradients(found, network, output.companion_losses["discriminator"], names)
+    latents = (model(images, draws=0) if deterministic else model(images, noise=noise)).latents[0]
+    found.assert_close(network(latents[0]).sigmoid(), "disc_z")
+    assert_encoder_and_decoder(found, model, latents)
+
+
+def columns_for_diagonals(batch: int, images: int) -> Tensor:
+    """Their stratified weights, as those of the paper's code, stand in two columns in place of two diagonals."""
+    others = batch - 1
+    weights = torch.full((batch, batch), 1 / others)
+    weights[:, 0] = 1 / images
+    weights[:, 1] = weights[others - 1, 0] = (images - others) / (images * others)
+    return weights.log()
+
+
+@pytest.mark.parametrize("variant", ["mss", "mws"])
+def test_beta_tc_vae(variant: str):
+    found = reference("pythae_tc", variant)
+    model, images, config = model_of(found), images_of(found), found.config
+    settings = {name: config[name] for name in ("alpha", "beta", "gamma")}
+    for number, call in enumerate(config["calls"]):
+        prefix = f"call{number}/" if number else ""
+        noise = draws_of(found.inputs[f"call{number}.eps0" if number else "eps0"])
+        size = call["dataset_size"]
+        if variant == "mws":
+            one = objective("beta_tc", facts(images=size), sampling="weighted", **settings)
+            loss = one.loss(model, images, 0, noise).loss
+        else:
+            parts = kl_parts(terms := model(images, noise=noise), columns_for_diagonals(len(images), size))
+            kl = sum(weight * part for weight, part in zip(settings.values(), parts, strict=True))
+            found.assert_close(kl, f"{prefix}reg_loss")
+            loss = kl - terms.log_likelihood.mean()
+        found.assert_close(loss, f"{prefix}loss")
+        if not number:
+            assert_gradients(found, model, loss)
+            assert_encoder_and_decoder(found, model, model(images, noise=noise).latents[0])
+
+
+def test_factor_vae():
+    """Theirs codes and reconstructs one half of a permuted batch alone, and permutes the other; ours codes both."""
+    found = reference("pythae_adversarial", "factor")
+    model, config = model_of(found), found.config
+    order, half = found.inputs["perm0"], len(found.inputs["x"]) // 2
+    images, others = (images_of(found)[part] for part in (order[half:], order[:half]))
+    assert order[half:].tolist() == found.outputs["recon_x_indices"].tolist()
+    hidden = found.weights["discriminator.layers.0.bias"].shape[0]
+    discriminator = DiscriminatorConfig(network=DenseConfig(hidden=(hidden,) * 5, activation="leaky_relu"))
+    one = objective("factor", facts(latent_shape=model.shape), gamma=config["gamma"], discriminator=discriminator)
+    network = one.companions["discriminator"].module
+    names = [f"layers.{number}" for number in range(0, 12, 2)]
+    copy_layers(network, found, names)
+    noise = draws_of(found.inputs["eps0"])
+    output = one.loss(model, images, 0, noise)
+    found.assert_close(output.loss, "autoencoder_loss")
+    assert_gradients(found, model, output.loss, "autoencoder_loss")
+    permuted = model(others, noise=draws_of(found.inputs["eps1"])).latents[0][0].detach()
+    permuted = torch.stack([permuted[found.inputs[f"perm{1 + j}"], j] for j in range(permuted.shape[1])], dim=1)
+    found.assert_close(permuted, "z_bis_permuted")
+    latents = model(images, noise=noise).latents[0]
+    found.assert_close(network(latents[0]), "disc_z")
+    own = telling_loss(network(latents[0].detach()), network(permuted))
+    found.assert_close(own, "discriminator_loss")
+    assert_discriminator_gradients(found, network, own, [f"discriminator.{name}" for name in names])
+    found.assert_close((model.decoder.mean(latents[0]) + 1) / 2, "recon_x")
