@@ -7,6 +7,7 @@ from typing import Any
 from stage1_vae.objectives.adversarial import AdversarialAutoencoder, AdversarialAutoencoderConfig
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import ELBO, ELBOConfig
+from stage1_vae.objectives.hamiltonian import Hamiltonian, HamiltonianConfig
 from stage1_vae.objectives.importance import ImportanceConfig, ImportanceWeighted
 from stage1_vae.objectives.information import AutoencoderConfig, DeterministicAutoencoder, InfoVAE, InfoVAEConfig
 from stage1_vae.objectives.total_correlation import BetaTC, BetaTCConfig, Factor, FactorConfig
@@ -19,7 +20,7 @@ ObjectiveConfig = (
     | AdversarialAutoencoderConfig
     | BetaTCConfig
     | FactorConfig
-)
+) | HamiltonianConfig
 
 OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class of its own
     "elbo": (ELBO, ELBOConfig),
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class
     "adversarial": (AdversarialAutoencoder, AdversarialAutoencoderConfig),
     "beta_tc": (BetaTC, BetaTCConfig),
     "factor": (Factor, FactorConfig),
+    "hamiltonian": (Hamiltonian, HamiltonianConfig),
 }
 
 
@@ -48,6 +50,8 @@ __all__ = [
     "ELBOConfig",
     "Factor",
     "FactorConfig",
+    "Hamiltonian",
+    "HamiltonianConfig",
     "ImportanceConfig",
     "ImportanceWeighted",
     "InfoVAE",

@@ -3,18 +3,15 @@ outputs in `shared/golden_vae`. Its images lie in [0, 1]."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
-import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from stage1_vae.likelihoods import Bernoulli, BernoulliConfig, Likelihood
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.vae import VAE, VAEConfig
-from tests.golden import GOLDEN
+from tests.golden import golden_vae
 
 
 class Reference(NamedTuple):
@@ -33,17 +30,7 @@ class Reference(NamedTuple):
 
 
 def reference(name: str, variant: str) -> Reference:
-    path = GOLDEN.with_name("golden_vae") / f"{name}.safetensors"
-    if not path.is_file():
-        pytest.skip(f"needs {path}")
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["config"])[variant]
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-
-    return Reference(config, part(f"weights/{variant}."), part(f"in/{variant}."), part(f"out/{variant}/"))
+    return Reference(*golden_vae(name).variant(variant)[:4])
 
 
 class UnitSquares(Likelihood):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from stage1_vae.networks.dense import DenseConfig, DenseLayers
 from stage1_vae.objectives.adversarial import DiscriminatorConfig
+from stage1_vae.objectives.hamiltonian import slope_of
 from stage1_vae.objectives.importance import combined_bound, importance_bound, normalised_weights
 from stage1_vae.objectives.information import mmd
-from stage1_vae.objectives.terms import sampled_kl
+from stage1_vae.objectives.terms import elbo, sampled_kl
 from stage1_vae.objectives.total_correlation import kl_parts, telling_loss
+from stage1_vae.posteriors import DiagonalGaussianConfig, DiagonalGaussianLayer
 from stage1_vae.vae import VAE
 from tests.stage1_vae.objectives.pythae import (
     Reference,
@@ -235,3 +240,40 @@ def test_factor_vae():
     found.assert_close(own, "discriminator_loss")
     assert_discriminator_gradients(found, network, own, [f"discriminator.{name}" for name in names])
     found.assert_close((model.decoder.mean(latents[0]) + 1) / 2, "recon_x")
+
+
+@pytest.mark.parametrize("variant", ["hvae", "hvae_learn"])
+def test_hamiltonian_vae(variant: str):
+    """Their leapfrog is none: it moves places by the momentum before the half step, and forgets to cool it. Their scale
+    is softplus(s), while s enters log q(z_0|x) as a log-variance, without the noise's density and that of the momentum.
+    Gradients do not pass through the slope of the likelihood, and do through that of the prior.
+    So the move is theirs here, of our parts; test_hamiltonian.py holds ours against what it must be."""
+    found = reference("pythae_hvae", variant)
+    model, images, config = model_of(found), images_of(found), found.config
+    model.posterior_layer = DiagonalGaussianLayer(DiagonalGaussianConfig(scale="softplus"), model.shape)
+    size, root = (found.weights[name].requires_grad_() for name in ("eps_lf", "beta_zero_sqrt"))
+    raw = model.encoder(images_of(found))[:, config["latent_dim"] :]
+
+    def slope(log_joint: Callable[[Tensor], Tensor], place: Tensor) -> Tensor:
+        return slope_of(log_joint, place).detach() + place.detach() - place
+
+    def theirs(latents: Tensor, log_posterior: Tensor, log_joint: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        found.assert_close(latents[0], "z0")
+        place, momentum = latents, found.inputs["eps1"] / root
+        for _ in range(config["n_lf"]):
+            halfway = momentum + 0.5 * size * slope(log_joint, place)
+            place = place + size * momentum
+            momentum = halfway + 0.5 * size * slope(log_joint, place)
+        found.assert_close(momentum[0], "rho")
+        constant = 0.5 * math.log(2 * math.pi)  # of log p(z), which they leave out
+        return place, 0.5 * momentum.square() - 0.5 * raw - constant
+
+    terms = model(images, noise=draws_of(found.inputs["eps0"]), move=theirs)
+    loss = -elbo(terms).mean()
+    found.assert_close(loss, "loss")
+    found.assert_close(terms.latents[0][0], "z")
+    found.assert_close((model.decoder.mean(terms.latents[0][0]) + 1) / 2, "recon_x")
+    assert_gradients(found, model, loss)
+    for weight, name in ((size, "eps_lf"), (root, "beta_zero_sqrt")):
+        if f"grad_loss/{name}" in found.outputs:
+            found.assert_close(torch.autograd.grad(loss, weight, retain_graph=True)[0], f"grad_loss/{name}")
