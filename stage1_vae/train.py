@@ -94,7 +94,7 @@ class VAETask:
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         output = self.objective.loss(model, to_float(batch["images"]), step)
-        return StepOutput(output.loss, output.metrics, output.companion_losses)
+        return StepOutput(output.loss, output.metrics, output.companion_losses, output.resting)
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         return {}

@@ -18,6 +18,7 @@ class StepOutput(NamedTuple):
     loss: Tensor  # scalar with a graph, a mean per element, image or code: never a sum over the batch
     metrics: dict[str, Tensor]  # scalars, detached
     companion_losses: Mapping[str, Tensor] = {}  # likewise, of the companions of these names that learn in this step
+    resting: Sequence[nn.Parameter] = ()  # weights that this step does not move, the same in all its micro-batches
 
 
 class Companion(NamedTuple):

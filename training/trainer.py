@@ -190,6 +190,8 @@ class Trainer:
                 output = self.task.step(self.model, batch, self.progress.step)
             for loss in (*output.companion_losses.values(), output.loss):
                 self.accelerator.backward(loss)
+        for weight in output.resting:
+            weight.grad = None  # Adam passes over a weight without a gradient: moments and decay stay too
         return {"loss": output.loss.detach(), **output.metrics}
 
     def _figures(self, parts: list[dict[str, Tensor]], **shared: Tensor) -> dict[str, float]:

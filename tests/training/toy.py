@@ -68,14 +68,22 @@ class ToyData:
 
 
 class ToyTask:
-    """Regression. `nan_draws` poisons the loss of the micro-batches that hold one of these draws."""
+    """Regression. `nan_draws` poisons the loss of the micro-batches that hold one of these draws. The first layer
+    learns in every `first_every`-th step only."""
 
     best_metric = "loss"
 
-    def __init__(self, model: ToyModel, nan_draws: Sequence[int] = (), raise_stop_at: int | None = None):
+    def __init__(
+        self,
+        model: ToyModel,
+        nan_draws: Sequence[int] = (),
+        raise_stop_at: int | None = None,
+        first_every: int = 1,
+    ):
         self.model = model
         self.companions: dict[str, Companion] = {}
         self.guard: Guard | None = None
+        self.first_every = first_every
         self.nan_draws, self.raise_stop_at = torch.tensor(list(nan_draws)), raise_stop_at
         self.seen: list[list[int]] = []
         self.steps: list[int] = []  # of each micro-batch
@@ -94,7 +102,8 @@ class ToyTask:
         loss = F.mse_loss(model(batch["x"]).float(), batch["y"])
         if torch.isin(batch["draws"].cpu(), self.nan_draws).any():
             loss = loss * float("nan")
-        return StepOutput(loss, {"error": loss.detach().sqrt()})
+        resting = tuple(self.model.layers[0].parameters()) if step % self.first_every else ()
+        return StepOutput(loss, {"error": loss.detach().sqrt()}, resting=resting)
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         self.ended.append(step)
@@ -159,8 +168,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--config", type=json.loads, default={})
+    parser.add_argument("--first-every", type=int, default=1)
     arguments = parser.parse_args()
-    result = toy_fit(arguments.run, toy_config(**arguments.config))
+    result = toy_fit(arguments.run, toy_config(**arguments.config), toy_task(first_every=arguments.first_every))
     print(f"stopped by {result.stopped_by} after {result.steps_done}")
     leave(0)
 
