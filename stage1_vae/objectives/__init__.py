@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stage1_vae.objectives.adversarial import AdversarialAutoencoder, AdversarialAutoencoderConfig
+from stage1_vae.objectives.aggressive import Aggressive, AggressiveConfig
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import ELBO, ELBOConfig
 from stage1_vae.objectives.hamiltonian import Hamiltonian, HamiltonianConfig
@@ -13,14 +14,18 @@ from stage1_vae.objectives.information import AutoencoderConfig, DeterministicAu
 from stage1_vae.objectives.total_correlation import BetaTC, BetaTCConfig, Factor, FactorConfig
 
 ObjectiveConfig = (
-    ELBOConfig
-    | ImportanceConfig
-    | InfoVAEConfig
-    | AutoencoderConfig
-    | AdversarialAutoencoderConfig
-    | BetaTCConfig
-    | FactorConfig
-) | HamiltonianConfig
+    (
+        ELBOConfig
+        | ImportanceConfig
+        | InfoVAEConfig
+        | AutoencoderConfig
+        | AdversarialAutoencoderConfig
+        | BetaTCConfig
+        | FactorConfig
+    )
+    | HamiltonianConfig
+    | AggressiveConfig
+)
 
 OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class of its own
     "elbo": (ELBO, ELBOConfig),
@@ -31,6 +36,7 @@ OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class
     "beta_tc": (BetaTC, BetaTCConfig),
     "factor": (Factor, FactorConfig),
     "hamiltonian": (Hamiltonian, HamiltonianConfig),
+    "aggressive": (Aggressive, AggressiveConfig),
 }
 
 
@@ -43,6 +49,8 @@ __all__ = [
     "OBJECTIVES",
     "AdversarialAutoencoder",
     "AdversarialAutoencoderConfig",
+    "Aggressive",
+    "AggressiveConfig",
     "AutoencoderConfig",
     "BetaTC",
     "BetaTCConfig",
