@@ -113,8 +113,8 @@ def gumbel_noise(shape: tuple[int, ...], like: Tensor, generator: torch.Generato
 
 
 def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float, *, hard: bool = False) -> Tensor:
-    """softmax((logits + Gumbel noise) / temperature): logits b c, noise k b c -> k b c. hard: one-hot, whose gradient is
-    that of the relaxed (straight-through Gumbel-softmax)."""
+    """softmax((logits + Gumbel noise) / temperature): logits b c, noise k b c -> k b c. hard: one-hot, whose gradient
+    is that of the relaxed (straight-through Gumbel-softmax)."""
     relaxed = ((logits + noise) / temperature).softmax(dim=-1)
     if not hard:
         return relaxed
