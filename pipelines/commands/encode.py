@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipelines.model_folders import stage_folder
-from stage1_vq.encode import EncodeConfig, encode
+from images.encoding import EncodeConfig
+from stage1_vq.encode import encode
 
 
 def encode_images(config: EncodeConfig) -> str:

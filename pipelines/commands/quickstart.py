@@ -13,11 +13,12 @@ from common.model_io import load_pretrained
 from common.owned_folder import check_owner
 from common.processes import process_state
 from images.datasets import DataConfig, image_datasets, to_float
+from images.encoding import EncodeConfig
 from pipelines.options import read_recipe
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, save_png, to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS
-from stage1_vq.encode import EncodeConfig, encode
+from stage1_vq.encode import encode
 from stage1_vq.train import Stage1Config, train_stage1
 from stage2_prior.priors import PRIORS
 from stage2_prior.sampling import SamplingConfig

@@ -22,8 +22,9 @@ from codes.shards import CodeDataset, CodeIndex, CodeShardWriter
 from codes.spec import Codes
 from common.errors import UserError
 from images.datasets import DataConfig, image_datasets, to_float
+from images.encoding import EncodeConfig, EncodeDataConfig
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
-from stage1_vq.encode import EncodeConfig, EncodeDataConfig, encode, encode_images
+from stage1_vq.encode import encode, encode_images
 from stage1_vq.quantizers import MultiscaleQuantizerConfig, NearestQuantizerConfig, ResidualQuantizerConfig
 
 
@@ -425,7 +426,8 @@ PROGRAM = """
 import os, sys
 from codes.shards import CodeShardWriter
 from common import sources
-from stage1_vq.encode import EncodeConfig, encode
+from images.encoding import EncodeConfig
+from stage1_vq.encode import encode
 from common.processes import leave
 if __name__ == "__main__":
     write = CodeShardWriter.write

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from images.encoding import EncodeConfig
 from pipelines.devices import open_device
-from stage1_vq.encode import EncodeConfig, encode
+from stage1_vq.encode import encode
 from tests.training.toy import toy_config, toy_fit
 from training.launcher import check_launcher
 
