@@ -71,7 +71,11 @@ def owner_of(folder: Path) -> str | None:
         return next((command for command, names in SETTINGS_OF.items() if names <= settings.keys()), None)
     for index in (folder / "index.json", folder / "unfinished" / "index.json"):
         with suppress(UserError):
-            if index.is_file() and {"code_spec", "shards"} <= read_json(index).keys():
+            if (
+                index.is_file()
+                and "shards" in (found := read_json(index))
+                and found.keys() & {"code_spec", "latent_spec"}
+            ):
                 return "encode"
     if (folder / RUN_CONFIG_NAME).is_file() and (
         any((folder / name).exists() for name in RUN_FILES) or is_config_of_run(config_of_run(folder))

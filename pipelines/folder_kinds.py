@@ -12,7 +12,8 @@ from common.errors import UserError
 from common.runs import stage_of_run
 
 ASSEMBLED, QUICKSTART = "an assembled model", "a run of quickstart"
-SHARDS, COMPRESSED = "a folder of code shards", "a folder of .zlg files"
+SHARDS, LATENT_SHARDS = "a folder of code shards", "a folder of latent shards"
+COMPRESSED = "a folder of .zlg files"
 PARTS_NAME = "images.parts"  # folder of the batches of an archive that `zellige compress` is making, beside it
 
 
@@ -36,8 +37,11 @@ def kind_of_folder(folder: Path) -> FolderKind | None:
         return FolderKind(f"a run of {stage}", of_stage1 if stage == "stage one" else of_stage2)
     if (folder / "model" / "model_index.json").is_file():
         return FolderKind(QUICKSTART, f"zellige generate --model {folder} --num 64 --out IMAGES")
-    if (folder / "index.json").is_file() and "code_spec" in json_of(folder / "index.json"):
-        return FolderKind(SHARDS, f"zellige codes info --codes {folder}")
+    if (folder / "index.json").is_file():
+        index = json_of(folder / "index.json")
+        for spec, kind in (("code_spec", SHARDS), ("latent_spec", LATENT_SHARDS)):
+            if spec in index:
+                return FolderKind(kind, f"zellige codes info --codes {folder}")
     if next(files_of(folder, ".zlg"), None) is not None:
         return FolderKind(COMPRESSED, f"zellige info --file {folder}")
     return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.model_io import CONFIG_NAME, model_folder
-from pipelines.folder_kinds import ASSEMBLED, COMPRESSED, QUICKSTART, SHARDS, check_kind
+from pipelines.folder_kinds import ASSEMBLED, COMPRESSED, LATENT_SHARDS, QUICKSTART, SHARDS, check_kind
 
 INDEX_NAME = "model_index.json"
 
@@ -21,7 +21,7 @@ def pipeline_folder(folder_or_hub_id: str | Path) -> Path:
 
 def any_model_folder(folder_or_hub_id: str | Path) -> Path:
     """Local folder of a model, assembled or single, for a path or a hub id. Raises UserError."""
-    check_kind(Path(folder_or_hub_id), "a model", "name its folder, or a run", but=(SHARDS, COMPRESSED))
+    check_kind(Path(folder_or_hub_id), "a model", "name its folder, or a run", but=(SHARDS, LATENT_SHARDS, COMPRESSED))
     return model_folder(folder_or_hub_id, INDEX_NAME, CONFIG_NAME)
 
 

@@ -35,16 +35,23 @@ class NumberedImages:
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
         batch = self.images.fetch(indices, draws)
         numbers = self.images.indices[list(indices)]
-        pixels: np.ndarray = batch["images"].numpy()
-        if self.binarised == "threshold":
-            white = pixels >= 128
-        elif self.binarised in ("once", "anew"):
-            again = self.binarised == "anew" and self.training
-            chance = uniforms(self.seed + again, draws if again else numbers.tolist(), pixels[0].size)
-            white = chance.reshape(pixels.shape) * 255 < pixels
-        else:
+        if self.binarised == "none":
             return {**batch, "numbers": torch.from_numpy(numbers)}
-        return {**batch, "images": torch.from_numpy(white.astype(np.uint8) * 255), "numbers": torch.from_numpy(numbers)}
+        again = self.binarised == "anew" and self.training
+        pixels = batch["images"].numpy()
+        black_and_white = binarise(pixels, self.binarised, self.seed + again, draws if again else numbers.tolist())
+        return {**batch, "images": torch.from_numpy(black_and_white), "numbers": torch.from_numpy(numbers)}
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.images.fingerprint()} {self.binarised} {self.seed}".encode()).hexdigest()
+
+
+def binarise(pixels: np.ndarray, binarised: Binarisation, seed: int, numbers: Sequence[int]) -> np.ndarray:
+    """Grey images b c H W, uint8, as images of 0 and 255. numbers: b, of which the chance is a function."""
+    if binarised == "none":
+        return pixels
+    if binarised == "threshold":
+        white = pixels >= 128
+    else:
+        white = uniforms(seed, numbers, pixels[0].size).reshape(pixels.shape) * 255 < pixels
+    return white.astype(np.uint8) * 255

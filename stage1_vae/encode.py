@@ -1,0 +1,128 @@
+"""Images to latent shards: the posterior of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codes.latents import LatentIndex, LatentShardWriter, LatentSpec
+from codes.shard_folder import INDEX_NAME
+from common.errors import UserError
+from common.model_io import load_pretrained
+from common.processes import process_state, use_device
+from images.datasets import ImageDataset, image_datasets, to_float
+from images.encoding import EncodeConfig, Piece, batches_of, data_config, left_out, recorded_config, write_shards
+from images.files import BAD_FILES_NAME
+from stage1_vae.binarise import Binarisation, binarise
+from stage1_vae.posteriors import DiagonalGaussian
+from stage1_vae.vae import VAE
+from training.launcher import check_launcher_of_models
+
+
+def encode(config: EncodeConfig) -> str:
+    """Does what the config says; returns one line that tells what was made and where. Raises UserError."""
+    check_launcher_of_models()
+    use_device(config.device)
+    model = load_pretrained(config.model, {VAE.kind: VAE})
+    data = data_config(config, model.image_size, model.config.channels)
+    if (data.height, data.width, data.channels) != (*model.image_size, model.config.channels):
+        height, width = model.image_size
+        raise UserError(
+            f"data.image_size={data.image_size} and data.channels={data.channels}, expected images of {height}x{width}"
+            f"x{model.config.channels}, the only ones that this VAE knows; leave data.image_size out"
+        )
+    run = recorded_config(config.model) or {}
+    binarised, binarised_seed = run.get("binarised", "none"), int(run.get("binarised_seed", 0))
+    if binarised not in get_args(Binarisation):
+        raise UserError(f"the run of {config.model} has binarised={binarised}, which this version does not know")
+    out = Path(config.out)
+    datasets = image_datasets(data, config.seed, bad_files=out / BAD_FILES_NAME)
+    index = encode_images(
+        model,
+        *datasets,
+        out,
+        binarised=binarised,
+        binarised_seed=binarised_seed,
+        augment_copies=config.augment_copies,
+        batch_size=config.batch_size,
+        shard_size=config.shard_size,
+        workers=config.workers,
+    )
+    encoded = sum(shard.images for shard in index.shards)
+    return (
+        f"{index.images('train')} training and {index.images('validation')} held-out images as "
+        f"{index.latent_spec.describe()}, in {out}"
+        f"{left_out(encoded, *datasets, config.augment_copies, out / BAD_FILES_NAME)}"
+        f"; next: zellige train-stage2 --config RECIPE --codes {out}"
+    )
+
+
+def encode_images(
+    model: VAE,
+    train: ImageDataset,
+    validation: ImageDataset,
+    out: Path,
+    *,
+    binarised: Binarisation = "none",
+    binarised_seed: int = 0,
+    augment_copies: int = 1,
+    batch_size: int = 64,
+    shard_size: int = 8192,
+    workers: int = 0,
+) -> LatentIndex:
+    """Writes the folder `out` of latent shards, or what it lacks, as `images.encoding.write_shards` does. Images that
+    training binarises, anew too, are binarised once. Raises UserError."""
+    spec = spec_of(model)
+
+    def open_writer(pieces: Sequence[Piece], source: dict[str, Any], defaults: dict[str, Any]) -> LatentShardWriter:
+        return LatentShardWriter(
+            out,
+            spec,
+            [piece.split for piece in pieces],
+            class_names=train.class_names,
+            stage1_fingerprint=model.fingerprint(),
+            source={**source, "binarised": binarised, "binarised_seed": binarised_seed},
+            source_defaults=defaults,
+        )
+
+    @torch.inference_mode()
+    def encode_piece(piece: Piece, progress: tqdm) -> tuple[dict[str, Tensor], Tensor, list[str]]:
+        device = process_state().device
+        model.to(device).eval()
+        parts = {name: [torch.empty(0, *spec.shape)] for name in spec.names}
+        indices: list[int] = []
+        for images, found in batches_of(piece, batch_size, workers, device, progress):
+            numbers = piece.dataset.indices[found].tolist()
+            shown = torch.from_numpy(binarise(images.cpu().numpy(), binarised, binarised_seed, numbers))
+            for name, tensor in latents_of(model, to_float(shown.to(device))).items():
+                parts[name].append(tensor.float().cpu())
+            indices += found
+        labels = torch.from_numpy(piece.dataset.labels[indices])
+        return {name: torch.cat(found) for name, found in parts.items()}, labels, piece.dataset.names(indices)
+
+    write_shards(
+        out, train, validation, open_writer, encode_piece, augment_copies=augment_copies, shard_size=shard_size
+    )
+    return LatentIndex.read(out / INDEX_NAME)
+
+
+def latents_of(model: VAE, images: Tensor) -> dict[str, Tensor]:
+    """What a latent shard holds of images b c H W, by the names of the LatentSpec, b *shape each."""
+    posterior = model.posterior(images)
+    if isinstance(posterior, DiagonalGaussian):
+        return {"mean": posterior.mean, "log_scale": posterior.log_scale}
+    return {"mean": posterior.mean}
+
+
+@torch.inference_mode()
+def spec_of(model: VAE) -> LatentSpec:
+    """Of the latents of a VAE."""
+    device = next(model.parameters()).device
+    posterior = model.eval().posterior(torch.zeros(1, model.config.channels, *model.image_size, device=device))
+    scales = isinstance(posterior, DiagonalGaussian)
+    return LatentSpec(tuple(model.shape), scales, *model.image_size, model.config.channels)
