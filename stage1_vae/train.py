@@ -149,6 +149,9 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     validation_data = NumberedImages(held_out, config.binarised, config.binarised_seed, training=False)
     torch.manual_seed(seed)
     model = VAE(config.model, (config.data.height, config.data.width))
+    if count := min(model.prior.start_images, len(train_data)):
+        chosen = [i * len(train_data) // count for i in range(count)]
+        model.prior.start(to_float(train_data.fetch(chosen, chosen)["images"]))
     objective = build_objective(
         config.objective,
         TrainingFacts(len(train_data), config.train.steps, model.shape, tuple(model.generator_parameters())),

@@ -23,6 +23,11 @@ class LatentPrior(nn.Module):
         """What the VAE tells a prior that is made of its posteriors, once, when it is built: the c H W of its images
         and its `posterior`."""
 
+    @property
+    def start_images(self) -> int:
+        """How many training images `start` is best given; 0 for none."""
+        return 0
+
     def start(self, images: Tensor) -> None:
         """Before the first step: what a prior takes from training images, b c H W in [-1, 1], the same ones on all
         processes."""

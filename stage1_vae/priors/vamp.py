@@ -44,6 +44,10 @@ class VampPrior(LatentPrior):
         self.posterior = posterior  # no module: its parameters are the model's, not the prior's too
         self.pseudo_inputs = nn.Parameter(torch.rand(self.config.components, *image_shape) * 2 - 1)
 
+    @property
+    def start_images(self) -> int:
+        return self.config.components if self.config.start == "training_images" else 0
+
     @torch.no_grad()
     def start(self, images: Tensor) -> None:
         """Sets the pseudo-inputs to these, b c H W, unless they start from noise. Where there are fewer images than

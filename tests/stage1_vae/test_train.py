@@ -15,6 +15,7 @@ from stage1_vae.binarise import NumberedImages
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.objectives import ELBOConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import elbo
+from stage1_vae.priors import VampPriorConfig
 from stage1_vae.train import Stage1VAEConfig, VAETask, noise_of, train_vae
 from stage1_vae.vae import VAE, VAEConfig
 from training.config import TrainConfig
@@ -168,3 +169,13 @@ def test_grey_images_under_a_likelihood_of_binary_ones_are_told(images: Path, tm
     result = train_vae(replace(config(images, steps=1), binarised="none"), tmp_path)
     assert "note: a likelihood of black and white is trained on grey images" in capsys.readouterr().out
     assert "bits_per_dimension" not in result.metrics
+
+
+def test_pseudo_inputs_start_from_images_of_the_whole_training_set(images: Path, tmp_path: Path):
+    of_vamp = replace(config(images).model, prior=VampPriorConfig(components=8))
+    settings = replace(config(images, steps=1, validate_every=1, save_every=1, learning_rate=1e-9), model=of_vamp)
+    train_vae(settings, tmp_path / "vamp")
+    started = load_pretrained(tmp_path / "vamp" / "model", {"vae": VAE}).prior.pseudo_inputs
+    data = NumberedImages(image_datasets(settings.data, 0)[0], "once", 0, training=True)
+    chosen = [i * len(data) // 8 for i in range(8)]
+    torch.testing.assert_close(started, to_float(data.fetch(chosen, chosen)["images"]), atol=1e-4, rtol=0)
