@@ -42,6 +42,11 @@ class Posterior:
         """log q(z|x) of given latents, k b *shape -> k b n, as `Draws` has it."""
         raise NotImplementedError
 
+    def log_marginals(self, latents: Tensor) -> Tensor | None:
+        """log q(z_d|x) of each of the d numbers of given latents alone, k b *shape -> k b d, in nats; None where there
+        is no closed form. They add up to log q(z|x) only where the numbers are independent."""
+        return None
+
     def kl_to_standard_normal(self) -> Tensor | None:
         """KL(q(z|x) || N(0, I)) as terms that add up, b n, in nats; None where there is no closed form."""
         return None

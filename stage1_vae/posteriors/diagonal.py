@@ -30,6 +30,11 @@ class DiagonalGaussianConfig:
         check_smallest_scale(self.smallest_scale)
 
 
+def log_normal(values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """log N(values; mean, variance) of each number."""
+    return -0.5 * ((values - mean).square() / variance + variance.log()) - HALF_LOG_TWO_PI
+
+
 class DiagonalGaussian(Posterior):
     """mean, log_scale: b *shape."""
 
@@ -54,6 +59,9 @@ class DiagonalGaussian(Posterior):
     def log_density(self, latents: Tensor) -> Tensor:
         noise = (latents - self._mean) / self.scale
         return flat_terms(-0.5 * noise.square() - HALF_LOG_TWO_PI - self.log_scale, 2)
+
+    def log_marginals(self, latents: Tensor) -> Tensor | None:
+        return self.log_density(latents)
 
     def kl_to_standard_normal(self) -> Tensor:
         return flat_terms(0.5 * (self._mean.square() + (2 * self.log_scale).exp() - 1) - self.log_scale, 1)

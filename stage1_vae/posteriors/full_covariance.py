@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stage1_vae.posteriors.base import Draws, LatentShape, Posterior, PosteriorLayer, vector_length, without_autocast
-from stage1_vae.posteriors.diagonal import HALF_LOG_TWO_PI, ScaleFunction, check_smallest_scale, log_scales
+from stage1_vae.posteriors.diagonal import HALF_LOG_TWO_PI, ScaleFunction, check_smallest_scale, log_normal, log_scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,16 @@ class FullCovariance(Posterior):
         """Of the latents that this noise becomes: the log-determinant of L is the sum of log scales."""
         return -0.5 * noise.square() - HALF_LOG_TWO_PI - self.log_scale
 
+    @property
+    def variance(self) -> Tensor:
+        """b d, of each number alone."""
+        return self.lower.square().sum(-1) + (2 * self.log_scale).exp()
+
+    def log_marginals(self, latents: Tensor) -> Tensor:
+        return log_normal(latents, self._mean, self.variance)
+
     def kl_to_standard_normal(self) -> Tensor:
-        variance = self.lower.square().sum(-1) + (2 * self.log_scale).exp()
-        return 0.5 * (variance + self._mean.square() - 1) - self.log_scale
+        return 0.5 * (self.variance + self._mean.square() - 1) - self.log_scale
 
     def without_gradient(self) -> Self:
         return type(self)(self._mean.detach(), self.log_scale.detach(), self.lower.detach())

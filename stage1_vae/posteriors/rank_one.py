@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage1_vae.posteriors.base import Draws, LatentShape, Posterior, PosteriorLayer
-from stage1_vae.posteriors.diagonal import HALF_LOG_TWO_PI, ScaleFunction, check_smallest_scale, log_scales
+from stage1_vae.posteriors.diagonal import HALF_LOG_TWO_PI, ScaleFunction, check_smallest_scale, log_normal, log_scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,16 @@ class RankOne(Posterior):
         """Of the latents that this noise, k b d, becomes."""
         return -0.5 * noise.square() - HALF_LOG_TWO_PI - self.log_conditional
 
+    @property
+    def variance(self) -> Tensor:
+        """b d, of each number alone."""
+        return self.scale.square() * (1 - self.v.square() / self.g[:, :1])
+
+    def log_marginals(self, latents: Tensor) -> Tensor:
+        return log_normal(latents.flatten(2), self._mean.flatten(1), self.variance)
+
     def kl_to_standard_normal(self) -> Tensor:
-        variance = self.scale.square() * (1 - self.v.square() / self.g[:, :1])
-        return 0.5 * (variance + self._mean.flatten(1).square() - 1) - self.log_conditional
+        return 0.5 * (self.variance + self._mean.flatten(1).square() - 1) - self.log_conditional
 
     def without_gradient(self) -> Self:
         log_scale = self.log_scale.unflatten(1, self._mean.shape[1:])

@@ -37,6 +37,11 @@ class LatentPrior(nn.Module):
         else one alone."""
         raise NotImplementedError
 
+    def log_marginals(self, latents: Tensor) -> Tensor | None:
+        """log p(z_d) of each of the d numbers of latents alone, k b *shape -> k b d, in nats; None where there is no
+        closed form."""
+        return None
+
     def kl(self, posterior: Posterior) -> Tensor | None:
         """KL(q(z|x) || p(z)) as terms that add up, b n, in nats; None where there is no closed form."""
         return None

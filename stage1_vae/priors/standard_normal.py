@@ -30,6 +30,9 @@ class StandardNormal(LatentPrior):
     def log_density(self, latents: Tensor) -> Tensor:
         return flat_terms(-0.5 * latents.square() - 0.5 * math.log(2 * math.pi), 2)
 
+    def log_marginals(self, latents: Tensor) -> Tensor | None:
+        return self.log_density(latents)
+
     def kl(self, posterior: Posterior) -> Tensor | None:
         return posterior.kl_to_standard_normal()
 
