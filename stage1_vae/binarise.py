@@ -8,7 +8,9 @@ image is seen (Burda et al. 2015, arXiv:1509.00519); held-out images are as for 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,6 +20,21 @@ from images.datasets import ImageDataset, uniforms
 from training.task import Batch
 
 Binarisation = Literal["none", "threshold", "once", "anew"]
+
+
+@dataclass(frozen=True)
+class Binarised:
+    """How the images of a likelihood were made black and white, which all figures of it go by."""
+
+    how: Binarisation
+    seed: int = 0  # of the draws
+
+    def __str__(self) -> str:
+        if self.how == "none":
+            return "images as they are"
+        if self.how == "threshold":
+            return "images binarised: white from half on"
+        return f"images binarised: drawn {self.how}, seed {self.seed}"
 
 
 class NumberedImages:
@@ -33,7 +50,16 @@ class NumberedImages:
         return len(self.images)
 
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
-        batch = self.images.fetch(indices, draws)
+        return self.black_and_white(self.images.fetch(indices, draws), indices, draws)
+
+    def fetch_readable(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
+        """As `fetch`, but what cannot be read is left out: the batch, and the indices of the images in it."""
+        batch, found = self.images.fetch_readable(indices, draws)
+        draw_of = dict(zip(indices, draws, strict=True))
+        return self.black_and_white(batch, found, [draw_of[index] for index in found]), found
+
+    def black_and_white(self, batch: Batch, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+        """The batch of these images with their numbers, binarised where that is asked for."""
         numbers = self.images.indices[list(indices)]
         if self.binarised == "none":
             return {**batch, "numbers": torch.from_numpy(numbers)}

@@ -19,7 +19,7 @@ from images.datasets import DataConfig, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.quality import psnr
 from images.run_facts import check_apart, fingerprint_of
-from stage1_vae.binarise import Binarisation, NumberedImages
+from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.objectives import ELBOConfig, ObjectiveConfig, build_objective
 from stage1_vae.objectives.base import Objective, TrainingFacts
@@ -148,7 +148,8 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     train_data = NumberedImages(train_images, config.binarised, config.binarised_seed, training=True)
     validation_data = NumberedImages(held_out, config.binarised, config.binarised_seed, training=False)
     torch.manual_seed(seed)
-    model = VAE(config.model, (config.data.height, config.data.width))
+    binarised = Binarised(config.binarised, config.binarised_seed)
+    model = VAE(config.model, (config.data.height, config.data.width), binarised)
     if count := min(model.prior.start_images, len(train_data)):
         chosen = [i * len(train_data) // count for i in range(count)]
         model.prior.start(to_float(train_data.fetch(chosen, chosen)["images"]))

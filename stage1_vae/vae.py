@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.model_io import PretrainedModel
+from stage1_vae.binarise import Binarised
 from stage1_vae.decoders import build_decoder
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
 from stage1_vae.networks import (
@@ -73,9 +74,11 @@ class VAE(PretrainedModel):
     kind = "vae"
     config_class = VAEConfig
 
-    def __init__(self, config: VAEConfig, image_size: tuple[int, int]) -> None:
-        """image_size: (H, W) of all images."""
+    def __init__(self, config: VAEConfig, image_size: tuple[int, int], binarised: Binarised | None = None) -> None:
+        """image_size: (H, W) of all images. binarised: how those that it is trained on were made black and white, by
+        which its figures are to be taken; None: not known."""
         super().__init__()
+        self.binarised = binarised
         self.config = config
         self.image_size = image_size
         self.shape: LatentShape = latent_shape(config.encoder, config.latents, image_size)
@@ -88,7 +91,8 @@ class VAE(PretrainedModel):
         self.decoder = build_decoder(config.decoder, likelihood, self.shape, image_size)
 
     def arguments(self) -> dict[str, Any]:
-        return {"config": asdict(self.config), "image_size": list(self.image_size)}
+        binarised = None if self.binarised is None else asdict(self.binarised)
+        return {"config": asdict(self.config), "image_size": list(self.image_size), "binarised": binarised}
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> Self:
@@ -96,7 +100,8 @@ class VAE(PretrainedModel):
         for name, kinds in (("posterior", POSTERIORS), ("prior", PRIORS), ("likelihood", LIKELIHOODS)):
             config[name] = kinds[config[name]["kind"]][1](**config[name])
         config["encoder"], config["decoder"] = network_config(config["encoder"]), decoder_config(config["decoder"])
-        return cls(VAEConfig(**config), (height, width))
+        binarised = arguments.get("binarised")  # an earlier version took none down
+        return cls(VAEConfig(**config), (height, width), None if binarised is None else Binarised(**binarised))
 
     def posterior(self, images: Tensor) -> Posterior:
         """q(z|x) of images, b c H W in [-1, 1]. Raises UserError for images of another shape."""

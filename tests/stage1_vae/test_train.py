@@ -11,7 +11,7 @@ import torch
 from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float
-from stage1_vae.binarise import NumberedImages
+from stage1_vae.binarise import Binarised, NumberedImages
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.objectives import ELBOConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import elbo
@@ -61,6 +61,7 @@ def test_a_run_learns_and_leaves_a_model_and_a_preview(images: Path, tmp_path: P
     assert result.best_value < 37
     assert set(result.metrics) == {"negative_elbo", "log_likelihood", "kl", "bits_per_dimension", "psnr"}
     assert len(list((tmp_path / "previews").glob("*.png"))) == 1
+    assert load_pretrained(tmp_path / "model", {"vae": VAE}).binarised == Binarised("once", 0)
 
 
 def test_a_run_goes_on_as_it_would_have(images: Path, tmp_path: Path):
@@ -95,6 +96,19 @@ def test_binarised_images_are_black_and_white(images: Path, binarised):
     grey = train.fetch([0, 1, 2], [0, 1, 2])["images"]
     if binarised == "threshold":
         assert torch.equal(batch == 255, grey >= 128)
+
+
+def test_images_that_can_be_read_are_binarised_as_ever(images: Path):
+    train, _ = image_datasets(config(images).data, 0)
+    data = NumberedImages(train, "anew", training=True)
+    whole = data.fetch([2, 0, 1], [5, 6, 7])
+    train.unreadable.add(0)
+    batch, found = data.fetch_readable([2, 0, 1], [5, 6, 7])
+    assert found == [2, 1]
+    assert torch.equal(batch["images"], whole["images"][[0, 2]])
+    assert torch.equal(batch["numbers"], whole["numbers"][[0, 2]])
+    train.unreadable.update((1, 2))
+    assert data.fetch_readable([2, 0, 1], [5, 6, 7])[1] == []
 
 
 def test_binarisation_draws_white_as_often_as_the_grey_value_says(images: Path):

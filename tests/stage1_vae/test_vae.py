@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from common.errors import UserError
 from common.model_io import load_pretrained
+from stage1_vae.binarise import Binarised
 from stage1_vae.networks import ConvolutionalConfig
 from stage1_vae.objectives.terms import elbo, total_kl
 from stage1_vae.vae import VAE, VAEConfig
@@ -51,6 +54,23 @@ def test_a_model_folder_gives_the_same_model(model: VAE, tmp_path):
     again = load_pretrained(tmp_path / "model", {"vae": VAE})
     assert again.fingerprint() == model.fingerprint()
     torch.testing.assert_close(again.encode(binary_images(2)), model.encode(binary_images(2)))
+
+
+def test_a_model_knows_how_its_images_were_binarised(model: VAE, tmp_path):
+    """And one that an earlier version saved does not, and is the same model as ever."""
+    known = VAE(model.config, (8, 6), Binarised("once", 3))
+    known.load_state_dict(model.state_dict())
+    known.save_pretrained(tmp_path / "known")
+    assert load_pretrained(tmp_path / "known", {"vae": VAE}).binarised == Binarised("once", 3)
+    assert known.fingerprint() != model.fingerprint()  # its figures are of other images
+    model.save_pretrained(tmp_path / "unknown")
+    path = tmp_path / "unknown" / "config.json"
+    description = json.loads(path.read_text())
+    del description["arguments"]["binarised"]
+    path.write_text(json.dumps(description))
+    earlier = load_pretrained(tmp_path / "unknown", {"vae": VAE})
+    assert earlier.binarised is None
+    assert earlier.fingerprint() == model.fingerprint()
 
 
 def test_images_of_another_size_are_refused(model: VAE):
