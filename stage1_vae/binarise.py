@@ -79,5 +79,5 @@ def binarise(pixels: np.ndarray, binarised: Binarisation, seed: int, numbers: Se
     if binarised == "threshold":
         white = pixels >= 128
     else:
-        white = uniforms(seed, numbers, pixels[0].size).reshape(pixels.shape) * 255 < pixels
+        white = uniforms(seed, numbers, math.prod(pixels.shape[1:])).reshape(pixels.shape) * 255 < pixels
     return white.astype(np.uint8) * 255

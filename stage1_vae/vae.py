@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from stage1_vae.binarise import Binarised
-from stage1_vae.decoders import build_decoder
+from stage1_vae.decoders import DecoderConfig, build_decoder, decoder_config
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
 from stage1_vae.networks import (
-    DecoderConfig,
     DenseConfig,
     NetworkConfig,
     build_encoder,
-    decoder_config,
     latent_shape,
     network_config,
 )

@@ -8,11 +8,9 @@ from torch import nn
 
 from stage1_vae.networks.convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from stage1_vae.networks.dense import DenseConfig, DenseDecoder, DenseEncoder
-from stage1_vae.networks.pixelcnn import PixelCNNDecoderConfig
 from stage1_vae.posteriors.base import LatentShape
 
 NetworkConfig = DenseConfig | ConvolutionalConfig
-DecoderConfig = DenseConfig | ConvolutionalConfig | PixelCNNDecoderConfig
 
 NETWORKS: dict[str, Any] = {  # an encoder, a decoder, and the config of both
     "dense": (DenseEncoder, DenseDecoder, DenseConfig),
@@ -21,13 +19,8 @@ NETWORKS: dict[str, Any] = {  # an encoder, a decoder, and the config of both
 
 
 def network_config(fields: dict[str, Any]) -> NetworkConfig:
+    """The config that `dataclasses.asdict` made `fields` of."""
     return NETWORKS[fields["kind"]][2](**fields)
-
-
-def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
-    if fields["kind"] == "pixelcnn":
-        return PixelCNNDecoderConfig(**{**fields, "network": network_config(fields["network"])})
-    return network_config(fields)
 
 
 def latent_shape(config: NetworkConfig, latents: int, image_size: tuple[int, int]) -> LatentShape:
@@ -52,15 +45,12 @@ __all__ = [
     "ConvolutionalConfig",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
-    "DecoderConfig",
     "DenseConfig",
     "DenseDecoder",
     "DenseEncoder",
     "NetworkConfig",
-    "PixelCNNDecoderConfig",
     "build_decoder_network",
     "build_encoder",
-    "decoder_config",
     "latent_shape",
     "network_config",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -99,11 +99,15 @@ class PixelCNNNetwork(nn.Module):
         self.hidden = nn.Conv2d(config.width, config.output_width, 1)
         self.last = nn.Conv2d(config.output_width, outputs, 1)
 
+    @property
+    def gated_layers(self) -> list[GatedLayer]:
+        return cast("list[GatedLayer]", list(self.layers))
+
     def forward(self, images: Tensor, features: Tensor) -> Tensor:
         """Of all pixels of images `n c H W` in one pass."""
         seen = with_ones(images)
         vertical, horizontal = F.pad(seen, (0, 0, 1, -1)), F.pad(seen, (1, -1))
-        for layer in self.layers:
+        for layer in self.gated_layers:
             for_vertical, for_horizontal = layer.condition(features).chunk(2, dim=1)
             above = layer.above(vertical)
             horizontal = layer.along(horizontal, layer.vertical_to_horizontal(above) + for_horizontal)
@@ -124,19 +128,19 @@ class PixelCNNNetwork(nn.Module):
         """
         n, _, H, W = features.shape
         images = features.new_zeros(n, self.channels, H, W)
-        conditions = [layer.condition(features).chunk(2, dim=1) for layer in self.layers]
+        conditions = [layer.condition(features).chunk(2, dim=1) for layer in self.gated_layers]
         for row in range(H):
             top = max(0, row - self.reach)
             vertical = F.pad(with_ones(images), (0, 0, 1, -1))[:, :, top : row + 1]
             told = []  # to the horizontal stack of each layer, n 2d 1 W
-            for layer, (for_vertical, for_horizontal) in zip(self.layers, conditions, strict=True):
+            for layer, (for_vertical, for_horizontal) in zip(self.gated_layers, conditions, strict=True):
                 above = layer.above(vertical)
                 told.append(layer.vertical_to_horizontal(above[:, :, -1:]) + for_horizontal[:, :, row : row + 1])
                 vertical = gate(above + for_vertical[:, :, top : row + 1])
             for column in range(W):
                 part = slice(max(0, column - self.reach), column + 1)
                 horizontal = F.pad(with_ones(images[:, :, row : row + 1]), (1, -1))[..., part]
-                for layer, of_row in zip(self.layers, told, strict=True):
+                for layer, of_row in zip(self.gated_layers, told, strict=True):
                     horizontal = layer.along(horizontal, of_row[..., part])
                 chosen = choose(self.outputs(horizontal[..., -1:]).float())
                 images[:, :, row : row + 1, column : column + 1] = chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -171,7 +171,8 @@ class InverseAutoregressiveLayer(PosteriorLayer):
         else:
             network = MaskedConvolutional(numbers, config.hidden, 2, config.kernel, config.context, activation)
         with torch.no_grad():
-            network.layers[-1].bias[numbers:] = config.gate_bias  # the second half are s
+            bias = cast(Tensor, cast(nn.Linear | nn.Conv2d, network.layers[-1]).bias)
+            bias[numbers:] = config.gate_bias  # the second half are s
         return network
 
     def forward(self, features: Tensor) -> InverseAutoregressive:

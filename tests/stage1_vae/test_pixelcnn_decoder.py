@@ -10,9 +10,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.model_io import load_pretrained
-from stage1_vae.decoders import PixelCNNDecoder
+from stage1_vae.decoders import PixelCNNDecoder, PixelCNNDecoderConfig
 from stage1_vae.likelihoods import BernoulliConfig, CategoricalConfig, LogisticMixtureConfig, build_likelihood
-from stage1_vae.networks import ConvolutionalConfig, DenseConfig, PixelCNNDecoderConfig
+from stage1_vae.networks import ConvolutionalConfig, DenseConfig
 from stage1_vae.networks.pixelcnn import GatedLayer, PixelCNNNetwork
 from stage1_vae.vae import VAE, VAEConfig
 

@@ -1,0 +1,36 @@
+"""The decoder of the VAE: a network says the likelihood of each pixel, and these are independent given z."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stage1_vae.decoders.base import Decoder
+from stage1_vae.likelihoods import Likelihood
+
+
+class FactorisedDecoder(Decoder):
+    """Pixels are independent given z: a network says their likelihood."""
+
+    def __init__(self, network: nn.Module, likelihood: Likelihood) -> None:
+        """network: n *shape -> n o H W, o = likelihood.outputs."""
+        super().__init__()
+        self.network, self.likelihood = network, likelihood
+        self.discrete = likelihood.discrete
+
+    def outputs(self, latents: Tensor) -> Tensor:
+        """n *shape -> n o H W, float32."""
+        return self.network(latents).float()
+
+    def log_likelihood(self, latents: Tensor, images: Tensor) -> Tensor:
+        outputs = self.outputs(latents.flatten(0, 1))
+        return self.likelihood.log_prob(outputs.unflatten(0, latents.shape[:2]), images)
+
+    def mean(self, latents: Tensor) -> Tensor:
+        return self.likelihood.mean(self.outputs(latents))
+
+    def mode(self, latents: Tensor) -> Tensor:
+        return self.likelihood.mode(self.outputs(latents))
+
+    def sample(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.likelihood.sample(self.outputs(latents), generator)
