@@ -38,8 +38,8 @@ class Binarised:
 
 
 class NumberedImages:
-    """training.task.Dataset over images, with "numbers", int64 b: where each stands in the whole source, and the images
-    made black and white, 0 and 255, where that is asked for."""
+    """training.task.Dataset over images, with "numbers", int64 b: where each stands in the whole source; "draws", int64
+    b: the number of each draw in the run; and the images made black and white, 0 and 255, where that is asked for."""
 
     def __init__(self, images: ImageDataset, binarised: Binarisation = "none", seed: int = 0, *, training: bool):
         """seed: of the draws. training: whether `anew` draws again at every fetch."""
@@ -61,12 +61,13 @@ class NumberedImages:
     def black_and_white(self, batch: Batch, indices: Sequence[int], draws: Sequence[int]) -> Batch:
         """The batch of these images with their numbers, binarised where that is asked for."""
         numbers = self.images.indices[list(indices)]
+        batch = {**batch, "numbers": torch.from_numpy(numbers), "draws": torch.tensor(draws)}
         if self.binarised == "none":
-            return {**batch, "numbers": torch.from_numpy(numbers)}
+            return batch
         again = self.binarised == "anew" and self.training
         pixels = batch["images"].numpy()
         black_and_white = binarise(pixels, self.binarised, self.seed + again, draws if again else numbers.tolist())
-        return {**batch, "images": torch.from_numpy(black_and_white), "numbers": torch.from_numpy(numbers)}
+        return {**batch, "images": torch.from_numpy(black_and_white)}
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.images.fingerprint()} {self.binarised} {self.seed}".encode()).hexdigest()

@@ -25,9 +25,11 @@ from stage1_vae.objectives import ELBOConfig, ObjectiveConfig, build_objective
 from stage1_vae.objectives.base import Objective, TrainingFacts
 from stage1_vae.objectives.terms import elbo, total_kl
 from stage1_vae.pictures import preview
+from stage1_vae.posteriors import Posterior
 from stage1_vae.vae import VAE, VAEConfig
 from training.loop import FitResult, TrainConfig, fit
 from training.run_folder import RunFacts, check_stage, defaults_of
+from training.schedules import step_seed
 from training.task import Batch, Companion, Guard, StepOutput
 
 VALIDATION_SEED = 0x5EED  # of the noise by which held-out images are judged
@@ -79,22 +81,41 @@ class VAETask:
         objective: Objective,
         validation_data: NumberedImages,
         *,
+        batch_size: int,
+        seed: int = 0,
         as_modelled: bool = True,
     ) -> None:
-        """as_modelled: whether images are of the kind that the likelihood is of."""
+        """batch_size: of a step, over all processes and micro-batches; seed: of the noise of its draws. as_modelled:
+        whether images are of the kind that the likelihood is of."""
         self.model: PretrainedModel = model
         self.vae, self.objective, self.validation_data = model, objective, validation_data
         self.best_metric = objective.best_metric
         self.guard: Guard | None = objective.guard
         self.companions: dict[str, Companion] = objective.companions
+        self.batch_size, self.seed = batch_size, seed
+        self.of_one: Posterior | None = None  # the posterior of an image, whose noise is that of all
         self.counts_bits = as_modelled and model.decoder.discrete
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.vae.initialise([to_float(batch["images"]) for batch in batches])
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
-        output = self.objective.loss(model, to_float(batch["images"]), step)
+        images = to_float(batch["images"])
+        output = self.objective.loss(model, images, step, self.noise_of_step(images, batch["draws"], step))
         return StepOutput(output.loss, output.metrics, output.companion_losses, output.resting)
+
+    @torch.no_grad()
+    def noise_of_step(self, images: Tensor, draws: Tensor, step: int) -> Tensor | None:
+        """Of the latents' draws, k b *shape: as much as the whole step takes, of which these images have their part. So
+        it is the same on however many processes and micro-batches. None for an objective without draws."""
+        if not self.objective.draws:
+            return None
+        if self.of_one is None:
+            self.of_one = self.vae.posterior(images[:1])
+        generator = torch.Generator(images.device).manual_seed(step_seed(self.seed, step, "latents"))
+        noise = self.of_one.noise(self.objective.draws * self.batch_size, generator)
+        noise = noise.view(self.objective.draws, self.batch_size, *noise.shape[2:])
+        return noise if len(images) == self.batch_size else noise[:, draws % self.batch_size]
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         return {}
@@ -157,7 +178,14 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
         config.objective,
         TrainingFacts(len(train_data), config.train.steps, model.shape, tuple(model.generator_parameters())),
     )
-    task = VAETask(model, objective, validation_data, as_modelled=config.images_are_as_modelled)
+    task = VAETask(
+        model,
+        objective,
+        validation_data,
+        batch_size=config.train.batch_size,
+        seed=seed,
+        as_modelled=config.images_are_as_modelled,
+    )
     bad_images = train_images.bad_images
 
     def known_bad_images() -> str:

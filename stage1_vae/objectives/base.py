@@ -44,11 +44,16 @@ class Objective:
         self.companions = {}
         self.guard = None
 
+    @property
+    def draws(self) -> int:
+        """Of the latents of each image in a step, whose noise `loss` takes."""
+        return 0 if self.deterministic else int(getattr(self.config, "draws", 1))
+
     def loss(self, model: nn.Module, images: Tensor, step: int, noise: Tensor | None = None) -> ObjectiveOutput:
         """The loss of a micro-batch of this step.
 
         model: as the loop has wrapped it (DDP, compile): called with images, and optionally how many draws or their
-        noise, k b *shape, it gives Terms. images: b c H W in [-1, 1]. noise: of the draws, for tests; None: drawn here.
+        noise, k b *shape, it gives Terms. images: b c H W in [-1, 1]. noise: of `draws` draws; None: drawn here.
         """
         raise NotImplementedError
 

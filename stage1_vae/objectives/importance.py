@@ -59,6 +59,10 @@ class ImportanceConfig:
 class ImportanceWeighted(Objective):
     config: ImportanceConfig
 
+    @property
+    def draws(self) -> int:
+        return self.config.draws * self.config.estimates
+
     def loss(self, model: nn.Module, images: Tensor, step: int, noise: Tensor | None = None) -> ObjectiveOutput:
         config = self.config
         draws, share = config.draws * config.estimates, config.elbo_share

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float
 from stage1_vae.binarise import Binarised, NumberedImages
 from stage1_vae.networks.dense import DenseConfig
-from stage1_vae.objectives import ELBOConfig, TrainingFacts, build_objective
+from stage1_vae.objectives import ELBOConfig, ImportanceConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import elbo
 from stage1_vae.priors import VampPriorConfig
 from stage1_vae.train import Stage1VAEConfig, VAETask, noise_of, train_vae
@@ -74,6 +77,43 @@ def test_a_run_goes_on_as_it_would_have(images: Path, tmp_path: Path):
     shutil.rmtree(tmp_path / "parts" / "model")
     train_vae(config(images), tmp_path / "parts")
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("objective", [ELBOConfig(draws=3), ImportanceConfig(draws=4)])
+def test_micro_batches_are_one_batch(images: Path, tmp_path: Path, objective):
+    """Of the same noise: the weights agree to rounding."""
+    for name, accumulate in (("whole", 1), ("parts", 3)):
+        chosen = replace(config(images, steps=4, accumulate=accumulate), objective=objective)
+        train_vae(chosen, tmp_path / name)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6)
+
+
+def free_port() -> int:
+    with socket.socket() as connection:
+        connection.bind(("127.0.0.1", 0))
+        return connection.getsockname()[1]
+
+
+def process(rank: int, port: int, settings: Stage1VAEConfig, run: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    train_vae(settings, run)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(images: Path, tmp_path: Path):
+    settings = config(images, accumulate=2, steps=6)
+    train_vae(settings, tmp_path / "one")
+    torch.multiprocessing.spawn(process, (free_port(), settings, tmp_path / "two"), nprocs=2)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_rmsprop_trains_and_continues(images: Path, tmp_path: Path):
@@ -140,7 +180,7 @@ def test_validation_does_not_depend_on_the_batch(images: Path):
     _, held_out = image_datasets(config(images).data, 0)
     data = NumberedImages(held_out, "once", training=False)
     objective = build_objective(ELBOConfig(), TrainingFacts(48, 8, model.shape, tuple(model.generator_parameters())))
-    task = VAETask(model, objective, data)
+    task = VAETask(model, objective, data, batch_size=12)
     with torch.no_grad():
         whole = task.validate(model, data.fetch(range(12), range(12)))
         parts = [task.validate(model, data.fetch([i], [i])) for i in range(12)]
