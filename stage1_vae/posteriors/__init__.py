@@ -13,6 +13,7 @@ from stage1_vae.posteriors.inverse_autoregressive import (
     InverseAutoregressiveConfig,
     InverseAutoregressiveLayer,
 )
+from stage1_vae.posteriors.linear_flows import LinearFlows, LinearFlowsConfig, LinearFlowsLayer
 from stage1_vae.posteriors.rank_one import RankOne, RankOneConfig, RankOneLayer
 from stage1_vae.posteriors.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig, VonMisesFisherLayer
 
@@ -22,6 +23,7 @@ PosteriorConfig = (
     | FullCovarianceConfig
     | RankOneConfig
     | InverseAutoregressiveConfig
+    | LinearFlowsConfig
     | VonMisesFisherConfig
 )
 
@@ -31,6 +33,7 @@ POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config 
     "full_covariance": (FullCovarianceLayer, FullCovarianceConfig),
     "rank_one": (RankOneLayer, RankOneConfig),
     "inverse_autoregressive": (InverseAutoregressiveLayer, InverseAutoregressiveConfig),
+    "linear_flows": (LinearFlowsLayer, LinearFlowsConfig),
     "von_mises_fisher": (VonMisesFisherLayer, VonMisesFisherConfig),
 }
 
@@ -55,6 +58,9 @@ __all__ = [
     "InverseAutoregressiveConfig",
     "InverseAutoregressiveLayer",
     "LatentShape",
+    "LinearFlows",
+    "LinearFlowsConfig",
+    "LinearFlowsLayer",
     "Posterior",
     "PosteriorConfig",
     "PosteriorLayer",

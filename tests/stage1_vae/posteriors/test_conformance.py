@@ -20,6 +20,7 @@ from stage1_vae.posteriors import (
     DiagonalGaussianConfig,
     FullCovarianceConfig,
     InverseAutoregressiveConfig,
+    LinearFlowsConfig,
     Posterior,
     PosteriorConfig,
     PosteriorLayer,
@@ -73,6 +74,14 @@ ROWS: dict[str, Row] = {
     "inverse autoregressive of one number": Row(TINY_FLOW, (1,), {}, closed_kl=False),
     "inverse autoregressive, of maps": Row(TINY_FLOW, (2, 2, 3), {"kernel": 5}, closed_kl=False),
     "inverse autoregressive, linear": Row(replace(TINY_FLOW, hidden=()), (5,), {}, closed_kl=False),
+    "planar and radial flows": Row(
+        LinearFlowsConfig(flows=("planar", "radial", "planar")),
+        (5,),
+        {"flows": ("planar", "radial"), "activation": "elu", **SCALES},
+        closed_kl=False,
+    ),
+    "planar flows, elu": Row(LinearFlowsConfig(flows=("planar",) * 2, activation="elu"), (3,), {}, closed_kl=False),
+    "radial flows of one number": Row(LinearFlowsConfig(flows=("radial",) * 2), (1,), {}, closed_kl=False),
     "von Mises-Fisher": Row(
         VonMisesFisherConfig(), (5,), {"concentration": 20.0}, UniformSphereConfig(), normal_noise=False
     ),
