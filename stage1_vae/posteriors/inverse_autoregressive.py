@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -170,9 +170,8 @@ class InverseAutoregressiveLayer(PosteriorLayer):
             network = MaskedDense(numbers, config.hidden, 2, config.context, activation)
         else:
             network = MaskedConvolutional(numbers, config.hidden, 2, config.kernel, config.context, activation)
-        with torch.no_grad():
-            bias = cast(Tensor, cast(nn.Linear | nn.Conv2d, network.layers[-1]).bias)
-            bias[numbers:] = config.gate_bias  # the second half are s
+        last: Any = network.layers[-1]
+        nn.init.constant_(last.bias[numbers:], config.gate_bias)  # the second half are s
         return network
 
     def forward(self, features: Tensor) -> InverseAutoregressive:

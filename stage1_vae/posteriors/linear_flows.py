@@ -229,6 +229,9 @@ class LinearFlowsLayer(PosteriorLayer):
         base = DiagonalGaussian(mean, log_scales(raw, self.config.scale, self.config.smallest_scale))
         flows: list[Flow] = []
         for place, flow in enumerate(self.config.flows):
-            three = parameters[3 * place : 3 * place + 3]
-            flows.append(Planar(*three, self.config.activation) if flow == "planar" else Radial(*three))
+            first, second, third = parameters[3 * place : 3 * place + 3]
+            if flow == "planar":
+                flows.append(Planar(first, second, third, self.config.activation))
+            else:
+                flows.append(Radial(first, second, third))
         return LinearFlows(base, flows)
