@@ -226,6 +226,10 @@ class ImageDataset:
 
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
         """Images `indices`; the seed and draws[j] decide how image j is augmented. Raises UserError."""
+        return self.fetch_found(indices, draws)[0]
+
+    def fetch_found(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
+        """As `fetch`, with the indices of the images in it, which are others where some cannot be read."""
         shape = self.shape_of(indices)
         images, found = [], []
         for index in indices:
@@ -236,7 +240,7 @@ class ImageDataset:
                     break
             else:
                 raise UserError(f"none of the {len(self)} images in this part of {self.source.title} can be read")
-        return self.batch(images, found, draws, shape)
+        return self.batch(images, found, draws, shape), found
 
     def fetch_readable(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
         """As `fetch`, but what cannot be read is left out: the batch, and the indices of the images in it."""

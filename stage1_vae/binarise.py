@@ -50,7 +50,8 @@ class NumberedImages:
         return len(self.images)
 
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
-        return self.black_and_white(self.images.fetch(indices, draws), indices, draws)
+        batch, found = self.images.fetch_found(indices, draws)  # others stand where some cannot be read
+        return self.black_and_white(batch, found, draws)
 
     def fetch_readable(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
         """As `fetch`, but what cannot be read is left out: the batch, and the indices of the images in it."""

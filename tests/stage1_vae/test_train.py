@@ -151,6 +151,16 @@ def test_images_that_can_be_read_are_binarised_as_ever(images: Path):
     assert data.fetch_readable([2, 0, 1], [5, 6, 7])[1] == []
 
 
+def test_an_image_in_the_place_of_an_unreadable_one_is_drawn_as_itself(images: Path):
+    train, _ = image_datasets(config(images).data, 0)
+    data = NumberedImages(train, "once", training=True)
+    expected = data.fetch([2], [0])
+    train.unreadable.add(1)
+    found = data.fetch([1], [0])  # 2 takes its place
+    assert torch.equal(found["numbers"], expected["numbers"])
+    assert torch.equal(found["images"], expected["images"])
+
+
 def test_binarisation_draws_white_as_often_as_the_grey_value_says(images: Path):
     train, held_out = image_datasets(config(images).data, 0)
     grey = train.fetch([3], [0])["images"][0].double() / 255
