@@ -20,7 +20,7 @@ VAE = "stage one (VAE)"
 FIELDS_OF = {
     VAE: {"objective"},
     "stage one": {"data", "perceptual", "adversarial"},
-    "stage two": {"codes", "label_dropout", "num_classes", "level", "given", "captions"},
+    "stage two": {"codes", "label_dropout", "num_classes", "level", "given", "captions", "draws", "latents"},
 }
 
 

@@ -102,6 +102,20 @@ def read_recipe(
     return config_class(**values), Path(run) if run else default_run(name, recipes)
 
 
+def kind_of_model(command: str, recipes: str, arguments: Sequence[str]) -> str | None:
+    """The `model.kind` of the recipe that the arguments name, or what they give in its place; None where neither says
+    it, or where there is no such recipe, which `read_recipe` tells."""
+    named, rest = split_config(command, arguments)
+    if (given := kinds_given(rest).get("model.kind")) is not None:
+        return given
+    try:
+        recipe = {} if named is None else read_yaml(find_recipe(named, recipes))
+    except UserError:
+        return None
+    model = recipe.get("model")
+    return model.get("kind") if isinstance(model, dict) else None
+
+
 def default_run(name: str, recipes: str) -> Path:
     """The run folder of a recipe: runs/NAME. Where both stages have a recipe of that name, that of stage two is
     runs/NAME_prior, unless an earlier version has begun a run of stage two in runs/NAME."""

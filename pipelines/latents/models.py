@@ -1,13 +1,17 @@
-"""Which models are likelihood VAEs, and where they lie."""
+"""Which models are likelihood VAEs, where they lie, and which latents and priors belong to which."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from codes.latents import LatentDataset
+from common.errors import UserError
 from common.files import read_json
 from common.model_io import CONFIG_NAME, load_pretrained
 from pipelines.model_folders import INDEX_NAME, any_model_folder, stage_folder
+from stage1_vae.encode import spec_of
 from stage1_vae.vae import VAE
+from stage2_prior.latents import LATENT_PRIORS, LatentPriorModel
 
 KIND = "latent"  # of an assembled model of a VAE and a prior over its latents
 VAES = {VAE.kind: VAE}
@@ -25,3 +29,36 @@ def is_vae(folder_or_hub_id: str | Path) -> bool:
 def load_vae(folder_or_hub_id: str | Path) -> VAE:
     """The VAE of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
     return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), VAES)
+
+
+def load_latent_prior(folder_or_hub_id: str | Path) -> LatentPriorModel:
+    """The prior over latents of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
+    return load_pretrained(stage_folder(folder_or_hub_id, "stage2"), LATENT_PRIORS)
+
+
+def check_fit(vae: VAE, prior: LatentPriorModel) -> None:
+    """Raises UserError unless `prior` was trained on latents of exactly this VAE."""
+    ours, theirs = spec_of(vae), prior.latent_spec
+    if ours != theirs:
+        raise UserError(
+            f"the two stages do not fit: the VAE makes {ours.describe()}, the prior was trained on "
+            f"{theirs.describe()}; name the run of the VAE whose latents the prior was trained on"
+        )
+    recorded, actual = prior.stage1_fingerprint, vae.fingerprint()
+    if recorded is not None and recorded != actual:
+        raise UserError(
+            f"the two stages do not fit: the prior was trained on latents of VAE {recorded[:12]}, this one is "
+            f"{actual[:12]} (same shape, other weights); name the run of the VAE whose latents the prior was trained "
+            "on, or encode and train stage two again"
+        )
+
+
+def check_latents_of(latents: LatentDataset, vae: VAE) -> None:
+    """Raises UserError unless this VAE made the latents; of latents that do not say who did, only their shape is
+    compared."""
+    recorded, actual, spec = latents.stage1_fingerprint, vae.fingerprint(), spec_of(vae)
+    if latents.latent_spec != spec or recorded not in ("", actual):
+        raise UserError(
+            f"{latents.folder} holds latents of VAE {recorded[:12]}, {latents.latent_spec.describe()}, expected those "
+            f"of {actual[:12]}, {spec.describe()}; encode images with this model"
+        )

@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from codes.latents import LatentSpec
 from codes.spec import CodeSpec
 from pipelines.options import read_recipe
+from stage1_vae.train import Stage1VAEConfig
+from stage1_vae.vae import VAE
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.train import Stage1Config
 from stage2_prior.condition import TextSpec
+from stage2_prior.latents import LATENT_PRIORS
 from stage2_prior.priors import PRIORS
 from stage2_prior.train import Stage2Config
+from stage2_prior.train_latents import Stage2LatentConfig
 
 CONFIGS = Path(str(files("configs")))
 VAR_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -46,6 +51,10 @@ STAGE1_OF = {
     "imagenet256_maskgit": ("imagenet256_vqgan", 1000),
     "imagenet256_vqgan_gpt": ("imagenet256_vqgan", 1000),
 }
+
+LATENTS_OF = dict.fromkeys(
+    ("mnist_latents_mixture", "mnist_latents_maf", "mnist_latents_vae"), "mnist_binary"
+)  # the VAE
 
 
 def recipes(stage: str) -> list[str]:
@@ -102,7 +111,7 @@ def test_stage_one_recipes_make_the_codes_they_announce(name, codes):
     assert stage1(name).data.channels == stage1(name).model.channels
 
 
-@pytest.mark.parametrize("name", recipes("stage2"))
+@pytest.mark.parametrize("name", STAGE1_OF)
 def test_stage_two_recipes_build_a_prior_for_their_codes(name):
     config, run = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", name])
     stage1_name, classes = STAGE1_OF[name]
@@ -111,6 +120,17 @@ def test_stage_two_recipes_build_a_prior_for_their_codes(name):
         prior = PRIORS[config.model.kind](config.model, code_spec(stage1_name), classes, **facts)
     assert sum(weight.numel() for weight in prior.parameters()) > 10_000
     assert run == Path("runs") / (f"{name}_prior" if name in recipes("stage1") else name)
+
+
+@pytest.mark.parametrize("name", LATENTS_OF)
+def test_latent_recipes_build_a_prior_for_the_latents_of_their_vae(name):
+    config, run = read_recipe("train-stage2", Stage2LatentConfig, "stage2", ["--config", name])
+    vae, _ = read_recipe("train-vae", Stage1VAEConfig, "vae", ["--config", LATENTS_OF[name]])
+    with torch.device("meta"):
+        spec = LatentSpec(VAE(vae.model, (vae.data.height, vae.data.width)).shape, True, 28, 28, 1)
+        prior = LATENT_PRIORS[config.model.kind](config.model, spec)
+    assert sum(weight.numel() for weight in prior.parameters()) > 10_000
+    assert run == Path("runs") / name
 
 
 def test_no_recipe_is_left_out_of_these_tests():
@@ -122,7 +142,7 @@ def test_no_recipe_is_left_out_of_these_tests():
         "mnist_multiscale", "imagenet256_multiscale",
         "mnist_vqvae2",
     }  # fmt: skip
-    assert set(recipes("stage2")) == set(STAGE1_OF)
+    assert set(recipes("stage2")) == STAGE1_OF.keys() | LATENTS_OF.keys()
 
 
 @pytest.mark.parametrize("name", ["cifar10_vqvae", "imagenet128_vqvae"])

@@ -1,0 +1,186 @@
+"""The stage-two task over latents: a prior learns where those of encoded images lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codes.latents import LatentDataset
+from common.errors import UserError
+from common.model_io import PretrainedModel
+from stage2_prior.latents import LATENT_PRIORS, LatentPriorModel, LatentPriorModelConfig
+from stage2_prior.train import STAGE
+from training.loop import FitResult, TrainConfig, fit
+from training.previews import preview_rows
+from training.run_folder import RunFacts, check_stage, defaults_of
+from training.task import Batch, Companion, Guard, StepOutput
+
+VALIDATION_SEED = 0x5EED  # of the noise by which held-out images are judged
+PREVIEW_SEED = 0
+LOOKED_AT = 2**27  # numbers of training latents, at most, that a prior sees before the first step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2LatentConfig:
+    """One complete run of a prior over latents: a prior, latents, and how to train."""
+
+    model: LatentPriorModelConfig
+    train: TrainConfig
+    codes: str | None = None  # folder of latent shards that `zellige encode` wrote of a VAE
+    draws: bool = True  # train on draws of each image's posterior, anew at each step; false: on its mean
+    decoder: str | None = None  # VAE that made the latents, run or model folder: previews show samples as images
+    # The rest comes from the latent shards and is recorded in the run; a value given here must agree with them.
+    latents: str | None = None  # such as `20 latents (28x28x1 images)`
+    stage1_fingerprint: str | None = None  # of the VAE that made the latents
+
+    def resolved(self, latents: LatentDataset) -> Stage2LatentConfig:
+        """This config with the facts of the latents filled in. Raises UserError where it says otherwise."""
+        if self.draws and not latents.latent_spec.scales:
+            raise UserError(
+                f"draws=true, but {latents.folder} holds the means of posteriors alone, which are no diagonal "
+                "Gaussians; give --draws false"
+            )
+        found: dict[str, Any] = {
+            "latents": latents.latent_spec.describe(),
+            "stage1_fingerprint": latents.stage1_fingerprint,
+        }
+        for name, value in found.items():
+            expected = getattr(self, name)
+            if expected is not None and expected != value:
+                raise UserError(
+                    f"{name} is {expected} in the config and {value} in the latents of {latents.folder}; leave {name} "
+                    "out of the config, or name other latents"
+                )
+        return replace(self, codes=str(latents.folder), **found)
+
+
+DrawLatents = Callable[[Sequence[Tensor], Sequence[str]], Tensor]
+"""Makes a picture, c H W in [-1, 1], of rows of latents, `b *shape` each, with a name for each row."""
+
+
+class Stage2LatentTask:
+    """training.task.Task of priors over latents. Batches are those of `LatentDataset`.
+
+    Validation, on images that neither stage has trained on, in nats per image: `nll`, the negative log-density of
+    their latents, or what lies above it where the prior knows only a bound; and `gain`, by how much it is lower than
+    that of N(0, I). Where that was the prior of the VAE, its ELBO gains as much on the average.
+    """
+
+    best_metric = "nll"
+
+    def __init__(
+        self,
+        model: LatentPriorModel,
+        training: LatentDataset,
+        validation: LatentDataset,
+        draws: bool,
+        draw: DrawLatents | None = None,
+    ) -> None:
+        """draws: whether it learns draws of posteriors, or their means. draw: for previews."""
+        self.model: PretrainedModel = model
+        self.companions: dict[str, Companion] = {}
+        self.guard: Guard | None = None
+        self.prior, self.training, self.validation = model, training, validation
+        self.draws, self.draw = draws, draw
+
+    def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        device = next(self.prior.parameters()).device
+        mean, variance, latents = look_at(self.training, self.draws)
+        self.prior.start(mean.to(device), variance.to(device), latents.to(device))
+
+    def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+        noise = torch.randn_like(batch["mean"]) if self.draws else None
+        loss = model(latents_of(batch, noise)).mean()
+        return StepOutput(loss, {"nll": loss.detach()})
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        self.prior.update()
+        return {}
+
+    def discard_step(self) -> None:
+        self.prior.forget()
+
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(model, LatentPriorModel)
+        latents = latents_of(batch, noise_of(batch) if self.draws else None)
+        nll = -model.log_density(latents)
+        standard = (0.5 * latents.square() + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+        return {"nll": nll, "gain": standard - nll}
+
+    def preview(self, model: nn.Module) -> Tensor | None:
+        """Samples, drawn with the same noise in every preview, below held-out images. None without a decoder."""
+        if self.draw is None or not len(self.validation):
+            return None
+        assert isinstance(model, LatentPriorModel)
+        device, rows, names = next(model.parameters()).device, list[Tensor](), list[str]()
+        generator = torch.Generator(device).manual_seed(PREVIEW_SEED)
+        for row in preview_rows(self.validation.labels):
+            rows += [self.validation.fetch(row, row)["mean"].to(device), model.sample(len(row), generator)]
+            names += ["held out", "sampled"]
+        return self.draw(rows, names)
+
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        return []
+
+
+def latents_of(batch: Batch, noise: Tensor | None) -> Tensor:
+    """b *shape: of each image's posterior the draw that standard normal noise makes, b *shape, or the mean."""
+    mean: Tensor = batch["mean"]
+    return mean if noise is None else mean + batch["log_scale"].exp() * noise
+
+
+def noise_of(batch: Batch) -> Tensor:
+    """Standard normal, b *shape, which depends on each image's number alone: the same in whatever batch."""
+    mean = batch["mean"]
+    generator = torch.Generator(mean.device)
+    return torch.stack(
+        [
+            torch.randn(mean.shape[1:], device=mean.device, generator=generator.manual_seed(VALIDATION_SEED + number))
+            for number in batch["numbers"].tolist()
+        ]
+    )
+
+
+def look_at(training: LatentDataset, draws: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance, d each, of every number of the latents, and latents n *shape, of training images from all over
+    the set; drawn by the global generator."""
+    spec = training.latent_spec
+    count = min(len(training), max(1, LOOKED_AT // spec.size))
+    indices = [i * len(training) // count for i in range(count)]
+    found = map(torch.from_numpy, training.rows(indices, spec.names))
+    batch = dict(zip(spec.names, found, strict=True))
+    means = batch["mean"].flatten(1).double()
+    mean, variance = means.mean(0), means.var(0, correction=0)
+    if not draws:
+        return mean, variance, batch["mean"]
+    own = (2 * batch["log_scale"].flatten(1).double()).exp().mean(0)
+    return mean, variance + own, latents_of(batch, torch.randn_like(batch["mean"]))
+
+
+def train_latents(config: Stage2LatentConfig, codes: Path, run: Path, draw: DrawLatents | None = None) -> FitResult:
+    """Trains the prior of `config` on the latent shards in `codes`, in the folder `run`, or continues there; best
+    weights in `run/model`. draw: makes pictures of latents, for previews of samples.
+
+    Raises UserError, before the first step, when the latents are not what `config` says.
+    """
+    check_stage(run, STAGE)
+    training, validation = LatentDataset(codes, "train"), LatentDataset(codes, "validation")
+    if not len(training):
+        raise UserError(f"{codes} holds no latents of training images; encode the images that the VAE was trained on")
+    config = config.resolved(training)
+    torch.manual_seed(config.train.seed)
+    prior = LATENT_PRIORS[config.model.kind](config.model, training.latent_spec, config.stage1_fingerprint or None)
+    task = Stage2LatentTask(prior, training, validation, config.draws, draw)
+    facts = RunFacts(
+        stage=STAGE,
+        samples="encoded images",
+        defaults=defaults_of(config),
+        data=lambda: {"codes": training.fingerprint()},
+    )
+    return fit(task, training, validation, config.train, run, asdict(config), facts)
