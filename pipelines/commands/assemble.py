@@ -1,10 +1,10 @@
-"""`zellige assemble`: an autoencoder and its prior become one model folder."""
+"""`zellige assemble`: an autoencoder or a VAE and its prior become one model folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from codes.spec import CodeSpec
@@ -13,6 +13,8 @@ from common.files import read_json
 from common.model_io import load_pretrained
 from pipelines.codec.shard_tables import tables_of_shards
 from pipelines.codec.tables import CodeTables, load_tables
+from pipelines.latents.models import is_vae, load_latent_prior, load_vae
+from pipelines.latents.pipeline import LatentPipeline
 from pipelines.model_folders import INDEX_NAME, stage_folder
 from pipelines.sampling_options import SamplingOptions
 from pipelines.two_stage import TwoStagePipeline
@@ -25,8 +27,8 @@ from stage2_prior.sampling_config import SamplingConfig
 class AssembleConfig(SamplingOptions):
     """One model folder from two runs, with the sampling settings that it will use by default."""
 
-    stage1: str  # run or model folder of the autoencoder, a model that was assembled with it, or a hub id
-    stage2: tuple[str, ...] | str  # the same of the prior; "[RUN, RUN ...]" where its levels were trained one by one
+    stage1: str  # run or model folder of the autoencoder or VAE, a model that was assembled with it, or a hub id
+    stage2: tuple[str, ...] | str | None = None  # of the prior; "[RUN, RUN ...]" of levels; left out: the VAE's own
     out: str  # the model folder to write
     codes: str | None = None  # code shards of this autoencoder, for tables that compress images without the prior
 
@@ -34,6 +36,10 @@ class AssembleConfig(SamplingOptions):
 def assemble(config: AssembleConfig) -> str:
     """Writes the pipeline folder `config.out`; returns one line. Raises UserError if the stages do not fit, or the
     levels of a prior do not belong together."""
+    if is_vae(config.stage1):
+        return assemble_vae(config)
+    if config.stage2 is None:
+        raise UserError(f"stage2 is left out, expected: run or model folder of the prior; {config.stage1} has none")
     autoencoder = load_pretrained(stage_folder(config.stage1, "stage1"), AUTOENCODERS)
     names = (config.stage2,) if isinstance(config.stage2, str) else config.stage2
     if not all(names):
@@ -44,11 +50,37 @@ def assemble(config: AssembleConfig) -> str:
     sampling = config.sampling(SamplingConfig())
     sampling.check_fits(prior)
     out = Path(config.out)
-    former = read_json(out / INDEX_NAME).get("fingerprint") if (out / INDEX_NAME).is_file() else None
+    former = former_fingerprint(out)
     tables = kept_tables(out, autoencoder) if config.codes is None else tables_of_shards(config.codes, autoencoder)
     pipeline = TwoStagePipeline(autoencoder, prior, sampling, tables)
     folder = pipeline.save_pretrained(out)
-    replaced = "" if former in (None, pipeline.fingerprint()) else ", in place of another one"
+    return made(folder, former, pipeline.fingerprint())
+
+
+def assemble_vae(config: AssembleConfig) -> str:
+    """As `assemble`, of a VAE and a prior over its latents, or its own. Raises UserError."""
+    asked = [field.name for field in fields(SamplingOptions) if getattr(config, field.name) is not None]
+    if config.codes is not None:
+        asked.append("codes")
+    if asked:
+        raise UserError(f"got {', '.join(asked)} for a VAE, expected none: they are of priors over codes")
+    if config.stage2 is not None and not isinstance(config.stage2, str):
+        raise UserError(f"stage2={config.stage2}, expected one run or model folder: a prior over latents has no levels")
+    if config.stage2 == "":
+        raise UserError("stage2 is empty, expected: run or model folder of the prior; leave it out for the VAE's own")
+    prior = None if config.stage2 is None else load_latent_prior(config.stage2)
+    pipeline = LatentPipeline(load_vae(config.stage1), prior)
+    former = former_fingerprint(Path(config.out))
+    return made(pipeline.save_pretrained(config.out), former, pipeline.fingerprint())
+
+
+def former_fingerprint(out: Path) -> str | None:
+    """Of the model that is replaced, if there is one."""
+    return read_json(out / INDEX_NAME).get("fingerprint") if (out / INDEX_NAME).is_file() else None
+
+
+def made(folder: Path, former: str | None, fingerprint: str) -> str:
+    replaced = "" if former in (None, fingerprint) else ", in place of another one"
     return f"the model is in {folder}{replaced}; next: zellige generate --model {folder} --num 64 --out DIR"
 
 

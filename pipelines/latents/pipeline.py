@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, Self
 
@@ -11,11 +13,14 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import atomic_folder, check_replaceable
 from common.model_io import PretrainedModel
 from common.processes import usable_device
 from pipelines.image_input import Picture, Pictures, as_images, stacked
-from pipelines.latents.models import load_vae
+from pipelines.latents.models import KIND, check_fit, load_latent_prior, load_vae
+from pipelines.model_folders import INDEX_NAME, any_model_folder
 from stage1_vae.vae import VAE
+from stage2_prior.latents import LatentPriorModel
 
 Pixels = Literal["mean", "mode", "sample"]
 """What is shown of p(x|z): its mean, its most likely image, or one drawn from it."""
@@ -43,7 +48,10 @@ class LatentPipeline:
     """
 
     def __init__(self, vae: VAE, prior: SamplesLatents | None = None) -> None:
-        """prior: learned over the latents of exactly this VAE; None: the one that it was trained with."""
+        """prior: learned over the latents of exactly this VAE; None: the one that it was trained with. Raises UserError
+        for a prior of another one."""
+        if isinstance(prior, LatentPriorModel):
+            check_fit(vae, prior.eval())
         self.vae = vae.eval()
         self.prior: SamplesLatents = vae.prior if prior is None else prior
 
@@ -129,10 +137,25 @@ class LatentPipeline:
             parts.append(self.prior.fingerprint())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes an assembled model (model_index.json, stage1/, and stage2/ where the prior is not the VAE's own)
+        atomically and returns its path. Raises UserError rather than replace anything else."""
+        folder = Path(folder)
+        check_replaceable(folder, INDEX_NAME)
+        index = {"kind": KIND, "zellige_version": version("zellige"), "fingerprint": self.fingerprint()}
+        with atomic_folder(folder) as temporary:
+            self.vae.save_pretrained(temporary / "stage1")
+            if isinstance(self.prior, PretrainedModel):
+                self.prior.save_pretrained(temporary / "stage2")
+            (temporary / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        return folder
+
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> Self:
         """The pipeline of a local folder or a Hugging Face hub id, on a device. Raises UserError."""
-        return cls(load_vae(folder_or_hub_id)).to(usable_device(device))
+        folder = any_model_folder(folder_or_hub_id)
+        learned = load_latent_prior(folder) if (folder / "stage2").is_dir() else None
+        return cls(load_vae(folder), learned).to(usable_device(device))
 
 
 def on_the_way(start: Tensor, end: Tensor, share: float) -> Tensor:
