@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from common.processes import process_state, use_device
 from images.datasets import ImageDataset, image_datasets, to_float
-from images.encoding import EncodeConfig, Piece, batches_of, data_config, left_out, recorded_config, write_shards
+from images.encoding import EncodeConfig, Piece, batches_of, data_config, left_out, write_shards
 from images.files import BAD_FILES_NAME
-from stage1_vae.binarise import Binarisation, binarise
+from stage1_vae.binarise import Binarised, binarise
 from stage1_vae.posteriors import DiagonalGaussian
 from stage1_vae.vae import VAE
 from training.launcher import check_launcher_of_models
@@ -36,18 +36,12 @@ def encode(config: EncodeConfig) -> str:
             f"data.image_size={data.image_size} and data.channels={data.channels}, expected images of {height}x{width}"
             f"x{model.config.channels}, the only ones that this VAE knows; leave data.image_size out"
         )
-    run = recorded_config(config.model) or {}
-    binarised, binarised_seed = run.get("binarised", "none"), int(run.get("binarised_seed", 0))
-    if binarised not in get_args(Binarisation):
-        raise UserError(f"the run of {config.model} has binarised={binarised}, which this version does not know")
     out = Path(config.out)
     datasets = image_datasets(data, config.seed, bad_files=out / BAD_FILES_NAME)
     index = encode_images(
         model,
         *datasets,
         out,
-        binarised=binarised,
-        binarised_seed=binarised_seed,
         augment_copies=config.augment_copies,
         batch_size=config.batch_size,
         shard_size=config.shard_size,
@@ -68,15 +62,14 @@ def encode_images(
     validation: ImageDataset,
     out: Path,
     *,
-    binarised: Binarisation = "none",
-    binarised_seed: int = 0,
     augment_copies: int = 1,
     batch_size: int = 64,
     shard_size: int = 8192,
     workers: int = 0,
 ) -> LatentIndex:
-    """Writes the folder `out` of latent shards, or what it lacks, as `images.encoding.write_shards` does. Images that
-    training binarises, anew too, are binarised once. Raises UserError."""
+    """Writes the folder `out` of latent shards, or what it lacks, as `images.encoding.write_shards` does. Images are
+    made black and white as the model was trained, and once where training does it anew. Raises UserError."""
+    binarised = model.binarised or Binarised("none", 0)
     spec = spec_of(model)
 
     def open_writer(pieces: Sequence[Piece], source: dict[str, Any], defaults: dict[str, Any]) -> LatentShardWriter:
@@ -86,7 +79,7 @@ def encode_images(
             [piece.split for piece in pieces],
             class_names=train.class_names,
             stage1_fingerprint=model.fingerprint(),
-            source={**source, "binarised": binarised, "binarised_seed": binarised_seed},
+            source={**source, "binarised": binarised.how, "binarised_seed": binarised.seed},
             source_defaults=defaults,
         )
 
@@ -98,7 +91,7 @@ def encode_images(
         indices: list[int] = []
         for images, found in batches_of(piece, batch_size, workers, device, progress):
             numbers = piece.dataset.indices[found].tolist()
-            shown = torch.from_numpy(binarise(images.cpu().numpy(), binarised, binarised_seed, numbers))
+            shown = torch.from_numpy(binarise(images.cpu().numpy(), binarised.how, binarised.seed, numbers))
             for name, tensor in latents_of(model, to_float(shown.to(device))).items():
                 parts[name].append(tensor.float().cpu())
             indices += found

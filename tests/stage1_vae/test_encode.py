@@ -15,7 +15,7 @@ from common.errors import UserError
 from images.datasets import DataConfig, image_datasets, to_float
 from images.encoding import EncodeConfig, EncodeDataConfig
 from pipelines.commands.encode import encode_images as encode_command
-from stage1_vae.binarise import NumberedImages
+from stage1_vae.binarise import Binarised, NumberedImages
 from stage1_vae.encode import encode
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.posteriors import Posterior
@@ -29,12 +29,14 @@ def images(tmp_path: Path) -> DataConfig:
     return DataConfig(path=str(tmp_path / "images.npz"), image_size=8, channels=1, validation_count=6)
 
 
-def save_run(run: Path, data: DataConfig, **fields: Any) -> VAE:
+def save_run(run: Path, data: DataConfig, binarised: Binarised | None = None) -> VAE:
     """What a run of a VAE leaves for `encode`."""
     torch.manual_seed(0)
-    model = VAE(VAEConfig(latents=3, encoder=DenseConfig(hidden=(16,)), decoder=DenseConfig(hidden=(16,))), (8, 8))
+    model = VAE(
+        VAEConfig(latents=3, encoder=DenseConfig(hidden=(16,)), decoder=DenseConfig(hidden=(16,))), (8, 8), binarised
+    )
     model.eval().save_pretrained(run / "model")
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": {**asdict(data)}, **fields}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {**asdict(data)}}))
     return model
 
 
@@ -46,7 +48,7 @@ def config(run: Path, out: Path, **changes: Any) -> EncodeConfig:
 
 @pytest.mark.parametrize("binarised", ["none", "threshold", "once", "anew"])
 def test_every_image_has_its_posterior(images: DataConfig, tmp_path: Path, binarised: str):
-    model = save_run(tmp_path / "run", images, binarised=binarised, binarised_seed=7)
+    model = save_run(tmp_path / "run", images, Binarised(binarised, 7))
     summary = encode(config(tmp_path / "run", tmp_path / "latents"))
     assert summary.startswith("24 training and 6 held-out images as 3 latents (8x8x1 images), in ")
     for split, source in zip(("train", "validation"), image_datasets(images, seed=1), strict=True):
@@ -106,10 +108,10 @@ def test_latents_of_another_model_are_refused(images: DataConfig, tmp_path: Path
 
 
 def test_images_binarised_otherwise_are_other_latents(images: DataConfig, tmp_path: Path):
-    save_run(tmp_path / "run", images, binarised="once")
+    save_run(tmp_path / "run", images, Binarised("once"))
     encode(config(tmp_path / "run", tmp_path / "latents"))
-    save_run(tmp_path / "run", images, binarised="threshold")
-    with pytest.raises(UserError, match=r"\(different: binarised\)"):
+    save_run(tmp_path / "run", images, Binarised("threshold"))
+    with pytest.raises(UserError, match=r"\(different: stage1_fingerprint, binarised\)"):
         encode(config(tmp_path / "run", tmp_path / "latents"))
 
 
