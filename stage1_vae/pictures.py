@@ -11,6 +11,7 @@ from torch import Tensor
 
 from images.datasets import to_float
 from images.sheets import contact_sheet, to_pil, to_tensor
+from stage1_vae.priors import StandardNormal
 from stage1_vae.vae import VAE
 from training.data import batches_of
 from training.previews import preview_rows
@@ -19,6 +20,8 @@ from training.task import Dataset
 SIDE = 56  # pixels: smaller images are magnified
 SAMPLE_SEED = 0
 PLANE = 20  # images along each side of a plane of latents
+PLANE_MEANS = 2000  # posteriors whose means a preview shows on it
+WALKS, WALK_STEPS, REACH = 10, 11, 3.0  # numbers of the latents that are walked along, steps, and how far from 0
 COLOURS = (  # of classes, told apart by people who see colours otherwise too (Okabe and Ito 2008)
     ["#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#888888", "#44aa99"]
 )
@@ -27,7 +30,8 @@ COLOURS = (  # of classes, told apart by people who see colours otherwise too (O
 @torch.no_grad()
 def preview(model: VAE, data: Dataset, labels: np.ndarray, class_names: Sequence[str] | None) -> Tensor:
     """Held-out images, always the same, each row above what is decoded of the means of their posteriors, and samples of
-    the prior by the same noise in every preview: a sheet with names, 3 H W in [-1, 1]."""
+    the prior by the same noise in every preview; of a model that has one, its plane of latents below: a sheet with
+    names, 3 H W in [-1, 1]."""
     device = next(model.parameters()).device
     rows, pictures, names, titles = preview_rows(labels), [], [], []
     for row in rows:
@@ -37,9 +41,62 @@ def preview(model: VAE, data: Dataset, labels: np.ndarray, class_names: Sequence
         names += ["real", "decoded"]
         titles += [[class_names[labels[i]] if class_names and labels[i] >= 0 else "" for i in row], []]
     columns = max(map(len, pictures))
-    samples = model.sample(2 * columns, torch.Generator(device).manual_seed(SAMPLE_SEED))
-    pictures += [list(map(to_pil, samples[:columns])), list(map(to_pil, samples[columns:]))]
-    return to_tensor(contact_sheet(pictures, [*names, "sampled", "sampled"], [*titles, [], []], legible=SIDE))
+    drawn = samples(model, 2 * columns)
+    pictures += [drawn[:columns], drawn[columns:]]
+    sheet = contact_sheet(pictures, [*names, "sampled", "sampled"], [*titles, [], []], legible=SIDE)
+    if has_plane(model):
+        count = min(PLANE_MEANS, len(labels))
+        shown = [i * len(labels) // count for i in range(count)]
+        batches = [to_float(data.fetch(batch, batch)["images"]) for batch in batches_of(data, shown, 100)]
+        means = torch.cat([model.encode(images.to(device)) for images in batches])
+        sheet = below(sheet, latent_plane(model, means, labels[shown]))
+    return to_tensor(sheet)
+
+
+@torch.no_grad()
+def samples(model: VAE, count: int) -> list[Image.Image]:
+    """Images of latents that the prior draws, always by the same noise."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(SAMPLE_SEED)
+    return list(map(to_pil, model.sample(count, generator)))
+
+
+@torch.no_grad()
+def reconstructions(model: VAE, images: Tensor, columns: int = 10) -> Image.Image:
+    """Images, n c H W, each above what the mean of its posterior decodes to, in rows of so many."""
+    rows: list[list[Image.Image]] = []
+    for part in images.split(columns):
+        rows += [list(map(to_pil, part)), list(map(to_pil, model.decode(model.encode(part))))]
+    return contact_sheet(rows, ["real", "decoded"] * (len(rows) // 2), legible=SIDE)
+
+
+@torch.no_grad()
+def latent_walks(model: VAE, image: Tensor, variances: Tensor) -> Image.Image:
+    """What an image, c H W, becomes when one number of the mean of its posterior goes from -3 to 3: a row each of the
+    numbers that are the most active, by the variances of such means over images, as many as the latents have numbers;
+    the most active number first. A map of latents is flattened: z17 is its number 17, counted from 0."""
+    mean = model.encode(image.unsqueeze(0))[0]
+    chosen = variances.argsort(descending=True)[:WALKS]
+    values = torch.linspace(-1, 1, WALK_STEPS, device=mean.device).round(decimals=6) * REACH
+    rows = []
+    for number in chosen.tolist():
+        latents = mean.flatten().repeat(WALK_STEPS, 1)
+        latents[:, number] = values
+        rows.append(list(map(to_pil, model.decode(latents.unflatten(1, mean.shape)))))
+    titles = [[f"{value + 0.0:+.1f}" for value in values.tolist()]] + [[] for _ in rows[1:]]
+    return contact_sheet(rows, [f"z{number}" for number in chosen.tolist()], titles, legible=SIDE)
+
+
+def has_plane(model: VAE) -> bool:
+    """Whether there is a `latent_plane` of it."""
+    return model.shape == (2,) and isinstance(model.prior, StandardNormal)
+
+
+def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """Two pictures as one, on white."""
+    both = Image.new("RGB", (max(upper.width, lower.width), upper.height + lower.height), "white")
+    both.paste(upper, (0, 0))
+    both.paste(lower, (0, upper.height))
+    return both
 
 
 @torch.no_grad()
