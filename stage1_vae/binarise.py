@@ -31,10 +31,10 @@ class Binarised:
 
     def __str__(self) -> str:
         if self.how == "none":
-            return "images as they are"
+            return "images not binarised"
         if self.how == "threshold":
-            return "images binarised: white from half on"
-        return f"images binarised: drawn {self.how}, seed {self.seed}"
+            return "binarised: white from half on"
+        return f"binarised: drawn {self.how}, seed {self.seed}"
 
 
 class NumberedImages:

@@ -41,6 +41,7 @@ class ImageFigures(NamedTuple):
     gap: Tensor  # n, log_p - elbo
     gap_error: Tensor  # n
     log_likelihood: Tensor  # n, E log p(x|z): minus the distortion
+    log_likelihood_error: Tensor  # n
     kl: tuple[Tensor, ...]  # of each group, n parts: KL(q(z|x) || p(z)) as terms that add up, the rate
     bounds: dict[int, Tensor]  # L_k, n, by k
     bound_errors: dict[int, Tensor]  # likewise
@@ -58,14 +59,15 @@ class Mean(NamedTuple):
     """Over images."""
 
     value: float
-    draws_error: float  # by how much it would differ by other draws of the same images' latents
+    draws_error: float  # by how much it would differ by other draws of the same images' latents; nan: not known
     images_error: float  # by how much it would differ for as many other images, other draws included
 
 
 def mean_of(values: Tensor, draws_errors: Tensor | None = None) -> Mean:
-    """Of n numbers, one an image, and their standard errors, which are independent of each other."""
+    """Of n numbers, one an image, and, where they are known, their standard errors, which are independent of each
+    other."""
     count = len(values)
-    of_draws = 0.0 if draws_errors is None else float(draws_errors.square().sum().sqrt()) / count
+    of_draws = math.nan if draws_errors is None else float(draws_errors.square().sum().sqrt()) / count
     of_images = float(values.std()) / math.sqrt(count) if count > 1 else math.inf
     return Mean(float(values.mean()), of_draws, of_images)
 
@@ -85,8 +87,8 @@ def judge(
 
     numbers: of the images, for their noise. bounds: k of L_k, of which those up to `draws` are computed, and `draws`
     itself; where each divides the next and the last `draws`, no L_k is below the one before it. at_once: images times
-    draws in the network at a time; None: as many as `draws_at_once` says. Besides these, memory holds two numbers for
-    each draw of the images at once.
+    draws in the network at a time; None: as many as `draws_at_once` says. Besides these, memory holds three numbers
+    for each draw of the images at once.
     """
     at_once = at_once or draws_at_once(model, images)
     each = max(1, at_once // draws)  # images at once; of more draws than fit, one image
@@ -101,19 +103,19 @@ def figures_of(
     model: VAE, images: Tensor, numbers: Sequence[int], draws: int, seed: int, bounds: Sequence[int], at_once: int
 ) -> ImageFigures:
     """`judge` of images whose draws are held at once."""
-    log_weights, elbo_draws, log_likelihood = [], [], torch.zeros(len(images), dtype=torch.float64)
+    log_weights, elbo_draws, log_likelihoods = [], [], []
     kl: list[Tensor] = []
     first: Terms | None = None
     for terms in terms_of_draws(model, images, numbers, draws, seed, at_once):
         count = len(terms.log_likelihood)
         log_weights.append(terms.log_weights.double().cpu())
         elbo_draws.append(elbo_by_draw(terms).double().cpu())
-        log_likelihood += terms.log_likelihood.double().sum(0).cpu()
+        log_likelihoods.append(terms.log_likelihood.double().cpu())
         parts = [count * group.double().cpu() for group in terms.kl]
         kl = [before + now for before, now in zip(kl, parts, strict=True)] if kl else parts
         first = first or terms
     assert first is not None
-    weights, elbos = torch.cat(log_weights), torch.cat(elbo_draws)  # K b
+    weights, elbos, log_likelihood = map(torch.cat, (log_weights, elbo_draws, log_likelihoods))  # K b each
     log_p, relative = log_mean_exp(weights), weights.softmax(dim=0) * draws  # w_k over their mean
     kept = sorted({k for k in bounds if k <= draws} | {1, draws})
     found = {k: grouped_bound(weights, k) for k in kept}
@@ -125,7 +127,8 @@ def figures_of(
         elbo_error=error_of_mean(elbos),
         gap=log_p - elbos.mean(0),
         gap_error=error_of_mean(relative - elbos),  # both go by the same draws: their errors cancel in part
-        log_likelihood=log_likelihood / draws,
+        log_likelihood=log_likelihood.mean(0),
+        log_likelihood_error=error_of_mean(log_likelihood),
         kl=tuple(group / draws for group in kl),
         bounds={k: bound for k, (bound, _) in found.items()},
         bound_errors={k: error for k, (_, error) in found.items()},

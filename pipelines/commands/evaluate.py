@@ -1,9 +1,11 @@
-"""`zellige evaluate`: how good a model is on test images: what stage one keeps, and how many bits stage two needs."""
+"""`zellige evaluate`: how good a model is on test images: what stage one keeps and how many bits stage two needs, or
+how likely images are under a VAE."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +24,11 @@ from images.files import MAX_BAD_SHARE
 from images.quality import psnr
 from pipelines.devices import open_device
 from pipelines.figures import FEW, SSIM_WINDOW, bits_of_codes, entropy, frequency_bits, ssim, standard_error
+from pipelines.latents.judging import DRAWS, Asked, binarisation_of, judge_vae
+from pipelines.latents.models import is_vae, load_vae
 from pipelines.stages import check_made_by
 from pipelines.two_stage import TwoStagePipeline
+from stage1_vae.binarise import Binarisation
 
 SHARED = 0.02  # of the images: beyond it they are no test images; a few have the codes of another by chance
 
@@ -47,10 +52,14 @@ class EvaluateConfig:
     num: int | None = None  # so many of the images, evenly spread; left out: all
     batch_size: int = 64  # images at a time
     out: str | None = None  # JSON file for the figures; left out: they are only printed
+    draws: int | None = None  # of a VAE: of the latents of each image, for its log p; left out: 100
+    seed: int = 0  # of a VAE: of these draws
+    binarised: Binarisation | None = None  # of a VAE: how images are made black and white; left out: as in its training
+    pictures: str | None = None  # of a VAE: folder for samples, reconstructions, latent walks; left out: none are made
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:
-        for name in ("num", "batch_size"):
+        for name in ("num", "batch_size", "draws"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}={value}, expected at least 1")
 
@@ -59,6 +68,9 @@ def evaluate(config: EvaluateConfig) -> str:
     """Prints a line a figure and what a person should know of them, writes both to `config.out`, returns one line.
     Raises UserError."""
     _, device = open_device(config.device)
+    if is_vae(config.model):
+        return evaluate_vae(config, device)
+    check_not_asked(config, ("draws", "seed", "binarised", "pictures"), "which is no VAE")
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
     training = None if config.codes is None else training_codes(config.codes, pipeline)
     dataset = images_to_evaluate(config.data, pipeline)
@@ -89,6 +101,25 @@ def evaluate(config: EvaluateConfig) -> str:
     )
 
 
+def evaluate_vae(config: EvaluateConfig, device: torch.device) -> str:
+    check_not_asked(config, ("codes",), "a VAE, which has none")
+    model = load_vae(config.model).to(device)
+    how = binarisation_of(model, config.binarised)
+    images = images_of_size(config.data, model.image_size, model.config.channels)
+    asked = Asked(config.draws or DRAWS, config.batch_size, config.seed, config.out, config.pictures)
+    if asked.pictures is not None and Path(asked.pictures).is_file():
+        raise UserError(f"pictures={asked.pictures} is a file, expected a folder: name another")
+    return judge_vae({"model": config.model, "data": config.data.path}, model, images, config.num, how, asked)
+
+
+def check_not_asked(config: EvaluateConfig, names: Sequence[str], what: str) -> None:
+    """Raises UserError for options that a model of this kind does not know."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            raise UserError(f"{field.name}={value}, expected it left out for {config.model}, {what}")
+
+
 def training_codes(folder: str, pipeline: TwoStagePipeline) -> CodeDataset:
     """The training part of code shards. Raises UserError for codes of another model, and where there is none."""
     dataset = CodeDataset(folder, "train")
@@ -101,15 +132,8 @@ def training_codes(folder: str, pipeline: TwoStagePipeline) -> CodeDataset:
 def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> ImageDataset:
     """The images at the model's size, their classes numbered as the prior numbers them. Raises UserError."""
     spec = pipeline.prior.code_spec
-    is_folder = Path(data.path).expanduser().is_dir()
-    config = DataConfig(
-        path=data.path,
-        split="train" if is_folder else data.split,
-        image_size=(spec.image_height, spec.image_width),
-        channels=1 if spec.image_channels == 1 else 3,
-        max_bad_share=data.max_bad_share,
-    )
-    source = open_images(config)
+    images = images_of_size(data, (spec.image_height, spec.image_width), spec.image_channels)
+    source = images.source
     known = pipeline.class_names
     if source.labels is not None:
         names = source.class_names or ()
@@ -117,7 +141,20 @@ def images_to_evaluate(data: EvaluateDataConfig, pipeline: TwoStagePipeline) -> 
             source.labels = np.full(len(source), -1)  # other classes than the prior's: any class
         else:
             source.labels = np.array([known.index(name) for name in names])[source.labels]
-    return ImageDataset(source, config)
+    return ImageDataset(source, images.config)
+
+
+def images_of_size(data: EvaluateDataConfig, size: tuple[int, int], channels: int) -> ImageDataset:
+    """The images at this height and width. Raises UserError."""
+    is_folder = Path(data.path).expanduser().is_dir()
+    config = DataConfig(
+        path=data.path,
+        split="train" if is_folder else data.split,
+        image_size=size,
+        channels=1 if channels == 1 else 3,
+        max_bad_share=data.max_bad_share,
+    )
+    return ImageDataset(open_images(config), config)
 
 
 class Figures:

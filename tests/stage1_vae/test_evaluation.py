@@ -129,8 +129,9 @@ def test_one_draw_is_the_elbo_term_by_term(model, images):
 
 @pytest.mark.parametrize("at_once", [1, 7, BLOCK + 30, 10**6])
 def test_chunks_change_nothing(model, images, at_once):
-    whole = judge(model, images, range(6), 2 * BLOCK + 70, at_once=5 * BLOCK)
-    chunked = judge(model, images, range(6), 2 * BLOCK + 70, at_once=at_once)
+    images = images[:2]
+    whole = judge(model, images, range(2), BLOCK + 70, at_once=5 * BLOCK)
+    chunked = judge(model, images, range(2), BLOCK + 70, at_once=at_once)
     for name in ("log_p", "log_p_error", "elbo", "gap_error", "log_likelihood"):
         torch.testing.assert_close(getattr(whole, name), getattr(chunked, name), rtol=1e-5, atol=1e-5)
     assert torch.equal(whole.first_latents[0], chunked.first_latents[0])
@@ -252,8 +253,9 @@ def test_marginals_are_integrals_over_the_other_numbers(kind, plane):
 def test_batches_of_posteriors_change_nothing(model, images):
     figures = judge(model, images, range(6), 3)
     whole, parts = (aggregated(model, images, figures, batch=batch) for batch in (6, 2))
-    assert whole.mutual_information == pytest.approx(parts.mutual_information, abs=1e-5)
-    assert whole.total_correlation == pytest.approx(parts.total_correlation, abs=1e-5)
+    for name in ("mutual_information", "aggregate_kl", "total_correlation"):
+        for place in (0, 2):
+            assert getattr(whole, name)[place] == pytest.approx(getattr(parts, name)[place], abs=1e-5)
     assert whole.dimension_kl == pytest.approx(parts.dimension_kl, abs=1e-5)
 
 

@@ -1,0 +1,261 @@
+"""How good a VAE is on test images: log p, what bounds it, its rate and distortion, and pictures of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import write_json
+from common.progress import with_progress
+from common.wording import counted
+from images.datasets import ImageDataset, to_float
+from images.quality import psnr
+from pipelines.figures import FEW
+from pipelines.pictures import contact_sheet, in_columns, save_png
+from stage1_vae.aggregate import Aggregate, AggregateFigures
+from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
+from stage1_vae.evaluation import ImageFigures, Mean, active_units, draws_at_once, joined, judge, mean_of
+from stage1_vae.likelihoods import bits_per_dimension
+from stage1_vae.pictures import has_plane, latent_plane, latent_walks, reconstructions, samples
+from stage1_vae.vae import VAE
+
+DRAWS = 100  # of the latents of each image, when nothing else is said
+LOW = 0.1  # nats by which log p may be too low before that is said
+FEW_DRAWS = 10  # effective ones, of half of the images, below which log p and its error are not to be trusted
+SHOWN = 10  # images in a row of a picture, and the KL of numbers that are printed
+
+
+class Asked(NamedTuple):
+    """What is asked of an evaluation besides the model and its images."""
+
+    draws: int  # of the latents of each image
+    batch_size: int  # images that are read at a time
+    seed: int  # of the draws
+    out: str | None  # JSON file for the figures
+    pictures: str | None  # folder for pictures
+
+
+def binarisation_of(model: VAE, asked: Binarisation | None) -> Binarised:
+    """How test images are made black and white: as is asked for, or as those of the training were. Raises UserError
+    where neither says."""
+    if asked is not None:
+        return Binarised(asked, 0 if model.binarised is None else model.binarised.seed)
+    if model.binarised is not None:
+        return model.binarised
+    if model.config.likelihood.kind == "bernoulli":
+        raise UserError(
+            "the model does not record how its images were made black and white, as an earlier version trained it, and "
+            "its likelihood is of such ones: give --binarised threshold, once or anew, as its training had it, or none"
+        )
+    return Binarised("none")
+
+
+def judge_vae(
+    names: dict[str, str], model: VAE, images: ImageDataset, num: int | None, how: Binarised, asked: Asked
+) -> str:
+    """Prints a line a figure and what a person should know of them, writes both to `asked.out`, returns one line.
+
+    names: of the model and of the data, for the record. num: how many of the images, evenly spread; None: all. Raises
+    UserError.
+    """
+    count = len(images) if num is None else min(num, len(images))
+    chosen = [i * len(images) // count for i in range(count)]
+    data = NumberedImages(images, how.how, how.seed, training=False)
+    judged = Judged(model, data, chosen, asked)
+    figures, notes = figures_and_notes(model, judged, how, asked.draws)
+    print_figures(figures, how)
+    for note in notes:
+        print(note)
+    record = {**names, "binarised": how.how, "binarised_seed": how.seed, "draws": asked.draws, "seed": asked.seed}
+    if asked.out is not None:
+        write_json(Path(asked.out), {**record, **as_record(figures), "notes": notes})
+    if asked.pictures is not None:
+        write_pictures(model, judged, Path(asked.pictures))
+    where = f", figures in {asked.out}" if asked.out else ""
+    where += f", pictures in {asked.pictures}" if asked.pictures else ""
+    log_p, bound = figures["log_p"], figures["elbo"]
+    unread = images.bad_images.summary()
+    return (
+        f"{counted(judged.count, 'image')}: log p {log_p.value:.2f} ± {log_p.images_error:.2f} nats, ELBO "
+        f"{bound.value:.2f}, {figures['active_units']} of {math.prod(model.shape)} units active ({how}){where}"
+        + (f"; {unread}" if unread else "")
+    )
+
+
+class Judged:
+    """Test images, and what the draws of their latents gave."""
+
+    def __init__(self, model: VAE, data: NumberedImages, chosen: list[int], asked: Asked) -> None:
+        self.device = next(model.parameters()).device
+        self.data, self.chosen, self.batch_size = data, chosen, asked.batch_size
+        parts, errors, labels = [], [], []
+        at_once: int | None = None
+        for images, numbers, of_images in self.batches("images"):
+            at_once = at_once or draws_at_once(model, images)
+            parts.append(judge(model, images, numbers, asked.draws, asked.seed, at_once=at_once))
+            with torch.inference_mode():
+                decoded = model.decode(model.encode(images))
+            errors.append((decoded - images).square().mean(dim=(1, 2, 3)).cpu())
+            labels.append(of_images)
+        if not parts:
+            raise UserError(f"none of the {len(chosen)} images of {data.images.source.title} can be read")
+        self.images: ImageFigures = joined(parts)
+        self.psnr = psnr(torch.cat(errors)).double()
+        self.labels = np.concatenate(labels)
+        aggregate = Aggregate(self.images, model.prior, model.shape)
+        for images, _, _ in self.batches("posteriors"):
+            with torch.inference_mode():
+                aggregate.add(model.posterior(images))
+        self.aggregate: AggregateFigures = aggregate.figures()
+
+    @property
+    def count(self) -> int:
+        return len(self.psnr)
+
+    def batches(self, what: str) -> Iterator[tuple[Tensor, list[int], np.ndarray]]:
+        """Images, float b c H W in [-1, 1] on the model's device, their numbers, and their classes."""
+        starts = range(0, len(self.chosen), self.batch_size)
+        for start in with_progress(starts, what, size=lambda start: len(self.chosen[start : start + self.batch_size])):
+            indices = self.chosen[start : start + self.batch_size]
+            batch, found = self.data.fetch_readable(indices, indices)
+            if found:
+                yield to_float(batch["images"]).to(self.device), batch["numbers"].tolist(), batch["labels"].numpy()
+
+    def first(self, count: int) -> Tensor:
+        """The first images that can be read, as `batches` gives them."""
+        found: list[Tensor] = []
+        for images, _, _ in self.batches("shown"):
+            found.append(images)
+            if sum(map(len, found)) >= count:
+                break
+        return torch.cat(found)[:count]
+
+
+def figures_and_notes(model: VAE, judged: Judged, how: Binarised, draws: int) -> tuple[dict[str, Any], list[str]]:
+    """Figures by name, in nats where the name says no other unit, and what a person should know before they quote
+    them."""
+    found, whole = judged.images, judged.aggregate
+    kl = [group.mean(dim=0) for group in found.kl]
+    active = int(active_units(found.means[0]).sum())
+    figures: dict[str, Any] = {
+        "images": judged.count,
+        "draws": draws,
+        "log_p": mean_of(found.log_p, found.log_p_error),
+        "elbo": mean_of(found.elbo, found.elbo_error),
+        "gap": mean_of(found.gap, found.gap_error),
+        "distortion": mean_of(-found.log_likelihood, found.log_likelihood_error),
+        "rate": mean_of(found.total_kl),
+    }
+    as_modelled = how.how != "none" or model.config.likelihood.kind != "bernoulli"
+    if model.decoder.discrete and as_modelled:
+        dimensions = model.config.channels * math.prod(model.image_size)
+        for name, source in (("bits_per_dimension", "log_p"), ("elbo_bits_per_dimension", "elbo")):
+            figures[name] = Mean(
+                float(bits_per_dimension(torch.tensor(-figures[source].value), dimensions, discrete=True)),
+                *(error / (dimensions * math.log(2)) for error in figures[source][1:]),
+            )
+    figures |= {f"L_{k}": mean_of(bound, found.bound_errors[k]) for k, bound in found.bounds.items()}
+    figures["psnr"] = mean_of(judged.psnr, torch.zeros_like(judged.psnr))
+    figures["active_units"] = active
+    figures |= {f"kl_of_group_{place}": float(group.sum()) for place, group in enumerate(kl) if len(kl) > 1}
+    figures["kl_per_dimension"] = [value for group in kl for value in group.tolist()]
+    figures["mutual_information"] = whole.mutual_information
+    figures["aggregate_kl"] = whole.aggregate_kl
+    figures["total_correlation"] = whole.total_correlation
+    figures["dimension_kl"] = None if whole.dimension_kl is None else sum(whole.dimension_kl)
+    figures["effective_draws"] = float(found.effective_draws.median())
+    return figures, [*notes_of(model, judged, how, draws, active, as_modelled=as_modelled)]
+
+
+def notes_of(
+    model: VAE, judged: Judged, how: Binarised, draws: int, active: int, *, as_modelled: bool
+) -> Iterator[str]:
+    found = judged.images
+    if not as_modelled:
+        yield "warning: the likelihood is of black and white and the images are grey: none of these is a likelihood"
+    elif not model.decoder.discrete:
+        yield "note: the likelihood is a density of pixels in [-1, 1], of which there are no bits per dimension here"
+    if model.binarised is not None and how.how != model.binarised.how:
+        yield f"note: the model was trained on other images than these, {model.binarised}"
+    if (numbers := math.prod(model.shape)) >= 2 and judged.count >= 2 and active < 2:
+        yield (
+            f"warning: {active} of {numbers} units are active: the posterior has collapsed onto the prior, and what is "
+            'decoded hardly depends on the image; "My posterior collapsed" (docs/collapse.md) measures what helps'
+        )
+    low = float(found.log_p_error.square().mean()) / 2
+    if draws > 1 and float(found.effective_draws.median()) < min(FEW_DRAWS, draws / 2):
+        yield (
+            f"warning: log p of half of the images hangs on {float(found.effective_draws.median()):.1f} of {draws} "
+            "draws or fewer: it is too low by more than its error says; give more --draws"
+        )
+    elif draws > 1 and low > LOW:
+        yield f"note: log p is too low by some {low:.2f} nats on average; more --draws make it less"
+    yield (
+        "note: whether the model was trained on these images is not known, as a VAE does not record its training "
+        "images; name images that it has not seen"
+    )
+    if judged.aggregate.draws < judged.count:
+        yield (
+            f"note: mutual_information, aggregate_kl and total_correlation are means over {judged.aggregate.draws} "
+            f"draws only, under the posteriors of all {judged.count} images"
+        )
+    information = judged.aggregate.mutual_information.value
+    if judged.count > 1 and information > 0.8 * math.log(judged.count):
+        yield (
+            f"note: mutual_information cannot be more than log {judged.count} = {math.log(judged.count):.2f} nats for "
+            "so many images: of more images it would be larger, and aggregate_kl smaller"
+        )
+    if judged.count < FEW:
+        yield f"note: these are figures of {counted(judged.count, 'image')} only; see what they differ by for others"
+
+
+def print_figures(figures: dict[str, Any], how: Binarised) -> None:
+    """One line each, with standard errors and what the images were like."""
+    for name, value in figures.items():
+        if value is None:
+            print(f"{name:<26}not known for this kind of posterior or prior")
+        elif isinstance(value, Mean):
+            errors = [(value.draws_error, "draws"), (value.images_error, "images")]
+            said = "".join(f" ± {error:.4f} by {by}" for error, by in errors if 0 < error < math.inf)
+            print(f"{name:<26}{value.value:.4f}{said}  ({how})")
+        elif isinstance(value, list):
+            largest = sorted(value, reverse=True)
+            more = f" and {len(value) - SHOWN} smaller ones" if len(value) > SHOWN else ""
+            print(f"{name:<26}{' '.join(f'{one:.2f}' for one in largest[:SHOWN])}{more}  ({how})")
+        else:
+            print(f"{name:<26}{value:.4f}  ({how})" if isinstance(value, float) else f"{name:<26}{value}")
+
+
+def as_record(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures as JSON has them: each mean with its two standard errors under names of their own, null for unknown."""
+    found: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, Mean):
+            found[name] = value.value
+            for by, error in (("draws", value.draws_error), ("images", value.images_error)):
+                found[f"{name}_error_by_{by}"] = error if math.isfinite(error) else None
+        else:
+            found[name] = value
+    return found
+
+
+def write_pictures(model: VAE, judged: Judged, folder: Path) -> None:
+    """samples.png, reconstructions.png, walks.png, and plane.png of a model that has one."""
+    shown = judged.first(2 * SHOWN)
+    means = judged.images.means[0]
+    pictures = {
+        "samples": contact_sheet(in_columns(samples(model, SHOWN**2), SHOWN)),
+        "reconstructions": reconstructions(model, shown, SHOWN),
+        "walks": latent_walks(model, shown[0], means.var(dim=0) if len(means) > 1 else torch.ones(means.shape[1])),
+    }
+    if has_plane(model):
+        pictures["plane"] = latent_plane(model, means.float(), judged.labels)
+    for name, picture in pictures.items():
+        save_png(picture, folder / f"{name}.png")
