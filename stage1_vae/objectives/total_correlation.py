@@ -24,7 +24,6 @@ from stage1_vae.objectives.adversarial import COMPANION, DiscriminatorConfig, fr
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import elbo_figures
 from stage1_vae.objectives.terms import Terms, total_kl
-from stage1_vae.posteriors import DiagonalGaussian
 from stage1_vae.posteriors.base import Posterior
 
 Sampling = Literal["stratified", "weighted"]
@@ -79,25 +78,27 @@ class KLParts(NamedTuple):
 
 def kl_parts(terms: Terms, log_weights: Tensor) -> KLParts:
     """terms: of one draw; log_weights: b b, as `log_sampling_weights` gives them."""
-    pairs = pair_densities(terms.posteriors[0], terms.latents[0][0])  # b b d
-    log_weights = log_weights.to(pairs)
-    of_latents = (pairs.sum(-1) + log_weights).logsumexp(dim=1)  # b: log q(z)
-    of_numbers = (pairs + log_weights.unsqueeze(-1)).logsumexp(dim=1).sum(-1)  # b: sum_j log q(z_j)
+    together, alone = pair_densities(terms.posteriors[0], terms.latents[0][0])
+    log_weights = log_weights.to(together)
+    of_latents = (together + log_weights).logsumexp(dim=1)  # b: log q(z)
+    of_numbers = (alone + log_weights.unsqueeze(-1)).logsumexp(dim=1).sum(-1)  # b: sum_j log q(z_j)
     log_posterior, log_prior = terms.log_posterior[0][0].sum(-1), terms.log_prior[0][0].sum(-1)
     return KLParts(
         (log_posterior - of_latents).mean(), (of_latents - of_numbers).mean(), (of_numbers - log_prior).mean()
     )
 
 
-def pair_densities(posterior: Posterior, latents: Tensor) -> Tensor:
-    """log q(z_j of image i | image m), b d -> b b d: of latents of image i under the posterior of image m. Raises
-    UserError for a posterior whose numbers depend on each other, as they have no densities one by one."""
-    if not isinstance(posterior, DiagonalGaussian):
+def pair_densities(posterior: Posterior, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """log q(z of image i | image m), b b, and of its numbers alone, b b d: of latents b d of image i by the posterior
+    of image m. Raises UserError for a posterior whose numbers have no densities of their own in closed form."""
+    pairs = latents.unsqueeze(1).expand(-1, len(latents), *latents.shape[1:])
+    alone = posterior.log_marginals(pairs)
+    if alone is None:
         raise UserError(
-            f"objective.kind=beta_tc with a posterior of {type(posterior).__name__}, expected one whose numbers are "
-            "independent given an image: give --model.posterior.kind diagonal"
+            f"objective.kind=beta_tc with a posterior of {type(posterior).__name__}, expected one whose single numbers "
+            "have densities in closed form: give --model.posterior.kind diagonal or full_covariance"
         )
-    return posterior.log_density(latents.unsqueeze(1).expand(-1, len(latents), *latents.shape[1:]))
+    return posterior.log_density(pairs).sum(-1), alone
 
 
 def log_sampling_weights(sampling: Sampling, batch: int, images: int) -> Tensor:

@@ -22,6 +22,7 @@ from stage1_vae.objectives.total_correlation import (
     total_correlation,
 )
 from stage1_vae.posteriors import DiagonalGaussian
+from stage1_vae.posteriors.full_covariance import FullCovariance
 from stage1_vae.vae import VAE, VAEConfig
 from tests.stage1_vae.objectives.reference import GivenTerms, assert_same_with_gradient, facts, objective
 
@@ -110,13 +111,30 @@ def test_weights_of_a_batch_as_large_as_the_set_are_all_right():
         torch.testing.assert_close(weights.exp().sum(1), torch.ones(5).double())
 
 
-def test_a_posterior_whose_numbers_depend_on_each_other_is_refused(model: VAE):
-    class Bound(type(model.posterior(binary_images())).__base__):
-        pass
+def test_a_posterior_whose_numbers_have_no_densities_is_refused(model: VAE):
+    class Bound(DiagonalGaussian):
+        def log_marginals(self, latents: Tensor) -> None:
+            return None
 
-    terms = model(binary_images())._replace(posteriors=(Bound(),))
-    with pytest.raises(UserError, match="beta_tc with a posterior of Bound, expected one whose numbers are"):
+    terms = model(binary_images())._replace(posteriors=(Bound(torch.zeros(6, D), torch.zeros(6, D)),))
+    with pytest.raises(UserError, match="beta_tc with a posterior of Bound, expected one whose single numbers"):
         kl_parts(terms, log_sampling_weights("weighted", 6, 50))
+
+
+def test_numbers_that_depend_on_each_other_count_alone_by_their_marginals():
+    """One image: the total correlation is that of its own posterior, -log(1 - rho^2) / 2 for two correlated numbers."""
+    torch.manual_seed(0)
+    rho, count = 0.8, 400
+    lower = torch.tensor([[0.0, 0.0], [rho, 0.0]]).expand(count, 2, 2)
+    log_scale = torch.tensor([0.0, 0.5 * math.log(1 - rho**2)]).expand(count, 2)
+    posterior = FullCovariance(torch.zeros(count, 2), log_scale, lower)
+    latents, log_posterior = posterior.draw(posterior.noise(1))
+    terms = Terms((latents,), torch.zeros(1, count), (log_posterior,), (log_posterior,), (None,), (posterior,))
+    parts = kl_parts(terms, log_sampling_weights("weighted", count, 1))  # of equal posteriors, q(z) is each of them
+    log_odds = log_posterior[0].sum(-1) - posterior.log_marginals(latents)[0].sum(-1)
+    torch.testing.assert_close(parts.total_correlation, log_odds.mean())
+    error = log_odds.std() / math.sqrt(count)
+    assert abs(parts.total_correlation + 0.5 * math.log(1 - rho**2)) < 4 * error
 
 
 # ---- FactorVAE ------------------------------------------------------------------------------------------------------
