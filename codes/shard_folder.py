@@ -74,6 +74,9 @@ class ShardIndex:
     def read(cls, path: Path) -> Self:
         """Raises UserError when the file is missing, damaged or something else."""
         value = read_json(path)
+        if other := next((name for name in value if name.endswith("_spec") and name != cls.spec_name), None):
+            held = f"{other.removesuffix('_spec')} shards"
+            raise UserError(f"{path.parent} holds {held}, expected {cls.what} shards; name another folder")
         try:
             return cls.from_json(value)
         except (KeyError, TypeError) as error:

@@ -24,6 +24,8 @@ from common.model_io import load_pretrained
 from common.processes import process_state
 from common.wording import counted
 from pipelines.codec.entropy_coding import packed_length
+from pipelines.folder_kinds import LATENT_SHARDS, check_kind, kind_of_folder
+from pipelines.latents.shards import describe_latents, verify_latents
 from pipelines.model_folders import stage_folder
 from pipelines.settings import results_folder
 from pipelines.stages import check_made_by
@@ -34,14 +36,14 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True, kw_only=True)
 class CodesInfoConfig:
-    """Shows what a folder of code shards holds, and how evenly its codes are used."""
+    """Shows what a folder of code shards holds, and how evenly its codes are used; of latent shards likewise."""
 
     codes: str  # folder that `zellige encode` wrote
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodesVerifyConfig:
-    """Reads every byte of a folder of code shards and compares it with what its index promises."""
+    """Reads every byte of a folder of code shards, or latent shards, and compares it with what its index promises."""
 
     codes: str  # folder that `zellige encode` wrote
     model: str | None = None  # also checks that this autoencoder made them: run, model folder, assembled model, hub id
@@ -77,6 +79,8 @@ def chunks(codes: CodeDataset) -> Iterator[tuple[dict[str, np.ndarray], list[str
 
 def info(config: CodesInfoConfig) -> str:
     """Several lines. Raises UserError when the folder is not complete."""
+    if holds_latents(config.codes):
+        return describe_latents(config.codes)
     train, held_out = (CodeDataset(config.codes, split) for split in SPLITS)
     index, spec = train.index, train.code_spec
     paths = [Path(config.codes) / shard.file for shard in index.shards]
@@ -98,6 +102,11 @@ def info(config: CodesInfoConfig) -> str:
     return "\n".join(lines)
 
 
+def holds_latents(folder: str) -> bool:
+    kind = kind_of_folder(Path(folder))
+    return kind is not None and kind.what == LATENT_SHARDS
+
+
 def describe_counts(counts: np.ndarray) -> str:
     """Usage, perplexity and entropy of codes that were counted: int64 k."""
     shares = counts[counts > 0] / counts.sum()
@@ -111,6 +120,8 @@ def describe_counts(counts: np.ndarray) -> str:
 def verify(config: CodesVerifyConfig) -> str:
     """Checksums of all files, the range of every code and label, and that no image stands there too often. Returns one
     line. Raises UserError for the first thing that is wrong."""
+    if holds_latents(config.codes):
+        return verify_latents(config.codes, config.model)
     datasets = [CodeDataset(config.codes, split) for split in SPLITS]
     index = datasets[0].index
     if config.model is not None:
@@ -147,6 +158,7 @@ def export(config: CodesExportConfig) -> str:
     with an export of other codes or in other files, which a reader would take for these, and for one of anything else.
     """
     out = Path(config.out)
+    check_kind(Path(config.codes), "code shards", "latents are .safetensors files already", but=(LATENT_SHARDS,))
     for split in SPLITS:
         CodeDataset(config.codes, split).verify()
     settings = {

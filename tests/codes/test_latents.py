@@ -125,5 +125,5 @@ def test_latents_are_mapped_not_pickled(tmp_path: Path):
 
 def test_latents_are_no_codes(tmp_path: Path):
     write(tmp_path)
-    with pytest.raises(UserError, match="is not an index of code shards"):
+    with pytest.raises(UserError, match="holds latent shards, expected code shards; name another folder"):
         CodeDataset(tmp_path)
