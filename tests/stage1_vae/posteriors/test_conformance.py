@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, get_args
 
@@ -29,7 +30,7 @@ from stage1_vae.posteriors import (
     build_posterior,
 )
 from stage1_vae.posteriors.base import LatentShape
-from stage1_vae.priors import PRIORS, StandardNormalConfig, UniformSphereConfig
+from stage1_vae.priors import PRIORS, StandardNormalConfig, UniformSphereConfig, VampPriorConfig
 from stage1_vae.vae import VAE, VAEConfig
 
 
@@ -302,3 +303,19 @@ def test_a_saved_model_has_the_same_posterior(row: Row):
     noise = model.posterior(images).noise(3, seeded(2))
     assert torch.equal(model(images, noise=noise).log_weights, again(images, noise=noise).log_weights)
     assert torch.isfinite(model(images, noise=noise).log_weights).all()
+
+
+def test_a_mixture_of_posteriors_is_a_prior(row: Row):
+    if len(row.shape) != 1:
+        pytest.skip("dense encoders give vectors")
+    torch.manual_seed(0)
+    prior = VampPriorConfig(components=4, start="random")
+    model = VAE(VAEConfig(latents=row.shape[0], posterior=row.config, prior=prior), (4, 4))
+    with torch.no_grad():
+        latents = model.prior.sample(3, seeded(1))[:, None]
+        one_by_one = [
+            model.prior.components(torch.tensor([number])).log_density(latents).sum(-1, keepdim=True)
+            for number in range(4)
+        ]
+        expected = torch.stack(one_by_one).logsumexp(0) - math.log(4)
+        torch.testing.assert_close(model.prior.log_density(latents), expected, rtol=1e-4, atol=1e-4)
