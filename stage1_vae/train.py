@@ -71,8 +71,9 @@ class VAETask:
     Validation, on images that are never trained on, in nats per image: `negative_elbo`, of one draw of each image's
     latents, whose noise is a function of the image's number, and its parts, `log_likelihood` and `kl`;
     `bits_per_dimension`, of the negative ELBO, where images have finitely many values; `psnr` in dB, of what the means
-    of the posteriors decode to. Of an objective without draws there is `negative_log_likelihood` of those means instead
-    of a bound. The weights kept are those of the best `Objective.best_metric`.
+    of the posteriors decode to, for decoders that have a mean image and not a draw in its place. Of an objective
+    without draws there is `negative_log_likelihood` of those means instead of a bound. The weights kept are those of
+    the best `Objective.best_metric`.
     """
 
     def __init__(
@@ -135,8 +136,10 @@ class VAETask:
             metrics = {"negative_elbo": -bound, "log_likelihood": terms.log_likelihood.mean(0), "kl": total_kl(terms)}
             if self.counts_bits:
                 metrics["bits_per_dimension"] = -bound / (math.log(2) * images[0].numel())
-        error = (model.decode(model.encode(images)) - images).square().mean(dim=(1, 2, 3))
-        return {**metrics, "psnr": psnr(error), **self.objective.validation_figures(terms)}
+        if not model.decoder.mean_is_drawn:
+            error = (model.decode(model.encode(images)) - images).square().mean(dim=(1, 2, 3))
+            metrics["psnr"] = psnr(error)
+        return {**metrics, **self.objective.validation_figures(terms)}
 
     def preview(self, model: nn.Module) -> Tensor | None:
         if not len(self.validation_data):

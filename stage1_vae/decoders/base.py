@@ -10,6 +10,7 @@ class Decoder(nn.Module):
     """p(x|z)."""
 
     discrete: bool  # whether it is a probability of images whose pixels have finitely many values, not a density
+    mean_is_drawn: bool = False  # whether `mean` has no closed form and is one draw
 
     def log_likelihood(self, latents: Tensor, images: Tensor) -> Tensor:
         """log p(x|z) in nats: latents k b *shape, images b c H W in [-1, 1] -> k b."""

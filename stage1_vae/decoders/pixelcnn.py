@@ -16,6 +16,8 @@ class PixelCNNDecoder(Decoder):
     """Each pixel given the latents and the pixels before it, whose likelihood a PixelCNN says. Channels of one pixel
     are as the likelihood has them: independent, or, of a mixture of logistics, each given those before it."""
 
+    mean_is_drawn = True
+
     def __init__(
         self, config: PixelCNNDecoderConfig, likelihood: Likelihood, shape: LatentShape, image_size: tuple[int, int]
     ) -> None:

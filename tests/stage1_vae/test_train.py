@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float
 from stage1_vae.binarise import Binarised, NumberedImages
+from stage1_vae.decoders import PixelCNNDecoderConfig
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.objectives import ELBOConfig, ImportanceConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import elbo
@@ -65,6 +66,17 @@ def test_a_run_learns_and_leaves_a_model_and_a_preview(images: Path, tmp_path: P
     assert set(result.metrics) == {"negative_elbo", "log_likelihood", "kl", "bits_per_dimension", "psnr"}
     assert len(list((tmp_path / "previews").glob("*.png"))) == 1
     assert load_pretrained(tmp_path / "model", {"vae": VAE}).binarised == Binarised("once", 0)
+
+
+def test_validations_draw_no_images_of_a_decoder_without_a_mean(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Pixel by pixel it would take many times as long as all else, for the PSNR of a draw."""
+    plain = config(images)
+    decoder = PixelCNNDecoderConfig(layers=1, width=2, output_width=2, features=1, network=DenseConfig(hidden=()))
+    monkeypatch.setattr(VAE, "decode", lambda *_: pytest.fail("an image was drawn"))
+    result = train_vae(replace(plain, model=replace(plain.model, decoder=decoder)), tmp_path)
+    assert set(result.metrics) == {"negative_elbo", "log_likelihood", "kl", "bits_per_dimension"}
 
 
 def test_a_run_goes_on_as_it_would_have(images: Path, tmp_path: Path):
