@@ -8,8 +8,15 @@ from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from stage1_vae.decoders import InterleavedConfig, PixelCNNDecoderConfig
+from stage1_vae.likelihoods import LIKELIHOODS
+from stage1_vae.networks import NETWORKS
+from stage1_vae.posteriors import POSTERIORS
+from stage1_vae.priors import PRIORS as PRIORS_OF_VAES
+from stage1_vae.vae import VAEConfig
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.quantizers import QUANTIZERS
+from stage2_prior.latents import LATENT_PRIORS
 from stage2_prior.priors import PRIORS
 
 FROZEN = Path(__file__).with_name("defaults.json")
@@ -23,7 +30,11 @@ def default_of(field: Field[Any]) -> Any:
 
 
 def defaults() -> dict[str, dict[str, Any]]:
-    classes = [model.config_class for model in (*AUTOENCODERS.values(), *QUANTIZERS.values(), *PRIORS.values())]
+    models = (*AUTOENCODERS.values(), *QUANTIZERS.values(), *PRIORS.values(), *LATENT_PRIORS.values())
+    classes = [model.config_class for model in models]
+    for kinds in (POSTERIORS, PRIORS_OF_VAES, LIKELIHOODS, NETWORKS):
+        classes += [kind[-1] for kind in kinds.values()]
+    classes += [VAEConfig, InterleavedConfig, PixelCNNDecoderConfig]
     return {one.__name__: {field.name: default_of(field) for field in fields(one)} for one in classes}
 
 
