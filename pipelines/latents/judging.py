@@ -100,14 +100,15 @@ class Judged:
         for images, numbers, of_images in self.batches("images"):
             at_once = at_once or draws_at_once(model, images)
             parts.append(judge(model, images, numbers, asked.draws, asked.seed, at_once=at_once))
-            with torch.inference_mode():
-                decoded = model.decode(model.encode(images))
-            errors.append((decoded - images).square().mean(dim=(1, 2, 3)).cpu())
+            if not model.decoder.mean_is_drawn:
+                with torch.inference_mode():
+                    decoded = model.decode(model.encode(images))
+                errors.append((decoded - images).square().mean(dim=(1, 2, 3)).cpu())
             labels.append(of_images)
         if not parts:
             raise UserError(f"none of the {len(chosen)} images of {data.images.source.title} can be read")
         self.images: ImageFigures = joined(parts)
-        self.psnr = psnr(torch.cat(errors)).double()
+        self.psnr = psnr(torch.cat(errors)).double() if errors else None  # of the mean image, where there is one
         self.labels = np.concatenate(labels)
         aggregate = Aggregate(self.images, model.prior, model.shape)
         for images, _, _ in self.batches("posteriors"):
@@ -117,7 +118,7 @@ class Judged:
 
     @property
     def count(self) -> int:
-        return len(self.psnr)
+        return len(self.images.log_p)
 
     def batches(self, what: str) -> Iterator[tuple[Tensor, list[int], np.ndarray]]:
         """Images, float b c H W in [-1, 1] on the model's device, their numbers, and their classes."""
@@ -162,7 +163,8 @@ def figures_and_notes(model: VAE, judged: Judged, how: Binarised, draws: int) ->
                 *(error / (dimensions * math.log(2)) for error in figures[source][1:]),
             )
     figures |= {f"L_{k}": mean_of(bound, found.bound_errors[k]) for k, bound in found.bounds.items()}
-    figures["psnr"] = mean_of(judged.psnr, torch.zeros_like(judged.psnr))
+    if judged.psnr is not None:
+        figures["psnr"] = mean_of(judged.psnr, torch.zeros_like(judged.psnr))
     figures["active_units"] = active
     figures |= {f"kl_of_group_{place}": float(group.sum()) for place, group in enumerate(kl) if len(kl) > 1}
     figures["kl_per_dimension"] = [value for group in kl for value in group.tolist()]

@@ -17,6 +17,7 @@ from images.datasets import DataConfig, ImageDataset, open_images, to_float
 from pipelines.cli import main
 from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
 from stage1_vae.binarise import Binarised, NumberedImages
+from stage1_vae.decoders import FactorisedDecoder
 from stage1_vae.evaluation import judge
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.vae import VAE, VAEConfig
@@ -76,6 +77,17 @@ def test_figures_are_those_of_images_binarised_as_the_training_had_them(images: 
     parts = found["mutual_information"] + found["total_correlation"] + found["dimension_kl"]
     assert parts == pytest.approx(found["mutual_information"] + found["aggregate_kl"], abs=1e-4)
     assert found["mutual_information"] <= math.log(9) + 0.01
+
+
+def test_a_decoder_without_a_mean_image_draws_none_for_psnr(images: Path, monkeypatch):
+    def drawn(self: FactorisedDecoder, latents: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a PixelCNN would draw pixel after pixel")
+
+    monkeypatch.setattr(FactorisedDecoder, "mean", drawn)
+    monkeypatch.setattr(FactorisedDecoder, "mean_is_drawn", True)
+    found = figures_of(settings(small_vae(), images, draws=5))
+    assert found["images"] == 9
+    assert "psnr" not in found
 
 
 def test_batches_change_no_figure(images: Path):
