@@ -61,7 +61,9 @@ def main() -> None:
             done += 1
         if epoch % 5 == 0 or epoch == given.epochs:
             found = {
-                name: float(bound(weights, jnp.asarray(parts[name], jnp.float32), jax.random.fold_in(key, 2**31)).mean())
+                name: float(
+                    bound(weights, jnp.asarray(parts[name], jnp.float32), jax.random.fold_in(key, 2**31)).mean()
+                )
                 for name in ("validation", "test")
             }
             print(f"epoch {epoch}: -ELBO {found}, {time.time() - begin:.0f} s", flush=True)

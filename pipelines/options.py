@@ -70,7 +70,8 @@ def read_recipe(
     check_stage(recipe, str(path), recipes)
     replaced = kinds_given(rest)
     selected = select_kinds(config_class, recipe, replaced)
-    behind = ", and _prior behind it where stage one has a recipe of that name" if recipes == "stage2" else ""
+    suffix = {"stage2": "_prior", "vae": "_vae"}.get(recipes)
+    behind = f", and {suffix} behind it where stage one has a recipe of that name" if suffix else ""
     options = {
         "config": Option("text", f"the recipe: {recipes_help(recipes)}", required=True),
         "run": Option("text", f"run folder, begun or continued; left out: runs/NAME OF THE RECIPE{behind}"),
@@ -117,11 +118,14 @@ def kind_of_model(command: str, recipes: str, arguments: Sequence[str]) -> str |
 
 
 def default_run(name: str, recipes: str) -> Path:
-    """The run folder of a recipe: runs/NAME. Where both stages have a recipe of that name, that of stage two is
-    runs/NAME_prior, unless an earlier version has begun a run of stage two in runs/NAME."""
+    """The run folder of a recipe: runs/NAME. Where stage one has a recipe of that name too, that of stage two is
+    runs/NAME_prior, unless an earlier version has begun a run of stage two in runs/NAME, and that of a VAE
+    runs/NAME_vae."""
     run = Path("runs") / name
-    if recipes != "stage2" or name not in recipe_names("stage1"):
+    if recipes == "stage1" or name not in recipe_names("stage1"):
         return run
+    if recipes == "vae":
+        return run.with_name(f"{name}_vae")
     prior = run.with_name(f"{name}_prior")
     return run if stage_of_run(run) == "stage two" and not prior.exists() else prior
 

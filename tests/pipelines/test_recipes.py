@@ -277,3 +277,16 @@ def test_the_gpt_recipe_has_the_published_figures():
     with torch.device("meta"):
         prior = PRIORS["mingpt"](model, code_spec("imagenet256_vqgan"), 1000)
     assert sum(weight.numel() for weight in prior.parameters()) == pytest.approx(1.36e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", recipes("vae"))
+def test_recipes_of_vaes_have_a_bound_with_a_gradient_everywhere(name):
+    config, run = read_recipe("train-vae", Stage1VAEConfig, "vae", ["--config", name])
+    assert run == Path("runs") / (f"{name}_vae" if name in recipes("stage1") else name)
+    torch.manual_seed(0)
+    vae = VAE(config.model, (config.data.height, config.data.width))
+    images = torch.rand(2, config.data.channels, config.data.height, config.data.width).round() * 2 - 1
+    loss = -vae(images).log_weights.mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert [weight for weight, tensor in vae.named_parameters() if tensor.grad is None] == []
