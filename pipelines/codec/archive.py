@@ -9,17 +9,16 @@ page, each with a checksum of its own.
 from __future__ import annotations
 
 import io
-import os
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple
 
 from common.errors import UserError
 from pipelines.codec import version1
 from pipelines.codec.contents import (
     EXACT,
     FINGERPRINT_BYTES,
+    LOSSLESS,
     VERSION,
     Archive,
     Entry,
@@ -42,6 +41,7 @@ from pipelines.codec.fields import (
     shape_bytes,
     varint,
 )
+from pipelines.codec.sealed_file import MAGIC, SUFFIX, SealedFile, opened, read_file
 from pipelines.codec.version1 import DEVICES
 
 __all__ = [
@@ -65,12 +65,8 @@ __all__ = [
     "write_archive",
 ]
 
-SUFFIX = ".zlg"
-MAGIC = b"\x89ZLG"
 HAS_PRIOR, HAS_TABLES, HAS_NAMES = 1, 2, 4  # flags
 PAGE = 256  # images
-FIRST_READ = 4096  # bytes: the heads of most files
-CHUNK = 1 << 20  # bytes of a file in memory while its checksum is computed
 MAX_IMAGES = 1 << 48
 MAX_BITS = 1 << 60  # of a part: where it is more than the file has, the file is taken for cut short
 
@@ -143,17 +139,7 @@ def open_archive(source: Path | str | bytes, title: str | None = None) -> Archiv
     title: how messages name it; None: its path. Raises UserError where there is no such file, and for a head that is
     damaged.
     """
-    if isinstance(source, bytes):
-        return ArchiveFile(io.BytesIO(source), title or "the file")
-    try:
-        file = Path(source).open("rb", buffering=0)  # noqa: SIM115 (closed by what is returned)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{source} is no file; name a {SUFFIX} file") from error
-    try:
-        return ArchiveFile(file, title or str(source))
-    except BaseException:
-        file.close()
-        raise
+    return opened(ArchiveFile, source, title)
 
 
 class Page(NamedTuple):
@@ -165,7 +151,7 @@ class Page(NamedTuple):
     start: int  # byte of the file at which the payloads begin
 
 
-class ArchiveFile:
+class ArchiveFile(SealedFile):
     """An open `.zlg` file.
 
     count: its images. head: what `Archive` tells of all of them, without entries. bytes_read: so far. Its methods raise
@@ -173,31 +159,22 @@ class ArchiveFile:
     """
 
     def __init__(self, file: BinaryIO | io.RawIOBase, title: str):
-        self.file, self.title = file, title
-        self.length = file.seek(0, os.SEEK_END)
-        self.bytes_read = 0
+        super().__init__(file, title)
         self.old: Archive | None = None  # of version 1, whose only checksum is that of the whole file
         self.page: Page | None = None  # the last one that was read
         self.read_head()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
     def read_head(self) -> None:
-        beginning = self.read(0, min(FIRST_READ, self.length))
-        if beginning[: len(MAGIC)] != MAGIC:
-            raise UserError(
-                f"{self.title} is no .zlg file: it does not begin as one; name a file that `zellige compress` wrote"
-            )
-        if self.length < 10:
-            raise self.damaged(f"it ends after {self.length} bytes")
+        beginning = self.read_beginning()
         version = beginning[len(MAGIC)]
+        if version == LOSSLESS:
+            raise UserError(
+                f"{self.title} holds images without loss, and no codes (version {version} of the format); read it by "
+                "`zellige decompress`, or LosslessCodec"
+            )
         if version not in (1, VERSION):
             raise UserError(
-                f"{self.title} has version {version} of the .zlg format, expected 1 or {VERSION}, which this program "
+                f"{self.title} has version {version} of the .zlg format, expected 1 to {LOSSLESS}, which this program "
                 "reads; take the program that wrote it"
             )
         try:
@@ -330,31 +307,8 @@ class ArchiveFile:
 
     def check(self) -> None:
         """Holds the whole file against its checksum."""
-        if self.old is not None:
-            return  # that was done
-        crc, end = 0, self.length - CHECKSUM_BYTES
-        for start in range(0, end, CHUNK):
-            crc = zlib.crc32(self.read(start, min(CHUNK, end - start)), crc)
-        if crc != int.from_bytes(self.read(end, CHECKSUM_BYTES), "little"):
-            raise self.damaged("its checksum is wrong")
-
-    def read(self, start: int, count: int) -> bytes:
-        self.file.seek(start)
-        parts: list[bytes] = []
-        while count > 0:  # an unbuffered file may give less than is there
-            part = self.file.read(count)
-            if not part:
-                raise self.damaged("it ends early")
-            parts.append(part)
-            count -= len(part)
-            self.bytes_read += len(part)
-        return b"".join(parts)
-
-    def damaged(self, what: str) -> UserError:
-        return UserError(f"{self.title} is damaged or cut short: {what}; copy it again from where it came")
-
-    def edited(self, what: object) -> UserError:
-        return UserError(f"{self.title} was edited or is from another program: {what}; compress the image anew")
+        if self.old is None:  # else that was done
+            super().check()
 
 
 def running_sums(start: int, numbers: Iterable[int]) -> list[int]:
@@ -362,11 +316,3 @@ def running_sums(start: int, numbers: Iterable[int]) -> list[int]:
     for number in numbers:
         sums.append(sums[-1] + number)
     return sums
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a file. Raises UserError where there is none."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path} is no file; name a {SUFFIX} file") from error

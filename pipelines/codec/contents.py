@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a file tells what it holds without torch, which takes secon
 
 FINGERPRINT_BYTES = 8
 VERSION = 2  # of the format, as it is written
+LOSSLESS = 3  # the version of files that hold images without loss (lossless_archive.py)
 FLOATING, EXACT = 0, 1  # arithmetics of a prior: that of the machine in version 1, and "exact arithmetic 1"
 
 

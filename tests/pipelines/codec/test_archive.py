@@ -224,7 +224,8 @@ WHOLE, LARGE = write_archive(an_archive()), write_archive(a_large_archive())
     [
         (b"PNG", "x.zlg is no .zlg file: it does not begin as one; name a file that `zellige compress` wrote"),
         (WHOLE[:9], "x.zlg is damaged or cut short: it ends after 9 bytes; copy it again from where it came"),
-        (WHOLE[:4] + b"\3" + WHOLE[5:], "x.zlg has version 3 of the .zlg format, expected 1 or 2, which this program"),
+        (WHOLE[:4] + b"\4" + WHOLE[5:], "x.zlg has version 4 of the .zlg format, expected 1 to 3, which this program"),
+        (WHOLE[:4] + b"\3" + WHOLE[5:], "x.zlg holds images without loss, and no codes (version 3 of the format); "),
         (WHOLE + b"x", "x.zlg is damaged or cut short: it has 327 bytes, expected 326; copy it again from where it"),
         (WHOLE[:6] + b"\xff" * 300, "is damaged or cut short: it claims bytes of its head in more than ten"),
         (sealed(WHOLE[:-4] + b"xy"), "is damaged or cut short: it has 328 bytes, expected 326"),
