@@ -244,6 +244,18 @@ def elu(x: Tensor) -> Tensor:
 
 
 @in_pieces
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), to an error of 1e-9."""
+    decayed = exp_of_minus(x.abs())
+    s = decayed.div_(decayed + 2)  # log(1 + d) = 2 (s + s**3 / 3 + s**5 / 5 + ...), s = d / (d + 2)
+    square = s * s
+    series = torch.zeros_like(s)
+    for n in range(19, 1, -2):
+        series.add_(1 / n).mul_(square)
+    return series.add_(1).mul_(s).mul_(2).add_(x.clamp(min=0))
+
+
+@in_pieces
 def gelu(x: Tensor) -> Tensor:
     """x times the normal distribution function of x, by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7 of x."""
     size = x.abs() * 0.7071067811865476

@@ -105,6 +105,7 @@ def test_sums_over_rows_in_units_do_not_depend_on_their_order():
         (exact.tanh, torch.tanh, 1e-9),
         (exact.silu, torch.nn.functional.silu, 2e-8),
         (exact.elu, torch.nn.functional.elu, 1e-9),
+        (exact.softplus, torch.nn.functional.softplus, 3e-9),
         (exact.gelu, torch.nn.functional.gelu, 1e-6),
         (exact.gelu_by_tanh, lambda x: torch.nn.functional.gelu(x, approximate="tanh"), 2e-8),
         (exact.exp_of_minus, lambda x: torch.exp(-x.abs()), 5e-10),
@@ -217,7 +218,16 @@ def test_pieces_of_a_large_tensor_give_the_bits_of_the_whole(monkeypatch, own_ma
     def results() -> list[Tensor]:
         attention = exact.Attention(6, 5, 8, torch.device("cpu"))
         attention.add(keys, values)
-        functions = (exact.silu, exact.elu, exact.gelu, exact.gelu_by_tanh, exact.tanh, exact.unit, exact.softmax)
+        functions = (
+            exact.silu,
+            exact.elu,
+            exact.softplus,
+            exact.gelu,
+            exact.gelu_by_tanh,
+            exact.tanh,
+            exact.unit,
+            exact.softmax,
+        )
         return [
             *(function(x) for function in functions),
             exact.layer_norm(x, 1e-5),
