@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.model_io import said_by
+from stage1_vae.vae import VAE
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.priors import Prior
 
@@ -86,6 +87,12 @@ def coding_fingerprint(prior: Prior) -> str:
     }
     weights = {name: t for name, t in prior.state_dict().items() if not TRAINING_ONLY & set(name.split("."))}
     return fingerprint(said, weights)
+
+
+def lossless_fingerprint(vae: VAE) -> str:
+    """SHA-256 of what the pixels of a VAE are coded by: all of it."""
+    said = {"kind": vae.kind, "config": said_by(vae.config), "image_size": list(vae.image_size)}
+    return fingerprint(said, vae.state_dict())
 
 
 def read_of(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from common.errors import UserError
 from images.files import BadImageError, open_upright
 from pipelines.codec.archive import Archive, read_archive
 from pipelines.codec.codec import Codec
+from pipelines.codec.lossless_archive import open_lossless
 from pipelines.codec.models import Models
 from pipelines.devices import open_device
 from pipelines.figures import SSIM_WINDOW, decibels, ssim
@@ -27,6 +28,14 @@ def with_model(
     kinds = [codec.autoencoder.kind, *([codec.prior.kind] if codec.prior is not None else [])]
     lines = [f"the model is here: {' and '.join(kinds)}"]
     return lines if against is None else [*lines, quality(codec, archive, data, Path(against), title)]
+
+
+def with_vae(path: Path, models: tuple[str | None, str | None], device: str | None) -> str:
+    """A line on the model of a file of mode lossless. Raises UserError where it is not there."""
+    with open_lossless(path) as file:
+        codec = Models(*models, open_device(device)[1]).for_lossless(file)
+    likelihood = codec.vae.config.likelihood.kind
+    return f"the model is here: {codec.vae.kind} with the likelihood {likelihood}"
 
 
 def quality(codec: Codec, archive: Archive, data: bytes, against: Path, title: str) -> str:

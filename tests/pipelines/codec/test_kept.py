@@ -11,6 +11,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +21,11 @@ from common.model_io import load_pretrained
 from common.tensor_files import load_tensors, save_tensors
 from pipelines import TwoStagePipeline
 from pipelines.codec.archive import Archive, Entry, Mode, Shape, crc_of, open_archive, write_archive
+from pipelines.codec.bits_back import encode_chain
 from pipelines.codec.codec import Codec
 from pipelines.codec.dependencies import coding_fingerprint
+from pipelines.codec.lossless import LosslessCodec
+from pipelines.codec.lossless_archive import open_lossless
 from pipelines.codec.tables import fit_tables
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
@@ -39,11 +43,13 @@ from stage2_prior.priors import (
     TransformerConfig,
     VARConfig,
 )
+from tests.stage1_vae.exact.tiny import CONFIGS, random_values, tiny_vae
 from tests.stage2_prior.tiny import CLASSES, spec_of
 
 KEPT = Path(__file__).with_name("kept")
 LABELS = [1, None, 3]
 MODES = ("packed", "table", "prior")
+LOSSLESS = list(CONFIGS)
 SMALL = {
     "transformer": TransformerConfig(layers=1, width=16, heads=2),
     "pixelcnn": PixelCNNConfig(layers=2, width=8, first_kernel_size=3, kernel_size=3, output_width=12),
@@ -113,6 +119,19 @@ def test_a_file_of_each_mode_decodes(mode):
     assert codec.tables_fingerprint is not None
 
 
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_a_lossless_file_of_each_kind_decodes(name):
+    codec = LosslessCodec.from_pretrained(KEPT / "lossless" / name)
+    pixels = load_tensors(KEPT / "lossless" / name / "images.safetensors")["pixels"]
+    with open_lossless(KEPT / "lossless" / name / "images.zlg") as file:
+        assert file.model == codec.model
+        assert list(file.names()) == [f"{number:02}.png" for number in range(len(pixels))]
+        found = dict(codec.images(file, range(file.count)))
+        (segment,) = file.segments()
+    assert all(np.array_equal(found[number], pixels[number].numpy()) for number in range(len(pixels)))
+    assert encode_chain(codec.exact, codec.values_of(pixels.numpy())) == segment.chain
+
+
 # ---- how they were written -----------------------------------------------------------------------------------------
 
 
@@ -162,9 +181,21 @@ def write_modes() -> None:
     save_tensors({str(number): image for number, image in enumerate(decoded)}, KEPT / "images.safetensors")
 
 
+def write_lossless_kind(name: str) -> None:
+    folder, vae = KEPT / "lossless" / name, tiny_vae(name)
+    vae.save_pretrained(folder)
+    pixels = random_values(vae, 12) * (255 if vae.config.likelihood.kind == "bernoulli" else 1)
+    pixels = pixels.to(torch.uint8)
+    save_tensors({"pixels": pixels}, folder / "images.safetensors")
+    names = [f"{number:02}.png" for number in range(len(pixels))]
+    (folder / "images.zlg").write_bytes(LosslessCodec(vae).compress(pixels.movedim(-1, 1), names))
+
+
 if __name__ == "__main__":
     KEPT.mkdir(exist_ok=True)
     for missing in [kind for kind in WALKS if not (KEPT / kind).exists()]:
         write_kind(missing)
     if not (KEPT / "model").exists():
         write_modes()
+    for missing in [name for name in LOSSLESS if not (KEPT / "lossless" / name).exists()]:
+        write_lossless_kind(missing)

@@ -1,0 +1,200 @@
+"""Images of a VAE on one stack of bits, by bits-back coding (Townsend et al. 2019, arXiv:1901.04866).
+
+A group of images takes its latents *from* the stack, as if what lies there had been written with q(z|x), then puts its
+pixels on it, with p(x|z), and the latents, with p(z). A reader takes latents and pixels, and puts back what the latents
+were read from, so that the groups below are as they were: the last one is read first. Nothing lies under the first
+image, which takes the most likely latents, without getting bits back for them.
+
+A whole number of L bits is L choices of one of two, the highest bit first, each by the shares of the numbers that are
+left: so L values of a distribution are computed, and not 2**L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import constriction
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.codec.entropy_coding import BY_ROW, TOTAL, DamagedPayloadError
+from pipelines.codec.lossless_archive import LARGEST_GROUP, WORD_BYTES, Chain, Group
+from stage1_vae.exact import LATENT_BITS, ONE_BITS, ExactVAE, Grid, Pixels, Shares, bins_of, posterior_shares
+
+TOTAL_BITS = TOTAL.bit_length() - 1
+BOTTOM = np.array([0, 1], np.uint32)  # of a stack: the least that holds numbers so that taking and putting are inverse
+GROUP_NUMBERS = 1 << 20  # or fewer, so that their pixels and channels are no more than these
+IN_BINS = constriction.stream.model.Uniform(1 << LATENT_BITS)
+
+
+class Stack:
+    """An ANS coder whose models are choices of one of two."""
+
+    def __init__(self, words: np.ndarray = BOTTOM) -> None:
+        """words: uint32, as `words` gave them; the last is not 0."""
+        self.coder = constriction.stream.stack.AnsCoder(words)
+
+    def copy(self) -> Stack:
+        return Stack(self.words)
+
+    @property
+    def words(self) -> np.ndarray:
+        return self.coder.get_compressed()
+
+    @property
+    def bits(self) -> int:
+        return self.coder.num_valid_bits()
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether more was taken than lay there, so that what was taken cannot be put back."""
+        return self.coder.num_words() < len(BOTTOM)
+
+    def put(self, numbers: Tensor, shares: Shares, bits: int) -> None:
+        """int64 n, of so many bits, to be taken again from the first to the last."""
+        low, below, above = torch.zeros_like(numbers), torch.zeros_like(numbers), all_below(numbers, bits)
+        steps = []
+        for level in reversed(range(bits)):
+            middle = low + (1 << level)
+            between = shares(middle) + middle
+            weights = weights_of(below, between, above)
+            upper = numbers >= middle
+            low, below, above = narrowed(upper, low, middle, below, between, above)
+            steps.append((as_symbols(upper), weights))
+        for symbols, weights in reversed(steps):
+            self.coder.encode_reverse(symbols, BY_ROW, weights)
+
+    def take(self, count: int, shares: Shares, bits: int, device: torch.device) -> Tensor:
+        low = torch.zeros(count, dtype=torch.int64, device=device)
+        below, above = torch.zeros_like(low), all_below(low, bits)
+        for level in reversed(range(bits)):
+            middle = low + (1 << level)
+            between = shares(middle) + middle
+            chosen = self.coder.decode(BY_ROW, weights_of(below, between, above))
+            upper = torch.from_numpy(chosen).to(device) == 1
+            low, below, above = narrowed(upper, low, middle, below, between, above)
+        return low
+
+    def put_uniformly(self, bins: Tensor) -> None:
+        self.coder.encode_reverse(as_symbols(bins), IN_BINS)
+
+    def take_uniformly(self, count: int, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.coder.decode(IN_BINS, count).astype(np.int64)).to(device)
+
+
+def all_below(like: Tensor, bits: int) -> Tensor:
+    """The share of all numbers of so many bits, each of which has one unit more than its distribution says."""
+    return torch.full_like(like, (1 << ONE_BITS) + (1 << bits))
+
+
+def narrowed(
+    upper: Tensor, low: Tensor, middle: Tensor, below: Tensor, between: Tensor, above: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The least number that is left, and the shares below it and below the end, where the upper half was chosen or
+    not."""
+    return torch.where(upper, middle, low), torch.where(upper, between, below), torch.where(upper, above, between)
+
+
+def weights_of(below: Tensor, between: Tensor, above: Tensor) -> np.ndarray:
+    """n 2, of the lower and the upper half, for the coder: frequencies, at least 1 and with the sum TOTAL, less 1."""
+    lower = ((between - below) << TOTAL_BITS) // (above - below)
+    lower = lower.clamp_(1, TOTAL - 1)
+    return torch.stack([lower - 1, TOTAL - 1 - lower], dim=1).float().cpu().numpy()
+
+
+def as_symbols(numbers: Tensor) -> np.ndarray:
+    return numbers.cpu().numpy().astype(np.int32)
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+
+def group_size(model: ExactVAE) -> int:
+    height, width, channels = model.image_shape
+    return max(1, min(LARGEST_GROUP, GROUP_NUMBERS // (height * width * channels)))
+
+
+def encode_chain(model: ExactVAE, images: np.ndarray) -> Chain:
+    """Whole numbers from 0 to 2**bits - 1, uint8 n H W c, n at least 1. Groups grow as far as the stack reaches for
+    their latents. Raises UserError where the model is damaged."""
+    stack, groups, first_bits = Stack(), list[Group](), 0
+    done, size = 0, 1
+    while done < len(images):
+        values = on_device(model, images[done : done + size])
+        mean, scale = model.posterior(values)
+        taken = stack.copy()
+        shares = posterior_shares(mean.flatten(), scale.flatten())
+        bins = taken.take(mean.numel(), shares, LATENT_BITS, model.device)
+        paid = not taken.is_exhausted
+        if paid:
+            stack = taken
+        elif size > 1:
+            size //= 2
+            continue
+        else:
+            bins = bins_of(mean.flatten())
+            first_bits += bits_of(bins, shares)
+        put_images(model, stack, values, bins)
+        groups.append(Group(len(values), paid))
+        done += len(values)
+        size = min(2 * size, group_size(model))
+    return Chain(tuple(groups), first_bits, stack.words.astype("<u4").tobytes().rstrip(b"\0"))
+
+
+def bits_of(latents: Tensor, shares: Shares) -> int:
+    """What latents take on a stack."""
+    stack = Stack()
+    before = stack.bits
+    stack.put(latents, shares, LATENT_BITS)
+    return stack.bits - before
+
+
+def put_images(model: ExactVAE, stack: Stack, values: Tensor, bins: Tensor) -> None:
+    """Pixels and latents: int64 n H W c and n d."""
+    coded: list[tuple[Tensor, Shares]] = []
+
+    def given(grid: Grid, pixels: Pixels) -> Tensor:
+        own = values[:, grid.row :: grid.step, grid.column :: grid.step]
+        for channel in own.movedim(-1, 0).flatten(1):
+            coded.append((channel, pixels.shares()))
+            pixels.tell(channel)
+        return own
+
+    model.walk(bins.view(len(values), model.latents), given)
+    for numbers, shares in reversed(coded):
+        stack.put(numbers, shares, model.bits)
+    stack.put_uniformly(bins)
+
+
+def taken_from(stack: Stack, model: ExactVAE) -> Callable[[Grid, Pixels], Tensor]:
+    """Pixels as a stack has them."""
+
+    def taken(grid: Grid, pixels: Pixels) -> Tensor:
+        channels = []
+        for _ in range(model.image_shape[2]):
+            channels.append(stack.take(pixels.count, pixels.shares(), model.bits, model.device))
+            pixels.tell(channels[-1])
+        return torch.stack(channels, dim=-1)
+
+    return taken
+
+
+def decode_chain(model: ExactVAE, chain: Chain) -> Iterator[np.ndarray]:
+    """Inverse of `encode_chain`: the images of each group, from the last to the first. Words that are no images give
+    arbitrary ones, and after them DamagedPayloadError or none: the caller compares checksums."""
+    padded = chain.stack + bytes(-len(chain.stack) % WORD_BYTES)
+    stack = Stack(np.frombuffer(padded, "<u4").astype(np.uint32))
+    for group in reversed(chain.groups):
+        bins = stack.take_uniformly(group.images * model.latents, model.device)
+        values = model.walk(bins.view(group.images, model.latents), taken_from(stack, model))
+        if group.paid:
+            mean, scale = (parameter.flatten() for parameter in model.posterior(values))
+            stack.put(bins, posterior_shares(mean, scale), LATENT_BITS)
+        yield values.to(torch.uint8).cpu().numpy()
+    if not np.array_equal(stack.words, BOTTOM):
+        raise DamagedPayloadError("something is left under the first image")
+
+
+def on_device(model: ExactVAE, images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).to(model.device).long()
