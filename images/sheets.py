@@ -19,7 +19,11 @@ TITLE_SIZE = 14  # pixels, of what stands above a picture
 
 def to_pil(image: Tensor) -> Image.Image:
     """One image, c H W float in [-1, 1], c = 1 or 3, as a PIL image of mode "L" or "RGB"."""
-    pixels = to_uint8(image).permute(1, 2, 0).cpu().numpy()
+    return to_picture(to_uint8(image).permute(1, 2, 0).cpu().numpy())
+
+
+def to_picture(pixels: np.ndarray) -> Image.Image:
+    """uint8 H W c, c = 1 or 3, as a PIL image of mode "L" or "RGB"."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from common.errors import explain_disk_errors
 from common.files import atomic_file
 from images.sheets import contact_sheet as contact_sheet
+from images.sheets import to_picture as to_picture
 from images.sheets import to_pil as to_pil
 
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the empty last chunk with its checksum

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from codes.spec import CodeSpec as CodeSpec
     from common.errors import UserError as UserError
     from pipelines.codec.codec import Codec as Codec
+    from pipelines.codec.lossless import LosslessCodec as LosslessCodec
     from pipelines.generated import Generated as Generated
     from pipelines.image_input import load_images as load_images
     from pipelines.stages import load_autoencoder as load_autoencoder
@@ -33,6 +34,7 @@ MODULES = {
     "Generated": "pipelines.generated",
     "SamplingConfig": "stage2_prior.sampling",
     "Codec": "pipelines.codec.codec",
+    "LosslessCodec": "pipelines.codec.lossless",
     "load_images": "pipelines.image_input",
     "load_autoencoder": "pipelines.stages",
     "load_prior": "pipelines.stages",

@@ -29,6 +29,7 @@ from pipelines.image_folders import (
 )
 from pipelines.image_input import fit
 from pipelines.labels import class_number
+from pipelines.latents.models import is_vae
 from pipelines.pictures import quick_file
 from pipelines.settings import recorded_settings, results_folder
 
@@ -42,7 +43,8 @@ class CompressConfig:
     model: str  # assembled model, or model or run folder of an autoencoder, or a hub id
     images: str  # folder of images, or one image file
     out: str  # folder for the .zlg files
-    mode: Literal["prior", "table", "packed"] | None = None  # left out: the first that the model has, or as in `out`
+    # left out: the first that the model has, or as in `out`; lossless, with a VAE, is for 8-bit images of its own size
+    mode: Literal["prior", "table", "packed", "lossless"] | None = None
     archive: bool = False  # all images in one file, images.zlg, from which each can be read by itself
     label: int | str | None = None  # class of all images, by number or name, which the prior is told; left out: any
     crop: bool = False  # scale and cut each image to the model's own size, the only one that its prior codes
@@ -66,6 +68,8 @@ def compress_files(config: CompressConfig) -> str:
     made of the images as they are now is kept. Raises UserError for a mode that the model does not have, a folder
     without images, one that was begun with other settings or by another command, and when more images than
     `config.max_bad_share` cannot be read."""
+    if config.mode == "lossless" or is_vae(config.model):
+        return compress_vae(config)
     state, device = open_device(config.device)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
@@ -191,6 +195,29 @@ def compress_files(config: CompressConfig) -> str:
             ]
         )
         + hint
+    )
+
+
+def compress_vae(config: CompressConfig) -> str:
+    """As `compress_files`, without loss. Raises UserError for what a lossless file cannot be made of."""
+    if config.mode not in (None, "lossless"):
+        raise UserError(f"mode={config.mode}, but {config.model} is a VAE, which has no codes; take mode lossless")
+    if not is_vae(config.model):
+        raise UserError(
+            f"mode=lossless, but {config.model} is no VAE, whose likelihood it takes; name one that "
+            "`zellige train-vae` wrote, or take another mode"
+        )
+    if not config.archive:
+        raise UserError(
+            "mode=lossless writes one archive, whose images pay for each other's latents; give --archive true"
+        )
+    for name in ("crop", "max_side", "label"):
+        if (value := getattr(config, name)) is not None and value is not False:
+            raise UserError(f"mode=lossless with {name}, expected images as they are; leave {name} out")
+    from pipelines.lossless_files import compress_losslessly  # what nobody else needs
+
+    return compress_losslessly(
+        config.model, config.images, Path(config.out), ARCHIVE_NAME, config.max_bad_share, config.device
     )
 
 

@@ -19,11 +19,12 @@ from common.sources import Sources, times_of
 from common.wording import counted
 from pipelines.codec.archive import SUFFIX, Archive, Entry, Mode, arithmetic_of, open_archive
 from pipelines.codec.codec import BATCH, MAX_PIXELS, Codec, grouped
+from pipelines.codec.lossless_archive import is_lossless, open_lossless
 from pipelines.codec.models import Models
 from pipelines.devices import open_device
 from pipelines.folder_kinds import compressed_files
 from pipelines.image_folders import target_names
-from pipelines.pictures import is_complete_png, save_png, to_pil
+from pipelines.pictures import is_complete_png, save_png, to_picture, to_pil
 from pipelines.settings import results_folder
 
 LONGEST_NAME = 240  # bytes of a file or folder in an archive
@@ -73,6 +74,12 @@ def decompress_files(config: DecompressConfig) -> str:
                 todo: list[Wanted] = []
                 for name in part:
                     times = times_of([root / name])
+                    if is_lossless(root / name):
+                        made, there = decompress_losslessly(
+                            name, root, out, config.only, models, sources, folders, failures
+                        )
+                        written, kept = written + made, kept + there
+                        continue
                     try:
                         found = images_in(root / name, config.only)
                     except UserError as error:
@@ -109,11 +116,59 @@ def decompress_files(config: DecompressConfig) -> str:
     )
 
 
+def decompress_losslessly(
+    name: str,
+    root: Path,
+    out: Path,
+    only: Sequence[int] | None,
+    models: Models,
+    sources: Sources,
+    folders: set[Path],
+    failures: list[str],
+) -> tuple[int, int]:
+    """Writes the images of a file of mode lossless, or those of these numbers: how many, and how many were there. What
+    is damaged is named in `failures`. Raises UserError for another model, and for names that lead elsewhere."""
+    path, written = root / name, 0
+    times = times_of([path])
+    try:
+        file = open_lossless(path)
+    except UserError as error:
+        failures.append(str(error))
+        return 0, 0
+    with file:
+        codec = models.for_lossless(file)
+        try:
+            if only is None:
+                file.check()
+            names = list(file.names())
+        except UserError as error:
+            failures.append(str(error))
+            return 0, 0
+        targets = png_names(name, names, str(path))
+        check_folder(name, targets, root, folders)
+        numbers = list(range(file.count) if only is None else dict.fromkeys(only))
+        todo = [
+            number
+            for number in numbers
+            if not 0 <= number < file.count
+            or not (is_complete_png(out / targets[number]) and sources.is_current(targets[number], [path]))
+        ]
+        try:
+            for number, pixels in codec.images(file, todo):
+                save_png(to_picture(pixels), out / targets[number])
+                sources.add(targets[number], [path], times)
+                written += 1
+        except UserError as error:
+            failures.append(str(error))
+    return written, len(numbers) - len(todo)
+
+
 def files_of_images(root: Path, files: Sequence[str]) -> dict[str, list[Path]]:
     """The file of each image, by the image's PNG file; damaged ones left out."""
     images: dict[str, list[Path]] = {}
     for name in files:
-        with suppress(UserError), open_archive(root / name) as file:
+        opened = open_lossless if is_lossless(root / name) else open_archive
+        with suppress(UserError), opened(root / name) as file:
             images |= {target: [root / name] for target in png_names(name, list(file.names()), name)}
     return images
 
@@ -142,14 +197,19 @@ def wanted_of(name: str, found: InFile, root: Path, models: Models, folders: set
     title = str(root / name)
     codec = models.for_archive(found.head, title)
     targets = png_names(name, found.names, title)
+    check_folder(name, targets, root, folders)
+    pairs = zip(found.numbers, found.entries, strict=True)
+    return [Wanted(codec, found.head, entry, targets[number], title, times) for number, entry in pairs]
+
+
+def check_folder(name: str, targets: Sequence[str], root: Path, folders: set[Path]) -> None:
+    """Raises UserError where the images of a file would go to a folder of others."""
     folder = Path(name).with_suffix("")
     if folder in folders and targets != [f"{folder}.png"]:
         raise UserError(
-            f"the images of {title} and those of the files in {root / folder} would go to one folder; decompress them "
-            "one after the other, each to its own --out"
+            f"the images of {root / name} and those of the files in {root / folder} would go to one folder; decompress "
+            "them one after the other, each to its own --out"
         )
-    pairs = zip(found.numbers, found.entries, strict=True)
-    return [Wanted(codec, found.head, entry, targets[number], title, times) for number, entry in pairs]
 
 
 def decoded(batch: Sequence[Wanted], max_pixels: int, failures: list[str]) -> list[tuple[Tensor, Wanted]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from common.errors import UserError
 from common.wording import counted
 from pipelines.codec.archive import SUFFIX, Archive, arithmetic_of, read_archive, read_file
+from pipelines.codec.lossless_archive import LosslessArchive, is_lossless, read_lossless
+from pipelines.codec.lossless_facts import figures_of, lines_of
 from pipelines.folder_kinds import compressed_files, kind_of_folder
 
 SHOWN_SHAPES = 5
@@ -37,6 +39,8 @@ def describe_file(config: InfoConfig) -> str:
     path = Path(config.file)
     if path.is_dir():
         return describe_folder(path, config)
+    if is_lossless(path):
+        return describe_lossless(path, config)
     data = read_file(path)
     archive = read_archive(data, str(path))
     lines = describe(f"{path}: ", [archive], len(data))
@@ -58,10 +62,42 @@ def describe_folder(folder: Path, config: InfoConfig) -> str:
         raise UserError(f"{folder} holds no {SUFFIX} files; name a {SUFFIX} file or a folder of them")
     if config.model is not None or config.models is not None:
         raise UserError(f"{folder} is a folder: a model is held against one file; name a {SUFFIX} file in it")
-    contents = [(read_file(path), str(path)) for path in paths]
-    archives = [read_archive(data, title) for data, title in contents]
-    size = sum(len(data) for data, _ in contents)
-    return "\n".join(describe(f"{folder}: {counted(len(paths), 'file')}, ", archives, size))
+    lossless = [path for path in paths if is_lossless(path)]
+    lines = []
+    if lossless:
+        beginning = f"{folder}: {counted(len(lossless), 'file')}, "
+        lines += lossless_lines(beginning, [read_lossless(path) for path in lossless], sizes_of(lossless))
+    if others := [path for path in paths if path not in set(lossless)]:
+        archives = [read_archive(read_file(path), str(path)) for path in others]
+        lines += describe(f"{folder}: {counted(len(others), 'file')}, ", archives, sizes_of(others))
+    return "\n".join(lines)
+
+
+def describe_lossless(path: Path, config: InfoConfig) -> str:
+    """Of a file of mode lossless. Raises UserError when it is damaged, or where its model is not there."""
+    if config.against is not None:
+        raise UserError(f"{path} is of mode lossless, whose images are what they were; leave against out")
+    lines = lossless_lines(f"{path}: ", [read_lossless(path)], sizes_of([path]))
+    if config.model is None and config.models is None:
+        return "\n".join(lines)
+    from pipelines.codec.quality import with_vae  # torch and the models, which take seconds, only here
+
+    return "\n".join([*lines, with_vae(path, (config.model, config.models), config.device)])
+
+
+def lossless_lines(beginning: str, archives: Sequence[LosslessArchive], size: int) -> list[str]:
+    """What files hold together. size: their bytes."""
+    found = figures_of(archives)
+    return [
+        f"{beginning}{counted(found.images, 'image')}, {counted(size, 'byte')} ({found.payload_bits // 8} of images), "
+        f"{8 * size / found.pixels:.4f} bits per pixel",
+        *lines_of(archives, size),
+    ]
+
+
+def sizes_of(paths: Sequence[Path]) -> int:
+    """Bytes of files together."""
+    return sum(path.stat().st_size for path in paths)
 
 
 def describe(beginning: str, archives: Sequence[Archive], size: int) -> list[str]:
