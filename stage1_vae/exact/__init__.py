@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from stage1_vae.exact.distributions import (
     posterior_shares,
 )
 from stage1_vae.exact.networks import exact_encoder
+from stage1_vae.likelihoods import Likelihood
 from stage1_vae.posteriors import DiagonalGaussianLayer
 from stage1_vae.priors import StandardNormal
 from stage1_vae.vae import VAE
@@ -60,7 +62,7 @@ class ExactVAE:
         self.image_shape = (*vae.image_size, vae.config.channels)
         self.config = vae.posterior_layer.config
         self.likelihood = vae.config.likelihood
-        self.pixels_class = PIXELS[type(vae.decoder.likelihood)]
+        self.pixels_class = PIXELS[type(cast(Likelihood, vae.decoder.likelihood))]
         self.bits = self.pixels_class.bits
         self.encoder, self.decoder = exact_encoder(vae.encoder), exact_decoder(vae.decoder, 2**self.bits - 1)
 
