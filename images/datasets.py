@@ -15,7 +15,7 @@ from torch import Tensor
 from common.errors import UserError
 from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages
-from images.sources import ImageSource, open_source
+from images.sources import ArraySource, ImageSource, open_source
 from training.task import Batch
 
 
@@ -231,6 +231,9 @@ class ImageDataset:
     def fetch_found(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
         """As `fetch`, with the indices of the images in it, which are others where some cannot be read."""
         shape = self.shape_of(indices)
+        if (pixels := self.as_they_are(indices, shape)) is not None:
+            labels = torch.from_numpy(self.labels[list(indices)])
+            return {"images": torch.from_numpy(pixels), "labels": labels}, list(indices)
         images, found = [], []
         for index in indices:
             for candidate in range(index, index + len(self)):
@@ -252,6 +255,17 @@ class ImageDataset:
                 found.append(index)
                 kept_draws.append(draw)
         return self.batch(images, found, kept_draws, shape), found
+
+    def as_they_are(self, indices: Sequence[int], shape: Shape) -> np.ndarray | None:
+        """Images in memory that are neither scaled nor augmented, uint8 b c H W, without a loop over them; None for
+        others."""
+        source, config = self.source, self.config
+        if self.augment_seed is not None or not isinstance(source, ArraySource):
+            return None
+        if source.images.shape[1:] != (*shape, config.channels):
+            return None
+        pixels = source.images[self.indices[np.asarray(indices, dtype=np.int64)]]  # b H W c
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def shape_of(self, indices: Sequence[int]) -> Shape:
         """Height and width of a batch of these images. Raises UserError if their buckets differ."""

@@ -382,3 +382,41 @@ def test_a_folder_as_cifar_10_comes(tmp_path: Path) -> None:
     assert batch["images"].shape == (3, 3, 32, 32)
     assert batch["labels"].tolist() == [0, 1, 2]
     assert held_out.names([5]) == ["automobile/0001.jpg"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_in_memory_are_the_same_at_once_as_one_by_one(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is neither scaled nor augmented is taken as one array; its pixels, labels and layout are those of the
+    loop over images."""
+    pixels = np.random.default_rng(0).integers(256, size=(20, 6, 8, channels), dtype=np.uint8)
+    source = ArraySource("noise", pixels, labels=np.arange(20) % 3)
+    data = ImageDataset(source, config(image_size=(6, 8), channels=channels), indices=np.arange(19, -1, -1))
+    indices = [3, 3, 0, 19, 7]
+    read: list[int] = []
+    one_by_one = ImageDataset.read
+
+    def counted(self: ImageDataset, index: int, shape: tuple[int, int]) -> np.ndarray | None:
+        read.append(index)
+        return one_by_one(self, index, shape)
+
+    monkeypatch.setattr(ImageDataset, "read", counted)
+    found = data.fetch(indices, indices)
+    assert read == []
+    expected, _ = data.fetch_readable(indices, indices)
+    assert read == indices
+    for name in ("images", "labels"):
+        assert torch.equal(found[name], expected[name])
+        assert found[name].dtype == expected[name].dtype
+        assert found[name].is_contiguous()
+    found["images"].zero_()  # a copy, never the source's own
+    assert (pixels != 0).any()
+    assert torch.equal(data.fetch(indices, indices)["images"], expected["images"])
+    assert len(data.fetch([], [])["images"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "augment_seed"), [({"image_size": 4}, None), ({"channels": 3}, None), ({"flip": True}, 0)]
+)
+def test_images_that_are_changed_are_read_one_by_one(changes: dict[str, Any], augment_seed: int | None) -> None:
+    data = ImageDataset(numbered(4), config(**changes), augment_seed=augment_seed)
+    assert data.as_they_are([0, 1], data.shape_of([0, 1])) is None
