@@ -19,8 +19,9 @@ class FactorisedDecoder(Decoder):
         self.discrete = likelihood.discrete
 
     def outputs(self, latents: Tensor) -> Tensor:
-        """n *shape -> n o H W, float32."""
-        return self.network(latents).float()
+        """n *shape -> n o H W, of the type that the network computes in, which likelihoods take to float32."""
+        result: Tensor = self.network(latents)
+        return result
 
     def log_likelihood(self, latents: Tensor, images: Tensor) -> Tensor:
         outputs = self.outputs(latents.flatten(0, 1))

@@ -17,7 +17,7 @@ from stage1_vae.posteriors.base import LatentShape
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "silu", "softplus"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
+    "relu": partial(nn.ReLU, inplace=True),  # of what a linear layer made, which nothing else reads
     "leaky_relu": partial(nn.LeakyReLU, 0.2),
     "tanh": nn.Tanh,
     "elu": nn.ELU,
