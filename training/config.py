@@ -15,8 +15,8 @@ class TrainConfig:
     steps: int = 10_000  # optimiser steps of the whole run
     batch_size: int = 64  # samples per optimiser step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step: the same result in less memory
-    optimizer: Literal["adam", "rmsprop"] = "adam"  # rmsprop: centred (Graves 2013), its decay 0.99
     learning_rate: float = 3e-4  # peak, after the warm-up
+    optimizer: Literal["adam", "rmsprop"] = "adam"  # rmsprop: centred (Graves 2013), its decay 0.99
     betas: tuple[float, float] = (0.9, 0.999)  # Adam's
     weight_decay: float = 0.0  # AdamW's, on weights of two and more axes; 0 is plain Adam
     warmup_steps: int = 0  # over which the learning rate rises from 0

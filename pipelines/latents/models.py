@@ -18,9 +18,12 @@ VAES = {VAE.kind: VAE}
 
 
 def is_vae(folder_or_hub_id: str | Path) -> bool:
-    """Whether a model, assembled or single, draws images from continuous latents. Raises UserError where there is no
-    model."""
-    folder = any_model_folder(folder_or_hub_id)
+    """Whether a model, assembled or single, draws images from continuous latents. Of what is no model it is not said:
+    who reads it next knows what it should be."""
+    try:
+        folder = any_model_folder(folder_or_hub_id)
+    except UserError:
+        return False
     if (folder / INDEX_NAME).is_file():
         return read_json(folder / INDEX_NAME).get("kind") == KIND
     return read_json(folder / CONFIG_NAME).get("kind") in VAES

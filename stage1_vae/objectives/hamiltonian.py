@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from common.compatibility import never_compiled
 from common.errors import check_fields
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import elbo_figures
@@ -87,7 +88,7 @@ class Leapfrog(nn.Module):
         """N(0, I), like the latents: what the first momentum is before its temperature."""
         return torch.randn_like(latents)
 
-    @torch.compiler.disable
+    @never_compiled
     def forward(
         self, latents: Tensor, log_posterior: Tensor, log_joint: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from common.compatibility import never_compiled
 from common.errors import check_fields
 from stage1_vae.objectives.base import Objective, ObjectiveOutput
 from stage1_vae.objectives.elbo import elbo_figures
@@ -113,7 +114,7 @@ class Cut:
 
     drawn: Tensor
 
-    @torch.compiler.disable
+    @never_compiled
     def __call__(
         self, latents: Tensor, log_posterior: Tensor, log_joint: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:

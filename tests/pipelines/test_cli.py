@@ -149,7 +149,7 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
     ("line", "message"),
     [
         ("generat", "there is no command 'generat'; did you mean generate?"),
-        ("train", "there is no command 'train'; did you mean train-stage1 or train-stage2?"),
+        ("train", "there is no command 'train'; did you mean train-stage1, train-vae or train-stage2?"),
         ("xyz", f"there is no command 'xyz'; the commands are {', '.join(COMMANDS)}"),
         ("train-stage1 --data.path x", "train-stage1 needs a recipe, got none; give a YAML file or one of "
          + ", ".join(sorted(path.stem for path in STAGE1_RECIPES.glob("*.yaml")))),
@@ -171,8 +171,9 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
          "together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that"),
         ("encode --model SHARDS --out o", "SHARDS is a folder of code shards, expected a model; name its folder, or a "
          "run"),
-        ("train-stage2 --config stage2.yaml --codes MODEL", "ASSEMBLED is an assembled model, expected code shards; "
-         "name the folder that `zellige encode` wrote"),
+        ("train-stage2 --config stage2.yaml --codes MODEL", "ASSEMBLED is an assembled model, expected code shards, "
+         "as a transformer prior models; name the folder that `zellige encode` wrote; latents of a VAE take a recipe such "
+         "as mnist_latents_mixture"),
         ("generate --model MODEL --out o --label 3", "label 3 is out of range: this model knows the 3 classes "
          "0 to 2; choose one of them"),
         ("generate --model MODEL --out o --temperature nan", "temperature: expected a finite number, got nan"),

@@ -112,7 +112,7 @@ def test_every_autoencoder_learns_from_a_discriminator(row):
     adversary = Adversary(always, autoencoder.channels, size, steps=10)
     task = Stage1Task(autoencoder, ImageStub(), 3, adversary=adversary)
     batch = {"images": torch.randint(256, (3, autoencoder.channels, *size), dtype=torch.uint8)}
-    loss, figures, companion_losses = task.step(autoencoder, batch, 0)
+    loss, figures, companion_losses, _ = task.step(autoencoder, batch, 0)
     loss.backward()
     assert all(weight.grad is None for weight in adversary.parameters())
     companion_losses["discriminator"].backward()
@@ -167,7 +167,7 @@ def a_step(row: str, compiled: bool, step: int) -> tuple[dict[str, Tensor], int]
     batch = {"images": torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8)}
 
     def pass_through() -> None:
-        loss, _, companion_losses = task.step(called, batch, step)
+        loss, _, companion_losses, _ = task.step(called, batch, step)
         for each in (*companion_losses.values(), loss):
             each.backward()
         task.discard_step()

@@ -75,7 +75,7 @@ def first_batch(task: Stage1Task, count: int = 6) -> dict[str, Any]:
 
 def test_the_loss_is_the_sum_of_the_named_losses(squares):
     task = make_task(squares)
-    loss, metrics, companion_losses = task.step(task.model, first_batch(task), 0)
+    loss, metrics, companion_losses, _ = task.step(task.model, first_batch(task), 0)
     assert set(metrics) == {"reconstruction_loss", "commitment_loss", "quantization_error"}
     torch.testing.assert_close(loss, metrics["reconstruction_loss"] + metrics["commitment_loss"])
     assert loss.requires_grad

@@ -73,7 +73,7 @@ def batch_for(prior: Any, count: int = 6) -> dict[str, Any]:
 def test_the_loss_is_the_mean_nll_and_metrics_are_its_units():
     prior = tiny_prior("transformer")
     batch = batch_for(prior)
-    loss, metrics, _ = Stage2Task(prior, label_dropout=0.0).step(prior, batch, 0)
+    loss, metrics, *_ = Stage2Task(prior, label_dropout=0.0).step(prior, batch, 0)
     expected = prior.nll(batch["codes"], Condition(batch["labels"])).mean()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics["bits_per_code"], expected.detach() / math.log(2))

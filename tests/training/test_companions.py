@@ -78,7 +78,7 @@ class CriticTask(ToyTask):
             self.guard = ScriptedGuard(self.critic, bad, patience)
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
-        loss, metrics, _ = super().step(model, batch, step)
+        loss, metrics, *_ = super().step(model, batch, step)
         guess = self.critic.layer(batch["x"][:, :1]).mean()
         own = (guess - loss.detach()).square()
         factor = 1 + self.critic.factor * guess.detach().sigmoid()

@@ -110,7 +110,7 @@ HUGE = b"\xff" * 8 + b"\x7f"
     ("data", "message"),
     [
         (b"PNG", "x.zlg is no .zlg file: it does not begin as one; name a file that `zellige compress` wrote"),
-        (with_bytes(4, b"\x03"), "x.zlg has version 3 of the .zlg format, expected 1 or 2, which this program reads"),
+        (with_bytes(4, b"\x04"), "x.zlg has version 4 of the .zlg format, expected 1 to 3, which this program reads"),
         (write_version1(an_archive()) + b"x", "x.zlg is damaged or cut short: its checksum is wrong; copy it again"),
         (with_bytes(5, b"\x0f"), "x.zlg was edited or is from another program: its flags are 15; compress the image"),
         (with_bytes(30, b"\x04"), "its device is number 4"),

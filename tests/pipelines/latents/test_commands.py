@@ -120,5 +120,6 @@ def test_models_are_told_apart(model: str, tmp_path: Path):
     assert is_vae(model)
     (tmp_path / "config.json").write_text('{"kind": "vqvae"}')
     assert not is_vae(tmp_path)
+    assert not is_vae(tmp_path / "none")
     with pytest.raises(UserError, match="there is no folder"):
-        is_vae(tmp_path / "none")
+        generate_files(GenerateConfig(model=str(tmp_path / "none"), out=str(tmp_path / "out")))
