@@ -172,8 +172,8 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
         ("encode --model SHARDS --out o", "SHARDS is a folder of code shards, expected a model; name its folder, or a "
          "run"),
         ("train-stage2 --config stage2.yaml --codes MODEL", "ASSEMBLED is an assembled model, expected code shards, "
-         "as a transformer prior models; name the folder that `zellige encode` wrote; latents of a VAE take a recipe such "
-         "as mnist_latents_mixture"),
+         "as a transformer prior models; name the folder that `zellige encode` wrote; latents of a VAE take a recipe "
+         "such as mnist_latents_mixture"),
         ("generate --model MODEL --out o --label 3", "label 3 is out of range: this model knows the 3 classes "
          "0 to 2; choose one of them"),
         ("generate --model MODEL --out o --temperature nan", "temperature: expected a finite number, got nan"),
