@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +97,7 @@ class VAETask:
         self.counts_bits = as_modelled and model.decoder.discrete
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
-        self.vae.initialise([to_float(batch["images"]) for batch in batches])
+        pass
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         images = to_float(batch["images"])
@@ -204,7 +203,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
 
     notes = () if config.images_are_as_modelled else (GREY,)
     facts = RunFacts(stage=STAGE, defaults=defaults_of(config), data=fingerprints, opened=known_bad_images, notes=notes)
-    result = fit(task, train_data, validation_data, config.train, run, resolved(config), facts)
+    result = fit(task, train_data, validation_data, config.train, run, asdict(config), facts)
     if process_state().is_main_process and (line := bad_images.summary()):
         print(line, flush=True)
     return result
@@ -214,8 +213,3 @@ GREY = (
     "a likelihood of black and white is trained on grey images: its figures are no likelihoods of anything; give "
     "--binarised once, or another --model.likelihood.kind"
 )
-
-
-def resolved(config: Stage1VAEConfig) -> dict[str, Any]:
-    """What decides a run, as plain values."""
-    return asdict(config)

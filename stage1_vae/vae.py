@@ -3,7 +3,7 @@ posterior, prior, network and likelihood of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, Self
 
@@ -135,9 +135,6 @@ class VAE(PretrainedModel):
     def forward(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
         """`terms`, by the name under which a wrapped model (DDP, compile) is called."""
         return self.terms(images, draws, noise, move)
-
-    def initialise(self, batches: Sequence[Tensor]) -> None:
-        """Called once, before the first step, with the images, b c H W in [-1, 1], of each of its micro-batches."""
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """The weights of p(z) and p(x|z): all but those of q(z|x)."""

@@ -19,6 +19,7 @@ from common.processes import usable_device
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.latents.models import KIND, check_fit, load_latent_prior, load_vae
 from pipelines.model_folders import INDEX_NAME, any_model_folder
+from stage1_vae.evaluation import mixed
 from stage1_vae.vae import VAE
 from stage2_prior.latents import LatentPriorModel
 
@@ -95,8 +96,7 @@ class LatentPipeline:
 
     def generator(self, seed: int, index: int, stream: int = 0) -> torch.Generator:
         """Of the random numbers of one sample."""
-        mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xD1342543DE82EF95 + stream * 0xBF58476D1CE4E5B9) % 2**64
-        return torch.Generator(self.device).manual_seed((mixed ^ (mixed >> 29)) % 2**63)
+        return torch.Generator(self.device).manual_seed(mixed(seed, index, stream))
 
     def images(self, pictures: Pictures) -> Tensor:
         """b c H W, float in [-1, 1], of tensors, PIL pictures or paths of one size. Raises UserError."""
