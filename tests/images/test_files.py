@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, features
 
@@ -46,7 +47,14 @@ def test_colour_modes_keep_their_colours(mode: str) -> None:
     ("suffix", "mode"),
     [
         *((".png", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
-        *((".tif", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "YCbCr")),
+        *((".tif", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK")),
+        pytest.param(
+            ".tif",
+            "YCbCr",
+            marks=pytest.mark.skipif(
+                int(PIL.__version__.split(".")[0]) == 12, reason="pillow 12 cannot read what it wrote itself"
+            ),
+        ),
         *((".gif", mode) for mode in ("L", "P", "RGB")),
         *((".bmp", mode) for mode in ("1", "L", "P", "RGB")),
         *((".webp", mode) for mode in ("RGB", "RGBA")),
