@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,19 +88,20 @@ def valid_files(codec: Codec) -> list[tuple[bytes, list[Tensor]]]:
     return [(data, codec.decompress(data)) for data in files]
 
 
+def seal(changed: bytearray, start: int, end: int, place: bytes = b"") -> None:
+    """Puts a right checksum at the end of a part of the file, where there is room for one."""
+    if start + CHECKSUM_BYTES <= end <= len(changed):
+        changed[end - CHECKSUM_BYTES : end] = checksum(bytes(changed[start : end - CHECKSUM_BYTES]), place)
+
+
 def resealed(data: bytes) -> bytes:
     """With right checksums of head, pages and file, wherever there is a place for one."""
     changed = bytearray(data)
-
-    def seal(start: int, end: int, place: bytes = b"") -> None:
-        if start + CHECKSUM_BYTES <= end <= len(changed):
-            changed[end - CHECKSUM_BYTES : end] = checksum(bytes(changed[start : end - CHECKSUM_BYTES]), place)
-
     if data[4:5] == bytes([VERSION]):
         try:
             fields = Fields(data, 6)
             end = fields.number("bytes of the head", 0, len(data)) + fields.position
-            seal(0, end)
+            seal(changed, 0, end)
             fields.bytes(FINGERPRINT_BYTES)
             if data[5] & HAS_PRIOR:
                 fields.bytes(FINGERPRINT_BYTES)
@@ -108,11 +110,11 @@ def resealed(data: bytes) -> bytes:
             images = fields.number("images", PAGE + 1, MAX_IMAGES)
             for number in range(-(-images // PAGE)):
                 start, end = end, end + fields.number("bytes of a page", 0, len(data))
-                seal(start, end, place_of_page(number))
+                seal(changed, start, end, place_of_page(number))
                 fields.number("bytes of payloads", 0, len(data))
         except WrongFieldError:
             pass
-    seal(0, len(changed))
+    seal(changed, 0, len(changed))
     return bytes(changed)
 
 
@@ -129,8 +131,8 @@ def with_other_head(data: bytes, generator: np.random.Generator) -> bytes:
     return data[:6] + varint(len(head)) + bytes(head) + data[fields.position + length :]
 
 
-def hostile(data: bytes, generator: np.random.Generator) -> bytes:
-    """A corrupted, cut, lengthened or edited copy, or a mixture."""
+def hostile(data: bytes, generator: np.random.Generator, with_checksums: Callable[[bytes], bytes] = resealed) -> bytes:
+    """A corrupted, cut, lengthened or edited copy, or a mixture; half of them as `with_checksums` gives them back."""
     changed = bytearray(data)
     head = min(70, len(data))
     for _ in range(generator.integers(1, 4)):
@@ -154,7 +156,7 @@ def hostile(data: bytes, generator: np.random.Generator) -> bytes:
     if generator.random() < 0.5 and len(changed) > 4:
         if generator.random() < 0.9:  # and magic and version
             changed[:5] = data[:5]
-        return resealed(bytes(changed))
+        return with_checksums(bytes(changed))
     return bytes(changed)
 
 
