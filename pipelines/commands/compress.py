@@ -188,7 +188,9 @@ def compress_files(config: CompressConfig) -> str:
     return (
         "; ".join(
             [
-                f"{counted(made['images'], 'image')} compressed to {counted(made['bytes'], 'byte')} in {where}{bits}",
+                counted(made["images"], "image")
+                + (f" compressed to {counted(made['bytes'], 'byte')}" if made["images"] else "")
+                + f" in {where}{bits}",
                 *([f"{kept} were there already"] if kept else []),
                 *([f"{unread} could not be read, see {out / BAD_FILES_NAME}"] if unread else []),
                 *(codec.sentences(fallbacks)),
