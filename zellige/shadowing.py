@@ -19,7 +19,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PACKAGES = ("codes", "common", "configs", "images", "pipelines", "stage1_vae", "stage1_vq", "stage2_prior", "training")
+PACKAGES = (
+    "codes",
+    "common",
+    "configs",
+    "images",
+    "metrics",
+    "pipelines",
+    "stage1_vae",
+    "stage1_vq",
+    "stage2_prior",
+    "training",
+)
 ROOT = Path(__file__).resolve().parent.parent  # where they lie, side by side with this one
 
 
