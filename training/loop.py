@@ -82,7 +82,9 @@ def fit(
     with stop_on_signals() as stop, ExitStack() as stack:
         on_main_process(trainer.accelerator, lambda: stack.enter_context(held_run(trainer.run)))
         damages = trainer.open_run(resolved_config, facts)
-        log = RunLog(trainer.run, trainer.accelerator, config.tracker, trainer.progress.step, config.steps)
+        log = RunLog(
+            trainer.run, trainer.accelerator, config.tracker, trainer.progress.step, config.steps, resolved_config
+        )
         with closing(log), closing(trainer.loader), explain_dead_workers():
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")

@@ -11,7 +11,6 @@ byte, that of a run which was never interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from common.errors import explain_disk_errors
 from common.files import atomic_file, flush, write_text
 from common.progress import progress_bar
+from training.trackers import Tracker, open_tracker
 
 METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"
@@ -75,18 +75,28 @@ class StepReport(NamedTuple):
 class RunLog:
     """The voice of a run. Only the main process speaks; on the others every method is silent."""
 
-    def __init__(self, run: Path, accelerator: Accelerator, tracker: str, step: int, steps: int):
-        """step: that of the checkpoint the run continues from, or 0; steps: of the whole run."""
+    def __init__(
+        self,
+        run: Path,
+        accelerator: Accelerator,
+        tracker: str,
+        step: int,
+        steps: int,
+        config: Mapping[str, Any] | None = None,
+    ):
+        """step: that of the checkpoint the run continues from, or 0; steps: of the whole run; config: of the whole run,
+        nested, which the tracker shows."""
         self.run = run
         self.steps = steps
-        self.accelerator = accelerator
         self.main = accelerator.is_main_process
         self.total = Timing()
+        self.tracker: Tracker | None = None
         if self.main:
             keep_lines(run / METRICS_NAME, step)
             for line in keep_lines(run / TIMING_NAME, step)[-1:]:
                 self.total = Timing(**{f.name: line[f.name] for f in fields(Timing)})
-            start_tracker(accelerator, tracker, run, step)
+            with explain_disk_errors(run):
+                self.tracker = open_tracker(tracker, run, step, config or {})
         self._begin = time.perf_counter() - self.total.seconds
         self._logged = replace(self.total)
         self._said: dict[str, tuple[int, str]] = {}  # of each kind of warning: when it was said, and how
@@ -154,8 +164,9 @@ class RunLog:
             image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
             with atomic_file(self.run / "previews" / f"step_{step:08d}.png") as path:
                 image.save(path, format="PNG")
-            for tracker in self.accelerator.trackers:
-                tracker.log_images({"preview": unit.unsqueeze(0)}, step=step)
+            if self.tracker is not None:
+                with explain_disk_errors(self.run):
+                    self.tracker.picture("preview", image, step)
 
     def flush(self) -> None:
         """Waits until all lines are on the disk: a checkpoint must not outlive a crash that its lines do not."""
@@ -166,9 +177,8 @@ class RunLog:
     def close(self) -> None:
         self.total.seconds = time.perf_counter() - self._begin
         self._bar.close()
-        if self.main:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
         # JSON knows no NaN and no infinity: null stands for them.
@@ -177,8 +187,9 @@ class RunLog:
             file.write(json.dumps(known) + "\n")
 
     def _track(self, split: str, values: Mapping[str, float], step: int) -> None:
-        with explain_disk_errors(self.run):
-            self.accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+        if self.tracker is not None:
+            with explain_disk_errors(self.run):
+                self.tracker.figures(split, values, step)
 
 
 class Pace:
@@ -231,16 +242,6 @@ def much_worse(before: str, now: str) -> bool:
 def as_options(text: str) -> str:
     """The settings in a text as the command line takes them: `model.width=8` is `--model.width 8`."""
     return SETTING.sub(lambda match: f"--{match[1]} {match[2]}" if match[2] else f"--{match[1]}", text)
-
-
-def start_tracker(accelerator: Accelerator, tracker: str, run: Path, step: int) -> None:
-    """Opens the tracker's log of this run: a new one at step 0, else the one that the run already has."""
-    if tracker == "tensorboard":  # in run/tensorboard; what it shows after the checkpoint is taken back
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
-    elif tracker == "wandb":
-        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
-        options = {"name": run.name, "dir": str(run), "id": identity, "resume": "allow"}
-        accelerator.init_trackers("zellige", init_kwargs={"wandb": options})
 
 
 def keep_lines(path: Path, step: int) -> list[dict[str, Any]]:

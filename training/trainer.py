@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, gather_object
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,7 +66,7 @@ class Trainer:
     ) -> None:
         self.task, self.train_data, self.validation_data = task, train_data, validation_data
         self.config, self.run = config, run
-        self.accelerator = make_accelerator(config, run)
+        self.accelerator = make_accelerator(config)
         self.share = Share(
             batch_size=config.batch_size,
             accumulate=config.accumulate,
@@ -399,8 +399,8 @@ class Trainer:
         )
 
 
-def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
-    """Device, processes, precision and tracker. Raises UserError when the machine lacks what `config` asks for."""
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Device, processes and precision. Raises UserError when the machine lacks what `config` asks for."""
     if config.tracker != "none" and find_spec(config.tracker) is None:
         raise UserError(f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none")
     check_launcher(config)
@@ -412,8 +412,6 @@ def make_accelerator(config: TrainConfig, run: Path) -> Accelerator:
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=config.accumulate, sync_with_dataloader=False
             ),
-            log_with=None if config.tracker == "none" else config.tracker,
-            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
         )
     except ValueError as error:
         raise UserError(f"train.precision={config.precision} does not work on this machine: {error}") from error
