@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from stage1_vq.networks.timm_features import DOWNLOAD, Asking, TimmFeatures, check_name, published_at
+from common.timm_models import DOWNLOAD, Asking, check_name, published_at
+from stage1_vq.networks.timm_features import TimmFeatures
 
 
 class FrozenNetwork(nn.Module):

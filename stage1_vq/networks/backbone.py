@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.renaming import name_as_own
-from stage1_vq.networks.timm_features import Asking, TimmFeatures, channels_first, check_name, create, reason
+from common.timm_models import Asking, check_name, reason
+from stage1_vq.networks.timm_features import TimmFeatures, channels_first, create
 
 ASKING = Asking("model.backbone", "model.backbone_pretrained", "null to train it from scratch")
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from common.errors import check_fields
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bits import bits_to_codes, codes_to_bits
-from stage1_vq.quantizers.float32 import float32_island
 from stage1_vq.quantizers.gradients import StraightThrough
 from stage1_vq.quantizers.parts import figures_of, health_over
 from stage1_vq.quantizers.usage import CodeUsage

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from codes.spec import Codes
 from common.errors import check_fields
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import StraightThrough
 
 WIDENING = 1e-3  # of the range of tanh, so that the outermost levels are reached by finite latents

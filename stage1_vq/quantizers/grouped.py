@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from common.errors import check_fields, fields_at
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
-from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
 from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig

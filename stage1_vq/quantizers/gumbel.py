@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from codes.spec import Codes
 from common.distributed import global_mean, mean_over_processes
 from common.errors import check_fields
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
 

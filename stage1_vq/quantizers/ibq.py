@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from codes.spec import Codes
 from common.distributed import global_mean
 from common.errors import check_fields
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.float32 import float32_island
 from stage1_vq.quantizers.search import codes_of_largest_product
 from stage1_vq.quantizers.soft_codes import index_backpropagation, soft_statistics
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from codes.spec import Codes
 from common.distributed import global_mean, mean_over_processes
 from common.errors import FieldError, check_fields
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.bits import (
     bit_entropy,
@@ -30,7 +31,7 @@ from stage1_vq.quantizers.bits import (
     mean_joint_probabilities,
 )
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import StraightThrough
 
 MOST_BITS = 24

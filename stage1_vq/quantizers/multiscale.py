@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from common.errors import check_fields
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.codebook import Codebook, CodebookInit, CodebookSettings, CodebookUpdate, codebook_rules
-from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import StraightThrough
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, Grid
 from common.distributed import global_mean
 from common.errors import UserError, check_fields
+from common.float32 import float32_island
 from common.renaming import name_as_own
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bits import entropy
@@ -31,7 +32,7 @@ from stage1_vq.quantizers.codebook import (
     look_up,
 )
 from stage1_vq.quantizers.codebook_losses import cross_entropy_of_codes, mean_soft_assignment, orthogonality
-from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import GRADIENTS, Gradient, pass_gradient
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from common.errors import FieldError, check_fields, fields_at
+from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.codebook import Codebook, look_up
-from stage1_vq.quantizers.float32 import ProductConv2d, float32_island
+from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import pass_gradient
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, lookup_losses
 from stage1_vq.quantizers.parts import figures_of, health_over, mean_over

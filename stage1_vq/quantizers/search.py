@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.compatibility import never_compiled
-from stage1_vq.quantizers.float32 import full_precision
+from common.float32 import full_precision
 
 CPU_TILE = 2**20  # scores at a time: 4 MB, of the order of a core's share of the cache
 CPU_ROWS = 512  # vectors at a time, at most

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from codes.spec import Codes
 from common.compatibility import never_compiled
 from common.errors import check_fields
+from common.float32 import float32_island, full_precision
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.codebook import codes_of_map
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.float32 import float32_island, full_precision
 from stage1_vq.quantizers.gradients import GRADIENTS, Gradient, pass_gradient
 
 
