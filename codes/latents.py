@@ -135,6 +135,9 @@ class LatentDataset(ShardDataset[LatentIndex]):
     def latent_spec(self) -> LatentSpec:
         return self.index.latent_spec
 
+    def describe(self) -> str:
+        return self.latent_spec.describe()
+
     def content(self) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
         spec = self.latent_spec
         return {"labels": ((), np.int64), **dict.fromkeys(spec.names, (spec.shape, np.float32))}

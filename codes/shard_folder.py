@@ -18,6 +18,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import atomic_file, read_json, sha256_of_file, write_json
 from common.tensor_files import save_tensors
+from common.wording import counted
 
 INDEX_NAME = "index.json"
 UNFINISHED_NAME = "unfinished"  # folder of what is known of the shards until all of them are written
@@ -215,9 +216,19 @@ class ShardDataset(Generic[Index]):
         self.index: Index = self.index_class.read(self.folder / INDEX_NAME)  # type: ignore[assignment]
         self.class_names = self.index.class_names
         self.stage1_fingerprint = self.index.stage1_fingerprint
+        self.split = split
         self.shards = [shard for shard in self.index.shards if shard.split == split]
         self.ends = np.cumsum([shard.images for shard in self.shards], dtype=np.int64)  # one past each shard's last
         self.maps = [self.map_shard(shard) for shard in self.shards]
+
+    def __repr__(self) -> str:
+        classes = [counted(self.num_classes, "class", "classes")] if self.num_classes else []
+        said = [f"{counted(len(self), 'image')} of {self.split}", self.describe(), *classes]
+        return f"{type(self).__name__}({str(self.folder)!r}, {', '.join(said)})"
+
+    def describe(self) -> str:
+        """One phrase on what there is of each image."""
+        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "maps": None}  # pickled, a map would be its whole content

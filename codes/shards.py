@@ -116,6 +116,9 @@ class CodeDataset(ShardDataset[CodeIndex]):
     def code_spec(self) -> CodeSpec:
         return self.index.code_spec
 
+    def describe(self) -> str:
+        return self.code_spec.describe()
+
     def facts(self) -> list[Any]:
         return [*super().facts(), self.index.latents_sha256]
 

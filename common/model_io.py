@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, foreign_content, read_json
+from common.hub import download_from_hub
+from common.processes import usable_device
+from common.short_repr import weights_of
 from common.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME = "config.json"
@@ -36,6 +39,13 @@ class PretrainedModel(nn.Module):
     def from_arguments(cls, **arguments: Any) -> Self:
         """The model that `arguments()` describes, with fresh weights."""
         raise NotImplementedError
+
+    def traits(self) -> list[str]:
+        """Phrases on what the model is, for `repr`."""
+        return []
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join([*self.traits(), weights_of(self)])})"
 
     def documents(self) -> dict[str, str]:
         """Further text files of the model folder, content by name: what a model needs to be used, such as its
@@ -69,9 +79,17 @@ class PretrainedModel(nn.Module):
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
-        """The model of a local folder or a Hugging Face hub id, on the CPU, in eval mode. Raises UserError."""
-        return load_pretrained(folder_or_hub_id, {cls.kind: cls})
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """The model of a local folder or a Hugging Face hub id, in eval mode. Arguments and errors: those of
+        `load_pretrained`."""
+        return load_pretrained(folder_or_hub_id, {cls.kind: cls}, device=device, dtype=dtype, revision=revision)
 
     def fingerprint(self) -> str:
         """SHA-256 over kind, arguments, documents and weights: equal for equal models, whatever file or device holds
@@ -107,14 +125,24 @@ def said_by(config: Any) -> dict[str, Any]:
 Model = TypeVar("Model", bound=PretrainedModel)
 
 
-def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model]]) -> Model:
-    """The model of a folder, its class picked from `kinds` by the folder's "kind".
+def load_pretrained(
+    folder_or_hub_id: str | Path,
+    kinds: Mapping[str, type[Model]],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Model:
+    """The model of a folder, its class picked from `kinds` by the folder's "kind", in eval mode.
 
     A run folder stands for the model inside it. Each weight has the type that the file holds it in, so that a model in
-    bfloat16 comes back as it was saved. Raises UserError for a missing folder, an unknown kind, damaged weights, or
-    weights that do not fit the config.
+    bfloat16 comes back as it was saved; dtype: another floating type that the weights are cast to, as far as the model
+    allows (a quantizer stays in float32). revision: branch, tag or commit of a repository of the hub. Raises UserError
+    for a missing folder, an unknown kind, damaged weights, weights that do not fit the config, a device that is not
+    there, a type that models do not compute in, and a revision of a local folder.
     """
-    folder = model_folder(folder_or_hub_id)
+    check_type(dtype)
+    folder = model_folder(folder_or_hub_id, revision=revision)
     description = read_json(folder / CONFIG_NAME)
     kind = description.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
@@ -142,7 +170,15 @@ def load_pretrained(folder_or_hub_id: str | Path, kinds: Mapping[str, type[Model
             f"it was written by zellige {description.get('zellige_version', 'of unknown version')}"
         ) from error
     model.read_documents(folder)
-    return model.eval()
+    return model.eval().to(device=usable_device(device), dtype=dtype)
+
+
+def check_type(dtype: torch.dtype | None) -> None:
+    """Raises UserError for a type that models do not compute in."""
+    if dtype is not None and dtype not in FLOATS:
+        raise UserError(
+            f"dtype={dtype}, expected one of {', '.join(map(str, FLOATS))}; leave it out for the model's own"
+        )
 
 
 def take_types(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -162,6 +198,12 @@ def take_types(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         model._apply(lambda tensor: tensor.to(changed.get(id(tensor), tensor.dtype)))
 
 
+def in_type_of(network: nn.Module, x: Tensor) -> Tensor:
+    """x in the type of the network's weights: images, code vectors and latents are float32, whatever a model was cast
+    to."""
+    return x.to(next(network.parameters()).dtype)
+
+
 def weight_types(model: nn.Module) -> dict[str, torch.dtype]:
     """The type of everything that a model saves, by name: another after a cast, the same after training."""
     return {name: tensor.dtype for name, tensor in model.state_dict().items()}
@@ -171,12 +213,14 @@ def model_folder(
     folder_or_hub_id: str | Path,
     *markers: str,
     advice: str = "name the folder that `zellige train-stage1` or `zellige train-stage2` wrote",
+    revision: str | None = None,
 ) -> Path:
     """Local folder that holds one of the files `markers` (config.json), for a path (a run folder stands for its
     `model/`) or a hub id.
 
     A path below a folder that exists is taken for a local one, so that a typing error asks nothing of the
-    hub. Raises UserError, which ends in `advice`.
+    hub. revision: branch, tag or commit there. Raises UserError, which ends in `advice`, and for a revision of a local
+    folder.
     """
     path, name, markers = Path(folder_or_hub_id), str(folder_or_hub_id), markers or (CONFIG_NAME,)
     wanted = " or ".join(markers)
@@ -186,26 +230,17 @@ def model_folder(
 
     for folder in (path, path / "model"):
         if holds(folder):
+            if revision is not None:
+                raise UserError(
+                    f"got revision={revision!r} for the local folder {folder}, expected none: only models of the hub "
+                    "have revisions; leave it out, or give a hub id such as owner/name"
+                )
             return folder
     if path.exists():
         raise UserError(f"{path} is not a model folder: it holds no {wanted}, nor does {path / 'model'}; {advice}")
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir():
         raise UserError(f"there is no folder {path}; {advice}, or a hub id such as owner/name")
-    folder = download_from_hub(name)
+    folder = download_from_hub(name, revision)
     if not holds(folder):
         raise UserError(f"{name!r} on the hub is not a model of this kind: it holds no {wanted}; {advice}")
     return folder
-
-
-def download_from_hub(hub_id: str) -> Path:
-    """Fetches a model repository's config and weights from the Hugging Face hub into its cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"]))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(
-            f"{hub_id!r} is neither a local folder nor a model that the hub would give ({type(error).__name__}); "
-            "check the path, or download the model folder and name it"
-        ) from error

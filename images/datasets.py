@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.short_repr import changes
 from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
 from images.files import MAX_BAD_SHARE, BadImageError, BadImages
 from images.sources import ArraySource, ImageSource, open_source
@@ -38,6 +39,8 @@ class DataConfig:
     validation_count: int | None = None  # how many, in place of the share
     validation_seed: int = 0  # which ones; apart from train.seed, so that runs hold out the same
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
+
+    __repr__ = changes
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int):

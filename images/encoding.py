@@ -21,6 +21,7 @@ from common.owned_folder import check_owner
 from common.processes import on_main_process, process_state
 from common.progress import progress_bar
 from common.runs import RUN_CONFIG_NAME
+from common.short_repr import changes
 from common.sources import Sources, times_of
 from images.datasets import DataConfig, ImageDataset
 from images.sources import FileSource
@@ -54,6 +55,8 @@ class EncodeConfig:
     shard_size: int = 8192  # images per file: what an interruption can cost each process
     workers: int = 2  # processes that read images ahead, for each encoding process
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
+
+    __repr__ = changes
 
     def __post_init__(self) -> None:
         for name, least in (("augment_copies", 1), ("batch_size", 1), ("shard_size", 1), ("workers", 0)):

@@ -11,22 +11,23 @@ from pipelines.folder_kinds import ASSEMBLED, COMPRESSED, LATENT_SHARDS, QUICKST
 INDEX_NAME = "model_index.json"
 
 
-def pipeline_folder(folder_or_hub_id: str | Path) -> Path:
-    """Local folder of an assembled model, for a path (a quickstart run stands for its `model/`) or a hub id. Raises
-    UserError."""
+def pipeline_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """Local folder of an assembled model, for a path (a quickstart run stands for its `model/`) or a hub id; revision:
+    branch, tag or commit of the hub. Raises UserError."""
     advice = "put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that"
     check_kind(Path(folder_or_hub_id), "an assembled model", advice, among=(ASSEMBLED, QUICKSTART))
-    return model_folder(folder_or_hub_id, INDEX_NAME, advice=advice)
+    return model_folder(folder_or_hub_id, INDEX_NAME, advice=advice, revision=revision)
 
 
-def any_model_folder(folder_or_hub_id: str | Path) -> Path:
-    """Local folder of a model, assembled or single, for a path or a hub id. Raises UserError."""
+def any_model_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """Local folder of a model, assembled or single, for a path or a hub id; revision: branch, tag or commit of the hub.
+    Raises UserError."""
     check_kind(Path(folder_or_hub_id), "a model", "name its folder, or a run", but=(SHARDS, LATENT_SHARDS, COMPRESSED))
-    return model_folder(folder_or_hub_id, INDEX_NAME, CONFIG_NAME)
+    return model_folder(folder_or_hub_id, INDEX_NAME, CONFIG_NAME, revision=revision)
 
 
-def stage_folder(folder_or_hub_id: str | Path, stage: str) -> Path:
+def stage_folder(folder_or_hub_id: str | Path, stage: str, revision: str | None = None) -> Path:
     """The part "stage1" or "stage2" of an assembled model or a quickstart run; a single model as it is. Raises
     UserError."""
-    folder = any_model_folder(folder_or_hub_id)
+    folder = any_model_folder(folder_or_hub_id, revision)
     return folder / stage if (folder / INDEX_NAME).is_file() else folder

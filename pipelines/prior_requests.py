@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,19 @@ from stage2_prior.sampling import SamplingConfig
 from stage2_prior.text import tokenize
 from stage2_prior.text_encoder import TextEncoder
 
+Asked = TypeVar("Asked", bound=int | str | Sequence[Any] | None)
 Labels = int | str | Sequence[int | str] | None
 """A class by number or name, for all images, or one for each."""
+
+
+def is_one_for_each(asked: int | str | Sequence[Any] | None) -> TypeGuard[Sequence[Any]]:
+    """Whether a label or prompt is given for each image, not one for all or none."""
+    return not isinstance(asked, int | np.integer | str | None)
+
+
+def part_of(asked: Asked, images: slice) -> Asked:
+    """A label or prompt of some of the images."""
+    return asked[images] if is_one_for_each(asked) else asked  # type: ignore[return-value]
 
 
 def labels_of(prior: Prior, indices: Sequence[int], labels: Labels = None) -> list[int] | None:
@@ -33,7 +44,7 @@ def labels_of(prior: Prior, indices: Sequence[int], labels: Labels = None) -> li
         return None
     if labels is None:
         return [index % prior.num_classes for index in indices]
-    if isinstance(labels, int | np.integer | str):
+    if not is_one_for_each(labels):
         labels = [labels] * len(indices)
     chosen = [class_named(prior.class_names, label) if isinstance(label, str) else int(label) for label in labels]
     if len(chosen) != len(indices):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from codes.shards import CodeDataset
 from common.errors import UserError
 from common.files import read_json
@@ -15,14 +17,30 @@ from stage2_prior.priors import PRIORS, Prior
 KIND = "two_stage"
 
 
-def load_autoencoder(folder_or_hub_id: str | Path) -> Autoencoder:
-    """The autoencoder of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
-    return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), AUTOENCODERS)
+def load_autoencoder(
+    folder_or_hub_id: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Autoencoder:
+    """The autoencoder of an assembled model, of a run or model folder, or of a hub id. Arguments and
+    errors: those of `common.model_io.load_pretrained`."""
+    folder = stage_folder(folder_or_hub_id, "stage1", revision)
+    return load_pretrained(folder, AUTOENCODERS, device=device, dtype=dtype)
 
 
-def load_prior(folder_or_hub_id: str | Path) -> Prior:
-    """The prior of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
-    return load_pretrained(stage_folder(folder_or_hub_id, "stage2"), PRIORS)
+def load_prior(
+    folder_or_hub_id: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Prior:
+    """The prior of an assembled model, of a run or model folder, or of a hub id. Arguments and
+    errors: those of `common.model_io.load_pretrained`."""
+    folder = stage_folder(folder_or_hub_id, "stage2", revision)
+    return load_pretrained(folder, PRIORS, device=device, dtype=dtype)
 
 
 def load_stages(folder: Path) -> tuple[Autoencoder, Prior]:

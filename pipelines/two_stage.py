@@ -5,31 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
-from common.model_io import weight_types
+from common.model_io import PretrainedModel, check_type, weight_types
 from common.processes import usable_device
+from common.progress import BAR_AFTER, progress_bar
+from common.short_repr import weights_of
 from common.wording import counted
 from pipelines.any_size import encode_any_size, in_one_layout, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables, load_tables
-from pipelines.generated import Generated
+from pipelines.generated import Generated, together
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.known_codes import codes_at, codes_but_a_share, codes_of_kept_pixels, random_places
 from pipelines.masks import Mask, mask_of, pasted
+from pipelines.model_card import SAMPLES, CardOptions, CardTraits, push
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
-from pipelines.prior_requests import Labels, condition_of, labels_of, prompts_of, text_encoder_of, with_settings
+from pipelines.prior_requests import (
+    Labels,
+    condition_of,
+    is_one_for_each,
+    labels_of,
+    part_of,
+    prompts_of,
+    text_encoder_of,
+    with_settings,
+)
 from pipelines.stages import KIND, check_fit, load_stages
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
@@ -71,16 +82,11 @@ class TwoStagePipeline:
         self.tables = tables
         self.recorded: RecordedDraw | None = None
         self.text_encoder: TextEncoder | None = None  # loaded with the first prompt that needs one
+        self.source: Path | None = None  # folder that it was opened from
 
     def __repr__(self) -> str:
-        spec = self.prior.code_spec
-        weights = sum(weight.numel() for model in (self.autoencoder, self.prior) for weight in model.parameters())
-        asked = [counted(self.num_classes, "class", "classes")] if self.num_classes else []
-        asked += ["captions"] if self.prior.reads_prompts else []
-        return (
-            f"TwoStagePipeline({self.autoencoder.kind} + {self.prior.kind}, {spec.describe()}, "
-            f"{''.join(f'{what}, ' for what in asked)}{weights:,} weights on {self.device})"
-        )
+        traits = [*self.prior.traits(), weights_of(self.autoencoder, self.prior)]
+        return f"TwoStagePipeline({self.autoencoder.kind} + {self.prior.kind}, {', '.join(traits)})"
 
     @property
     def num_classes(self) -> int:
@@ -95,9 +101,14 @@ class TwoStagePipeline:
     def device(self) -> torch.device:
         return next(self.prior.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the prior computes in."""
+        return next(self.prior.parameters()).dtype
+
     def to(self, device: torch.device | str | torch.dtype) -> Self:
         """Moves both models to a device, or casts them to a type such as torch.bfloat16, which changes some codes and
-        the last bits of pixels; images stay float32."""
+        the last bits of pixels; images stay float32, and so does what decides codes, a quantizer."""
         self.autoencoder.to(device)
         self.prior.to(device)
         if self.device.type != "cuda":
@@ -130,6 +141,7 @@ class TwoStagePipeline:
         first_index: int = 0,
         batch_size: int = 64,
         sampling: SamplingConfig | None = None,
+        progress: bool = True,
         **settings: Any,
     ) -> Generated:
         """New images: samples first_index, first_index + 1, ... of `seed`.
@@ -140,37 +152,70 @@ class TwoStagePipeline:
         text for all images or one for each; without it a prior of captions draws anything. `given`: the codes that a
         prior of given codes goes by, one num h w for each of their grids. `size`, (H, W): larger than the training
         size, by a sliding window (stage2_prior/sliding_window.py). `sampling` replaces the pipeline's own settings, and
-        single ones are given by their names, `temperature=0.9, top_k=50` (stage2_prior.sampling.SamplingConfig). Raises
-        UserError for labels, prompts or given codes that are not the prior's.
+        single ones are given by their names, `temperature=0.9, top_k=50` (stage2_prior.sampling.SamplingConfig).
+        progress: whether a terminal shows a bar where it takes longer than a second. Raises UserError for labels,
+        prompts or given codes that are not the prior's.
         """
-        sampling = with_settings(sampling or self.sampling, settings)
         if num is None:
-            lists = [asked for asked in (labels, prompts) if not isinstance(asked, int | np.integer | str | None)]
+            lists = [asked for asked in (labels, prompts) if is_one_for_each(asked)]
             if not lists:
                 raise UserError("nothing says how many images to generate; give `num`, or one label for each image")
             num = len(lists[0])
+        batches = self.stream(
+            num,
+            labels=labels,
+            prompts=prompts,
+            given=given,
+            size=size,
+            seed=seed,
+            first_index=first_index,
+            batch_size=batch_size,
+            sampling=sampling,
+            progress=progress,
+            **settings,
+        )
+        return together(list(batches))
+
+    def stream(
+        self,
+        num: int,
+        *,
+        labels: Labels = None,
+        prompts: str | Sequence[str] | None = None,
+        given: Codes | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        sampling: SamplingConfig | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> Iterator[Generated]:
+        """The images of `generate`, batch after batch, each made when it is asked for: any number of them in the memory
+        of one batch. Arguments and errors: those of `generate`. What is not asked for any more is not made."""
+        sampling = with_settings(sampling or self.sampling, settings)
         if num < 1 or batch_size < 1:
             raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
         indices = range(first_index, first_index + num)
-        chosen, texts = labels_of(self.prior, indices, labels), prompts_of(self.prior, indices, prompts)
-        batches = [slice(start, start + batch_size) for start in range(0, num, batch_size)]
-        parts = [
-            self.sample(
-                indices[some],
-                chosen and chosen[some],
-                seed,
-                sampling,
-                prompts=texts and texts[some],
-                given=given and tuple(grid[some] for grid in given),
-                size=size,
-            )
-            for some in batches
-        ]
-        return Generated(
-            images=torch.cat([self.decode(codes) for codes in parts]),
-            codes=tuple(torch.cat(grids) for grids in zip(*parts, strict=True)),
-            labels=None if chosen is None else torch.tensor(chosen),
-        )
+        labels = list(labels) if is_one_for_each(labels) else labels
+        prompts = list(prompts) if is_one_for_each(prompts) else prompts
+        # Refused here, not with the first batch; what all images share need not be said a million times for it.
+        labels_of(self.prior, indices if is_one_for_each(labels) else indices[:1], labels)
+        prompts_of(self.prior, indices if is_one_for_each(prompts) else indices[:1], prompts)
+
+        def batches() -> Iterator[Generated]:
+            with progress_bar(num, "images", shown=progress, delay=BAR_AFTER) as bar:
+                for start in range(0, num, batch_size):
+                    some = slice(start, start + batch_size)
+                    chosen = labels_of(self.prior, indices[some], part_of(labels, some))
+                    texts = prompts_of(self.prior, indices[some], part_of(prompts, some))
+                    others = given and tuple(grid[some] for grid in given)
+                    codes = self.sample(indices[some], chosen, seed, sampling, prompts=texts, given=others, size=size)
+                    made = Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
+                    bar.update(len(made.images))
+                    yield made
+
+        return batches()
 
     def sample(
         self,
@@ -394,13 +439,70 @@ class TwoStagePipeline:
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """The pipeline of a local folder or a Hugging Face hub id, on a device: "cpu", "cuda", "mps" ... Raises
-        UserError."""
-        folder = pipeline_folder(folder_or_hub_id)
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """The pipeline of a local folder or a Hugging Face hub id, on a device: "cpu", "cuda", "mps" ...
+
+        dtype: a floating type that both models are cast to (`to`); left out, that which they were saved in. revision: a
+        branch, tag or commit of the hub. Raises UserError.
+        """
+        check_type(dtype)
+        folder = pipeline_folder(folder_or_hub_id, revision)
         autoencoder, prior = load_stages(folder)
         sampling = read_sampling(folder, read_json(folder / INDEX_NAME))
-        return cls(autoencoder, prior, sampling, load_tables(folder)).to(usable_device(device))
+        pipeline = cls(autoencoder, prior, sampling, load_tables(folder)).to(usable_device(device))
+        pipeline.source = folder
+        return pipeline if dtype is None else pipeline.to(dtype)
+
+    def push_to_hub(
+        self,
+        hub_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        **card: Unpack[CardOptions],
+    ) -> str:
+        """Uploads the pipeline with a model card to the Hugging Face hub, and returns its address there.
+
+        hub_id: owner/name; private, token, revision: as for `common.hub.upload_to_hub`; card: what the card says that
+        no model knows, `license="mit", datasets=["ylecun/mnist"]` (`pipelines.model_card.CardOptions`). Raises
+        UserError.
+        """
+        return push(
+            self,
+            hub_id,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+            options=card,
+        )
+
+    def parts(self) -> dict[str, PretrainedModel]:
+        """Its models by what they are called."""
+        return {"autoencoder": self.autoencoder, "prior": self.prior}
+
+    def card_traits(self) -> CardTraits:
+        """What a model card says of it."""
+        asked = f" of {counted(self.num_classes, 'class', 'classes')}" if self.num_classes else ""
+        asked = " from a text" if self.prior.reads_prompts else asked
+        defaults = asdict(SamplingConfig())
+        return CardTraits(
+            what=f"A two-stage generator of images{asked}: a {self.prior.kind} prior draws the codes that a "
+            f"{self.autoencoder.kind} autoencoder turns into pixels.",
+            task="text-to-image" if self.prior.reads_prompts else "unconditional-image-generation",
+            class_names=self.class_names or (),
+            settings={name: value for name, value in asdict(self.sampling).items() if value != defaults[name]},
+            samples=None if self.prior.given else lambda: self.generate(SAMPLES).pil(),
+        )
 
 
 def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:

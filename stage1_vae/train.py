@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.processes import process_state
 from common.runs import VAE as STAGE
+from common.short_repr import changes
 from images.datasets import DataConfig, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.quality import psnr
@@ -44,6 +45,8 @@ class Stage1VAEConfig:
     objective: ObjectiveConfig = field(default_factory=ELBOConfig)
     binarised: Binarisation = "none"  # grey to black and white: white from half on, or drawn by chance once, or anew
     binarised_seed: int = 0  # of that chance; apart from train.seed, so that runs see the same images
+
+    __repr__ = changes
 
     def __post_init__(self) -> None:
         if self.model.channels != self.data.channels:

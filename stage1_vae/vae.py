@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.model_io import PretrainedModel
+from common.model_io import PretrainedModel, in_type_of
 from stage1_vae.binarise import Binarised
 from stage1_vae.decoders import DecoderConfig, build_decoder, decoder_config
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
@@ -101,10 +101,17 @@ class VAE(PretrainedModel):
         binarised = arguments.get("binarised")  # an earlier version took none down
         return cls(VAEConfig(**config), (height, width), None if binarised is None else Binarised(**binarised))
 
+    def traits(self) -> list[str]:
+        (height, width), shape = self.image_size, "x".join(map(str, self.shape))
+        return [f"{shape} latents ({height}x{width}x{self.config.channels} images)"]
+
     def posterior(self, images: Tensor) -> Posterior:
         """q(z|x) of images, b c H W in [-1, 1]. Raises UserError for images of another shape."""
         self.check_images(images)
-        return self.posterior_layer(self.encoder(images))
+        seen = in_type_of(self.encoder, images)
+        features = self.encoder(seen)
+        # Where the networks alone were cast, the posterior is computed in the type of the images all the same.
+        return self.posterior_layer(features if seen.dtype == images.dtype else features.to(images.dtype))
 
     def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
         """What objectives are made of: b c H W in [-1, 1], and `draws` draws of the latents of each image, or those of

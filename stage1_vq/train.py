@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.files import sha256_of_file
 from common.model_io import PretrainedModel
 from common.processes import process_state
+from common.short_repr import changes
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.quality import psnr
@@ -47,6 +48,8 @@ class Stage1Config:
     train: TrainConfig
     perceptual: PerceptualConfig = field(default_factory=LPIPSConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+
+    __repr__ = changes
 
     def __post_init__(self) -> None:
         H, W = self.data.height, self.data.width

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
+from common.short_repr import changes
 
 if TYPE_CHECKING:  # the options of commands are made of this class, and their help need not wait for torch
     from stage2_prior.priors.base import Prior
@@ -25,6 +26,8 @@ class SamplingConfig:
     steps: int | None = None  # of a masked prior for an image; None = its own: 12 of maskgit, 64 of diffusion
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; None = 4.5, as published
     precision: Literal["bf16"] | None = None  # what the prior computes in; None = as its weights are
+
+    __repr__ = changes
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:

@@ -20,6 +20,7 @@ from codes.training_images import TrainingImages
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.model_io import PretrainedModel
+from common.short_repr import changes
 from common.wording import counted
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
@@ -62,6 +63,8 @@ class Stage2Config:
     given_grids: str | None = None  # of the codes in `given`
     given_fingerprint: str | None = None  # of the autoencoder that made those
     tokenizer_fingerprint: str | None = None  # SHA-256 of the tokenizer.json
+
+    __repr__ = changes
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:

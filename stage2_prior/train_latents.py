@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from codes.latents import LatentDataset
 from common.errors import UserError
 from common.model_io import PretrainedModel
+from common.short_repr import changes
 from stage2_prior.latents import LATENT_PRIORS, LatentPriorModel, LatentPriorModelConfig
 from stage2_prior.train import STAGE
 from training.loop import FitResult, TrainConfig, fit
@@ -38,6 +39,8 @@ class Stage2LatentConfig:
     # The rest comes from the latent shards and is recorded in the run; a value given here must agree with them.
     latents: str | None = None  # such as `20 latents (28x28x1 images)`
     stage1_fingerprint: str | None = None  # of the VAE that made the latents
+
+    __repr__ = changes
 
     def resolved(self, latents: LatentDataset) -> Stage2LatentConfig:
         """This config with the facts of the latents filled in. Raises UserError where it says otherwise."""

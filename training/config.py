@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.errors import UserError
+from common.short_repr import changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class TrainConfig:
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     workers: int = 2  # data loader processes per training process; 0 loads in the training process
     prefetch: int = 4  # batches that each worker prepares ahead
+
+    __repr__ = changes
 
     def __post_init__(self) -> None:
         positive = "steps batch_size accumulate log_every save_every keep_newest max_nonfinite_steps prefetch"

@@ -16,29 +16,73 @@ from typing import TYPE_CHECKING, Any
 from zellige.shadowing import stand_aside
 
 if TYPE_CHECKING:
+    from codes.latents import LatentDataset as LatentDataset
     from codes.shards import CodeDataset as CodeDataset
     from codes.spec import Codes as Codes
     from codes.spec import CodeSpec as CodeSpec
     from common.errors import UserError as UserError
+    from images.datasets import DataConfig as DataConfig
+    from images.encoding import EncodeConfig as EncodeConfig
     from pipelines.codec.codec import Codec as Codec
     from pipelines.codec.lossless import LosslessCodec as LosslessCodec
+    from pipelines.commands.assemble import AssembleConfig as AssembleConfig
+    from pipelines.commands.assemble import assemble as assemble
+    from pipelines.commands.encode import encode_images as encode_images
     from pipelines.generated import Generated as Generated
     from pipelines.image_input import load_images as load_images
+    from pipelines.latents.models import load_latent_prior as load_latent_prior
+    from pipelines.latents.models import load_vae as load_vae
+    from pipelines.latents.pipeline import Drawn as Drawn
+    from pipelines.latents.pipeline import LatentPipeline as LatentPipeline
+    from pipelines.opening import from_pretrained as from_pretrained
+    from pipelines.opening import write_model_card as write_model_card
     from pipelines.stages import load_autoencoder as load_autoencoder
     from pipelines.stages import load_prior as load_prior
+    from pipelines.trainings import read_config as read_config
+    from pipelines.trainings import train_stage1 as train_stage1
+    from pipelines.trainings import train_stage2 as train_stage2
+    from pipelines.trainings import train_vae as train_vae
     from pipelines.two_stage import TwoStagePipeline as TwoStagePipeline
+    from stage1_vae.train import Stage1VAEConfig as Stage1VAEConfig
+    from stage1_vq.train import Stage1Config as Stage1Config
     from stage2_prior.sampling import SamplingConfig as SamplingConfig
+    from stage2_prior.train import Stage2Config as Stage2Config
+    from stage2_prior.train_latents import Stage2LatentConfig as Stage2LatentConfig
+    from training.config import TrainConfig as TrainConfig
+    from training.loop import FitResult as FitResult
 
 MODULES = {
     "TwoStagePipeline": "pipelines.two_stage",
+    "LatentPipeline": "pipelines.latents.pipeline",
+    "from_pretrained": "pipelines.opening",
     "Generated": "pipelines.generated",
+    "Drawn": "pipelines.latents.pipeline",
     "SamplingConfig": "stage2_prior.sampling",
     "Codec": "pipelines.codec.codec",
     "LosslessCodec": "pipelines.codec.lossless",
     "load_images": "pipelines.image_input",
     "load_autoencoder": "pipelines.stages",
     "load_prior": "pipelines.stages",
+    "load_vae": "pipelines.latents.models",
+    "load_latent_prior": "pipelines.latents.models",
+    "write_model_card": "pipelines.opening",
+    "read_config": "pipelines.trainings",
+    "train_stage1": "pipelines.trainings",
+    "train_vae": "pipelines.trainings",
+    "encode_images": "pipelines.commands.encode",
+    "train_stage2": "pipelines.trainings",
+    "assemble": "pipelines.commands.assemble",
+    "Stage1Config": "stage1_vq.train",
+    "Stage1VAEConfig": "stage1_vae.train",
+    "EncodeConfig": "images.encoding",
+    "Stage2Config": "stage2_prior.train",
+    "Stage2LatentConfig": "stage2_prior.train_latents",
+    "AssembleConfig": "pipelines.commands.assemble",
+    "DataConfig": "images.datasets",
+    "TrainConfig": "training.config",
+    "FitResult": "training.loop",
     "CodeDataset": "codes.shards",
+    "LatentDataset": "codes.latents",
     "CodeSpec": "codes.spec",
     "Codes": "codes.spec",
     "UserError": "common.errors",

@@ -15,6 +15,7 @@ from torch import Tensor
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from common.model_io import load_pretrained
+from common.processes import usable_device
 from common.wording import counted
 from pipelines.any_size import encode_any_size
 from pipelines.codec import float_prior
@@ -79,12 +80,17 @@ class Codec:
         self.tables = tables
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
-        """Of an assembled model, or of an autoencoder alone, with the tables of its folder. Raises UserError."""
-        folder = any_model_folder(folder_or_hub_id)
+    def from_pretrained(
+        cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None
+    ) -> Self:
+        """Of an assembled model, or of an autoencoder alone, with the tables of its folder; revision: branch, tag or
+        commit of the hub. Raises UserError."""
+        folder = any_model_folder(folder_or_hub_id, revision)
         if (folder / INDEX_NAME).is_file():
-            return cls(*load_stages(folder), load_tables(folder))
-        return cls(load_pretrained(folder, AUTOENCODERS), None, load_tables(folder))
+            codec = cls(*load_stages(folder), load_tables(folder))
+        else:
+            codec = cls(load_pretrained(folder, AUTOENCODERS), None, load_tables(folder))
+        return codec.to(usable_device(device))
 
     def to(self, device: torch.device | str) -> Self:
         self.autoencoder.to(device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.processes import usable_device
 from images.datasets import to_float, to_uint8
 from pipelines.codec.bits_back import decode_chain, encode_chain
 from pipelines.codec.contents import FINGERPRINT_BYTES
@@ -52,9 +53,11 @@ class LosslessCodec:
         self.shape = ImageShape(*vae.image_size, vae.config.channels)
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path) -> Self:
-        """Of a model or run folder. Raises UserError."""
-        return cls(load_vae(folder_or_hub_id))
+    def from_pretrained(
+        cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None
+    ) -> Self:
+        """Of a model or run folder, or a hub id; revision: branch, tag or commit of the hub. Raises UserError."""
+        return cls(load_vae(folder_or_hub_id, revision=revision)).to(usable_device(device))
 
     def to(self, device: torch.device | str) -> Self:
         """Where its device has no float64, on the CPU."""

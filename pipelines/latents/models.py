@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from codes.latents import LatentDataset
 from common.errors import UserError
 from common.files import read_json
@@ -29,14 +31,18 @@ def is_vae(folder_or_hub_id: str | Path) -> bool:
     return read_json(folder / CONFIG_NAME).get("kind") in VAES
 
 
-def load_vae(folder_or_hub_id: str | Path) -> VAE:
-    """The VAE of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
-    return load_pretrained(stage_folder(folder_or_hub_id, "stage1"), VAES)
+def load_vae(folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None) -> VAE:
+    """The VAE of an assembled model, of a run or model folder, or of a hub id. Arguments and errors: those of
+    `common.model_io.load_pretrained`."""
+    return load_pretrained(stage_folder(folder_or_hub_id, "stage1", revision), VAES, device=device)
 
 
-def load_latent_prior(folder_or_hub_id: str | Path) -> LatentPriorModel:
-    """The prior over latents of an assembled model, of a run or model folder, or of a hub id. Raises UserError."""
-    return load_pretrained(stage_folder(folder_or_hub_id, "stage2"), LATENT_PRIORS)
+def load_latent_prior(
+    folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None
+) -> LatentPriorModel:
+    """The prior over latents of an assembled model, of a run or model folder, or of a hub id. Arguments and errors:
+    those of `common.model_io.load_pretrained`."""
+    return load_pretrained(stage_folder(folder_or_hub_id, "stage2", revision), LATENT_PRIORS, device=device)
 
 
 def check_fit(vae: VAE, prior: LatentPriorModel) -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self, Unpack, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable
-from common.model_io import PretrainedModel
+from common.model_io import PretrainedModel, check_type, weight_types
 from common.processes import usable_device
+from common.progress import BAR_AFTER, progress_bar
+from common.short_repr import weights_of
+from common.wording import either
+from pipelines.generated import images_in_words, save_numbered, sheet_png
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.latents.models import KIND, check_fit, load_latent_prior, load_vae
+from pipelines.model_card import SAMPLES, CardOptions, CardTraits, push
 from pipelines.model_folders import INDEX_NAME, any_model_folder
+from pipelines.pictures import to_pil
+from stage1_vae.decoders import FactorisedDecoder
 from stage1_vae.evaluation import mixed
 from stage1_vae.vae import VAE
 from stage2_prior.latents import LatentPriorModel
@@ -36,6 +44,21 @@ class SamplesLatents(Protocol):
 class Drawn(NamedTuple):
     images: Tensor  # n c H W, float32 in [-1, 1]
     latents: Tensor  # n *shape
+
+    def __repr__(self) -> str:
+        return f"Drawn({images_in_words(self.images)}, {'x'.join(map(str, self.latents.shape[1:]))} latents)"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the first images."""
+        return sheet_png(self.images)
+
+    def pil(self) -> list[Image.Image]:
+        """The images as PIL pictures, of mode "L" or "RGB"."""
+        return [to_pil(image) for image in self.images]
+
+    def save(self, folder: str | Path, *, first_index: int = 0) -> list[Path]:
+        """Writes PNG files as `pipelines.generated.Generated.save` does. Raises UserError."""
+        return save_numbered(self.pil(), folder, first_index)
 
 
 class LatentPipeline:
@@ -55,32 +78,86 @@ class LatentPipeline:
             check_fit(vae, prior.eval())
         self.vae = vae.eval()
         self.prior: SamplesLatents = vae.prior if prior is None else prior
+        self.compared = vae, weight_types(vae)  # what a learned prior was found to fit
+        self.source: Path | None = None  # folder that it was opened from
+
+    def __repr__(self) -> str:
+        kind = self.prior.kind if isinstance(self.prior, LatentPriorModel) else self.vae.config.prior.kind
+        models = (self.vae, self.prior) if isinstance(self.prior, LatentPriorModel) else (self.vae,)
+        return f"LatentPipeline({', '.join([f'vae + {kind}', *self.vae.traits(), weights_of(*models)])})"
 
     @property
     def device(self) -> torch.device:
         return next(self.vae.parameters()).device
 
-    def to(self, device: torch.device | str) -> Self:
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return next(self.vae.encoder.parameters()).dtype
+
+    def to(self, device: torch.device | str | torch.dtype) -> Self:
+        """Moves the models to a device, or casts the networks of the VAE to a type such as torch.bfloat16: that changes
+        the last bits of pixels. Images, posteriors, priors and the latents that they draw stay float32. Raises
+        UserError for a type where pixels are told one after another: a last bit would change all that follow."""
+        if isinstance(device, torch.dtype):
+            if not isinstance(self.vae.decoder, FactorisedDecoder):
+                raise UserError(
+                    f"dtype={device} for a VAE with a decoder {self.vae.config.decoder.kind}, expected none: its "
+                    "pixels go by those before them, to the last bit; leave it out"
+                )
+            self.vae.encoder.to(device)
+            self.vae.decoder.network.to(device)
+            return self
         self.vae.to(device)
         if isinstance(self.prior, torch.nn.Module):
             self.prior.to(device)
         return self
 
-    @torch.no_grad()
     def generate(
-        self, num: int, *, seed: int = 0, first_index: int = 0, batch_size: int = 64, pixels: Pixels = "mean"
+        self,
+        num: int,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        pixels: Pixels = "mean",
+        progress: bool = True,
     ) -> Drawn:
         """New images: samples first_index, first_index + 1, ... of `seed`.
 
-        Sample i of seed s has the same latents whatever the batch size; its pixels agree to rounding. Raises UserError.
+        Sample i of seed s has the same latents whatever the batch size; its pixels agree to rounding. progress: whether
+        a terminal shows a bar where it takes longer than a second. Raises UserError.
         """
+        batches = self.stream(
+            num, seed=seed, first_index=first_index, batch_size=batch_size, pixels=pixels, progress=progress
+        )
+        return Drawn(*map(torch.cat, zip(*batches, strict=True)))
+
+    def stream(
+        self,
+        num: int,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 64,
+        pixels: Pixels = "mean",
+        progress: bool = True,
+    ) -> Iterator[Drawn]:
+        """The images of `generate`, batch after batch, each made when it is asked for: any number of them in the memory
+        of one batch. Arguments and errors: those of `generate`. What is not asked for any more is not made."""
         if num < 1 or batch_size < 1:
             raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
-        parts = [
-            self.sample(range(start, min(start + batch_size, first_index + num)), seed, pixels)
-            for start in range(first_index, first_index + num, batch_size)
-        ]
-        return Drawn(*map(torch.cat, zip(*parts, strict=True)))
+        if pixels not in get_args(Pixels):
+            raise UserError(f"got pixels={pixels!r}, expected {either(get_args(Pixels))}")
+
+        def batches() -> Iterator[Drawn]:
+            with progress_bar(num, "images", shown=progress, delay=BAR_AFTER) as bar:
+                for start in range(first_index, first_index + num, batch_size):
+                    made = self.sample(range(start, min(start + batch_size, first_index + num)), seed, pixels)
+                    bar.update(len(made.images))
+                    yield made
+
+        return batches()
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], seed: int, pixels: Pixels = "mean") -> Drawn:
@@ -142,6 +219,11 @@ class LatentPipeline:
         atomically and returns its path. Raises UserError rather than replace anything else."""
         folder = Path(folder)
         check_replaceable(folder, INDEX_NAME)
+        known, types = self.compared
+        if isinstance(self.prior, LatentPriorModel):
+            if self.vae is known and types != weight_types(known) and self.prior.stage1_fingerprint is not None:
+                self.prior.stage1_fingerprint = known.fingerprint()
+            check_fit(self.vae, self.prior)
         index = {"kind": KIND, "zellige_version": version("zellige"), "fingerprint": self.fingerprint()}
         with atomic_folder(folder) as temporary:
             self.vae.save_pretrained(temporary / "stage1")
@@ -151,11 +233,64 @@ class LatentPipeline:
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """The pipeline of a local folder or a Hugging Face hub id, on a device. Raises UserError."""
-        folder = any_model_folder(folder_or_hub_id)
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """The pipeline of a local folder or a Hugging Face hub id, on a device.
+
+        dtype: a floating type that the networks are cast to (`to`); left out, that which they were saved in. revision:
+        a branch, tag or commit of the hub. Raises UserError.
+        """
+        check_type(dtype)
+        folder = any_model_folder(folder_or_hub_id, revision)
         learned = load_latent_prior(folder) if (folder / "stage2").is_dir() else None
-        return cls(load_vae(folder), learned).to(usable_device(device))
+        pipeline = cls(load_vae(folder), learned).to(usable_device(device))
+        pipeline.source = folder
+        return pipeline if dtype is None else pipeline.to(dtype)
+
+    def push_to_hub(
+        self,
+        hub_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        **card: Unpack[CardOptions],
+    ) -> str:
+        """Uploads the pipeline with a model card, and returns its address: as `TwoStagePipeline.push_to_hub`."""
+        return push(
+            self,
+            hub_id,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+            options=card,
+        )
+
+    def parts(self) -> dict[str, PretrainedModel]:
+        """Its models by what they are called."""
+        learned = {"prior": self.prior} if isinstance(self.prior, LatentPriorModel) else {}
+        return {"VAE": self.vae, **learned}
+
+    def card_traits(self) -> CardTraits:
+        """What a model card says of it."""
+        config = self.vae.config
+        prior = self.prior.kind if isinstance(self.prior, LatentPriorModel) else config.prior.kind
+        return CardTraits(
+            what=f"A variational autoencoder of images: latents of a {prior} prior, posteriors of the family "
+            f"{config.posterior.kind}, and a likelihood {config.likelihood.kind} of pixels.",
+            task="unconditional-image-generation",
+            class_names=(),
+            settings={},
+            samples=lambda: self.generate(SAMPLES).pil(),
+        )
 
 
 def on_the_way(start: Tensor, end: Tensor, share: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.model_io import in_type_of
 from stage1_vae.decoders.base import Decoder
 from stage1_vae.likelihoods import Likelihood
 
@@ -20,7 +21,7 @@ class FactorisedDecoder(Decoder):
 
     def outputs(self, latents: Tensor) -> Tensor:
         """n *shape -> n o H W, of the type that the network computes in, which likelihoods take to float32."""
-        result: Tensor = self.network(latents)
+        result: Tensor = self.network(in_type_of(self.network, latents))
         return result
 
     def log_likelihood(self, latents: Tensor, images: Tensor) -> Tensor:

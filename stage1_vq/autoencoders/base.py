@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from common.compatibility import never_compiled
 from common.errors import UserError
-from common.model_io import PretrainedModel
+from common.model_io import PretrainedModel, in_type_of
 from stage1_vq.quantizers import Quantizer, quantizer_config
 
 
@@ -21,11 +21,6 @@ class Stage1Output(NamedTuple):
     codes: Codes  # one b h w per grid, int64
     losses: dict[str, Tensor]  # scalars, means per element, already weighted: the loss is their sum
     statistics: dict[str, Tensor]  # scalars, detached, for the log line
-
-
-def in_type_of(network: nn.Module, x: Tensor) -> Tensor:
-    """x in the type of the network's weights: images and code vectors are float32, whatever a model was cast to."""
-    return x.to(next(network.parameters()).dtype)
 
 
 class AutoencoderSettings(Protocol):
@@ -66,6 +61,9 @@ class Autoencoder(PretrainedModel):
         quantizer = quantizer_config(config.pop("quantizer"))
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
         return cls(cls.config_class(**values, quantizer=quantizer), (height, width))
+
+    def traits(self) -> list[str]:
+        return [self.code_spec().describe()]
 
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
         """The codes of a `height` x `width` image; default: the training size. Raises UserError."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
-from stage1_vq.autoencoders.base import QuantizedAutoencoder, in_type_of
+from common.model_io import in_type_of
+from stage1_vq.autoencoders.base import QuantizedAutoencoder
 from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
 from stage1_vq.networks.dalle import DalleDecoder, DalleEncoder
 from stage1_vq.quantizers import GumbelQuantizerConfig, QuantizerConfig, build_quantizer

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.compatibility import never_compiled
 from common.errors import UserError
-from stage1_vq.autoencoders.base import Autoencoder, Stage1Output, in_type_of
+from common.model_io import in_type_of
+from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.vqvae import ResidualBlock
 from stage1_vq.networks.decoder import SequentialDecoder
 from stage1_vq.quantizers import NearestQuantizerConfig, Quantizer, QuantizerConfig, build_quantizer

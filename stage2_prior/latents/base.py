@@ -46,6 +46,9 @@ class LatentPriorModel(PretrainedModel):
         spec = LatentSpec.from_json(arguments["latent_spec"])
         return cls(cls.config_class(**arguments["config"]), spec, arguments.get("stage1_fingerprint"))
 
+    def traits(self) -> list[str]:
+        return [self.latent_spec.describe()]
+
     def log_density(self, latents: Tensor) -> Tensor:
         """log p(z) in nats: b *shape -> b. Raises UserError for latents of another shape."""
         return self.log_density_of_standard(self.standardised(latents)) - self.scale.log().sum()

@@ -19,6 +19,7 @@ from codes.training_images import TrainingImages
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.tensor_files import load_tensors
+from common.wording import counted
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.stepping import Stepper
 from stage2_prior.text import TOKENIZER_NAME, tokenize
@@ -108,6 +109,13 @@ class Prior(PretrainedModel):
             if arguments.get(name):
                 arguments[name] = spec(**arguments[name])
         return cls(config, CodeSpec.from_json(arguments.pop("code_spec")), given=given, **arguments)
+
+    def traits(self) -> list[str]:
+        """Of which codes, and what it can be asked for."""
+        asked = [counted(self.num_classes, "class", "classes")] if self.num_classes else []
+        asked += ["captions"] if self.reads_prompts else []
+        asked += [f"given {counted(len(self.given), 'grid')} of codes"] if self.given else []
+        return [self.code_spec.describe(), *asked]
 
     def documents(self) -> dict[str, str]:
         return {} if self.tokenizer is None else {TOKENIZER_NAME: self.tokenizer}

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -18,6 +19,15 @@ def test_a_pipe_gets_no_bar(capsys):
     assert (captured.out, captured.err) == ("", "")
 
 
+def everything(leader: int) -> str:
+    """What a terminal was sent: some systems hand it over a write at a time."""
+    seen = b""
+    with suppress(OSError):  # Linux says so that the other end is closed
+        while part := os.read(leader, 100_000):
+            seen += part
+    return seen.decode()
+
+
 def test_a_terminal_gets_one_that_counts_units_and_another_process_none(monkeypatch):
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     leader, follower = pty.openpty()
@@ -25,11 +35,26 @@ def test_a_terminal_gets_one_that_counts_units_and_another_process_none(monkeypa
     with os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         list(with_progress([range(0, 4), range(4, 6)], "images", size=len))
-    seen = os.read(leader, 100_000).decode()
+    seen = everything(leader)
     assert "6/6" in seen
     assert re.search(r"[\d.?]+ ?(images/s|s/ images)", seen)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with progress_bar(3, "images", shown=False) as bar:
         bar.update(3)
     assert sys.stderr.getvalue() == ""
+    os.close(leader)
+
+
+@pytest.mark.parametrize(("variable", "shown"), [("1", False), ("true", False), ("0", True), ("", True), (None, True)])
+def test_the_environment_turns_bars_off(monkeypatch, variable: str | None, shown: bool):
+    pty = pytest.importorskip("pty")
+    if variable is None:
+        monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    else:
+        monkeypatch.setenv("TQDM_DISABLE", variable)
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress_bar(3, "images") as bar:
+            assert bar.disable is not shown
     os.close(leader)

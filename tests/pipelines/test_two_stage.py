@@ -213,7 +213,7 @@ def test_a_missing_folder_below_one_that_exists_is_not_looked_for_on_the_hub(tmp
 
 def test_an_assembled_model_of_the_hub_serves_wherever_a_model_is_named(tmp_path: Path, monkeypatch):
     folder = make_pipeline().save_pretrained(tmp_path / "downloaded")
-    monkeypatch.setattr(model_io, "download_from_hub", lambda hub_id: folder)
+    monkeypatch.setattr(model_io, "download_from_hub", lambda hub_id, revision: folder)
     monkeypatch.chdir(tmp_path)
     expected = make_pipeline()
     assert TwoStagePipeline.from_pretrained("owner/name").fingerprint() == expected.fingerprint()
@@ -221,7 +221,7 @@ def test_an_assembled_model_of_the_hub_serves_wherever_a_model_is_named(tmp_path
     assert load_autoencoder("owner/name").fingerprint() == expected.autoencoder.fingerprint()
     assert Codec.from_pretrained("owner/name").prior_fingerprint == expected.codec().prior_fingerprint
     make_autoencoder().save_pretrained(folder.with_name("single"))
-    monkeypatch.setattr(model_io, "download_from_hub", lambda hub_id: folder.with_name("single"))
+    monkeypatch.setattr(model_io, "download_from_hub", lambda hub_id, revision: folder.with_name("single"))
     assert load_autoencoder("owner/single").fingerprint() == expected.autoencoder.fingerprint()
     assert Codec.from_pretrained("owner/single").prior is None
 
@@ -379,7 +379,8 @@ def test_saving_replaces_nothing(tmp_path: Path):
 
 def test_a_pipeline_says_what_it_is():
     assert repr(make_pipeline()) == (
-        "TwoStagePipeline(vqvae + transformer, 4x4 codes of 16 (16x16x1 images), 3 classes, 8,693 weights on cpu)"
+        "TwoStagePipeline(vqvae + transformer, 4x4 codes of 16 (16x16x1 images), 3 classes, "
+        "8,693 parameters, float32 on cpu)"
     )
 
 
