@@ -251,6 +251,9 @@ class ImageDataset:
     def fetch_readable(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
         """As `fetch`, but what cannot be read is left out: the batch, and the indices of the images in it."""
         shape = self.shape_of(indices)
+        if (pixels := self.as_they_are(indices, shape)) is not None:
+            labels = torch.from_numpy(self.labels[list(indices)])
+            return {"images": torch.from_numpy(pixels), "labels": labels}, list(indices)
         images, found, kept_draws = [], [], []
         for index, draw in zip(indices, draws, strict=True):
             if (image := self.read(index, shape)) is not None:

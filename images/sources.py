@@ -218,7 +218,8 @@ def open_folder(root: Path) -> FileSource:
 
 
 def open_npz(path: Path, split: Split) -> ArraySource:
-    """Arrays `images` and, optionally, `labels` and `class_names`; or train_images, test_images and so on.
+    """Arrays `images` and, optionally, `labels` and `class_names`; or train_images, test_images and so on; or `arr_0`
+    and `arr_1`, images and labels as the evaluator of ADM has them (Dhariwal and Nichol 2021, arXiv:2105.05233).
 
     Raises UserError when the file is not such a one.
     """
@@ -233,6 +234,8 @@ def open_npz(path: Path, split: Split) -> ArraySource:
             ) from error
         reason = foreign_content(path) or f"cannot be read as .npz ({error}): it is damaged, make it anew"
         raise UserError(f"{path} {reason}") from error
+    if "arr_0" in arrays and split == "train":
+        arrays = {"images": arrays["arr_0"], **({"labels": arrays["arr_1"]} if "arr_1" in arrays else {})}
     prefixes = ["train_", ""] if split == "train" else ["test_"]
     prefix = next((prefix for prefix in prefixes if f"{prefix}images" in arrays), None)
     if prefix is None:

@@ -43,9 +43,10 @@ def ssim(decoded: Tensor, images: Tensor) -> Tensor | None:
     return similarity.mean(dim=(1, 2, 3))
 
 
-def bits_of_codes(prior: Prior, codes: Codes, labels: Tensor) -> tuple[Tensor, ...]:
-    """Bits of each code under the prior, one `b h w` for each grid. labels: `b`, below 0 where there is none."""
-    nll = prior.nll(codes, prior.condition_of(labels))
+def bits_of_codes(prior: Prior, codes: Codes, labels: Tensor, given: Codes | None = None) -> tuple[Tensor, ...]:
+    """Bits of each code under the prior, one `b h w` for each grid. labels: `b`, below 0 where there is none; given:
+    the codes that a prior of given codes goes by."""
+    nll = prior.nll(codes, prior.condition_of(labels, given))
     return prior.grids_of(nll.to(precise(nll.device)) / math.log(2))
 
 

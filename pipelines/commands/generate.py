@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -11,8 +10,6 @@ from typing import Literal
 
 import torch
 
-from codes.shard_folder import Split
-from codes.shards import CodeDataset
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import sha256_of_file
@@ -20,6 +17,7 @@ from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
 from common.wording import counted
 from pipelines.devices import open_device
+from pipelines.given_codes import given_codes
 from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
 from pipelines.latents.generating import LatentSettings, generate_from_latents
@@ -29,10 +27,8 @@ from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.sample_folders import SAMPLES_NAME, names, recorded_samples, sheet, write_samples
 from pipelines.sampling_options import DrawingOptions
 from pipelines.settings import recorded_settings, results_folder
-from pipelines.stages import check_given
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
-from training.task import Batch
 
 BATCH_SIZE = 64  # when nothing else is said
 
@@ -111,7 +107,7 @@ def generate_files(config: GenerateConfig) -> str:
     sampling.check_fits(pipeline.prior)
     label = class_number(pipeline.class_names, config.label)
     prompts_of(pipeline.prior, range(num), config.prompt)
-    others = None if config.given is None else given_codes(pipeline, config.given, config.given_split)
+    others = None if config.given is None else given_codes(pipeline.prior, config.given, config.given_split)
     if others is not None and others.note is not None and state.is_main_process:
         print(f"note: {others.note}")
     as_given = others is not None and label is None and others.has_classes_of(pipeline)
@@ -200,42 +196,6 @@ def check_larger(pipeline: TwoStagePipeline, size: tuple[int, int]) -> None:
     stride = pipeline.autoencoder.stride
     if any(side < 1 or side % stride for side in size):
         raise UserError(f"size={size}, expected two multiples of {stride}, the pixels to a code of this model, (H, W)")
-
-
-class GivenCodes:
-    """Codes of other pictures, by the number of the sample; after the last picture the first comes again."""
-
-    def __init__(self, dataset: CodeDataset, note: str | None) -> None:
-        """note: what a person should know of them."""
-        self.dataset = dataset
-        self.note = note
-        shards = "".join(shard.sha256 for shard in dataset.shards)
-        self.fingerprint = hashlib.sha256(shards.encode()).hexdigest()
-
-    def of(self, samples: Sequence[int]) -> Codes:
-        return self._fetch(samples)["codes"]
-
-    def labels_of(self, samples: Sequence[int]) -> list[int]:
-        """The class of each picture; that of one without any is the null label."""
-        labels = self._fetch(samples)["labels"]
-        return labels.masked_fill(labels < 0, self.dataset.num_classes).tolist()
-
-    def has_classes_of(self, pipeline: TwoStagePipeline) -> bool:
-        """Whether the pictures are of the classes that the model knows."""
-        return bool(pipeline.num_classes) and self.dataset.class_names == pipeline.class_names
-
-    def _fetch(self, samples: Sequence[int]) -> Batch:
-        chosen = [sample % len(self.dataset) for sample in samples]
-        return self.dataset.fetch(chosen, chosen)
-
-
-def given_codes(pipeline: TwoStagePipeline, folder: str, split: Split) -> GivenCodes:
-    """Raises UserError for codes that are not those the prior goes by."""
-    dataset = CodeDataset(folder, split)
-    note = check_given(dataset, pipeline.prior)
-    if not len(dataset):
-        raise UserError(f"{folder} holds no {split} images; give the other given_split, or other codes")
-    return GivenCodes(dataset, note)
 
 
 def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]) -> None:

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
+import stage1_vae.evaluation
 from common.errors import UserError
-from common.files import write_json
 from common.progress import with_progress
 from common.wording import counted
-from images.datasets import ImageDataset, to_float
-from images.quality import psnr
+from images.datasets import to_float
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.gathering import Values, joined, one_thread, results_of_all
+from pipelines.evaluation.images import check_some, digests, evenly, images_of_size, in_batches
+from pipelines.evaluation.outcome import Outcome
+from pipelines.evaluation.protocol import of_images
+from pipelines.evaluation.reconstruction import Reconstruction
 from pipelines.figures import FEW
 from pipelines.pictures import contact_sheet, in_columns, save_png
 from stage1_vae.aggregate import Aggregate, AggregateFigures
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
-from stage1_vae.evaluation import ImageFigures, Mean, active_units, draws_at_once, joined, judge, mean_of
+from stage1_vae.evaluation import ImageFigures, Mean, active_units, draws_at_once, judge, mean_of
 from stage1_vae.likelihoods import bits_per_dimension
 from stage1_vae.pictures import has_plane, latent_plane, latent_walks, reconstructions, samples
 from stage1_vae.vae import VAE
 
+TITLE = "likelihood"
 DRAWS = 100  # of the latents of each image, when nothing else is said
 LOW = 0.1  # nats by which log p may be too low before that is said
 FEW_DRAWS = 10  # effective ones, of half of the images, below which log p and its error are not to be trusted
 SHOWN = 10  # images in a row of a picture, and the KL of numbers that are printed
-
-
-class Asked(NamedTuple):
-    """What is asked of an evaluation besides the model and its images."""
-
-    draws: int  # of the latents of each image
-    batch_size: int  # images that are read at a time
-    seed: int  # of the draws
-    out: str | None  # JSON file for the figures
-    pictures: str | None  # folder for pictures
 
 
 def binarisation_of(model: VAE, asked: Binarisation | None) -> Binarised:
@@ -58,81 +54,115 @@ def binarisation_of(model: VAE, asked: Binarisation | None) -> Binarised:
 
 
 def judge_vae(
-    names: dict[str, str], model: VAE, images: ImageDataset, num: int | None, how: Binarised, asked: Asked
-) -> str:
-    """Prints a line a figure and what a person should know of them, writes both to `asked.out`, returns one line.
-
-    names: of the model and of the data, for the record. num: how many of the images, evenly spread; None: all. Raises
-    UserError.
-    """
-    count = len(images) if num is None else min(num, len(images))
-    chosen = [i * len(images) // count for i in range(count)]
-    data = NumberedImages(images, how.how, how.seed, training=False)
-    judged = Judged(model, data, chosen, asked)
-    figures, notes = figures_and_notes(model, judged, how, asked.draws)
-    print_figures(figures, how)
-    for note in notes:
-        print(note)
-    record = {**names, "binarised": how.how, "binarised_seed": how.seed, "draws": asked.draws, "seed": asked.seed}
-    if asked.out is not None:
-        write_json(Path(asked.out), {**record, **as_record(figures), "notes": notes})
-    if asked.pictures is not None:
-        write_pictures(model, judged, Path(asked.pictures))
-    where = f", figures in {asked.out}" if asked.out else ""
-    where += f", pictures in {asked.pictures}" if asked.pictures else ""
+    config: EvaluateConfig, model: VAE, reconstruction: Reconstruction, outcome: Outcome, state: PartialState
+) -> Values:
+    """Adds the figures of test images to `outcome`, on the first process, and returns what each image gave. Raises
+    UserError."""
+    how = binarisation_of(model, config.binarised)
+    data = config.data
+    images = images_of_size(str(data.path), data.split, data.max_bad_share, model.image_size, model.config.channels)
+    chosen = evenly(config.num, len(images))
+    numbered, draws = NumberedImages(images, how.how, how.seed, training=False), config.draws or DRAWS
+    seen, values = measured(config, model, reconstruction, numbered, chosen, draws, state)
+    if not state.is_main_process:
+        return values
+    check_some(values, len(chosen), str(data.path))
+    batches = in_batches(chosen, config.batch_size)
+    judged = Judged(model, numbered, batches, stage1_vae.evaluation.joined(seen), values)
+    figures, notes = figures_and_notes(model, judged, how, draws)
+    if "psnr" in values:
+        figures |= {name: value for name, value in reconstruction.figures(values).items() if name != "psnr"}
+        notes += reconstruction.notes(values)
+    outcome.add(TITLE, figures, notes)
+    outcome.protocol["images"] = {
+        **of_images(images, data.split, values, len(chosen)),
+        "binarised": how.how,
+        "binarised_seed": how.seed,
+        "draws": draws,
+    }
+    outcome.unread = images.bad_images.summary()
     log_p, bound = figures["log_p"], figures["elbo"]
-    unread = images.bad_images.summary()
-    return (
-        f"{counted(judged.count, 'image')}: log p {log_p.value:.2f} ± {log_p.images_error:.2f} nats, ELBO "
-        f"{bound.value:.2f}, {figures['active_units']} of {math.prod(model.shape)} units active ({how}){where}"
-        + (f"; {unread}" if unread else "")
-    )
+    outcome.says += [
+        f"log p {log_p.value:.2f} ± {log_p.images_error:.2f} nats",
+        f"ELBO {bound.value:.2f}",
+        f"{figures['active_units']} of {math.prod(model.shape)} units active ({how})",
+    ]
+    if config.pictures is not None:
+        write_pictures(model, judged, Path(config.pictures))
+        outcome.says[-1] += f", pictures in {config.pictures}"
+    return values
+
+
+def measured(
+    config: EvaluateConfig,
+    model: VAE,
+    reconstruction: Reconstruction,
+    data: NumberedImages,
+    chosen: list[int],
+    draws: int,
+    state: PartialState,
+) -> tuple[list[ImageFigures], Values]:
+    """What draws of the latents of every image gave, batch after batch, and other numbers of each, on the first
+    process."""
+    device, channels = state.device, model.config.channels
+    at_once = draws_at_once(model, torch.zeros(1, channels, *model.image_size, device=device))
+
+    def look_at(indices: Sequence[int]) -> tuple[ImageFigures, Values] | None:
+        batch, found = data.fetch_readable(indices, indices)
+        if not found:
+            return None
+        images, numbers = to_float(batch["images"]).to(device), batch["numbers"].tolist()
+        values = {"labels": batch["labels"].numpy(), "sha256": digests(batch["images"])}
+        if not model.decoder.mean_is_drawn:
+            with torch.inference_mode():
+                decoded = model.decode(model.encode(images))
+                measures = reconstruction.measure(images, decoded)
+            values |= {name: value.cpu().numpy() for name, value in measures.items()}
+        return judge(model, images, numbers, draws, config.seed, at_once=at_once), values
+
+    parts = results_of_all(in_batches(chosen, config.batch_size), look_at, state, "batches")
+    found = [part for part in parts if part is not None]
+    return [figures for figures, _ in found], joined([values for _, values in found])
 
 
 class Judged:
     """Test images, and what the draws of their latents gave."""
 
-    def __init__(self, model: VAE, data: NumberedImages, chosen: list[int], asked: Asked) -> None:
+    def __init__(
+        self,
+        model: VAE,
+        data: NumberedImages,
+        batches: Sequence[Sequence[int]],
+        images: ImageFigures,
+        values: Values,
+    ) -> None:
+        """images, values: of all of them."""
         self.device = next(model.parameters()).device
-        self.data, self.chosen, self.batch_size = data, chosen, asked.batch_size
-        parts, errors, labels = [], [], []
-        at_once: int | None = None
-        for images, numbers, of_images in self.batches("images"):
-            at_once = at_once or draws_at_once(model, images)
-            parts.append(judge(model, images, numbers, asked.draws, asked.seed, at_once=at_once))
-            if not model.decoder.mean_is_drawn:
-                with torch.inference_mode():
-                    decoded = model.decode(model.encode(images))
-                errors.append((decoded - images).square().mean(dim=(1, 2, 3)).cpu())
-            labels.append(of_images)
-        if not parts:
-            raise UserError(f"none of the {len(chosen)} images of {data.images.source.title} can be read")
-        self.images: ImageFigures = joined(parts)
-        self.psnr = psnr(torch.cat(errors)).double() if errors else None  # of the mean image, where there is one
-        self.labels = np.concatenate(labels)
+        self.data, self.indices, self.images = data, batches, images
+        self.psnr = torch.from_numpy(values["psnr"]) if "psnr" in values else None  # of the mean image, if there is one
+        self.labels = values["labels"]
         aggregate = Aggregate(self.images, model.prior, model.shape)
-        for images, _, _ in self.batches("posteriors"):
-            with torch.inference_mode():
-                aggregate.add(model.posterior(images))
-        self.aggregate: AggregateFigures = aggregate.figures()
+        with one_thread():
+            for pixels in self.batches("posteriors"):
+                with torch.inference_mode():
+                    aggregate.add(model.posterior(pixels))
+            self.aggregate: AggregateFigures = aggregate.figures()
 
     @property
     def count(self) -> int:
         return len(self.images.log_p)
 
-    def batches(self, what: str) -> Iterator[tuple[Tensor, list[int], np.ndarray]]:
-        """Images, float b c H W in [-1, 1] on the model's device, their numbers, and their classes."""
-        starts = range(0, len(self.chosen), self.batch_size)
-        for start in with_progress(starts, what, size=lambda start: len(self.chosen[start : start + self.batch_size])):
-            indices = self.chosen[start : start + self.batch_size]
+    def batches(self, what: str) -> Iterator[Tensor]:
+        """Images, float b c H W in [-1, 1] on the model's device."""
+        for indices in with_progress(self.indices, what, size=len):
             batch, found = self.data.fetch_readable(indices, indices)
             if found:
-                yield to_float(batch["images"]).to(self.device), batch["numbers"].tolist(), batch["labels"].numpy()
+                yield to_float(batch["images"]).to(self.device)
 
     def first(self, count: int) -> Tensor:
         """The first images that can be read, as `batches` gives them."""
         found: list[Tensor] = []
-        for images, _, _ in self.batches("shown"):
+        for images in self.batches("shown"):
             found.append(images)
             if sum(map(len, found)) >= count:
                 break

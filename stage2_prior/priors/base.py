@@ -169,11 +169,11 @@ class Prior(PretrainedModel):
         """Raises UserError unless the condition is one of `batch` samples of this prior."""
         condition.check(batch, self.num_classes, self.given, self.text, self.embeddings)
 
-    def condition_of(self, labels: Tensor) -> Condition:
-        """Of labels `b`, below 0 for any class, and of any text, where the prior knows classes and texts. Raises
-        UserError for a prior that must be told more."""
+    def condition_of(self, labels: Tensor, given: Codes | None = None) -> Condition:
+        """Of labels `b`, below 0 for any class, and of any text, where the prior knows classes and texts, and of given
+        codes, one b h w for each of their grids. Raises UserError for a prior that must be told more."""
         text, embeddings = self.text, self.embeddings
-        if self.given:
+        if self.given and given is None:
             raise UserError("this prior goes by codes of other pictures, which are not at hand here: take another")
         if not self.knows_null_label and (self.reads_prompts or (self.num_classes and bool((labels < 0).any()))):
             raise UserError(
@@ -183,6 +183,7 @@ class Prior(PretrainedModel):
         shape = () if embeddings is None else (len(labels), embeddings.length)
         return Condition(
             labels=labels.masked_fill(labels < 0, self.num_classes) if self.num_classes else None,
+            codes=given,
             text=labels.new_full((len(labels), text.length), -1) if text else None,
             embeddings=torch.zeros(*shape, embeddings.width, device=labels.device) if embeddings else None,
             embedding_mask=torch.zeros(shape, dtype=torch.bool, device=labels.device) if embeddings else None,

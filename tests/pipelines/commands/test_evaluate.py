@@ -21,14 +21,8 @@ from common.errors import UserError
 from images.datasets import to_float
 from pipelines import TwoStagePipeline
 from pipelines.codec.tables import fit_tables_to_shards
-from pipelines.commands.evaluate import (
-    EvaluateConfig,
-    EvaluateDataConfig,
-    Figures,
-    evaluate,
-    images_to_evaluate,
-    training_codes,
-)
+from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
+from pipelines.evaluation.of_codes import Figures, images_for, training_codes
 from pipelines.figures import bits_of_codes, entropy, ssim, training_shares
 from pipelines.pictures import to_pil
 from stage1_vq.autoencoders import DVAE, VQVAE2, DVAEConfig, VQVAE2Config
@@ -206,7 +200,7 @@ def test_frequencies_are_those_of_training_where_its_codes_are_named(tmp_path: P
     assert "estimated_entropy_of_codes" not in found
     other = write_training_codes(pipeline, images[:5], tmp_path / "other", stage1_fingerprint="another")
     with pytest.raises(UserError, match=r"holds codes of autoencoder another, .*; encode images with this model"):
-        training_codes(str(other), pipeline)
+        training_codes(str(other), pipeline.autoencoder)
 
 
 def test_few_images_and_small_ones_are_told(tmp_path: Path):
@@ -217,14 +211,14 @@ def test_few_images_and_small_ones_are_told(tmp_path: Path):
     assert "ssim" not in figures.means()
     notes = " ".join(figures.notes())
     assert "ssim is left out: its windows of 11x11 pixels are larger than the images" in notes
-    bits = torch.cat(figures.values["bits"]) / 4
+    bits = torch.from_numpy(figures.values["bits"]) / 4
     error = float(bits.std()) / math.sqrt(5)
     assert "figures of 5 images only: those of others would differ by some" in notes
     assert f"{error:.2f} bits per code (standard errors)" in notes
     for _ in range(19):
         figures.add(images, torch.full((5,), -1))
     assert "images only" not in " ".join(figures.notes())
-    one = Figures(figures.pipeline)
+    one = Figures(TwoStagePipeline(autoencoder, make_prior(autoencoder, 0)))
     one.add(images[:1], torch.full((1,), -1))
     assert "figures of 1 image only: those of others would differ, and use other codes" in one.notes()[-1]
 
@@ -239,6 +233,8 @@ def test_a_broken_image_is_left_out_and_its_neighbour_counts_once(model: Path, t
         line = evaluate(config)
         found = json.loads((tmp_path / "f.json").read_text())
         assert "figures of 2 images only" in found.pop("notes")[-1]
+        protocol = found.pop("protocol")["images"]
+        assert (protocol["images"], protocol["unreadable"], protocol["own_size"]) == (2, protocol["of"] - 2, "16x16")
         return line, found
 
     (tmp_path / "b.png").rename(tmp_path / "b.txt")
@@ -268,9 +264,11 @@ def test_where_no_image_can_be_read_it_says_so(model: Path, tmp_path: Path):
 def test_classes_are_those_of_the_prior_or_none(digits: Path):
     pipeline = make_pipeline()
     data = EvaluateDataConfig(path=str(digits), split="train")
-    assert set(images_to_evaluate(data, pipeline).labels.tolist()) == {-1}  # the digits' classes have other names
+    assert set(images_for(EvaluateConfig(data=data), pipeline).labels.tolist()) == {
+        -1
+    }  # the digits' classes have other names
     pipeline.prior.class_names = ("2", "0", "1")
-    labels = images_to_evaluate(data, pipeline).labels
+    labels = images_for(EvaluateConfig(data=data), pipeline).labels
     real = np.load(digits)["labels"]
     assert labels.tolist() == [{0: 1, 1: 2, 2: 0}[label] for label in real.tolist()]
 
