@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from common.files import atomic_file
+from common.owned_folder import SHEET_NAME
+from common.wording import counted
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png
 
 SAMPLES_NAME = "samples.jsonl"
+NPZ_NAME = "samples.npz"
 SHEET_COLUMNS = 10
 SHEET_IMAGES = 100  # on a sheet without class rows
 
@@ -61,3 +66,33 @@ def sheet(out: Path, num: int, labels: list[int] | None, class_names: Sequence[s
     rows = class_rows(labels, SHEET_COLUMNS)
     names = [class_names[labels[row[0]]] if class_names else str(labels[row[0]]) for row in rows]
     return contact_sheet([[picture(i) for i in row] for row in rows], names)
+
+
+def write_npz(out: Path, num: int, labels: Sequence[int] | None) -> None:
+    """samples.npz, of the first images of a folder, as the evaluator of ADM reads it (Dhariwal and Nichol 2021,
+    arXiv:2105.05233): `arr_0`, uint8 num H W 3, grey images with three equal channels, since it takes no others, and
+    `arr_1`, int64 num, the classes where there are any. One image is in memory at a time, and the same images make the
+    same file."""
+
+    def pixels(i: int) -> np.ndarray:
+        with Image.open(out / f"{i:06d}.png") as image:
+            return np.asarray(image.convert("RGB"))
+
+    header = {"descr": "|u1", "fortran_order": False, "shape": (num, *pixels(0).shape)}
+    with atomic_file(out / NPZ_NAME) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for i in range(num):
+                file.write(pixels(i).tobytes())
+        if labels is not None:
+            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
+                np.lib.format.write_array(file, np.array(labels[:num], dtype=np.int64))
+
+
+def summary(out: Path, num: int, made: int, *, as_npz: bool) -> str:
+    """One line that says what was made and where; made: how many of the images are new."""
+    archive = f", all in {out / NPZ_NAME}" if as_npz else ""
+    return (
+        f"{counted(num, 'image')} in {out}, {made} of them new{archive}; the first are on {out / SHEET_NAME}, settings "
+        f"in {out / SAMPLES_NAME}"
+    )

@@ -15,7 +15,6 @@ from common.errors import UserError
 from common.files import sha256_of_file
 from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
-from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.given_codes import given_codes
 from pipelines.judge import load_judge, sample_best
@@ -24,7 +23,7 @@ from pipelines.latents.generating import LatentSettings, generate_from_latents
 from pipelines.latents.models import is_vae
 from pipelines.pictures import is_complete_png, save_png, to_pil
 from pipelines.prior_requests import labels_of, prompts_of
-from pipelines.sample_folders import SAMPLES_NAME, names, recorded_samples, sheet, write_samples
+from pipelines.sample_folders import names, recorded_samples, sheet, summary, write_npz, write_samples
 from pipelines.sampling_options import DrawingOptions
 from pipelines.settings import recorded_settings, results_folder
 from pipelines.two_stage import TwoStagePipeline
@@ -42,6 +41,7 @@ class GenerateConfig(DrawingOptions):
 
     model: str  # pipeline folder that `zellige assemble` or `zellige quickstart` wrote, or a hub id
     out: str  # folder for the images, sheet.png and samples.jsonl
+    format: Literal["png", "npz"] = "png"  # npz: all in samples.npz too, as ADM's evaluator reads it
     num: int = 64  # images; a later run with a larger number adds those that are missing
     label: int | str | None = None  # class, by number or name; left out: that of the given codes, or all in turn
     given: str | None = None  # folder of code shards, for a model that goes by other codes: sample i by image i of it
@@ -90,7 +90,9 @@ def generate_files(config: GenerateConfig) -> str:
     or by another command.
     """
     if is_vae(config.model):
-        return generate_from_latents(config.model, Path(config.out), config.num, asked_of_vae(config), config.device)
+        asked_for_vae = asked_of_vae(config)
+        as_npz = config.format == "npz"
+        return generate_from_latents(config.model, Path(config.out), config.num, asked_for_vae, config.device, as_npz)
     if config.pixels is not None:
         raise UserError(f"pixels={config.pixels}, expected none: {config.model} is no VAE and says one image of codes")
     state, device = open_device(config.device)
@@ -162,16 +164,16 @@ def generate_files(config: GenerateConfig) -> str:
             write_samples(out, made_with, labels, there, pipeline.class_names)
             turns = None if label is not None or as_given else labels
             save_png(sheet(out, there, turns, pipeline.class_names), out / SHEET_NAME)
+            if config.format == "npz":
+                known = labels is not None and max(labels[:num]) < pipeline.num_classes  # no null label among them
+                write_npz(out, num, labels if known else None)
     made = sum(len(names(batch, num)) for batch in missing)
-    return (
-        f"{counted(num, 'image')} in {out}, {made} of them new; the first are on {out / SHEET_NAME}, "
-        f"settings in {out / SAMPLES_NAME}"
-    )
+    return summary(out, num, made, as_npz=config.format == "npz")
 
 
 def asked_of_vae(config: GenerateConfig) -> LatentSettings:
     """Raises UserError for what priors over codes are asked, and a VAE's latents are not."""
-    asked = {"num", "out", "model", "seed", "pixels", "device"}
+    asked = {"num", "out", "format", "model", "seed", "pixels", "device"}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name not in asked and value != field.default:

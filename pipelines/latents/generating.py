@@ -10,11 +10,10 @@ import torch
 
 from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
-from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.latents.pipeline import LatentPipeline, Pixels
 from pipelines.pictures import is_complete_png, save_png, to_pil
-from pipelines.sample_folders import SAMPLES_NAME, recorded_samples, sheet, write_samples
+from pipelines.sample_folders import recorded_samples, sheet, summary, write_npz, write_samples
 from pipelines.settings import results_folder
 
 AT_ONCE = 64  # images
@@ -27,8 +26,11 @@ class LatentSettings(NamedTuple):
     pixels: Pixels
 
 
-def generate_from_latents(model: str, out: Path, num: int, asked: LatentSettings, device_name: str | None) -> str:
-    """Writes the images that `out` lacks; returns one line that says what was made and where.
+def generate_from_latents(
+    model: str, out: Path, num: int, asked: LatentSettings, device_name: str | None, as_npz: bool = False
+) -> str:
+    """Writes the images that `out` lacks; returns one line that says what was made and where. as_npz: all in one .npz
+    file too.
 
     Sample i is the file `{i:06d}.png`, a function of the model, the settings and i alone. Raises UserError for a folder
     begun with other settings or by another command.
@@ -50,10 +52,9 @@ def generate_from_latents(model: str, out: Path, num: int, asked: LatentSettings
             there = max(num, recorded_samples(out))  # an earlier run may have made more
             write_samples(out, settings, None, there, None)
             save_png(sheet(out, there, None, None), out / SHEET_NAME)
-    return (
-        f"{counted(num, 'image')} in {out}, {len(missing)} of them new; the first are on {out / SHEET_NAME}, "
-        f"settings in {out / SAMPLES_NAME}"
-    )
+            if as_npz:
+                write_npz(out, num, None)
+    return summary(out, num, len(missing), as_npz=as_npz)
 
 
 def write_samples_of(pipeline: LatentPipeline, indices: list[int], asked: LatentSettings, paths: list[Path]) -> None:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from tqdm import tqdm
 import pipelines.commands.generate
 from codes.spec import Codes
 from common.errors import UserError
+from images.sources import open_source
 from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.labels import class_number
 from pipelines.two_stage import TwoStagePipeline
@@ -84,6 +86,32 @@ def test_a_run_that_was_cut_is_continued_to_the_same_files(model: Path, tmp_path
     line = generate_files(GenerateConfig(model=str(model), out=str(cut), num=10, batch_size=4))
     assert contents(cut) == contents(whole)
     assert "10 images" in line
+
+
+def test_an_archive_for_evaluators_holds_all_files_and_their_classes(model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    config = GenerateConfig(model=str(model), out=str(out), num=7, batch_size=4, format="npz")
+    assert "7 of them new, all in " in generate_files(config)
+    written = (out / "samples.npz").read_bytes()
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+        assert arrays["arr_0"].shape == (7, 16, 16, 3)  # of grey images too, as the evaluator takes no others
+        for i, pixels in enumerate(arrays["arr_0"]):
+            with Image.open(out / f"{i:06d}.png") as image:
+                assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
+    (out / "samples.npz").unlink()
+    (out / "000005.png").unlink()  # as after a kill: what lacks is made, and the archive from all
+    assert "3 of them new" in generate_files(config)  # the batch of the one that was missing
+    assert (out / "samples.npz").read_bytes() == written
+    generate_files(replace(config, num=5))
+    with np.load(out / "samples.npz") as arrays:
+        assert len(arrays["arr_0"]) == len(arrays["arr_1"]) == 5
+    source = open_source(str(out / "samples.npz"), "train", tmp_path)
+    with Image.open(out / "000002.png") as image:
+        assert np.array_equal(source.read(2, 16, 16, 1)[:, :, 0], np.asarray(image))
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 2, 0, 1]
 
 
 def test_what_is_there_is_not_made_again(model: Path, tmp_path: Path, monkeypatch):
