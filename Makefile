@@ -4,13 +4,17 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TEST_INSTALLED := .venv/.installed-test
 
-.PHONY: quickstart test lint types format install clean
+.PHONY: quickstart test claims lint types format install clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/zellige quickstart
 
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal  # one thread each: two cores for two processes
+
+# The figures of README and docs that take minutes, again: 20 minutes on two cores.
+claims: $(TEST_INSTALLED)
+	$(BIN)/python -m benchmarks.claims
 
 lint: $(TEST_INSTALLED)
 	$(BIN)/ruff check .

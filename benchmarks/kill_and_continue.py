@@ -78,9 +78,12 @@ def main() -> None:
         subprocess.run(command(whole), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         steps = run_killed(killed, arguments.kills, random.Random(arguments.seed))
         print(f"killed after steps {', '.join(map(str, steps))}, and continued")
+        all_equal = True
         for name in COMPARED:
             equal = (whole / name).read_bytes() == (killed / name).read_bytes()
             print(f"{name}: {'equal, byte for byte' if equal else 'DIFFERENT'}")
+            all_equal &= equal
+    sys.exit(not all_equal)
 
 
 if __name__ == "__main__":
