@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from codes.spec import Codes
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.owned_folder import SHEET_NAME
@@ -21,7 +17,8 @@ from pipelines.judge import load_judge, sample_best
 from pipelines.labels import class_number
 from pipelines.latents.generating import LatentSettings, generate_from_latents
 from pipelines.latents.models import is_vae
-from pipelines.pictures import is_complete_png, save_png, to_pil
+from pipelines.one_by_one import Use, decode_each
+from pipelines.pictures import is_complete_png, save_png
 from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.sample_folders import names, recorded_samples, sheet, summary, write_npz, write_samples
 from pipelines.sampling_options import DrawingOptions
@@ -154,7 +151,7 @@ def generate_files(config: GenerateConfig) -> str:
                 else:
                     codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
                 files = names(batch, num)
-                write_images(pipeline, codes, [out / name for name in files])
+                decode_each(pipeline, codes, len(files), to_files([out / name for name in files]))
                 progress.update(len(files))
         state.wait_for_everyone()
         if state.is_main_process:
@@ -200,26 +197,5 @@ def check_larger(pipeline: TwoStagePipeline, size: tuple[int, int]) -> None:
         raise UserError(f"size={size}, expected two multiples of {stride}, the pixels to a code of this model, (H, W)")
 
 
-def write_images(pipeline: TwoStagePipeline, codes: Codes, paths: Sequence[Path]) -> None:
-    """Decodes the first samples of `codes`, as many as there are paths, each to its file.
-
-    A CPU adds up a convolution in an order that depends on the number of threads. So there each image is
-    decoded by one thread, several images at a time, and is the same on any number of cores and processes.
-    """
-    if pipeline.device.type != "cpu":
-        images = pipeline.decode(codes)
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(save_png, map(to_pil, images), paths))
-        return
-
-    def write(i: int) -> None:
-        image = pipeline.decode(tuple(grid[i : i + 1] for grid in codes))[0]
-        save_png(to_pil(image), paths[i])
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(write, range(len(paths))))
-    finally:
-        torch.set_num_threads(threads)
+def to_files(paths: Sequence[Path]) -> Use[None]:
+    return lambda i, picture: save_png(picture, paths[i])

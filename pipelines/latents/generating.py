@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
 from pipelines.devices import open_device
 from pipelines.latents.pipeline import LatentPipeline, Pixels
-from pipelines.pictures import is_complete_png, save_png, to_pil
+from pipelines.one_by_one import Use, sample_each
+from pipelines.pictures import is_complete_png, save_png
 from pipelines.sample_folders import recorded_samples, sheet, summary, write_npz, write_samples
 from pipelines.settings import results_folder
 
@@ -45,7 +44,8 @@ def generate_from_latents(
         with progress_bar(len(mine), "images", shown=state.is_main_process) as progress:
             for start in range(0, len(mine), AT_ONCE):
                 some = mine[start : start + AT_ONCE]
-                write_samples_of(pipeline, some, asked, [out / f"{i:06d}.png" for i in some])
+                write = to_files([out / f"{i:06d}.png" for i in some])
+                sample_each(pipeline, some, asked.seed, asked.pixels, write)
                 progress.update(len(some))
         state.wait_for_everyone()
         if state.is_main_process:
@@ -57,23 +57,5 @@ def generate_from_latents(
     return summary(out, num, len(missing), as_npz=as_npz)
 
 
-def write_samples_of(pipeline: LatentPipeline, indices: list[int], asked: LatentSettings, paths: list[Path]) -> None:
-    """Draws and decodes samples, each to its file. On a CPU each by itself and by one thread, several at a time: a
-    matrix product adds up in an order that depends on the number of rows and threads, and files are to be the same."""
-    if pipeline.device.type != "cpu":
-        images = pipeline.sample(indices, asked.seed, asked.pixels).images
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(save_png, map(to_pil, images), paths))
-        return
-
-    def write(i: int) -> None:
-        image = pipeline.sample(indices[i : i + 1], asked.seed, asked.pixels).images[0]
-        save_png(to_pil(image), paths[i])
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(write, range(len(paths))))
-    finally:
-        torch.set_num_threads(threads)
+def to_files(paths: Sequence[Path]) -> Use[None]:
+    return lambda i, picture: save_png(picture, paths[i])

@@ -22,6 +22,7 @@ from common.errors import UserError
 from images.sources import open_source
 from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.labels import class_number
+from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import VQVAE
 from tests.pipelines.conftest import make_pipeline
@@ -60,7 +61,7 @@ def test_files_are_what_the_pipeline_generates(model: Path, tmp_path: Path):
     images = make_pipeline().generate(3, seed=8).images
     for i, image in enumerate(images):
         with Image.open(tmp_path / f"{i:06d}.png") as written:
-            assert written.tobytes() == pipelines.commands.generate.to_pil(image).tobytes()
+            assert written.tobytes() == to_pil(image).tobytes()
 
 
 def test_a_run_that_was_cut_is_continued_to_the_same_files(model: Path, tmp_path: Path, monkeypatch):
@@ -293,7 +294,7 @@ def test_one_class_by_number_or_name(model: Path, tmp_path: Path, label):
     assert [sample["label"] for sample in samples] == [2, 2, 2]
     images = make_pipeline().generate(3, labels=2).images
     with Image.open(tmp_path / "000001.png") as written:
-        assert written.tobytes() == pipelines.commands.generate.to_pil(images[1]).tobytes()
+        assert written.tobytes() == to_pil(images[1]).tobytes()
 
 
 @pytest.mark.parametrize(
