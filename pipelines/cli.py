@@ -36,6 +36,16 @@ def from_options(command: str, module: str, config_class: str, function: str) ->
     return prepare
 
 
+def with_first(option: str, prepare: Callable[[Sequence[str]], Job]) -> Callable[[Sequence[str]], Job]:
+    """A command whose first argument may be given without the name of its option: `demo MODEL`."""
+
+    def prepare_with_first(arguments: Sequence[str]) -> Job:
+        bare = bool(arguments) and not arguments[0].startswith("-")
+        return prepare([f"--{option}", *arguments] if bare else arguments)
+
+    return prepare_with_first
+
+
 def own_module(name: str) -> Any:
     """A module of this package, which has another name where `pipelines` is somebody else's (zellige/shadowing.py)."""
     return import_module(name.removeprefix("pipelines"), __package__)
@@ -125,6 +135,10 @@ COMMANDS = {
     "reconstruct": Command(
         "show how images look after encoding and decoding, with their PSNR",
         from_options("reconstruct", "pipelines.commands.reconstruct", "ReconstructConfig", "reconstruct_files"),
+    ),
+    "demo": Command(
+        "try a model in the browser: a page on this machine",
+        with_first("model", from_options("demo", "pipelines.commands.demo", "DemoConfig", "demo")),
     ),
     "tables": Command(
         "count codes, so that a model compresses without its prior too",

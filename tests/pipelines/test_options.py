@@ -302,7 +302,8 @@ def test_types_are_told_in_words(annotation, words):
 
 
 def test_no_option_of_any_command_is_told_as_python_writes_types():
-    for command in ("quickstart", "encode", "import", "generate", "evaluate", "diagnose", "compress", "decompress"):
+    commands = ("quickstart", "encode", "import", "generate", "evaluate", "diagnose", "demo", "compress", "decompress")
+    for command in commands:
         text = help_text(command)
         assert not re.search(r"<class|Optional|Union|Literal|\||tuple\[|\bNone\b|\bint\b|\bfloat\b|\bbool\b", text), (
             command
