@@ -57,6 +57,7 @@ class Claim:
     where: dict[str, str]  # page: the text that holds the value
     reads: str | None = None  # a regular expression whose groups are the values, in what the command prints
     counts: str | None = None  # or one whose matches there are counted
+    proven: bool = False  # the command compares by itself, and ends with an error where the figure does not hold
     scale: float = 1.0  # what is read times this is the value
     count: str | None = None  # of what was measured, where it is not the run's
     bound: Tolerance | None = None  # what we ask of ourselves
@@ -79,9 +80,23 @@ class Table:
     columns: dict[str, Tolerance]
     rows: dict[str, list[Any]]  # cells of the key, joined by " | ": a number, a list of them, or null for each column
     settings: list[str] = field(default_factory=list)  # columns of numbers that nobody measured
-    bounds: dict[str, str] = field(default_factory=dict)  # column: `at least 2.5`, or `at least` and the bounds' column
+    bounds: dict[str, str] = field(default_factory=dict)  # column: `at least 2.5`, or `at least` and a column of bounds
     missed: list[str] = field(default_factory=list)  # rows that miss a bound
     count: str | None = None
+
+    def bound_of(self, key: str, column: str) -> Tolerance | None:
+        """Of a cell; None where it has none."""
+        direction, limit = self.bounds[column][:8].rstrip(), self.bounds[column][8:].lstrip()
+        value = self.of(key, limit) if limit in self.columns else limit
+        return None if value is None else Tolerance(f"{direction} {value}")
+
+    def of(self, key: str, column: str) -> Any:
+        return self.rows[key][list(self.columns).index(column)]
+
+    def misses(self) -> list[tuple[str, str]]:
+        """Row and column of each value that misses its bound."""
+        cells = [(key, column, self.bound_of(key, column)) for key in self.rows for column in self.bounds]
+        return [(key, name) for key, name, bound in cells if bound and not bound.allows(*[self.of(key, name)] * 2)]
 
     def cells(self, page: str) -> dict[str, dict[str, str]]:
         """Row: column: cell, of this table in a page, or in what a command prints."""
@@ -216,10 +231,7 @@ def check_values(claims: Claims, machines: list[str]) -> None:
         for claim in run.claims:
             check_claim(run, claim)
         for entry in run.tables:
-            for key, values in entry.rows.items():
-                if len(values) != len(entry.columns):
-                    wanted = f"one for each of {list(entry.columns)}"
-                    raise UserError(f"{entry.id}, row {key!r} has {len(values)} values, expected {wanted}")
+            check_table(entry)
 
 
 def check_claim(run: Run, claim: Claim) -> None:
@@ -242,10 +254,28 @@ def check_claim(run: Run, claim: Claim) -> None:
                 raise UserError(f"{claim.id}.{name} has other than {groups} groups, those of {claim.value}")
         except re.error as error:
             raise UserError(f"{claim.id}.{name} is no regular expression: {error}") from error
-    if run.size == "small" and (claim.reads is None) is (claim.counts is None):
+    ways = [claim.reads is not None, claim.counts is not None, claim.proven]
+    if run.size == "small" and sum(ways) != 1:
         raise UserError(
-            f"{claim.id} of a small run needs `reads` or `counts`: how its figure is found in what is printed"
+            f"{claim.id} of a small run needs one of `reads`, `counts` and `proven`: how its figure is found"
         )
+
+
+def check_table(entry: Table) -> None:
+    names = ", ".join(entry.columns)
+    for key, values in entry.rows.items():
+        if len(values) != len(entry.columns):
+            raise UserError(f"{entry.id}, row {key!r} has {len(values)} values, expected one for each of {names}")
+    for column, bound in entry.bounds.items():
+        match = re.fullmatch(r"(at least|at most) (.+)", bound)
+        if column not in entry.columns or not match or not (match[2] in entry.columns or match[2][0].isdigit()):
+            raise UserError(
+                f"{entry.id}.bounds[{column!r}]={bound!r}, expected of one of {names}: "
+                "`at least` or `at most` and a number, or one of these columns"
+            )
+    missed = sorted({key for key, _ in entry.misses()})
+    if missed != sorted(entry.missed):
+        raise UserError(f"{entry.id}.missed={entry.missed}, expected the rows that miss their bounds: {missed}")
 
 
 # ---- held against the pages ------------------------------------------------------------------------------------------
@@ -338,11 +368,6 @@ def table_problems(entry: Table, page: str, others: set[str]) -> list[str]:
         if claimed != said:
             problems.append(f"{entry.id}: {entry.where} has the row  {key!r}: {said}  and the claim {claimed}")
     problems += [f"{entry.id}: {entry.where} has no row {key!r}" for key in entry.rows if key not in cells]
-    missed = sorted(
-        {key for name, bound in entry.bounds.items() for key in entry.rows if misses(cells.get(key, {}), name, bound)}
-    )
-    if missed != sorted(entry.missed):
-        problems.append(f"{entry.id}: the rows that miss their bounds are {missed}, the claim says {entry.missed}")
     return problems
 
 
@@ -355,13 +380,6 @@ def cell_values(cell: str, like: Any = None) -> Any:
     if isinstance(like, list):
         return there[: len(like)]
     return there[0] if there else None
-
-
-def misses(row: Mapping[str, str], name: str, bound: str) -> bool:
-    """Whether a row misses the bound of a column: `at least 2.5`, or `at least` and the column of the bounds."""
-    direction, limit = re.fullmatch(r"(at least|at most) (.*)", bound).groups()  # type: ignore[union-attr]
-    limit_value, value = numbers(row.get(limit, limit)), numbers(row.get(name, ""))
-    return bool(limit_value and value) and not Tolerance(f"{direction} {limit_value[0]}").allows(value[0], value[0])
 
 
 def unclaimed(name: str, place: Place, covered: list[str]) -> Iterator[str]:

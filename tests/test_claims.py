@@ -128,8 +128,21 @@ def test_tolerances_have_a_direction(tolerance, value, allowed, refused):
         (lambda runs: runs[1].update(id=runs[0]["id"]), r"the id 'closed-forms' is there twice"),
         (lambda runs: runs[0]["claims"][0].update(tolerance="about 3"), r"tolerance='about 3', expected `exactly`"),
         (lambda runs: runs[0]["claims"][0].update(value="many"), r"value='many', expected a number or a list"),
-        (lambda runs: runs[0]["claims"][0].pop("reads"), r"needs `reads` or `counts`"),
+        (lambda runs: runs[0]["claims"][0].pop("reads"), r"needs one of `reads`, `counts` and `proven`"),
         (lambda runs: runs[0]["claims"][0].update(reads="("), r"is no regular expression"),
+        (
+            lambda runs: runs[1]["tables"][0]["rows"].update(more=[1, 2]),
+            r"row 'more' has 2 values, expected one for each",
+        ),
+        (lambda runs: runs[1]["tables"][0].update(missed=["some"]), r"missed=\['some'\], expected .*: \[\]"),
+        (
+            lambda runs: runs[1]["tables"][0].update(bounds={"bias": "at most 40"}),
+            r"expected .*'categorical . Gumbel-s",
+        ),
+        (
+            lambda runs: runs[1]["tables"][0].update(bounds={"bias": "about 40"}),
+            r"bounds\['bias'\]='about 40', expected",
+        ),
         (lambda runs: runs[0]["claims"][0].update(bound="at least 99", met=True), r"met=True, but 64 misses its bound"),
     ],
 )
@@ -164,7 +177,7 @@ def test_commands_are_ones_that_there_are(line, monkeypatch, tmp_path):
         return
     assert words[:2] == ["python", "-m"], words
     if words[2] == "pytest":
-        assert all((ROOT / word).exists() for word in words[3:] if word.startswith("tests/"))
+        assert all((ROOT / word).is_file() for word in words[3:] if word.startswith("tests/"))
         return
     module = import_module(words[2])
 
