@@ -199,7 +199,7 @@ def body(
     if pictured:
         lines.append(f"![Samples of {name}]({PICTURE_NAME})")
     lines += ["## Use", use(hub_id)]
-    rows = {part: f"{model.kind}: {', '.join([*model.traits(), weights_of(model)])}" for part, model in parts.items()}
+    rows = {part: f"{model.kind}: {', '.join([*model.traits(), size_of(model)])}" for part, model in parts.items()}
     if names := traits.class_names:
         more = " ..." if len(names) > MOST_CLASSES else ""
         rows["classes"] = f"{len(names)}: {', '.join(names[:MOST_CLASSES])}{more}"
@@ -215,9 +215,14 @@ def body(
     return "\n\n".join(lines) + "\n"
 
 
+def size_of(model: PretrainedModel) -> str:
+    """`1,234 parameters, float32`, wherever it is."""
+    return weights_of(model).partition(" on ")[0]
+
+
 def use(hub_id: str) -> str:
     return (
-        "```sh\npip install zellige\n"
+        "With zellige installed:\n\n```sh\n"
         f"zellige generate --model {hub_id} --num 16 --out samples\n```\n\n"
         "```python\nimport zellige\n\n"
         f'pipeline = zellige.from_pretrained("{hub_id}")\n'

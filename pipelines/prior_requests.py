@@ -25,6 +25,19 @@ Labels = int | str | Sequence[int | str] | None
 """A class by number or name, for all images, or one for each."""
 
 
+# What diffusers calls it, and how the same is said here.
+WORDS_OF_DIFFUSERS = {
+    "guidance_scale": "guidance",
+    "num_inference_steps": "steps",
+    "num_images_per_prompt": "num, and one prompt for each or one for all",
+    "class_labels": "labels",
+    "prompt": "prompts",
+    "generator": "seed, and first_index for later images of it",
+    "output_type": "pil() of what is made",
+    "callback_on_step_end": "stream, which brings batch after batch",
+}
+
+
 def is_one_for_each(asked: int | str | Sequence[Any] | None) -> TypeGuard[Sequence[Any]]:
     """Whether a label or prompt is given for each image, not one for all or none."""
     return not isinstance(asked, int | np.integer | str | None)
@@ -44,7 +57,7 @@ def labels_of(prior: Prior, indices: Sequence[int], labels: Labels = None) -> li
         return None
     if labels is None:
         return [index % prior.num_classes for index in indices]
-    if not is_one_for_each(labels):
+    if isinstance(labels, int | np.integer | str):
         labels = [labels] * len(indices)
     chosen = [class_named(prior.class_names, label) if isinstance(label, str) else int(label) for label in labels]
     if len(chosen) != len(indices):
@@ -86,6 +99,7 @@ def with_settings(sampling: SamplingConfig, settings: Mapping[str, Any]) -> Samp
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(known)}"
+            hint = f"use {WORDS_OF_DIFFUSERS[name]}" if name in WORDS_OF_DIFFUSERS else hint
             raise UserError(f"there is no setting {name!r} of sampling; {hint}")
     return replace(sampling, **settings)
 

@@ -51,7 +51,9 @@ def read_config(config_class: type[Config], recipe: str | Path, changes: Mapping
     stage, and for a field or value that there is not.
     """
     command, folder = RECIPES[config_class]
-    words = [word for name, value in (changes or {}).items() for word in (f"--{name}", as_word(value))]
+    words: list[str] = []
+    for name, value in (changes or {}).items():
+        words += [f"--{name}", as_word(value)]
     return read_recipe(command, config_class, folder, ["--config", str(recipe), *words])[0]
 
 

@@ -68,6 +68,8 @@ def test_mistakes_are_told_before_the_first_batch():
         ({"prompts": "a cat"}, "knows no prompt"),
         ({"batch_size": 0}, "expected at least 1 of each"),
         ({"heat": 1.0}, "no setting 'heat'"),
+        ({"guidance_scale": 2.0}, "no setting 'guidance_scale' of sampling; use guidance$"),
+        ({"generator": None}, "use seed"),
     ):
         with pytest.raises(UserError, match=said):
             pipeline.stream(4, **wrong)
