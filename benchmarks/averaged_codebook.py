@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from images.datasets import DataConfig, image_datasets, to_float
-from images.quality import psnr
+from metrics.similarity import psnr
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizer, NearestQuantizerConfig
 from training.ema import EMA

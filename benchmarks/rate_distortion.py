@@ -25,11 +25,10 @@ from torch import Tensor
 
 from benchmarks.codec import modes_of, read_images
 from images.datasets import to_float, to_uint8
-from images.quality import psnr
+from metrics.lpips import LPIPS
+from metrics.similarity import psnr, ssim
 from pipelines.codec.codec import Codec
-from pipelines.figures import ssim
 from pipelines.pictures import to_pil
-from stage1_vq.losses.perceptual import LPIPS, LPIPSConfig
 
 QUALITIES = {"JPEG": (5, 10, 20, 35, 50, 75, 90), "WEBP": (0, 5, 15, 30, 50, 75, 90), "AVIF": (5, 15, 30, 45, 60, 80)}
 BATCH = 50
@@ -170,7 +169,7 @@ def main() -> None:
     args = parser.parse_args()
     codecs = {name: Codec.from_pretrained(path) for name, path in (pair.split("=", 1) for pair in args.model)}
     images = read_images(next(iter(codecs.values())), args.data, args.split, args.images)
-    measure = Measure(images, None if args.vgg is None else LPIPS(LPIPSConfig(weight=1.0, weights=args.vgg)))
+    measure = Measure(images, None if args.vgg is None else LPIPS(args.vgg))
     pictures = [to_pil(image) for image in images]
     title = f"{len(images)} images of {Path(args.data).name} {args.split}, {images.shape[2]}x{images.shape[3]} pixels"
     points: list[Point] = []

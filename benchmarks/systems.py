@@ -26,7 +26,7 @@ from torch import Tensor
 
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float, to_uint8
-from images.quality import psnr
+from metrics.similarity import psnr
 from pipelines.options import read_recipe
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.train import Stage1Config, train_stage1

@@ -4,43 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from codes.spec import Codes
 from stage2_prior.drawing import precise
 from stage2_prior.priors import Prior
 
-SSIM_WINDOW = 11  # pixels along each side
 FEW = 100  # images below which figures come with a caution
-
-
-def decibels(original: np.ndarray, reconstruction: np.ndarray) -> float | None:
-    """Peak signal-to-noise ratio of 8-bit images; None where they are equal."""
-    error = np.mean((original.astype(np.float64) - reconstruction.astype(np.float64)) ** 2)
-    return None if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-def ssim(decoded: Tensor, images: Tensor) -> Tensor | None:
-    """Structural similarity of each image, `b`, at most 1, for images `b c H W` in [-1, 1] (Wang et al. 2004: windows
-    of 11x11, with Gaussian weights of standard deviation 1.5; around every pixel, the image mirrored at its border, as
-    torchmetrics has it). None for images smaller than a window."""
-    if min(images.shape[-2:]) < SSIM_WINDOW:
-        return None
-    distances = torch.arange(SSIM_WINDOW, dtype=torch.float32, device=images.device) - SSIM_WINDOW // 2
-    weights = torch.softmax(-(distances**2) / (2 * 1.5**2), dim=0)
-    x, y = (F.pad(pixels.float(), 4 * [SSIM_WINDOW // 2], mode="reflect") for pixels in (decoded, images))
-    b, c = x.shape[:2]
-    each = torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 2).unsqueeze(1)
-    means = F.conv2d(F.conv2d(each, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = means.view(5, b, c, *means.shape[2:])
-    variance_x, variance_y = mean_xx - mean_x**2, mean_yy - mean_y**2
-    luminance, contrast = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # constants of the paper; pixels span 2
-    similarity = (2 * mean_x * mean_y + luminance) / (mean_x**2 + mean_y**2 + luminance)
-    similarity = similarity * (2 * (mean_xy - mean_x * mean_y) + contrast) / (variance_x + variance_y + contrast)
-    return similarity.mean(dim=(1, 2, 3))
 
 
 def bits_of_codes(prior: Prior, codes: Codes, labels: Tensor, given: Codes | None = None) -> tuple[Tensor, ...]:

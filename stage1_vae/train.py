@@ -17,8 +17,8 @@ from common.runs import VAE as STAGE
 from common.short_repr import changes
 from images.datasets import DataConfig, image_datasets, to_float
 from images.files import BAD_FILES_NAME
-from images.quality import psnr
 from images.run_facts import check_apart, fingerprint_of
+from metrics.similarity import psnr
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.objectives import ELBOConfig, ObjectiveConfig, build_objective

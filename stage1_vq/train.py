@@ -22,9 +22,9 @@ from common.processes import process_state
 from common.short_repr import changes
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from images.files import BAD_FILES_NAME
-from images.quality import psnr
 from images.run_facts import check_apart, fingerprint_of
 from images.sheets import contact_sheet, to_pil, to_tensor
+from metrics.similarity import psnr
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary

@@ -8,12 +8,12 @@ import numpy as np
 
 from common.errors import UserError
 from images.files import BadImageError, open_upright
+from metrics.similarity import SSIM_WINDOW, decibels, ssim
 from pipelines.codec.archive import Archive, read_archive
 from pipelines.codec.codec import Codec
 from pipelines.codec.lossless_archive import open_lossless
 from pipelines.codec.models import Models
 from pipelines.devices import open_device
-from pipelines.figures import SSIM_WINDOW, decibels, ssim
 from pipelines.image_folders import to_images
 from pipelines.pictures import to_pil
 

@@ -22,9 +22,9 @@ from common.progress import with_progress
 from common.sources import Sources, times_of
 from common.wording import counted
 from images.files import BAD_FILES_NAME, MAX_BAD_SHARE, BadImageError, BadImages, open_upright
+from metrics.similarity import decibels
 from pipelines.any_size import reconstruct
 from pipelines.devices import open_device
-from pipelines.figures import decibels
 from pipelines.image_folders import (
     check_max_side,
     image_names,

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
+from metrics.similarity import decibels
 from pipelines.any_size import encode_any_size
 from pipelines.codec.codec import Codec
-from pipelines.figures import bits_of_codes, decibels
+from pipelines.figures import bits_of_codes
 from pipelines.image_folders import scale_within, to_images
 from pipelines.image_input import fit
 from pipelines.latents.pipeline import LatentPipeline

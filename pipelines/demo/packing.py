@@ -13,13 +13,13 @@ from PIL import Image
 
 from common.errors import UserError
 from common.wording import counted
+from metrics.similarity import decibels
 from pipelines.codec.archive import SUFFIX, open_archive
 from pipelines.codec.codec import Codec
 from pipelines.codec.lossless import LosslessCodec
 from pipelines.codec.lossless_archive import is_lossless, open_lossless
 from pipelines.demo.limits import Limits, check_bytes
 from pipelines.demo.looking import pixels_of, psnr_in_words
-from pipelines.figures import decibels
 from pipelines.image_folders import scale_within, to_images
 from pipelines.image_input import fit
 from pipelines.pictures import to_picture, to_pil

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from images.quality import psnr
+from metrics.similarity import SSIM_WINDOW, psnr, ssim
 from pipelines.evaluation.gathering import Values
-from pipelines.figures import SSIM_WINDOW, ssim
 
 
 class Reconstruction:

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.timm_models import DOWNLOAD, Asking, check_name, published_at
+from metrics.lpips import FrozenNetwork, as_colour
 from stage1_vq.networks.timm_features import TimmFeatures
-
-
-class FrozenNetwork(nn.Module):
-    """Holds a network in eval mode that is neither trained, nor saved, nor listed among the weights of the module that
-    uses it, but follows that module to its device. Gradients pass through it to its input."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._network = (network.requires_grad_(False).eval(),)  # in a tuple, where nn.Module does not look for modules
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenNetwork:
-        self._network[0]._apply(fn)
-        super()._apply(fn, recurse)
-        return self
-
-    def forward(self, x: Tensor) -> Any:
-        return self._network[0](x)
 
 
 class FrozenFeatures(nn.Module):
@@ -61,11 +42,6 @@ class FrozenFeatures(nn.Module):
         if self.side is not None:  # a transformer whose positions are learned for one size
             pixels = F.interpolate(pixels, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False)
         return self.network(pixels)
-
-
-def as_colour(images: Tensor) -> Tensor:
-    """Grey images with three equal channels: pretrained networks know colour images only."""
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
 def check_channels(channels: int, what: str) -> None:

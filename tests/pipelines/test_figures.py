@@ -8,47 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.figures import entropy, frequency_bits, ssim, standard_error, training_shares
-
-N = 2 * 13 * 14
-X = torch.sin(torch.arange(N).float()).view(1, 2, 13, 14)
-Y = torch.cos(torch.arange(N).float() * 1.3).view(1, 2, 13, 14) * 0.5
-
-
-@pytest.mark.parametrize(
-    ("decoded", "original", "expected"),  # of torchmetrics 1.9.0, data_range=2.0
-    [(X, Y, 0.0060182596), (X, 0.8 * X, 0.9590420723), (X, X.flip(-1), -0.0064913775), (X, X + 0.5 * Y, 0.7549231648)],
-)
-def test_ssim_is_that_of_torchmetrics(decoded, original, expected):
-    (found,) = ssim(decoded, original.clamp(-1, 1)).tolist()
-    assert found == pytest.approx(expected, abs=1e-6)
-
-
-def test_ssim_of_a_pixel_is_the_papers_formula_in_its_window():
-    """An image of which one pixel differs, seen in the one window that does not reach beyond the border."""
-    x, y = torch.zeros(1, 1, 11, 11), torch.zeros(1, 1, 11, 11)
-    x[0, 0, 3, 4], y[0, 0, 3, 4], y[0, 0, 6, 6] = 0.8, 0.4, -0.5
-    offsets = np.arange(11) - 5
-    line = np.exp(-(offsets**2) / 4.5)
-    window = np.outer(line, line) / np.outer(line, line).sum()
-    padded = [np.pad(image[0, 0].double().numpy(), 5, mode="reflect") for image in (x, y)]
-    total = 0.0
-    for row in range(11):
-        for column in range(11):
-            a, b = (image[row : row + 11, column : column + 11] for image in padded)
-            mean_a, mean_b = (window * a).sum(), (window * b).sum()
-            var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
-            both = (window * (a - mean_a) * (b - mean_b)).sum()
-            luminance = (2 * mean_a * mean_b + 0.02**2) / (mean_a**2 + mean_b**2 + 0.02**2)
-            total += luminance * (2 * both + 0.06**2) / (var_a + var_b + 0.06**2)
-    assert float(ssim(x, y)) == pytest.approx(total / 121, abs=1e-6)
-
-
-def test_ssim_is_of_each_image_and_none_has_one_below_its_window():
-    both = ssim(torch.cat([X, Y]), torch.cat([X, X]))
-    assert both[0] == pytest.approx(1)
-    assert torch.equal(both[1:], ssim(Y, X))
-    assert ssim(X[..., :10, :], X[..., :10, :]) is None
+from pipelines.figures import entropy, frequency_bits, standard_error, training_shares
 
 
 def test_training_shares_are_a_distribution_that_rules_nothing_out():

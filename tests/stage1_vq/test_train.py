@@ -22,9 +22,9 @@ from PIL import Image
 from common.errors import UserError
 from common.model_io import load_pretrained
 from images.datasets import DataConfig, image_datasets, to_float
-from images.quality import psnr
 from images.run_facts import fingerprint_of
 from images.sheets import contact_sheet, to_pil
+from metrics.similarity import psnr
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.losses.perceptual import LPIPSConfig
 from stage1_vq.quantizers import NearestQuantizerConfig

@@ -18,6 +18,7 @@ import pipelines.commands.compress as compress_module
 from benchmarks.codec_version1 import write_version1
 from codes.shards import CodeShardWriter
 from common.errors import UserError
+from metrics.similarity import decibels
 from pipelines import TwoStagePipeline
 from pipelines.cli import main
 from pipelines.codec.archive import read_archive, write_archive
@@ -27,7 +28,6 @@ from pipelines.commands.compress import CompressConfig, compress_files, zlg_name
 from pipelines.commands.decompress import DecompressConfig, decompress_files
 from pipelines.commands.info import InfoConfig, describe_file
 from pipelines.commands.tables import TablesConfig, add_tables
-from pipelines.figures import decibels
 from pipelines.image_folders import to_images
 from pipelines.pictures import to_pil
 from tests.pipelines.conftest import make_autoencoder, make_pipeline

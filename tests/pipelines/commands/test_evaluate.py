@@ -19,11 +19,12 @@ from codes.spec import Grid
 from codes.training_images import TrainingImages, hashes_of
 from common.errors import UserError
 from images.datasets import to_float
+from metrics.similarity import ssim
 from pipelines import TwoStagePipeline
 from pipelines.codec.tables import fit_tables_to_shards
 from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
 from pipelines.evaluation.of_codes import Figures, images_for, training_codes
-from pipelines.figures import bits_of_codes, entropy, ssim, training_shares
+from pipelines.figures import bits_of_codes, entropy, training_shares
 from pipelines.pictures import to_pil
 from stage1_vq.autoencoders import DVAE, VQVAE2, DVAEConfig, VQVAE2Config
 from stage1_vq.quantizers import GumbelQuantizerConfig

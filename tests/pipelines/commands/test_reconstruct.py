@@ -13,8 +13,8 @@ from PIL import Image
 
 import pipelines.commands.reconstruct
 from common.errors import UserError
+from metrics.similarity import decibels
 from pipelines.commands.reconstruct import ReconstructConfig, reconstruct_files
-from pipelines.figures import decibels
 from pipelines.image_folders import target_names
 from tests.pipelines.conftest import make_autoencoder
 

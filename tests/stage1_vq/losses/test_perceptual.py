@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.models.vgg import cfgs, make_layers
 
 from common.errors import UserError
-from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualLoss, TimmPerceptualConfig, vgg_cache
+from metrics.lpips import vgg_cache
+from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualLoss, TimmPerceptualConfig
 
 SIZE = (16, 24)
 
