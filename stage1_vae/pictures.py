@@ -74,16 +74,27 @@ def latent_walks(model: VAE, image: Tensor, variances: Tensor) -> Image.Image:
     """What an image, c H W, becomes when one number of the mean of its posterior goes from -3 to 3: a row each of the
     numbers that are the most active, by the variances of such means over images, as many as the latents have numbers;
     the most active number first. A map of latents is flattened: z17 is its number 17, counted from 0."""
+    rows = walks_from(model, image, variances)
+    titles = [[f"{value + 0.0:+.1f}" for value in walk_values().tolist()]] + [[] for _ in rows[1:]]
+    pictures = [list(map(to_pil, images)) for _, images in rows]
+    return contact_sheet(pictures, [f"z{number}" for number, _ in rows], titles, legible=SIDE)
+
+
+def walk_values() -> Tensor:
+    """What a number of the latents is set to along a walk, steps in [-3, 3]."""
+    return torch.linspace(-1, 1, WALK_STEPS).round(decimals=6) * REACH
+
+
+@torch.no_grad()
+def walks_from(model: VAE, image: Tensor, variances: Tensor) -> list[tuple[int, Tensor]]:
+    """The rows of `latent_walks`: which number of the latents, and what it decodes to, steps c H W in [-1, 1]."""
     mean = model.encode(image.unsqueeze(0))[0]
-    chosen = variances.argsort(descending=True)[:WALKS]
-    values = torch.linspace(-1, 1, WALK_STEPS, device=mean.device).round(decimals=6) * REACH
     rows = []
-    for number in chosen.tolist():
+    for number in variances.argsort(descending=True)[:WALKS].tolist():
         latents = mean.flatten().repeat(WALK_STEPS, 1)
-        latents[:, number] = values
-        rows.append(list(map(to_pil, model.decode(latents.unflatten(1, mean.shape)))))
-    titles = [[f"{value + 0.0:+.1f}" for value in values.tolist()]] + [[] for _ in rows[1:]]
-    return contact_sheet(rows, [f"z{number}" for number in chosen.tolist()], titles, legible=SIDE)
+        latents[:, number] = walk_values().to(mean.device)
+        rows.append((number, model.decode(latents.unflatten(1, mean.shape))))
+    return rows
 
 
 def has_plane(model: VAE) -> bool:
