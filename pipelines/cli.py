@@ -23,14 +23,17 @@ def from_arguments(module: str) -> Callable[[Sequence[str]], Job]:
     return lambda arguments: own_module(module).prepare(arguments)
 
 
-def from_options(command: str, module: str, config_class: str, function: str) -> Callable[[Sequence[str]], Job]:
-    """A command that is `function(config)` of a module, its options the fields of a config class there."""
+def from_options(
+    command: str, module: str, config_class: str, function: str, listed: str | None = None
+) -> Callable[[Sequence[str]], Job]:
+    """A command that is `function(config)` of a module, its options the fields of a config class there. listed: the
+    field, a tuple of texts, that the words without an option before them are."""
 
     def prepare(arguments: Sequence[str]) -> Job:
         from pipelines.options import read_options
 
         code = own_module(module)
-        config = read_options(command, getattr(code, config_class), arguments)
+        config = read_options(command, getattr(code, config_class), arguments, listed)
         return lambda: getattr(code, function)(config)
 
     return prepare
@@ -131,6 +134,10 @@ COMMANDS = {
     "diagnose": Command(
         "tell why samples look bad although reconstructions are good: one page",
         from_options("diagnose", "pipelines.commands.diagnose", "DiagnoseConfig", "diagnose"),
+    ),
+    "report": Command(
+        "put runs and models side by side on one page: curves, codebook, samples",
+        from_options("report", "pipelines.commands.report", "ReportConfig", "report", listed="runs"),
     ),
     "reconstruct": Command(
         "show how images look after encoding and decoding, with their PSNR",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import math
 import re
 import sys
@@ -23,7 +24,7 @@ from common.runs import VAE, stage_of_recipe, stage_of_run
 from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.help import help_of
-from pipelines.mistakes import check_arguments, check_fields, explain
+from pipelines.mistakes import check_arguments, check_fields, explain, is_given
 
 Config = TypeVar("Config")
 
@@ -34,13 +35,24 @@ STAGES = {  # by the folder of their recipes: the command that trains them, and 
 }
 
 
-def read_options(command: str, config_class: type[Config], arguments: Sequence[str]) -> Config:
-    """A command's options, `--field value`, as `config_class`. Raises UserError; `--help` exits."""
+def read_options(
+    command: str, config_class: type[Config], arguments: Sequence[str], listed: str | None = None
+) -> Config:
+    """A command's options, `--field value`, as `config_class`. listed: the field that takes all words which are no
+    options and no values of them. Raises UserError; `--help` exits."""
     options = options_of(config_class)
     if asks_for_help(arguments):
-        needed = "".join(f"--{path} {path.rpartition('.')[2].upper()} " for path in options if options[path].required)
+        needed = "".join(
+            f"{path.upper()} [...] " if path == listed else f"--{path} {path.rpartition('.')[2].upper()} "
+            for path in options
+            if options[path].required
+        )
         print(help_of(f"zellige {command} {needed}[--OPTION VALUE ...]", config_class, options))
         sys.exit(0)
+    if listed is not None:
+        arguments = with_list(listed, arguments)
+        if not is_given(listed, arguments):
+            raise UserError(f"{command} got no {listed}, expected {options[listed].comment}; see --help")
     parser = new_parser()
     parser.add_class_arguments(config_class)
     values = parse(parser, options, arguments)
@@ -128,6 +140,17 @@ def default_run(name: str, recipes: str) -> Path:
         return run.with_name(f"{name}_vae")
     prior = run.with_name(f"{name}_prior")
     return run if stage_of_run(run) == "stage two" and not prior.exists() else prior
+
+
+def with_list(name: str, arguments: Sequence[str]) -> list[str]:
+    """`A B --out C` as `--out C --NAME ["A", "B"]`. Each option but the last of a line takes one value."""
+    words: list[str] = []
+    options: list[str] = []
+    for position, argument in enumerate(arguments):
+        before = arguments[position - 1] if position else ""
+        is_value = before.startswith("--") and "=" not in before
+        (options if argument.startswith("--") or is_value else words).append(argument)
+    return [*options, *([f"--{name}={json.dumps(words)}"] if words else [])]
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:

@@ -1,0 +1,1 @@
+"""`zellige report`: one self-contained page on runs and models."""
