@@ -12,8 +12,7 @@ from torch import Tensor
 
 from codes.spec import Codes
 from images.datasets import to_float
-from images.quality import psnr
-from pipelines.figures import ssim
+from metrics.similarity import psnr, ssim
 from pipelines.pictures import to_pil
 from pipelines.report.images import Shown, evenly
 from pipelines.report.pictures import Picture, heat, shown, zoom_to
