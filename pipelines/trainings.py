@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from codes.spec import Codes
 from common.errors import UserError
 from common.processes import use_device
 from images.sheets import contact_sheet, to_pil, to_tensor
+from pipelines.evaluation.in_training import judge_of_samples
 from pipelines.folder_kinds import LATENT_SHARDS, SHARDS, check_kind
 from pipelines.latents.models import check_latents_of, load_vae
 from pipelines.options import read_recipe
@@ -79,14 +80,18 @@ def train_vae(config: Stage1VAEConfig, run: str | Path, *, device: str | None = 
 
 def train_stage2(config: Stage2Config | Stage2LatentConfig, run: str | Path, *, device: str | None = None) -> FitResult:
     """Trains a prior on the code shards in `config.codes`, or one over latents on latent shards; otherwise as
-    `train_stage1`. With `config.decoder` the previews show samples as images."""
+    `train_stage1`. With `config.decoder` the previews show samples as images, and evaluations judge them."""
     codes = shards_of(config)
     use_device(device)
     if isinstance(config, Stage2LatentConfig):
-        shown = None if config.decoder is None else drawing_latents(load_decoder_of_latents(config.decoder, codes))
-        return stage2_prior.train_latents.train_latents(config, codes, Path(run), shown)
-    draw = None if config.decoder is None else drawing(load_decoder(config.decoder, codes))
-    return stage2_prior.train.train_stage2(config, codes, Path(run), draw)
+        vae = None if config.decoder is None else load_decoder_of_latents(config.decoder, codes)
+        shown, decode_latents = (None, None) if vae is None else (drawing_latents(vae), decoding_latents(vae))
+        judge, notes = judge_of_samples(config.train, decode_latents, len(LatentDataset(codes, "validation")))
+        return stage2_prior.train_latents.train_latents(config, codes, Path(run), shown, judge, notes)
+    autoencoder = None if config.decoder is None else load_decoder(config.decoder, codes)
+    draw, decode = (None, None) if autoencoder is None else (drawing(autoencoder), decoding(autoencoder))
+    judge, notes = judge_of_samples(config.train, decode, len(CodeDataset(codes, "validation")))
+    return stage2_prior.train.train_stage2(config, codes, Path(run), draw, judge, notes)
 
 
 def check_images(path: str) -> None:
@@ -127,6 +132,24 @@ def load_decoder_of_latents(folder: str, latents: Path) -> VAE:
     vae = load_vae(folder)
     check_latents_of(LatentDataset(latents), vae)
     return vae.requires_grad_(False)
+
+
+def decoding(autoencoder: Autoencoder) -> Callable[[Codes], Tensor]:
+    """codes -> images, b c H W in [-1, 1], where the codes are."""
+
+    def decode(codes: Codes) -> Tensor:
+        return autoencoder.to(codes[0].device).decode(codes).float()
+
+    return decode
+
+
+def decoding_latents(vae: VAE) -> Callable[[Tensor], Tensor]:
+    """latents -> images, b c H W in [-1, 1], where the latents are."""
+
+    def decode(latents: Tensor) -> Tensor:
+        return vae.to(latents.device).decode(latents).float()
+
+    return decode
 
 
 def drawing(autoencoder: Autoencoder) -> DrawCodes:

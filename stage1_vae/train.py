@@ -18,6 +18,7 @@ from common.short_repr import changes
 from images.datasets import DataConfig, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.run_facts import check_apart, fingerprint_of
+from metrics.in_training import OfReconstructions, network_of
 from metrics.similarity import psnr
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.likelihoods import BernoulliConfig
@@ -204,9 +205,19 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
             found["data.validation_path"] = fingerprint_of(held_out)
         return found
 
+    network = network_of(config.train)
+    judged = None
+    if network is not None:
+        if model.decoder.mean_is_drawn:
+            raise UserError(
+                f"train.evaluate_every={config.train.evaluate_every}, expected 0: this decoder draws an image pixel "
+                "after pixel, which takes too long in a training; evaluate the finished model"
+            )
+        judged = OfReconstructions(network, validation_data, config.train.evaluate_images)
     notes = () if config.images_are_as_modelled else (GREY,)
+    notes += () if judged is None else (judged.note,)
     facts = RunFacts(stage=STAGE, defaults=defaults_of(config), data=fingerprints, opened=known_bad_images, notes=notes)
-    result = fit(task, train_data, validation_data, config.train, run, asdict(config), facts)
+    result = fit(task, train_data, validation_data, config.train, run, asdict(config), facts, judged)
     if process_state().is_main_process and (line := bad_images.summary()):
         print(line, flush=True)
     return result

@@ -24,6 +24,7 @@ from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.run_facts import check_apart, fingerprint_of
 from images.sheets import contact_sheet, to_pil, to_tensor
+from metrics.in_training import OfReconstructions, network_of
 from metrics.similarity import psnr
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
@@ -219,13 +220,16 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
         bad_images.keep_only([train_data.source.title, validation_data.source.title])
         return bad_images.summary()
 
+    network = network_of(config.train)
+    judged = None if network is None else OfReconstructions(network, validation_data, config.train.evaluate_images)
     facts = RunFacts(
         stage=STAGE,
         defaults=defaults_of(config),
         data=lambda: fingerprints(config, train_data, validation_data),
         opened=known_bad_images,
+        notes=() if judged is None else (judged.note,),
     )
-    result = fit(task, train_data, validation_data, config.train, run, config.resolved(), facts)
+    result = fit(task, train_data, validation_data, config.train, run, config.resolved(), facts, judged)
     if process_state().is_main_process and (line := bad_images.summary()):
         print(line, flush=True)
     return result

@@ -32,12 +32,13 @@ from stage2_prior.text_encoder import TextEncoder
 from training.loop import FitResult, TrainConfig, fit, in_words
 from training.previews import preview_rows
 from training.run_folder import RunFacts, check_stage, defaults_of
-from training.task import Batch, Companion, Guard, StepOutput
+from training.task import Batch, Companion, Evaluation, Guard, StepOutput
 
 STAGE = "stage two"
 MOST_WEIGHTS_PER_CODE = 50  # of a prior for its training codes, before a note says so
 WEIGHTS_OF_FOLDER_SHORT = 1e6  # about: what is larger finds a smaller one in that recipe
 PREVIEW_SEED = 0
+EVALUATED_AT_ONCE = 64  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,11 @@ DrawCodes = Callable[[Sequence[Codes], Sequence[str], Sequence[Sequence[str]]], 
 for each row and, where it is not empty, one for each image: what a preview asks of whoever knows the decoder."""
 
 
+JudgeCodes = Callable[[int, Callable[[int], Codes], Callable[[int], Codes]], dict[str, float]]
+"""Figures of drawn codes beside real ones, for `train.evaluate_every`: how many batches there are, and what gives
+the real and the drawn codes, one `b h w` for each grid, of batch number i. Whoever knows the decoder makes images."""
+
+
 @dataclass(frozen=True)
 class SamplePreview:
     """What previews of samples need beside the prior."""
@@ -193,13 +199,41 @@ class Stage2Task:
             batch = send_to_device(data.fetch(row, row), device)
             indices = range(number, number + len(row))
             found = sample_codes(model, indices, self.split(batch)[1], PREVIEW_SEED, SamplingConfig())
-            real, first = batch["codes"], len(self.prior.given) - len(batch.get("given", ()))  # of its own grids
-            drawn += [real, (*real[:first], *found, *real[first + len(found) :])]
+            drawn += [batch["codes"], self.in_place(batch, found)]
             names += ["real codes", "sampled"]
             labels = batch["labels"].tolist()
             titles += [[classes[label] if label >= 0 else "" for label in labels] if classes else [], []]
             number += len(row)
         return self.samples.draw(drawn, names, titles)
+
+    def evaluation(self, data: CodesInCompany, images: int, judge: JudgeCodes) -> Evaluation:
+        """Of samples that go by the classes, captions or given codes of `images` held-out images, at most, drawn with
+        the same noise at every step, beside what is decoded of their real codes."""
+        count = min(images, len(data))
+        chosen = [i * len(data) // count for i in range(count)]
+        starts = range(0, count, EVALUATED_AT_ONCE)
+
+        def evaluate(model: Prior) -> dict[str, float]:
+            device = next(model.parameters()).device
+
+            def batch_of(number: int) -> Batch:
+                some = chosen[starts[number] : starts[number] + EVALUATED_AT_ONCE]
+                return send_to_device(data.fetch(some, some), device)
+
+            def drawn(number: int) -> Codes:
+                batch, first = batch_of(number), starts[number]
+                indices = range(first, first + len(batch["labels"]))
+                found = sample_codes(model, indices, self.split(batch)[1], PREVIEW_SEED, SamplingConfig())
+                return self.in_place(batch, found)
+
+            return judge(len(starts), lambda number: batch_of(number)["codes"], drawn)
+
+        return evaluate
+
+    def in_place(self, batch: Batch, drawn: Codes) -> Codes:
+        """Codes that the prior drew, among the real ones where it models some of the grids only."""
+        real, first = batch["codes"], len(self.prior.given) - len(batch.get("given", ()))  # of its own grids
+        return (*real[:first], *drawn, *real[first + len(drawn) :])
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         return []
@@ -224,9 +258,17 @@ class Stage2Task:
         return {"nll": nll, "bits_per_code": bits, "bits_per_dimension": bits_per_dimension}
 
 
-def train_stage2(config: Stage2Config, codes: Path, run: Path, draw: DrawCodes | None = None) -> FitResult:
+def train_stage2(
+    config: Stage2Config,
+    codes: Path,
+    run: Path,
+    draw: DrawCodes | None = None,
+    judge: JudgeCodes | None = None,
+    notes: tuple[str, ...] = (),
+) -> FitResult:
     """Trains the prior of `config` on the code shards in `codes`, in the folder `run`, or continues there; best weights
-    in `run/model`. draw: makes pictures of codes, for previews of samples.
+    in `run/model`. draw: makes pictures of codes, for previews of samples; judge: figures of samples, for
+    `train.evaluate_every`; notes: what a person should know of these.
 
     Raises UserError, before the first step, when the codes are not what `config` says or not what its prior can model.
     """
@@ -265,9 +307,10 @@ def train_stage2(config: Stage2Config, codes: Path, run: Path, draw: DrawCodes |
         samples="encoded images",
         defaults=defaults_of(config),
         data=lambda: fingerprints(config, train_codes, given),
-        notes=notes_on_size(prior, len(train_codes)),
+        notes=(*notes_on_size(prior, len(train_codes)), *notes),
     )
-    return fit(task, training, validation, config.train, run, asdict(config), run_facts)
+    evaluation = None if judge is None else task.evaluation(validation, config.train.evaluate_images, judge)
+    return fit(task, training, validation, config.train, run, asdict(config), run_facts, evaluation)
 
 
 def notes_on_size(prior: Prior, images: int) -> tuple[str, ...]:

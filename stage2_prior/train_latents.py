@@ -20,10 +20,12 @@ from stage2_prior.train import STAGE
 from training.loop import FitResult, TrainConfig, fit
 from training.previews import preview_rows
 from training.run_folder import RunFacts, check_stage, defaults_of
-from training.task import Batch, Companion, Guard, StepOutput
+from training.schedules import step_seed
+from training.task import Batch, Companion, Evaluation, Guard, StepOutput
 
 VALIDATION_SEED = 0x5EED  # of the noise by which held-out images are judged
 PREVIEW_SEED = 0
+EVALUATED_AT_ONCE = 64  # images
 LOOKED_AT = 2**27  # numbers of training latents, at most, that a prior sees before the first step
 
 
@@ -65,6 +67,10 @@ class Stage2LatentConfig:
 
 DrawLatents = Callable[[Sequence[Tensor], Sequence[str]], Tensor]
 """Makes a picture, c H W in [-1, 1], of rows of latents, `b *shape` each, with a name for each row."""
+
+
+JudgeLatents = Callable[[int, Callable[[int], Tensor], Callable[[int], Tensor]], dict[str, float]]
+"""As `JudgeCodes`, of latents, `b *shape`."""
 
 
 class Stage2LatentTask:
@@ -128,6 +134,28 @@ class Stage2LatentTask:
             names += ["held out", "sampled"]
         return self.draw(rows, names)
 
+    def evaluation(self, images: int, judge: JudgeLatents) -> Evaluation:
+        """Of as many samples as there are held-out images, at most `images`, drawn with the same noise at every step,
+        beside what is decoded of their means."""
+        count = min(images, len(self.validation))
+        chosen = [i * len(self.validation) // count for i in range(count)]
+        batches = [chosen[start : start + EVALUATED_AT_ONCE] for start in range(0, count, EVALUATED_AT_ONCE)]
+
+        def evaluate(model: LatentPriorModel) -> dict[str, float]:
+            device = next(model.parameters()).device
+
+            def real(number: int) -> Tensor:
+                mean: Tensor = self.validation.fetch(batches[number], batches[number])["mean"]
+                return mean.to(device)
+
+            def drawn(number: int) -> Tensor:
+                generator = torch.Generator(device).manual_seed(step_seed(PREVIEW_SEED, number, "evaluation"))
+                return model.sample(len(batches[number]), generator)
+
+            return judge(len(batches), real, drawn)
+
+        return evaluate
+
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         return []
 
@@ -166,9 +194,17 @@ def look_at(training: LatentDataset, draws: bool) -> tuple[Tensor, Tensor, Tenso
     return mean, variance + own, latents_of(batch, torch.randn_like(batch["mean"]))
 
 
-def train_latents(config: Stage2LatentConfig, codes: Path, run: Path, draw: DrawLatents | None = None) -> FitResult:
+def train_latents(
+    config: Stage2LatentConfig,
+    codes: Path,
+    run: Path,
+    draw: DrawLatents | None = None,
+    judge: JudgeLatents | None = None,
+    notes: tuple[str, ...] = (),
+) -> FitResult:
     """Trains the prior of `config` on the latent shards in `codes`, in the folder `run`, or continues there; best
-    weights in `run/model`. draw: makes pictures of latents, for previews of samples.
+    weights in `run/model`. draw: makes pictures of latents, for previews of samples; judge: figures of samples, for
+    `train.evaluate_every`; notes: what a person should know of these.
 
     Raises UserError, before the first step, when the latents are not what `config` says.
     """
@@ -185,5 +221,7 @@ def train_latents(config: Stage2LatentConfig, codes: Path, run: Path, draw: Draw
         samples="encoded images",
         defaults=defaults_of(config),
         data=lambda: {"codes": training.fingerprint()},
+        notes=notes,
     )
-    return fit(task, training, validation, config.train, run, asdict(config), facts)
+    evaluation = None if judge is None else task.evaluation(config.train.evaluate_images, judge)
+    return fit(task, training, validation, config.train, run, asdict(config), facts, evaluation)

@@ -29,6 +29,10 @@ class TrainConfig:
     ema_decay: float = 0.0  # moving average of the weights, validated and saved in their place; 0 is off
     log_every: int = 50  # steps
     validate_every: int = 500  # steps, and after the last one; 0 is off
+    evaluate_every: int = 0  # steps, and after the last one; 0 is off: Frechet distance of reconstructions or samples
+    evaluate_images: int = 1000  # held-out images that are evaluated, at most, and as many samples
+    evaluate_features: str = "inception"  # whose features: inception, timm:MODEL, or MODULE:FUNCTION
+    evaluate_weights: str | None = None  # file with the weights of these; left out: those that are on this machine
     preview_every: int = 500  # steps, and after the last one; 0 is off; stage two needs --decoder for them
     save_every: int = 500  # steps, after the last one, and after each validation that is the best so far
     keep_newest: int = 3  # checkpoints, besides that of the best validation
@@ -45,7 +49,7 @@ class TrainConfig:
         positive = "steps batch_size accumulate log_every save_every keep_newest max_nonfinite_steps prefetch"
         not_negative = (
             "weight_decay warmup_steps final_learning_rate max_grad_norm ema_decay "
-            "validate_every preview_every patience seed workers"
+            "validate_every evaluate_every preview_every patience seed workers"
         )
         for names, minimum in ((positive, 1), (not_negative, 0)):
             for name in names.split():
@@ -61,6 +65,8 @@ class TrainConfig:
                 f"train.weight_decay={self.weight_decay} with train.optimizer=rmsprop, expected 0: only adam decays "
                 "weights apart from its gradients; leave one of the two out"
             )
+        if self.evaluate_images < 2:
+            raise UserError(f"train.evaluate_images={self.evaluate_images}, expected 2 or more; 1000 is usual")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"train.batch_size={self.batch_size} cannot be split into train.accumulate={self.accumulate} "

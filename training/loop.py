@@ -24,7 +24,7 @@ from training.data import explain_dead_workers
 from training.metrics_log import RunLog
 from training.run_folder import RunFacts, held_run
 from training.signals import StopRequest, stop_on_signals, this_command
-from training.task import Dataset, Task
+from training.task import Dataset, Evaluation, Task
 from training.trainer import StopReason, Trainer
 
 __all__ = ["FitResult", "TrainConfig", "fit"]
@@ -65,14 +65,15 @@ def fit(
     run: Path,
     resolved_config: dict[str, Any],
     facts: RunFacts | None = None,
+    evaluation: Evaluation | None = None,
 ) -> FitResult:
     """Trains `task.model`, or continues from the newest good checkpoint in the folder `run`.
 
     The best weights by `task.best_metric` on `validation_data` go to `run/model` (those that `task.guard` keeps
     where there is one, and the last ones where nothing is validated); `task.model` is left with the last ones.
     `resolved_config` is the config of the whole run as plain values, `config` under "train": it goes to
-    `run/config.yaml`, and the fingerprints of `facts` to `run/run.json`. SIGINT and SIGTERM end the run after its
-    current step.
+    `run/config.yaml`, and the fingerprints of `facts` to `run/run.json`. `evaluation` is asked every
+    `config.evaluate_every` steps, for the log alone. SIGINT and SIGTERM end the run after its current step.
 
     Raises UserError: a folder of anything but a run, or in which another process trains; a config or data other than
     the run began with; no undamaged checkpoint left, a full disk, a batch that the processes cannot share,
@@ -98,7 +99,7 @@ def fit(
             if trainer.progress.step == 0:
                 trainer.start()
             if trainer.progress.owed:
-                look(trainer, log, stop)
+                look(trainer, log, stop, evaluation)
 
             while (reason := trainer.reason_to_stop()) is None:
                 log.step_done(trainer.step(stop))
@@ -108,7 +109,7 @@ def fit(
                 if trainer.stopping and looks_next(trainer):
                     put_off(trainer, log)
                 else:
-                    look(trainer, log, stop)
+                    look(trainer, log, stop, evaluation)
 
             if trainer.progress.best_step is None:
                 trainer.save_model()
@@ -131,11 +132,10 @@ def fit(
 
 
 def looks_next(trainer: Trainer) -> bool:
-    """Whether a validation or a preview is due."""
+    """Whether a validation, an evaluation or a preview is due."""
     config = trainer.config
-    return trainer.due(config.preview_every) or (
-        trainer.due(config.validate_every) and len(trainer.validation_data) > 0
-    )
+    validates = trainer.due(config.validate_every) and len(trainer.validation_data) > 0
+    return validates or trainer.due(config.evaluate_every) or trainer.due(config.preview_every)
 
 
 def put_off(trainer: Trainer, log: RunLog) -> None:
@@ -144,8 +144,8 @@ def put_off(trainer: Trainer, log: RunLog) -> None:
     save(trainer, log)
 
 
-def look(trainer: Trainer, log: RunLog, stop: StopRequest) -> None:
-    """What is due after a step: a validation with what follows from it, a preview, a checkpoint."""
+def look(trainer: Trainer, log: RunLog, stop: StopRequest, evaluation: Evaluation | None) -> None:
+    """What is due after a step: a validation with what follows from it, an evaluation, a preview, a checkpoint."""
     step, config, worth_saving = trainer.progress.step, trainer.config, False
     owed, trainer.progress.owed = trainer.progress.owed, False
     if trainer.due(config.validate_every) and len(trainer.validation_data):
@@ -159,6 +159,8 @@ def look(trainer: Trainer, log: RunLog, stop: StopRequest) -> None:
             log.warn(step, verdict.warning)
         if verdict.roll_back:
             log.say(trainer.roll_back())
+    if evaluation is not None and trainer.due(config.evaluate_every):
+        log.evaluation(step, trainer.evaluate(evaluation))
     if trainer.due(config.preview_every):
         log.preview(step, trainer.preview())
     if worth_saving or owed or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:

@@ -2,8 +2,9 @@
 between.
 
 metrics.jsonl holds what the seed and the config determine, one JSON object per line: `{"step": 50, "split":
-"train", ...}`, means over the steps since the last such line, and `{"step": 500, "split": "validation",
-...}`, means over the held-out samples. timing.jsonl holds what the clock says: `images`, `seconds`,
+"train", ...}`, means over the steps since the last such line, `{"step": 500, "split": "validation",
+...}`, means over the held-out samples, and `{"step": 500, "split": "evaluation", ...}`, distances of
+reconstructions or samples. timing.jsonl holds what the clock says: `images`, `seconds`,
 `training_seconds` and `waiting_seconds` since the run began, `images_per_second` and `waiting_share` since
 the last line. A continued run takes the lines after its checkpoint away, so that metrics.jsonl is, byte for
 byte, that of a run which was never interrupted.
@@ -155,6 +156,13 @@ class RunLog:
             self._track("validation", metrics, step)
             best = "  (best so far)" if improved else ""
             self.say(f"step {step}/{self.steps}  validation: {phrase(metrics)}{best}")
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line on distances of reconstructions or samples."""
+        if self.main:
+            self._append(METRICS_NAME, {"step": step, "split": "evaluation", **metrics})
+            self._track("evaluation", metrics, step)
+            self.say(f"step {step}/{self.steps}  evaluation: {phrase(metrics)}")
 
     def preview(self, step: int, picture: Tensor | None) -> None:
         """Writes previews/step_XXXXXXXX.png. picture: c H W in [-1, 1], or None where there is nothing to show."""

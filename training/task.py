@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from training.optimizers import OptimizerSettings, Schedule
 
 Batch = dict[str, Any]
 """Named tensors (or tuples of tensors) whose first axis is the batch; the loop moves them to the device."""
+
+
+Evaluation = Callable[[Any], dict[str, float]]
+"""What is logged every `train.evaluate_every` steps: figures of the task's model as it would be used, averaged weights
+if there are, in eval mode and without gradients. Called on all processes alike, and gives all of them the same."""
 
 
 class StepOutput(NamedTuple):

@@ -33,7 +33,7 @@ from training.optimizers import Learner, OptimizerSettings
 from training.run_folder import RunFacts, open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest
-from training.task import Batch, Dataset, Task, Verdict
+from training.task import Batch, Dataset, Evaluation, Task, Verdict
 
 StopReason = Literal["steps", "patience", "signal"]
 
@@ -294,6 +294,10 @@ class Trainer:
         progress.validations_since_best = 0
         self.task.guard.rolled_back(progress.step, progress.rollbacks)
         return f"rollback {progress.rollbacks}: weights and optimisers are those of step {good} again"
+
+    def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
+        with self._at_rest() as model:
+            return evaluation(model)
 
     def preview(self) -> Tensor | None:
         """The task's picture, `c H W` in [-1, 1], on the main process."""
