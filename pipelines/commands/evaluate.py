@@ -12,20 +12,24 @@ from common.errors import UserError
 from common.files import write_json
 from common.processes import on_main_process
 from common.wording import counted
+from metrics.features import FeatureNetwork, open_features
+from metrics.lpips import LPIPS, Words
 from pipelines.devices import open_device
 from pipelines.evaluation.against import compared, read_evaluation, repeating
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.gathering import Values
 from pipelines.evaluation.images import EvaluateDataConfig as EvaluateDataConfig
-from pipelines.evaluation.of_codes import StageOne, described, judge_model_of_codes, open_model_of_codes
+from pipelines.evaluation.of_codes import StageOne, described, given_of, judge_model_of_codes, open_model_of_codes
 from pipelines.evaluation.outcome import Outcome
 from pipelines.evaluation.protocol import beginning, lines_of
 from pipelines.evaluation.reconstruction import Reconstruction
+from pipelines.evaluation.samples import judge_made
 from pipelines.latents.judging import TITLE, as_record, judge_vae, print_figures
 from pipelines.latents.models import is_vae
 from pipelines.latents.pipeline import LatentPipeline
 from stage1_vae.binarise import Binarised
 
-OF_VAES = ("draws", "seed", "binarised", "pictures")
+OF_VAES = ("draws", "binarised", "pictures", "pixels")
 OF_CODES = ("codes", "given", "given_split")
 
 
@@ -35,34 +39,90 @@ def evaluate(config: EvaluateConfig) -> str:
     before = None if config.against is None else read_evaluation(config.against)
     if before is not None:
         config = repeating(config, before)
+    config.check_needed()
     state, device = open_device(config.device)
     state.device = device
     outcome = Outcome(beginning(config, state))
-    judge_model(config, outcome, state)
+    network = features_of(config, outcome, state)
+    if config.model is None:
+        judge_files(config, network, outcome, state)
+    elif is_vae(config.model):
+        judge_vae_model(config, network, outcome, state)
+    else:
+        judge_codes_model(config, network, outcome, state)
     return on_main_process(state, lambda: told(config, outcome, before))
 
 
-def judge_model(config: EvaluateConfig, outcome: Outcome, state: PartialState) -> None:
-    if config.model is None:
-        raise UserError("model is left out, expected one: name an assembled model, a run, or a model folder")
-    if config.data.path is None:
+def features_of(config: EvaluateConfig, outcome: Outcome, state: PartialState) -> FeatureNetwork | None:
+    if config.features is None:
+        return None
+    try:
+        network = open_features(config.features, config.features_weights, config.download)
+    except UserError as error:
+        hint = "on the command line these are --features_weights FILE and --download true"
+        raise UserError(f"{error} ({hint})") from error
+    outcome.protocol["features"] = network.describe()
+    return network.to(state.device)
+
+
+def judge_files(config: EvaluateConfig, network: FeatureNetwork | None, outcome: Outcome, state: PartialState) -> None:
+    """Files without a model."""
+    if config.made is None or network is None:
+        raise UserError("model is left out, expected one, or images by --made: name a model, a run, or a model folder")
+    config.check_not_asked((*OF_VAES, *OF_CODES), "files without a model")
+    judge_made(config, None, network, {}, None, outcome, state)
+
+
+def judge_vae_model(
+    config: EvaluateConfig, network: FeatureNetwork | None, outcome: Outcome, state: PartialState
+) -> None:
+    config.check_not_asked(OF_CODES, "a VAE, which has none")
+    if config.pictures is not None and Path(config.pictures).is_file():
+        raise UserError(f"pictures={config.pictures} is a file, expected a folder: name another")
+    pipeline = LatentPipeline.from_pretrained(str(config.model)).to(state.device)
+    outcome.protocol["model"] = {"path": config.model, "fingerprint": pipeline.fingerprint()}
+    test: Values = {}
+    if looks_at_test_images(config):
+        test = judge_vae(config, pipeline.vae, reconstruction_of(config, network, outcome, state), outcome, state)
+    if config.judges_made_images and network is not None:
+        judge_made(config, pipeline, network, test, None, outcome, state)
+
+
+def judge_codes_model(
+    config: EvaluateConfig, network: FeatureNetwork | None, outcome: Outcome, state: PartialState
+) -> None:
+    config.check_not_asked(OF_VAES if config.samples is not None else (*OF_VAES, "seed"), "which is no VAE")
+    model = open_model_of_codes(str(config.model), state.device)
+    outcome.protocol["model"] = described(model, str(config.model))
+    given, test = given_of(config, model, outcome), Values()
+    if looks_at_test_images(config):
+        reconstruction = reconstruction_of(config, network, outcome, state)
+        test = judge_model_of_codes(config, model, reconstruction, given, outcome, state)
+    if isinstance(model, StageOne):
+        outcome.notes.append("note: this is stage one alone: bits and samples are those of an assembled model")
+    if config.judges_made_images and network is not None:
+        pipeline = None if isinstance(model, StageOne) else model
+        judge_made(config, pipeline, network, test, given, outcome, state)
+
+
+def looks_at_test_images(config: EvaluateConfig) -> bool:
+    """Raises UserError where there is nothing else to do."""
+    if config.data.path is None and not (config.judges_made_images and config.reference is not None):
         raise UserError(
             "data.path is left out, expected test images: a folder, an .npz file, or a name such as cifar10"
         )
-    if is_vae(config.model):
-        config.check_not_asked(OF_CODES, "a VAE, which has none")
-        if config.pictures is not None and Path(config.pictures).is_file():
-            raise UserError(f"pictures={config.pictures} is a file, expected a folder: name another")
-        latent = LatentPipeline.from_pretrained(config.model).to(state.device)
-        outcome.protocol["model"] = {"path": config.model, "fingerprint": latent.fingerprint()}
-        judge_vae(config, latent.vae, Reconstruction(), outcome, state)
-        return
-    config.check_not_asked(OF_VAES, "which is no VAE")
-    model = open_model_of_codes(config.model, state.device)
-    outcome.protocol["model"] = described(model, config.model)
-    judge_model_of_codes(config, model, Reconstruction(), outcome, state)
-    if isinstance(model, StageOne):
-        outcome.notes.append("note: this is stage one alone: bits and samples are those of an assembled model")
+    return config.data.path is not None
+
+
+def reconstruction_of(
+    config: EvaluateConfig, network: FeatureNetwork | None, outcome: Outcome, state: PartialState
+) -> Reconstruction:
+    perceptual = None
+    if config.lpips:
+        words = Words(weights="--lpips_weights", download="--download true", otherwise="leave --lpips out")
+        perceptual = LPIPS(config.lpips_weights, config.download, words=words).to(state.device)
+        outcome.protocol["lpips"] = "VGG16, linear weights of version 0.1"
+    return Reconstruction(network, perceptual, unrounded=config.unrounded)
 
 
 def told(config: EvaluateConfig, outcome: Outcome, before: dict[str, Any] | None) -> str:
@@ -72,16 +132,18 @@ def told(config: EvaluateConfig, outcome: Outcome, before: dict[str, Any] | None
         print(f"{title}:")
         if title == TITLE:
             images = outcome.protocol["images"]
-            print_figures(group, Binarised(images["binarised"], images["binarised_seed"]))
+            print_figures(group, Binarised(images["binarised"], images["binarised_seed"]), outcome.labels)
             continue
         for name, value in group.items():
-            print(f"{name:<34}{value:.4f}" if isinstance(value, float) else f"{name:<34}{value}")
+            label = f"  ({outcome.labels[name]})" if name in outcome.labels else ""
+            print(f"{name:<34}{value:.4f}{label}" if isinstance(value, float) else f"{name:<34}{value}")
     for note in outcome.notes:
         print(note)
     print("protocol:")
     for line in lines_of(outcome.protocol):
         print(line)
-    summary = f"{counted(record.get('images', 0), 'image')}: {', '.join(outcome.says)}"
+    figures = outcome.figures
+    summary = f"{counted(figures.get('images', figures.get('made_images', 0)), 'image')}: {', '.join(outcome.says)}"
     if config.out is not None:
         write_json(Path(config.out), record)
         summary += f", figures in {config.out}"
@@ -94,7 +156,7 @@ def told(config: EvaluateConfig, outcome: Outcome, before: dict[str, Any] | None
 
 
 def as_evaluation(config: EvaluateConfig, outcome: Outcome) -> dict[str, Any]:
-    """As the JSON file has it: figures by their names, then notes and protocol."""
+    """As the JSON file has it: figures by their names, then labels of some, notes and protocol."""
     record: dict[str, Any] = {"model": config.model, "data": config.data.path}
     for title, group in outcome.groups.items():
         if title == TITLE:
@@ -103,4 +165,4 @@ def as_evaluation(config: EvaluateConfig, outcome: Outcome) -> dict[str, Any]:
             record |= {"seed": config.seed, **as_record(group)}
         else:
             record |= group
-    return {**record, "notes": outcome.notes, "protocol": outcome.protocol}
+    return {**record, "labels": outcome.labels, "notes": outcome.notes, "protocol": outcome.protocol}

@@ -13,7 +13,7 @@ from common.files import read_json
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.protocol import NOT_REPEATED
 
-NO_FIGURES = {"model", "data", "notes", "protocol"}  # keys of the file that are none
+NO_FIGURES = {"model", "data", "labels", "notes", "protocol"}  # keys of the file that are none
 # Of the protocol: what cannot be the same, and what may differ as long as what it names is the same.
 MAY_DIFFER = {"date", "asked", "path"}
 

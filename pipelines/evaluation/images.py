@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from common.errors import UserError
 from images.datasets import DataConfig, ImageDataset, open_images
 from images.files import MAX_BAD_SHARE
+from metrics.reference import hash_of, image_digests
 from pipelines.evaluation.gathering import Values
 
 CROP, FILTER = "center", "bicubic, antialiased (Pillow), to the smallest size that covers height x width"
@@ -66,14 +66,13 @@ def in_batches(indices: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 def digests(images: Tensor) -> np.ndarray:
-    """SHA-256 of each image, uint8 b c H W on the CPU: b 32, uint8."""
-    pixels = np.ascontiguousarray(images.numpy())
-    return np.stack([np.frombuffer(hashlib.sha256(image.data).digest(), dtype=np.uint8) for image in pixels])
+    """SHA-256 of each image, uint8 b c H W: b 32, uint8."""
+    return np.stack([np.frombuffer(digest, dtype=np.uint8) for digest in image_digests(images)])
 
 
 def hash_of_set(values: Values) -> str:
     """SHA-256 of images in their order, at the size at which they are judged, by the `digests` of each."""
-    return hashlib.sha256(values["sha256"].tobytes()).hexdigest()
+    return hash_of([digest.tobytes() for digest in values["sha256"]])
 
 
 def check_some(values: Values, count: int, path: str) -> None:

@@ -141,13 +141,18 @@ class Figures:
 
 
 def judge_model_of_codes(
-    config: EvaluateConfig, model: ModelOfCodes, reconstruction: Reconstruction, outcome: Outcome, state: PartialState
+    config: EvaluateConfig,
+    model: ModelOfCodes,
+    reconstruction: Reconstruction,
+    given: GivenCodes | None,
+    outcome: Outcome,
+    state: PartialState,
 ) -> Values:
     """Adds the figures of test images to `outcome`, on the first process, and returns what each image gave. Raises
     UserError."""
     images, device = images_for(config, model), state.device
     training = None if config.codes is None else training_codes(config.codes, model.autoencoder)
-    figures, given = Figures(model, training, reconstruction), given_of(config, model, outcome)
+    figures = Figures(model, training, reconstruction)
     chosen = evenly(config.num, len(images))
 
     def measure(indices: Sequence[int]) -> Values | None:
@@ -170,6 +175,7 @@ def judge_model_of_codes(
     for title, group in figures.groups().items():
         outcome.add(title, group, [])
     outcome.notes += figures.notes()
+    outcome.labels |= reconstruction.labels(values)
     outcome.protocol["images"] = of_images(images, config.data.split, values, len(chosen))
     outcome.unread = images.bad_images.summary()
     found = outcome.figures

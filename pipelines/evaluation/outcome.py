@@ -13,6 +13,7 @@ class Outcome:
     protocol: dict[str, Any]
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)  # figures by the title of their group
     notes: list[str] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)  # of figures: what must stand beside the number
     says: list[str] = field(default_factory=list)  # phrases of the one line that sums up
     unread: str = ""  # of images that cannot be read
 

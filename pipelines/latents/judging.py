@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def judge_vae(
     if "psnr" in values:
         figures |= {name: value for name, value in reconstruction.figures(values).items() if name != "psnr"}
         notes += reconstruction.notes(values)
+        outcome.labels |= reconstruction.labels(values)
     outcome.add(TITLE, figures, notes)
     outcome.protocol["images"] = {
         **of_images(images, data.split, values, len(chosen)),
@@ -113,6 +114,8 @@ def measured(
             return None
         images, numbers = to_float(batch["images"]).to(device), batch["numbers"].tolist()
         values = {"labels": batch["labels"].numpy(), "sha256": digests(batch["images"])}
+        if reconstruction.network is not None:
+            values["features"] = reconstruction.network(batch["images"].to(device)).cpu().numpy()
         if not model.decoder.mean_is_drawn:
             with torch.inference_mode():
                 decoded = model.decode(model.encode(images))
@@ -248,8 +251,8 @@ def notes_of(
         yield f"note: these are figures of {counted(judged.count, 'image')} only; see what they differ by for others"
 
 
-def print_figures(figures: dict[str, Any], how: Binarised) -> None:
-    """One line each, with standard errors and what the images were like."""
+def print_figures(figures: dict[str, Any], how: Binarised, labels: Mapping[str, str]) -> None:
+    """One line each, with standard errors, what the images were like, and labels of some."""
     for name, value in figures.items():
         if value is None:
             print(f"{name:<26}not known for this kind of posterior or prior")
@@ -262,7 +265,8 @@ def print_figures(figures: dict[str, Any], how: Binarised) -> None:
             more = f" and {len(value) - SHOWN} smaller ones" if len(value) > SHOWN else ""
             print(f"{name:<26}{' '.join(f'{one:.2f}' for one in largest[:SHOWN])}{more}  ({how})")
         else:
-            print(f"{name:<26}{value:.4f}  ({how})" if isinstance(value, float) else f"{name:<26}{value}")
+            label = f"{labels[name]}; {how}" if name in labels else str(how)
+            print(f"{name:<26}{value:.4f}  ({label})" if isinstance(value, float) else f"{name:<26}{value}")
 
 
 def as_record(figures: dict[str, Any]) -> dict[str, Any]:

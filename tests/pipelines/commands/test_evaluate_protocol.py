@@ -31,6 +31,8 @@ from tests.pipelines.latents.test_judging import small_vae
 from tests.stage2_prior.tiny import tiny_prior
 
 MAP = Grid("map", 2, 2, 8)
+NETWORKS = "tests.pipelines.feature_networks"
+CLASSIFIER = f"{NETWORKS}:classifier"
 
 
 def evaluation_of(config: EvaluateConfig, folder: Path, name: str = "evaluation.json") -> dict[str, Any]:
@@ -65,11 +67,14 @@ def test_the_protocol_names_the_images_by_their_pixels_and_the_model_by_its_weig
 
 
 def test_against_repeats_every_figure_exactly(model: Path, digits: Path, tmp_path: Path, capsys):
-    evaluation_of(config_of(model, digits, num=33), tmp_path)
+    options: dict[str, Any] = {"samples": 20, "seed": 5, "temperature": 0.5, "top_k": 7, "reference": str(digits)}
+    first = evaluation_of(config_of(model, digits, num=33, features=CLASSIFIER, **options), tmp_path)
+    assert "fd" in first
     assert main(["evaluate", "--against", str(tmp_path / "evaluation.json")]) == 0
     printed = capsys.readouterr().out
     assert "figures are exactly the same as in" in printed
     assert "33 images" in printed
+    assert "temperature 0.5, top_k 7" in printed
     assert "differs" not in printed
 
 
@@ -186,10 +191,16 @@ for name in sys.argv[1:]:
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(model: Path, digits: Path, tmp_path: Path):
     small_vae().save_pretrained(tmp_path / "vae")
+    options: dict[str, Any] = {"batch_size": 8, "features": CLASSIFIER, "seed": 5}
+    of_vae = {"draws": 20, "samples": 20}
+    judged = {"samples": 30, "temperature": 0.8, "unrounded": True, "judge": f"{NETWORKS}:corners"}
     one = {
-        "codes": evaluation_of(config_of(model, digits, batch_size=8), tmp_path, "codes.json"),
-        "vae": evaluation_of(config_of(tmp_path / "vae", digits, batch_size=8, draws=20), tmp_path, "vae.json"),
+        "codes": evaluation_of(config_of(model, digits, **options, **judged), tmp_path, "codes.json"),
+        "vae": evaluation_of(
+            config_of(tmp_path / "vae", digits, **options, draws=20, samples=20), tmp_path, "vae.json"
+        ),
     }
+    assert {"fd", "rfd", "kd", "bits_per_code", "classifier_agreement"} <= one["codes"].keys()
     (tmp_path / "twice.py").write_text(TWICE)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "twice.py"]
     done = subprocess.run(
@@ -199,6 +210,7 @@ def test_two_processes_give_the_numbers_of_one(model: Path, digits: Path, tmp_pa
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(pipelines.__file__).parents[1])},
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("figures are exactly the same") == 2

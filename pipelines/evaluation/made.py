@@ -1,0 +1,162 @@
+"""Images that are judged as a set: what a model draws, or files that somebody has made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codes.spec import Codes
+from common.errors import UserError
+from common.files import read_json
+from common.owned_folder import SETTINGS_NAME, SHEET_NAME, owner_of
+from images.datasets import DataConfig, ImageDataset, to_uint8
+from images.sources import FileSource, ImageSource, open_source
+from pipelines.evaluation.images import evenly, in_batches, with_classes_of
+from pipelines.given_codes import GivenCodes
+from pipelines.latents.pipeline import LatentPipeline, Pixels
+from pipelines.prior_requests import labels_of, prompts_of
+from pipelines.sample_folders import SAMPLES_NAME
+from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.sampling_config import SamplingConfig
+
+
+class SetOfImages(Protocol):
+    """Images of one size, in batches that do not depend on who fetches them."""
+
+    batches: Sequence[Any]
+
+    def fetch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """uint8 b c H W on the CPU, and labels, b, below 0 where there are none."""
+        ...
+
+
+class ImagesOfSet:
+    """Real images, or files of made ones."""
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, num: int | None = None) -> None:
+        self.dataset = dataset
+        self.chosen = evenly(num, len(dataset))
+        self.batches: Sequence[Sequence[int]] = in_batches(self.chosen, batch_size)
+
+    def fetch(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
+        found, _ = self.dataset.fetch_readable(batch, batch)
+        return found["images"], found["labels"]
+
+
+class SamplesOfCodes:
+    """Samples of a pipeline, those that `zellige generate` writes with the same settings."""
+
+    def __init__(
+        self,
+        pipeline: TwoStagePipeline,
+        num: int,
+        batch_size: int,
+        seed: int,
+        sampling: SamplingConfig,
+        given: GivenCodes | None = None,
+    ) -> None:
+        """given: codes that the model goes by, sample i by those of image i. Raises UserError."""
+        sampling.check_fits(pipeline.prior)
+        self.pipeline, self.num, self.seed, self.sampling, self.given = pipeline, num, seed, sampling, given
+        size = min(batch_size, num)  # batches are full, as those of `generate`: what lies beyond num is dropped
+        self.batches = [range(start, start + size) for start in range(0, num, size)]
+        self.as_given = given is not None and given.has_classes_of(pipeline)
+        self.classes(range(1))  # refuses a model that must be told more
+
+    def classes(self, samples: range) -> list[int] | None:
+        if self.given is not None and self.as_given:
+            return self.given.labels_of(samples)
+        return labels_of(self.pipeline.prior, samples)
+
+    def fetch(self, batch: range) -> tuple[Tensor, Tensor]:
+        labels = self.classes(batch)
+        prompts = prompts_of(self.pipeline.prior, batch)
+        given: Codes | None = None if self.given is None else self.given.of(batch)
+        codes = self.pipeline.sample(batch, labels, self.seed, self.sampling, prompts=prompts, given=given)
+        count = len([i for i in batch if i < self.num])
+        images = decoded_each(self.pipeline, codes, count)
+        return images, torch.tensor([-1] * count if labels is None else labels[:count])
+
+
+def decoded_each(pipeline: TwoStagePipeline, codes: Codes, count: int) -> Tensor:
+    """The first images of codes, rounded as in a file: uint8 count c H W on the CPU. On a CPU each by itself, as
+    `generate` decodes them: a product of matrices adds up in an order that depends on how many images there are."""
+    if pipeline.device.type != "cpu":
+        return to_uint8(pipeline.decode(tuple(grid[:count] for grid in codes))).cpu()
+    alone = [pipeline.decode(tuple(grid[i : i + 1] for grid in codes)) for i in range(count)]
+    return to_uint8(torch.cat(alone))
+
+
+class SamplesOfLatents:
+    """Samples of a VAE, those that `zellige generate` writes with the same settings."""
+
+    def __init__(self, pipeline: LatentPipeline, num: int, batch_size: int, seed: int, pixels: Pixels) -> None:
+        self.pipeline, self.seed, self.pixels = pipeline, seed, pixels
+        self.batches = [list(batch) for batch in in_batches(range(num), batch_size)]
+
+    def fetch(self, batch: list[int]) -> tuple[Tensor, Tensor]:
+        if self.pipeline.device.type == "cpu":
+            images = torch.cat([self.pipeline.sample([i], self.seed, self.pixels).images for i in batch])
+        else:
+            images = self.pipeline.sample(batch, self.seed, self.pixels).images
+        return to_uint8(images).cpu(), torch.full((len(batch),), -1)
+
+
+def files_of(
+    path: str, size: tuple[int, int] | None, channels: int | None, classes: Sequence[str] | None
+) -> ImageDataset:
+    """Made images: a folder, of `zellige generate` or another, or an .npz file. size, channels: those they must have,
+    None for their own; classes: the names of a model's. Raises UserError."""
+    place = Path(path).expanduser()
+    if owner_of(place) == "generate":
+        source: ImageSource = generated(place)
+    else:
+        source = open_source(path, "train", Path())
+        source = without_sheet(source)
+    sizes = np.unique(source.sizes(range(len(source))), axis=0)
+    sizes = sizes[sizes.min(axis=1) > 0]
+    if len(sizes) != 1 or (size is not None and tuple(sizes[0].tolist()) != size):
+        found = ", ".join(f"{height}x{width}" for height, width in sizes[:3].tolist())
+        wanted = "one size" if size is None else f"{size[0]}x{size[1]}, the size that the model makes"
+        raise UserError(
+            f"made={path} holds images of {found or 'no known size'}, expected {wanted}; name another folder"
+        )
+    height, width = sizes[0].tolist()
+    config = DataConfig(path=path, image_size=(height, width), channels=1 if channels == 1 else 3)
+    dataset = ImageDataset(source, config)
+    named = isinstance(source, FileSource) and owner_of(place) != "generate"  # by subfolders; else they are numbers
+    return with_classes_of(dataset, classes) if named else dataset
+
+
+def generated(folder: Path) -> FileSource:
+    """The samples of a folder of `zellige generate`, with the classes that were asked for. Raises UserError for one
+    that is not finished."""
+    lines = folder / SAMPLES_NAME
+    if not lines.is_file():
+        raise UserError(f"made={folder} is not finished: repeat the command of `zellige generate` that began it")
+    samples = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    labels = [sample["label"] for sample in samples]
+    known = None if None in labels else np.array(labels)
+    names = None if known is None else [str(label) for label in range(int(known.max()) + 1)]
+    return FileSource(folder, np.array([sample["file"].encode() for sample in samples]), known, names)
+
+
+def without_sheet(source: ImageSource) -> ImageSource:
+    """A folder's images without the contact sheet that commands put beside their results."""
+    if not isinstance(source, FileSource) or not (source.root / SETTINGS_NAME).is_file():
+        return source
+    kept = source.paths != SHEET_NAME.encode()
+    labels = None if source.labels is None else source.labels[kept]
+    return FileSource(source.root, source.paths[kept], labels, source.class_names)
+
+
+def made_with(path: str) -> dict[str, Any] | None:
+    """The settings that a folder of `zellige generate` records; None of other files."""
+    place = Path(path).expanduser()
+    return read_json(place / SETTINGS_NAME) if owner_of(place) == "generate" else None

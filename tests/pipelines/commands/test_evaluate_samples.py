@@ -1,0 +1,236 @@
+"""Features of reconstructions and of samples, against computations of their own, and what numbers are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codes.training_images import TrainingImages, hashes_of
+from common.errors import UserError
+from images.datasets import to_float, to_uint8
+from metrics.features import open_features
+from metrics.statistics import FeatureStatistics
+from pipelines import TwoStagePipeline
+from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
+from pipelines.commands.generate import GenerateConfig, generate_files
+from pipelines.latents.pipeline import LatentPipeline
+from tests.pipelines.conftest import make_pipeline
+from tests.pipelines.feature_networks import Corners, frechet_by_scipy
+from tests.pipelines.latents.test_judging import small_vae
+
+NETWORKS = "tests.pipelines.feature_networks"
+CLASSIFIER, WIDE = f"{NETWORKS}:classifier", f"{NETWORKS}:wide"
+
+
+def config_of(model: Path | None, digits: Path, folder: Path, **values: Any) -> EvaluateConfig:
+    return EvaluateConfig(
+        **{
+            "model": None if model is None else str(model),
+            "data": EvaluateDataConfig(path=str(digits), split="train"),
+            "batch_size": 16,
+            "features": CLASSIFIER,
+            "out": str(folder / "evaluation.json"),
+            **values,
+        }
+    )
+
+
+def found_by(config: EvaluateConfig) -> dict[str, Any]:
+    evaluate(config)
+    return json.loads(Path(str(config.out)).read_text())
+
+
+def real_images(digits: Path) -> Tensor:
+    with np.load(digits) as arrays:
+        return torch.from_numpy(arrays["images"])[:, None]
+
+
+def files(folder: Path) -> Tensor:
+    paths = sorted(folder.glob("0*.png"))
+    return torch.stack([torch.from_numpy(np.array(Image.open(path)))[None] for path in paths])
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 48 samples of the tiny model, and samples.npz in it."""
+    folder = tmp_path_factory.mktemp("samples")
+    make_pipeline().save_pretrained(folder / "model")
+    made = GenerateConfig(model=str(folder / "model"), out=str(folder / "made"), num=48, batch_size=16, format="npz")
+    generate_files(replace(made, seed=4, temperature=0.7))
+    return folder / "made"
+
+
+def by_all_pairs(x: Tensor, y: Tensor) -> float:
+    """The kernel distance, pair by pair."""
+    x, y = x.double(), y.double()
+
+    def kernel(a: Tensor, b: Tensor) -> float:
+        return float((a @ b / len(a) + 1) ** 3)
+
+    def mean(a: Tensor, b: Tensor, same: bool) -> float:
+        values = [kernel(one, other) for i, one in enumerate(a) for j, other in enumerate(b) if not same or i != j]
+        return sum(values) / len(values)
+
+    return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+
+
+def inside(points: Tensor, centres: Tensor, k: int) -> Tensor:
+    """Whether each point lies in the ball of each centre, which reaches to its k-th nearest other centre: n m."""
+    among = (centres[:, None] - centres[None]).norm(dim=-1).sort(dim=1).values[:, k]
+    return (points[:, None] - centres[None]).norm(dim=-1) <= among[None]
+
+
+def test_figures_of_samples_are_those_of_the_files_that_generate_writes(
+    model: Path, digits: Path, samples: Path, tmp_path
+):
+    """Drawn by evaluate, in a folder, or in an .npz file: the same images, the same figures."""
+    judged = {"judge": f"{NETWORKS}:corners"}
+    drawn = found_by(config_of(model, digits, tmp_path, samples=48, seed=4, temperature=0.7, **judged))
+    network, made = open_features(CLASSIFIER), files(samples)
+    x, y = network(real_images(digits)).double(), network(made).double()
+    assert drawn["fd"] == pytest.approx(frechet_by_scipy(x, y), rel=1e-6)
+    assert drawn["kd"] == pytest.approx(by_all_pairs(x, y), rel=1e-6)
+    assert drawn["precision"] == float(inside(y, x, 3).any(dim=1).double().mean())
+    assert drawn["recall"] == float(inside(x, y, 3).any(dim=1).double().mean())
+    assert drawn["density"] == pytest.approx(float(inside(y, x, 5).sum()) / (5 * 48))
+    assert drawn["coverage"] == float(inside(y, x, 5).any(dim=0).double().mean())
+    probabilities = network.probabilities(made)
+    assert probabilities is not None
+    assert 1 <= drawn["classifier_score"] <= 3
+    agree = Corners()(to_float(made)).argmax(dim=1) == torch.arange(48) % 3
+    assert drawn["classifier_agreement"] == float(agree.double().mean())
+    assert (drawn["made_images"], drawn["reference_images"]) == (48, 60)
+    protocol = drawn["protocol"]
+    assert (protocol["made"]["seed"], protocol["made"]["sampling"]["temperature"]) == (4, 0.7)
+    assert protocol["made"]["classes"] == "in turn"
+    assert protocol["features"]["fingerprint"] == network.fingerprint
+    assert protocol["settings"]["kd"] == "all pairs"
+    names = ("fd", "kd", "precision", "recall", "density", "coverage", "classifier_score", "classifier_agreement")
+    for path in (samples, samples / "samples.npz"):
+        again = found_by(config_of(model, digits, tmp_path, made=str(path), **judged))
+        assert {name: again[name] for name in names} == {name: drawn[name] for name in names}
+        assert again["protocol"]["made"]["sha256"] == protocol["made"]["sha256"]
+    folder = found_by(config_of(None, digits, tmp_path, made=str(samples)))
+    assert folder["fd"] == drawn["fd"]
+    assert folder["protocol"]["made"]["made_with"]["temperature"] == 0.7
+    assert "psnr" not in folder
+
+
+def test_the_classes_of_real_images_are_what_the_judge_finds_there(digits: Path, samples: Path, tmp_path: Path):
+    pipeline = make_pipeline()
+    pipeline.prior.class_names = ("0", "1", "2")  # as the digits have them
+    model = pipeline.save_pretrained(tmp_path / "model")
+    found = found_by(config_of(model, digits, tmp_path, made=str(samples), judge=f"{NETWORKS}:corners"))
+    assert found["classifier_agreement_of_reference"] == 1
+    assert found["classifier_agreement"] < 0.7
+
+
+def test_reconstructions_are_rounded_as_files_are_unless_asked(model: Path, digits: Path, tmp_path: Path, capsys):
+    found = found_by(config_of(model, digits, tmp_path, unrounded=True))
+    pipeline, network, real = make_pipeline(), open_features(CLASSIFIER), real_images(digits)
+    decoded = pipeline.decode(pipeline.encode(to_float(real)))
+    rounded, exact = (frechet_by_scipy(network(real), network(images)) for images in (to_uint8(decoded), decoded))
+    assert found["rfd"] == pytest.approx(rounded, rel=1e-6)
+    assert found["rfd_unrounded"] == pytest.approx(exact, rel=1e-6)
+    assert found["rfd"] != found["rfd_unrounded"]
+    printed = capsys.readouterr().out
+    assert f"rfd                               {rounded:.4f}  (60 reconstructions, rounded to 8 bits)" in printed
+    assert f"rfd_unrounded                     {exact:.4f}  (60 reconstructions, not rounded)" in printed
+    assert found["labels"]["rfd_unrounded"] == "60 reconstructions, not rounded"
+    assert any(note.startswith("warning: rfd is of 60 images against 60: of so few") for note in found["notes"])
+    assert "rfd_unrounded" not in found_by(config_of(model, digits, tmp_path))
+
+
+def test_a_distance_of_fewer_images_than_features_is_refused(model: Path, digits: Path, samples: Path, tmp_path: Path):
+    config = config_of(model, digits, tmp_path, features=WIDE, made=str(samples))
+    found = found_by(config)
+    assert "fd" not in found
+    assert "rfd" not in found
+    refused = [note for note in found["notes"] if note.startswith("refused: ")]
+    assert len(refused) == 2
+    assert "fd is left out: 48 images tell no covariance of features of 64 numbers" in refused[1]
+    assert {"kd", "precision", "coverage"} <= found.keys()
+
+
+def test_a_reference_that_means_something_else_is_labelled_or_refused(digits: Path, samples: Path, tmp_path: Path):
+    pipeline, real = make_pipeline(), real_images(digits)
+    hashes = np.unique(hashes_of(pipeline.encode(to_float(real))))
+    pipeline.prior.training_images = TrainingImages(hashes, True)
+    model = pipeline.save_pretrained(tmp_path / "model")
+    large = np.repeat(np.repeat(real[:, 0].numpy(), 2, axis=1), 2, axis=2)
+    np.savez(tmp_path / "large.npz", images=large)
+    config = config_of(model, digits, tmp_path, made=str(samples), reference=str(tmp_path / "large.npz"))
+    found = found_by(config)
+    assert found["protocol"]["reference"]["own_size"] == "32x32"
+    assert any("images of the reference are 32x32 and were scaled to 16x16" in note for note in found["notes"])
+    found = found_by(replace(config, reference=str(digits)))
+    comparable = found["protocol"]["reference"]["share_of_training_images"]
+    assert comparable == 1
+    assert any(note.startswith("note: 100% of the reference images") for note in found["notes"])
+    with pytest.raises(UserError, match="holds exactly the images of the reference"):
+        evaluate(config_of(model, digits, tmp_path, made=str(samples), reference=str(samples / "samples.npz")))
+    with pytest.raises(UserError, match=r"made=.*large.npz holds images of 32x32, expected 16x16, the size that the"):
+        evaluate(config_of(model, digits, tmp_path, made=str(tmp_path / "large.npz")))
+
+
+def test_statistics_of_others_give_the_frechet_distance_alone(model: Path, digits: Path, samples: Path, tmp_path: Path):
+    network = open_features(CLASSIFIER)
+    x, y = network(real_images(digits)), network(files(samples))
+    FeatureStatistics.of(x).save_npz(tmp_path / "statistics.npz")
+    config = config_of(None, digits, tmp_path, made=str(samples), reference=str(tmp_path / "statistics.npz"))
+    found = found_by(replace(config, data=EvaluateDataConfig()))
+    assert found["fd"] == pytest.approx(frechet_by_scipy(x, y), rel=1e-6)
+    assert not {"kd", "precision", "coverage"} & found.keys()
+    assert any("are left out: statistics are no images" in note for note in found["notes"])
+
+
+def test_samples_of_a_vae_are_judged_too(digits: Path, tmp_path: Path):
+    model = small_vae().save_pretrained(tmp_path / "vae")
+    found = found_by(config_of(model, digits, tmp_path, samples=20, draws=5, seed=3, pixels="sample"))
+    images = LatentPipeline.from_pretrained(model)
+    made = to_uint8(torch.cat([images.sample([i], 3, "sample").images for i in range(20)]))
+    with np.load(digits) as arrays:
+        assert found["reference_images"] == len(arrays["images"])
+    network = open_features(CLASSIFIER)
+    assert found["made_images"] == 20
+    assert found["protocol"]["made"]["pixels"] == "sample"
+    reference = found_by(config_of(model, digits, tmp_path, draws=5, seed=3))["protocol"]["images"]["sha256"]
+    assert found["protocol"]["reference"]["sha256"] == reference
+    assert network(made).std() > 0
+    assert {"rfd", "fd", "log_p"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": None, "samples": 5}, "made images are judged by their features, and none are named"),
+        ({"temperature": 0.5}, "temperature=0.5 without samples, which it is about"),
+        ({"judge": "x:y"}, "judge=x:y without samples or made, which it judges"),
+        ({"samples": 5, "made": "x"}, "samples=5 and made=x, expected one of them"),
+        ({"features": "timm:none"}, r"no network of timm .*--features_weights FILE"),
+        ({"samples": 5, "pixels": "mode"}, "pixels=mode, expected it left out"),
+        ({"samples": 1}, "samples=1, expected at least 2"),
+        ({"features": None, "unrounded": True}, "unrounded=True without features"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(model: Path, digits: Path, tmp_path: Path, options, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(config_of(model, digits, tmp_path, **options))
+
+
+def test_stage_one_alone_draws_nothing(digits: Path, tmp_path: Path):
+    model = make_pipeline().autoencoder.save_pretrained(tmp_path / "stage1")
+    with pytest.raises(UserError, match="is stage one alone, which draws nothing"):
+        evaluate(config_of(model, digits, tmp_path, samples=5))
+
+
+def test_a_pipeline_is_what_the_tests_take_it_for(model: Path):
+    assert TwoStagePipeline.from_pretrained(model).fingerprint() == make_pipeline().fingerprint()
