@@ -67,8 +67,7 @@ def features_of(config: EvaluateConfig, outcome: Outcome, state: PartialState) -
 
 def judge_files(config: EvaluateConfig, network: FeatureNetwork | None, outcome: Outcome, state: PartialState) -> None:
     """Files without a model."""
-    if config.made is None or network is None:
-        raise UserError("model is left out, expected one, or images by --made: name a model, a run, or a model folder")
+    assert network is not None
     config.check_not_asked((*OF_VAES, *OF_CODES), "files without a model")
     judge_made(config, None, network, {}, None, outcome, state)
 
@@ -82,7 +81,7 @@ def judge_vae_model(
     pipeline = LatentPipeline.from_pretrained(str(config.model)).to(state.device)
     outcome.protocol["model"] = {"path": config.model, "fingerprint": pipeline.fingerprint()}
     test: Values = {}
-    if looks_at_test_images(config):
+    if config.data.path is not None:
         test = judge_vae(config, pipeline.vae, reconstruction_of(config, network, outcome, state), outcome, state)
     if config.judges_made_images and network is not None:
         judge_made(config, pipeline, network, test, None, outcome, state)
@@ -95,7 +94,7 @@ def judge_codes_model(
     model = open_model_of_codes(str(config.model), state.device)
     outcome.protocol["model"] = described(model, str(config.model))
     given, test = given_of(config, model, outcome), Values()
-    if looks_at_test_images(config):
+    if config.data.path is not None:
         reconstruction = reconstruction_of(config, network, outcome, state)
         test = judge_model_of_codes(config, model, reconstruction, given, outcome, state)
     if isinstance(model, StageOne):
@@ -103,15 +102,6 @@ def judge_codes_model(
     if config.judges_made_images and network is not None:
         pipeline = None if isinstance(model, StageOne) else model
         judge_made(config, pipeline, network, test, given, outcome, state)
-
-
-def looks_at_test_images(config: EvaluateConfig) -> bool:
-    """Raises UserError where there is nothing else to do."""
-    if config.data.path is None and not (config.judges_made_images and config.reference is not None):
-        raise UserError(
-            "data.path is left out, expected test images: a folder, an .npz file, or a name such as cifar10"
-        )
-    return config.data.path is not None
 
 
 def reconstruction_of(

@@ -66,7 +66,7 @@ class EvaluateConfig(SamplingOptions):
         return self.samples is not None or self.made is not None
 
     def check_needed(self) -> None:
-        """Raises UserError for options that change nothing beside the others, and for those that are missing."""
+        """Raises UserError for options that are missing, and for those that change nothing beside the others."""
         needs = [
             ("features_weights", self.features is not None, "features, whose weights they are"),
             ("unrounded", self.features is not None, "features, whose distances are taken"),
@@ -83,6 +83,12 @@ class EvaluateConfig(SamplingOptions):
         for name, there, what in needs:
             if not there and (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
                 raise UserError(f"{name}={value} without {what}; give both, or leave {name} out")
+        if self.model is None and self.made is None:
+            raise UserError(
+                "model is left out, expected one, or images by --made: name a model, a run, or a model folder"
+            )
+        if self.data.path is None and not (self.judges_made_images and self.reference is not None):
+            raise UserError("data.path is left out, expected images: a folder, an .npz file, or a name such as cifar10")
         if self.judges_made_images and self.features is None:
             raise UserError(
                 "made images are judged by their features, and none are named: give --features inception, or "

@@ -19,13 +19,8 @@ from pipelines.evaluation.images import CROP, FILTER, evenly, hash_of_set
 
 LIBRARIES = ("zellige", "torch", "torchvision", "timm", "numpy", "pillow")
 ROUNDING = "8 bits: clamped to [-1, 1], then (x + 1) * 127.5 to the nearest whole number"
-NOT_REPEATED = (
-    "out",
-    "against",
-    "pictures",
-    "device",
-    "reference_cache",
-)  # of the options: where results go, and where they are computed
+# Of the options: where results go, and where they are computed.
+NOT_REPEATED = ("out", "against", "pictures", "device", "reference_cache")
 LOOKED_AT = 64  # files whose own size is read
 
 

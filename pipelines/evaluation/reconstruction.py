@@ -12,7 +12,7 @@ from metrics.features import FeatureNetwork
 from metrics.frechet import frechet_distance
 from metrics.in_training import frechet_name
 from metrics.lpips import LPIPS
-from metrics.similarity import LPIPS_SIDE, MS_SSIM_SIDE, SSIM_WINDOW, lpips, ms_ssim, psnr, ssim
+from metrics.similarity import LPIPS_SIDE, SSIM_WINDOW, lpips, ms_ssim, psnr, ssim
 from metrics.statistics import FeatureStatistics
 from pipelines.evaluation.gathering import Values, one_thread
 from pipelines.evaluation.worth import frechet_is_refused, notes_of_frechet
@@ -76,7 +76,6 @@ class Reconstruction:
     def notes(self, values: Values) -> list[str]:
         left_out = (
             ("ssim", True, f"its windows of {SSIM_WINDOW}x{SSIM_WINDOW} pixels are larger than the images"),
-            ("ms_ssim", "ssim" in values, f"its coarsest scale asks for sides of {MS_SSIM_SIDE} pixels"),
             ("lpips", self.perceptual is not None, f"VGG16 asks for sides of {LPIPS_SIDE} pixels"),
         )
         found = [f"note: {name} is left out: {why}" for name, asked, why in left_out if asked and name not in values]

@@ -235,6 +235,7 @@ def test_a_broken_image_is_left_out_and_its_neighbour_counts_once(model: Path, t
         found = json.loads((tmp_path / "f.json").read_text())
         assert "figures of 2 images only" in found.pop("notes")[-1]
         protocol = found.pop("protocol")["images"]
+        assert found.pop("labels") == {}
         assert (protocol["images"], protocol["unreadable"], protocol["own_size"]) == (2, protocol["of"] - 2, "16x16")
         return line, found
 

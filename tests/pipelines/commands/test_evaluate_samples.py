@@ -16,7 +16,7 @@ from torch import Tensor
 from codes.training_images import TrainingImages, hashes_of
 from common.errors import UserError
 from images.datasets import to_float, to_uint8
-from metrics.features import open_features
+from metrics.features import FeatureNetwork, Seen, open_features
 from metrics.statistics import FeatureStatistics
 from pipelines import TwoStagePipeline
 from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
@@ -28,6 +28,12 @@ from tests.pipelines.latents.test_judging import small_vae
 
 NETWORKS = "tests.pipelines.feature_networks"
 CLASSIFIER, WIDE = f"{NETWORKS}:classifier", f"{NETWORKS}:wide"
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "zellige" / "references"
 
 
 def config_of(model: Path | None, digits: Path, folder: Path, **values: Any) -> EvaluateConfig:
@@ -145,7 +151,7 @@ def test_reconstructions_are_rounded_as_files_are_unless_asked(model: Path, digi
     assert f"rfd                               {rounded:.4f}  (60 reconstructions, rounded to 8 bits)" in printed
     assert f"rfd_unrounded                     {exact:.4f}  (60 reconstructions, not rounded)" in printed
     assert found["labels"]["rfd_unrounded"] == "60 reconstructions, not rounded"
-    assert any(note.startswith("warning: rfd is of 60 images against 60: of so few") for note in found["notes"])
+    assert any(note.startswith("note: rfd: a Frechet distance of 60 images is larger") for note in found["notes"])
     assert "rfd_unrounded" not in found_by(config_of(model, digits, tmp_path))
 
 
@@ -156,7 +162,7 @@ def test_a_distance_of_fewer_images_than_features_is_refused(model: Path, digits
     assert "rfd" not in found
     refused = [note for note in found["notes"] if note.startswith("refused: ")]
     assert len(refused) == 2
-    assert "fd is left out: 48 images tell no covariance of features of 64 numbers" in refused[1]
+    assert "fd is left out: the covariance of 64 features from 48 images is singular" in refused[1]
     assert {"kd", "precision", "coverage"} <= found.keys()
 
 
@@ -179,6 +185,27 @@ def test_a_reference_that_means_something_else_is_labelled_or_refused(digits: Pa
         evaluate(config_of(model, digits, tmp_path, made=str(samples), reference=str(samples / "samples.npz")))
     with pytest.raises(UserError, match=r"made=.*large.npz holds images of 32x32, expected 16x16, the size that the"):
         evaluate(config_of(model, digits, tmp_path, made=str(tmp_path / "large.npz")))
+
+
+def test_features_of_a_reference_are_computed_once(
+    model, digits: Path, samples: Path, tmp_path: Path, cache, monkeypatch
+):
+    config = config_of(None, digits, tmp_path, made=str(samples), reference=str(digits))
+    first = found_by(config)
+    assert len(list(cache.iterdir())) == 1
+    seen = []
+    original = FeatureNetwork.see
+
+    def see(self: FeatureNetwork, images: Tensor) -> Seen:
+        seen.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(FeatureNetwork, "see", see)
+    again = found_by(config)
+    assert again["fd"] == first["fd"]
+    assert sum(seen) == 1 + 48  # the one by which its width is known, and the made images
+    found_by(replace(config, reference_cache=str(tmp_path / "other")))
+    assert sum(seen) == 2 * (1 + 48) + 60
 
 
 def test_statistics_of_others_give_the_frechet_distance_alone(model: Path, digits: Path, samples: Path, tmp_path: Path):
