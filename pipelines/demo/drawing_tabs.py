@@ -72,7 +72,7 @@ def inpaint_tab(page: Page) -> None:
             settings = page.settings(of_parts=True)
             button, stop = page.buttons("Inpaint")
             gallery = page.gallery()
-            line = page.command("Command; of what is painted, save the mask as a file that is white where pixels stay")
+            line = page.command("Command, where a named part stays")
 
     def prepare(path: str | None) -> Any:
         if path is None:
@@ -85,7 +85,9 @@ def inpaint_tab(page: Page) -> None:
         keep = drawing.keep_of(stays, (painted or {}).get("layers") or [], height, width)
         asked, images = settings.asked(values), check_count(int(number), page.limits)
         shown = drawing.inpaint(pipeline, asked, picture, keep, images)
-        options = {"keep": "mask.png" if stays == drawing.PAINTED else stays, "variants": images}
+        if stays == drawing.PAINTED:  # a command line cannot say what was painted
+            return shown.pairs(), ""
+        options = {"keep": stays, "variants": images}
         return shown.pairs(), edit_command("inpaint", page.subject.name, pipeline, asked, str(path), options)
 
     upload.change(page.answer(prepare), upload, canvas, show_progress="hidden", api_visibility="private")

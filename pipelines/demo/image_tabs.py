@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import UserError
 from pipelines.demo import looking, packing
 from pipelines.demo.limits import check_count, open_upload
-from pipelines.demo.widgets import Page, as_table
+from pipelines.demo.widgets import EASY_SAMPLES, Page, as_table
 
 HEAD = ("file", "bytes", "bits per pixel", "PSNR")
 OWN, MODEL = "its own size", "the model's size"
@@ -22,7 +22,7 @@ def reconstruct_tab(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             upload = page.upload()
-            page.offer(upload)
+            page.offer(upload, label=EASY_SAMPLES)
             size = size_choice(page) if of_codes else None
             button, stop = page.buttons("Reconstruct")
             facts = gr.Markdown(elem_classes=["facts"])
@@ -77,13 +77,13 @@ def compress_tab(page: Page) -> None:
                     gr.Examples(
                         [[list(page.examples)]],
                         [upload],
-                        label="Or take samples of this model",
+                        label=EASY_SAMPLES,
                         api_visibility="private",
                     )
                 size = None
             else:
                 upload = page.upload()
-                page.offer(upload)
+                page.offer(upload, label=EASY_SAMPLES)
                 size = size_choice(page)
             button, stop = page.buttons("Compress")
             download = gr.DownloadButton("Download the .zlg file", interactive=False)

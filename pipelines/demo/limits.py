@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
 from images.files import BadImageError, open_upright, read_size
@@ -67,11 +68,24 @@ def check_count(count: int, limits: Limits) -> int:
     return count
 
 
+class EachOperation(TorchFunctionMode):
+    """Does something before each operation on tensors of this thread, which changes nothing of them."""
+
+    def __init__(self, before: Callable[[], None]) -> None:
+        super().__init__()
+        self.before = before
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.before()
+        return function(*args, **(kwargs or {}))
+
+
 class Desk:
     """Where one visitor at a time is served, for a limited time, and may be told to leave.
 
-    A request ends in the middle of a network too: before each of the model's layers the clock is looked at. So what
-    was stopped does not go on unseen, and who waits waits no longer than the limit.
+    A request ends in the middle of an image too. The clock is looked at before each of the model's layers, in any
+    thread, and in the visitor's own before each operation on tensors: steppers take the weights themselves and pass no
+    layer. So what was stopped does not go on unseen, and who waits waits no longer than the limit.
     """
 
     def __init__(self, models: Sequence[nn.Module], seconds: float) -> None:
@@ -92,7 +106,8 @@ class Desk:
             self.leaving.discard(visitor)
             self.visitor, self.deadline = visitor, time.monotonic() + self.seconds
             try:
-                yield
+                with EachOperation(self.look_at_the_clock):
+                    yield
             finally:
                 self.visitor = None
 

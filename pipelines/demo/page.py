@@ -26,7 +26,7 @@ CSS = """
 .picture img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
 .beside { align-self: end; min-height: 46px; }
 .facts table { width: 100%; border-collapse: collapse; border: 0 !important; }
-.facts th, .facts td { border: solid var(--border-color-primary) !important; border-width: 0 0 1px !important; }
+.facts th, .facts td { border: 0 solid #88888866 !important; border-bottom-width: 1px !important; }
 .facts th, .facts td { padding: 6px 8px; text-align: right; font-variant-numeric: tabular-nums; }
 .facts th:first-child, .facts td:first-child { text-align: left; }
 .facts th:empty { display: none; }

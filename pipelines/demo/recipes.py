@@ -67,8 +67,10 @@ def latent_command(model: str, seed: int, count: int, pixels: str) -> str:
 
 
 def latent_python(model: str, seed: int, count: int, pixels: str) -> str:
+    """The same latents, and pixels up to rounding."""
+    shown = "" if pixels == "mean" else f", pixels={pixels!r}"
     return (
-        "from pipelines.latents.pipeline import LatentPipeline\n\n"
+        "from zellige import LatentPipeline\n\n"
         f"pipeline = LatentPipeline.from_pretrained({model!r})\n"
-        f"images = pipeline.generate({count}, seed={seed}, pixels={pixels!r}).images"
+        f'pipeline.generate({count}, seed={seed}{shown}).save("new")'
     )

@@ -18,6 +18,8 @@ from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
 
 COLUMNS = 4
+SAMPLES = "Or take samples of this model"
+EASY_SAMPLES = f"{SAMPLES}, which it codes better than any photo"
 SMALL = 128  # pixels
 SCHEDULES: tuple[str, ...] = get_args(get_type_hints(SamplingConfig)["guidance_schedule"])
 
@@ -113,14 +115,12 @@ class Page:
         image.preprocess = lambda payload: None if payload is None else payload.path
         return image
 
-    def offer(self, *uploads: Any) -> None:
+    def offer(self, *uploads: Any, label: str = SAMPLES) -> None:
         """Examples, as many pictures side by side as there are uploads."""
         count = len(uploads)
         rows = [list(self.examples[i : i + count]) for i in range(0, len(self.examples) - count + 1, count)]
         if rows:
-            self.gr.Examples(
-                rows, list(uploads), label="Or take samples of this model", api_visibility="private", preload=False
-            )
+            self.gr.Examples(rows, list(uploads), label=label, api_visibility="private", preload=False)
 
     def gallery(self, label: str = "Images") -> Any:
         """Pictures, kept without loss."""

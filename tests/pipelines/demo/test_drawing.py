@@ -20,6 +20,7 @@ from pipelines.demo.recipes import (
     generate_command,
     generate_python,
     latent_command,
+    latent_python,
     walk_command,
 )
 from pipelines.latents.pipeline import LatentPipeline
@@ -40,6 +41,10 @@ def run(line: str) -> None:
 
 def files(folder: str, names: Sequence[str]) -> list[bytes]:
     return [Image.open(Path(folder) / name).tobytes() for name in names]
+
+
+def as_numbers(folder: str, name: str) -> np.ndarray:
+    return np.asarray(Image.open(Path(folder) / name), dtype=int)
 
 
 def pixels(pictures: Sequence[Image.Image]) -> list[bytes]:
@@ -169,7 +174,10 @@ def test_a_vae_generates_the_files_of_the_command(tmp_path, monkeypatch):
     pipeline = LatentPipeline.from_pretrained("vae")
     shown = walking.generate(pipeline, 5, 3, "sample")
     run(latent_command("vae", 5, 3, "sample"))
-    assert pixels(shown.pictures) == files("new", [f"{i:06d}.png" for i in range(3)])
+    names = [f"{i:06d}.png" for i in range(3)]
+    assert pixels(shown.pictures) == files("new", names)
+    exec(latent_python("vae", 5, 3, "sample").replace('"new"', '"again"'), {})
+    assert np.abs(np.stack([as_numbers("new", name) - as_numbers("again", name) for name in names])).max() <= 1
 
 
 def test_a_walk_moves_one_number_and_passes_what_is_decoded_at_it():

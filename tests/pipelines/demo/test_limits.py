@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 
 from common.errors import UserError
 from pipelines.demo.limits import Desk, Limits, StoppedError, check_count, open_upload
+from tests.pipelines.conftest import make_pipeline
 
 LIMITS = Limits(megabytes=0.05, megapixels=0.01, images=3)
 
@@ -116,6 +118,30 @@ def test_a_visitor_stops_their_own_request_and_nobody_elses():
     assert model.passed < 500
     with desk.serving("a"):  # what was stopped before does not stop the next
         model.layer(torch.zeros(1))
+
+
+def test_a_prior_is_stopped_between_two_codes():
+    """Its stepper passes no layer."""
+    pipeline = make_pipeline()
+    desk, steps = Desk([pipeline.autoencoder, pipeline.prior], seconds=60), [0]
+    make_stepper = pipeline.prior.stepper
+
+    class Counting:
+        def __init__(self, *arguments: Any) -> None:
+            self.stepper = make_stepper(*arguments)
+
+        def next(self, previous: torch.Tensor | None) -> torch.Tensor:
+            steps[0] += 1
+            if steps[0] == 3:
+                desk.stop("a")
+            return self.stepper.next(previous)
+
+    pipeline.prior.stepper = Counting
+    with pytest.raises(StoppedError), desk.serving("a"):
+        pipeline.sample([0], [0], 0)
+    assert steps == [3]
+    pipeline.sample([0], [0], 0)  # outside nobody looks at the clock
+    assert steps == [3 + 16]
 
 
 def test_one_is_served_after_the_other():
