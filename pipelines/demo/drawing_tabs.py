@@ -32,8 +32,8 @@ def generate_tab(page: Page) -> None:
         name = page.subject.name
         return (
             shown.pairs(),
-            generate_command(name, pipeline, asked, images),
-            generate_python(name, pipeline, asked, images),
+            page.said(generate_command(name, pipeline, asked, images)),
+            page.said(generate_python(name, pipeline, asked, images)),
         )
 
     page.on_click(button, stop, work, [count, *settings.inputs], [gallery, line, code])
@@ -48,14 +48,14 @@ def inpaint_tab(page: Page) -> None:
             upload = page.upload()
             page.offer(upload)
             part = gr.Dropdown(
-                [("all but what I paint", drawing.PAINTED), *((f"the {part}", part) for part in PARTS)],
+                [("all but what I paint below", drawing.PAINTED), *((f"the {part}", part) for part in PARTS)],
                 value=drawing.PAINTED,
                 label="What stays",
             )
             canvas = gr.ImageEditor(
                 type="pil",
                 image_mode="RGBA",
-                label="Paint over what should be drawn anew",
+                label="Paint here",
                 sources=[],
                 transforms=[],
                 layers=False,
@@ -86,9 +86,9 @@ def inpaint_tab(page: Page) -> None:
         asked, images = settings.asked(values), check_count(int(number), page.limits)
         shown = drawing.inpaint(pipeline, asked, picture, keep, images)
         if stays == drawing.PAINTED:  # a command line cannot say what was painted
-            return shown.pairs(), ""
+            return shown.pairs(), page.said("")
         options = {"keep": stays, "variants": images}
-        return shown.pairs(), edit_command("inpaint", page.subject.name, pipeline, asked, str(path), options)
+        return shown.pairs(), page.said(edit_command("inpaint", page.subject.name, pipeline, asked, str(path), options))
 
     upload.change(page.answer(prepare), upload, canvas, show_progress="hidden", api_visibility="private")
     part.change(
@@ -124,7 +124,7 @@ def vary_tab(page: Page) -> None:
         check_share("share", part)
         shown = drawing.vary(pipeline, asked, picture, part, images)
         options = {"share": part, "variants": images}
-        return shown.pairs(), edit_command("vary", page.subject.name, pipeline, asked, str(path), options)
+        return shown.pairs(), page.said(edit_command("vary", page.subject.name, pipeline, asked, str(path), options))
 
     page.on_click(button, stop, work, [upload, share, count, *settings.inputs], [gallery, line])
 
@@ -151,6 +151,6 @@ def interpolate_tab(page: Page) -> None:
         check_share("redrawn", part)
         shown = drawing.interpolate(pipeline, asked, start, end, images, part)
         files = (str(one), str(other))
-        return shown.pairs(), walk_command(page.subject.name, pipeline, asked, files, images, part)
+        return shown.pairs(), page.said(walk_command(page.subject.name, pipeline, asked, files, images, part))
 
     page.on_click(button, stop, work, [first, second, steps, redrawn, *settings.inputs], [gallery, line])

@@ -8,6 +8,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from common.errors import UserError
+from common.wording import counted
 from pipelines.demo import looking, packing
 from pipelines.demo.limits import check_count, open_upload
 from pipelines.demo.widgets import EASY_SAMPLES, Page, as_table
@@ -33,14 +34,7 @@ def reconstruct_tab(page: Page) -> None:
             with gr.Row():
                 error = page.picture(f"Error, yellow from {looking.WORST} levels on")
                 between = page.gallery("Its codes") if of_codes else None
-            numbers = gr.Code(
-                label="Its codes as numbers" if of_codes else "Its latents",
-                interactive=False,
-                lines=3,
-                max_lines=14,
-                show_line_numbers=False,
-                language=None,
-            )
+            numbers = page.command("Its codes as numbers" if of_codes else "Its latents", None)
 
     def work(path: str | None, chosen: str = MODEL) -> Any:
         picture = open_upload(path, subject.channels, page.limits)
@@ -50,7 +44,7 @@ def reconstruct_tab(page: Page) -> None:
             assert subject.codec is not None
             seen = looking.reconstruct(subject.codec, picture, page.limits.side if chosen == OWN else None)
         pictures = [seen.original, seen.reconstruction, seen.error]
-        return [*pictures, *([seen.between] if of_codes else []), seen.numbers, as_table(seen.facts)]
+        return [*pictures, *([seen.between] if of_codes else []), page.said(seen.numbers), as_table(seen.facts)]
 
     inputs = [upload, *([size] if size is not None else [])]
     outputs = [original, reconstruction, error, *([between] if between is not None else []), numbers, facts]
@@ -78,6 +72,7 @@ def compress_tab(page: Page) -> None:
                         [[list(page.examples)]],
                         [upload],
                         label=EASY_SAMPLES,
+                        example_labels=[counted(len(page.examples), "sample")],
                         api_visibility="private",
                     )
                 size = None

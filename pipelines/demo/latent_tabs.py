@@ -36,7 +36,7 @@ def generate_tab(page: Page) -> None:
     def work(number: float, chosen: float, shown_as: Pixels) -> Any:
         asked, images, name = checked_seed(chosen), check_count(int(number), page.limits), page.subject.name
         shown = walking.generate(pipeline, asked, images, shown_as)
-        lines = (make(name, asked, images, shown_as) for make in (latent_command, latent_python))
+        lines = (page.said(make(name, asked, images, shown_as)) for make in (latent_command, latent_python))
         return shown.pairs(), *lines
 
     page.on_click(button, stop, work, [count, seed, pixels], [gallery, line, code])
@@ -82,7 +82,7 @@ def walk_tab(page: Page) -> None:
             button, stop = page.buttons("Walk")
         with gr.Column(scale=3, min_width=320):
             gallery = page.gallery()
-            sheet = page.picture(f"The {ACTIVE} most active numbers, from -3 to 3")
+            sheet = page.sheet(f"The {ACTIVE} most active numbers, from -3 to 3")
 
     def work(path: str | None, chosen: int, far: float, images: float) -> Any:
         picture = open_upload(path, page.subject.channels, page.limits)

@@ -149,7 +149,7 @@ def reconstruct_latent(pipeline: LatentPipeline, picture: Image.Image) -> Seen:
     reconstruction = to_pil(pipeline.decode(latents)[0])
     noise = vae.posterior(images).noise(ELBO_DRAWS, pipeline.generator(0, 0))
     bound = -float(elbo(vae.terms(images, noise=noise)).double().mean())
-    facts = [("PSNR", psnr_in_words(original, reconstruction)), ("-ELBO", f"{bound:.1f} nats")]
+    facts = [("PSNR", psnr_in_words(original, reconstruction)), ("-log p, at most (ELBO)", f"{bound:.1f} nats")]
     if vae.decoder.discrete:
         numbers = vae.config.channels * math.prod(vae.image_size)
         per_dimension = bound / math.log(2) / numbers

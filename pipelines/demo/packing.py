@@ -89,6 +89,9 @@ def size_of(what: str, picture: Image.Image, kind: str, **options: object) -> Si
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    """A file. Of black and white a PNG file has one bit a pixel."""
+    if kind == "PNG" and picture.mode == "L" and not set(np.unique(np.asarray(picture))) - {0, 255}:
+        picture = picture.convert("1", dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()

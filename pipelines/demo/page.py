@@ -28,10 +28,11 @@ CSS = """
 .facts table { width: 100%; border-collapse: collapse; border: 0 !important; }
 .facts th, .facts td { border: 0 solid #88888866 !important; border-bottom-width: 1px !important; }
 .facts th, .facts td { padding: 6px 8px; text-align: right; font-variant-numeric: tabular-nums; }
+.facts th, .facts td { word-break: normal; overflow-wrap: normal; }
 .facts th:first-child, .facts td:first-child { text-align: left; }
 .facts th:empty { display: none; }
 .facts tr { border: 0 !important; }
-.grid-wrap { max-height: none !important; height: auto !important; }
+.grid-wrap { max-height: none !important; height: auto !important; padding-top: 28px !important; }
 .grid-container .thumbnail-item { display: flex; flex-direction: column; height: auto; aspect-ratio: auto; }
 .grid-container .thumbnail-item img { height: auto; aspect-ratio: 1; }
 .grid-container .caption-label { position: static; max-width: 100%; white-space: normal; border: 0; border-radius: 0; }
@@ -39,6 +40,7 @@ CSS = """
 @media (max-width: 640px) {
   .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
   .tab-container button { padding-inline: 6px; font-size: 14px; }
+  .facts th, .facts td { padding: 6px 4px; }
   main.fillable { padding-inline: 12px !important; }
 }
 footer { display: none !important; }

@@ -146,10 +146,26 @@ class Page:
             elem_classes=[*self.classes, "picture"],
         )
 
-    def command(self, label: str, language: str = "shell") -> Any:
+    def sheet(self, label: str) -> Any:
+        """A large picture of many small ones."""
+        return self.gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"])
+
+    def command(self, label: str, language: str | None = "shell") -> Any:
+        """Lines to be copied, which are there as soon as there are any (`said`)."""
         return self.gr.Code(
-            label=label, language=language, interactive=False, lines=1, wrap_lines=True, show_line_numbers=False
+            label=label,
+            language=language,
+            interactive=False,
+            lines=1,
+            max_lines=14,
+            wrap_lines=True,
+            show_line_numbers=False,
+            visible=False,
         )
+
+    def said(self, lines: str) -> Any:
+        """For `command`: what it says now."""
+        return self.gr.update(value=lines, visible=bool(lines))
 
     def count(self, label: str, value: int) -> Any:
         most = self.limits.images

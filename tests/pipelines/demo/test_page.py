@@ -65,15 +65,20 @@ def test_a_model_has_the_tabs_of_what_it_can_do(tmp_path: Path):
 
 
 def test_all_that_asks_the_model_waits_in_one_queue(model: Path, tmp_path: Path):
-    gr = gradio()
+    page = build(gradio(), open_subject(str(model), "cpu"), Limits(), tmp_path, 0)
+    asking = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
+    primary = [block for block in page.blocks.values() if getattr(block, "variant", None) == "primary"]
+    assert len(asking) == len(primary) == 7  # a button in each tab, and Decompress
+    assert {fn.concurrency_limit for fn in asking} == {1}
+    assert not [fn for fn in page.fns.values() if fn.api_visibility == "public"]  # no way round the page
+
+
+def test_the_page_of_a_vae_is_made(tmp_path: Path):
+    """With every tab that such a model can have."""
     tiny_vae("dense_skip").save_pretrained(tmp_path / "vae")
-    for name, count in ((model, 7), (tmp_path / "vae", 6)):  # a button in each tab, and Decompress
-        page = build(gr, open_subject(str(name), "cpu"), Limits(), tmp_path / f"{count}", 2)
-        asking = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
-        primary = [block for block in page.blocks.values() if getattr(block, "variant", None) == "primary"]
-        assert len(asking) == len(primary) == count
-        assert {fn.concurrency_limit for fn in asking} == {1}
-        assert not [fn for fn in page.fns.values() if fn.api_visibility == "public"]  # no way round the page's limits
+    page = build(gradio(), open_subject(str(tmp_path / "vae"), "cpu"), Limits(images=1), tmp_path / "files", 2)
+    assert len([fn for fn in page.fns.values() if fn.concurrency_id == "model"]) == 6
+    assert sorted(path.name for path in (tmp_path / "files" / "samples").iterdir()) == ["sample_0.png", "sample_1.png"]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +226,7 @@ def test_what_is_wrong_is_told_in_a_sentence_and_tabs_go_by_the_keyboard(browser
 
 def test_ctrl_c_ends_the_command(model: Path, tmp_path: Path):
     """And leaves nothing of what visitors uploaded."""
-    command = [sys.executable, "-m", "pipelines", "demo", str(model), "--port", str(free_port()), "--device", "cpu"]
+    command = [sys.executable, "-m", "pipelines", "demo", str(model), "--port", str(free_port()), "--examples", "0"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stdout is not None
