@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from benchmarks.claims_scan import BARE, Place, numbers, pages, places, single, table
+from benchmarks.claims_scan import BARE, Place, numbers, pages, places, single, table, written
 from common.errors import UserError
 
 SIZES = ("small", "long")
@@ -69,6 +69,15 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quote:
+    """A text of another page with figures of a row, rounded as they like, or of claims of the same run."""
+
+    page: str
+    row: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """A measured table: its values by row and column. A column of a name that occurs twice is called `name#2`."""
 
@@ -82,6 +91,7 @@ class Table:
     settings: list[str] = field(default_factory=list)  # columns of numbers that nobody measured
     bounds: dict[str, str] = field(default_factory=dict)  # column: `at least 2.5`, or `at least` and a column of bounds
     missed: list[str] = field(default_factory=list)  # rows that miss a bound
+    quotes: list[Quote] = field(default_factory=list)
     count: str | None = None
 
     def bound_of(self, key: str, column: str) -> Tolerance | None:
@@ -193,7 +203,7 @@ def typed(hint: Any, value: Any, place: str) -> Any:
     if text.startswith("list"):
         check_type(isinstance(value, list), value, place, "a list")
         return [
-            built(hint.__args__[0], entry, f"{place}[{i}]") if hint.__args__[0] in (Claim, Table)
+            built(hint.__args__[0], entry, f"{place}[{i}]") if hint.__args__[0] in (Claim, Quote, Table)
             else typed(hint.__args__[0], entry, f"{place}[{i}]")
             for i, entry in enumerate(value)
         ]  # fmt: skip
@@ -306,6 +316,10 @@ def check_pages(claims: Claims, root: Path) -> list[str]:
             others = {key for run in claims.runs for one in run.tables if one.head == entry.head for key in one.rows}
             problems += table_problems(entry, texts.get(entry.where, ""), others)
             tables.setdefault(entry.where, []).append(single(entry.head))
+            for quote in entry.quotes:
+                problems += text_problems(entry.id, quote.text, quote.page, page_of(quote.page, entry.id))
+                problems += quote_problems(run, entry, quote)
+                covered.setdefault(quote.page, []).append(single(quote.text))
     for one in claims.exceptions:
         held = page_of(one.where, "exceptions")
         for text in one.texts:
@@ -343,6 +357,20 @@ def value_problems(claim: Claim, text: str) -> list[str]:
         return [f"{claim.id}: the value {lacking[0]:g} is not in its text {text!r}"]
     more = [n for begin, end in place.figures() for n in numbers(place.text[begin:end]) if n not in claim.values]
     return [f"{claim.id}: {more[0]:g} stands in its text {text!r} and not among its values"] if more else []
+
+
+def quote_problems(run: Run, entry: Table, quote: Quote) -> list[str]:
+    """Figures of a quote that are neither in its row nor claimed of the run."""
+    if quote.row not in entry.rows:
+        return [f"{entry.id}: a quote of {quote.page} has the row {quote.row!r}; the rows are {', '.join(entry.rows)}"]
+    cells = [value for cell in entry.rows[quote.row] for value in (cell if isinstance(cell, list) else [cell])]
+    known = [value for value in cells if value is not None] + [value for claim in run.claims for value in claim.values]
+    place = Place(0, single(quote.text), "" if "|" in quote.text else None)
+    said = [figure for begin, end in place.figures() for figure in written(place.text[begin:end])]
+    wrong = [value for value, decimals in said if not any(round(one, decimals) == value for one in known)]
+    return (
+        [f"{entry.id}: {wrong[0]:g} in {quote.text!r} of {quote.page} is not in the row {quote.row!r}"] if wrong else []
+    )
 
 
 def table_problems(entry: Table, page: str, others: set[str]) -> list[str]:

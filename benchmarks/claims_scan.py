@@ -104,8 +104,14 @@ def cells_of(line: str) -> list[str]:
 
 def numbers(text: str) -> list[float]:
     """The numbers in a text, in digits and in words up to fifteen."""
+    return [value for value, _ in written(text)]
+
+
+def written(text: str) -> list[tuple[float, int]]:
+    """Each with its decimals."""
     found = re.findall(rf"(?<![\w.])(?:{NUMBER}|(?:{'|'.join(WORDS)})\b)", text)
-    return [WORDS[word] if word in WORDS else float(word.replace(",", "")) for word in found]
+    values = [WORDS[word] if word in WORDS else float(word.replace(",", "")) for word in found]
+    return [(value, len(word.partition(".")[2])) for value, word in zip(values, found, strict=True)]
 
 
 def pages(root: Path) -> dict[str, str]:
