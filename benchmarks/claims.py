@@ -218,7 +218,7 @@ def missed_rows(claims: Claims) -> Iterator[str]:
 
 def run_section(run: Run) -> Iterator[str]:
     yield f"### {run.id}"
-    yield f"```\n{run.command.strip()}\n```"
+    yield f"```sh\n{run.command.strip()}\n```"
     facts = [f"seed {run.seed}", run.count, run.date.isoformat(), run.machine, f"commit {run.commit}"]
     facts += [f"needs {', '.join([*run.needs, *run.peers])}"] if run.needs or run.peers else []
     facts += [f"after {', '.join(run.after)}"] if run.after else []

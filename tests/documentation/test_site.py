@@ -170,8 +170,26 @@ def test_every_recipe_stands_in_its_table():
 
 def test_every_public_name_stands_in_the_reference():
     page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
-    missing = [name for name in zellige.MODULES if f"`{name}`" not in page]
-    assert missing == [], "docs/reference/python.md lists what `import zellige` has"
+    missing = [
+        f"::: {module}.{name}" for name, module in zellige.MODULES.items() if f"::: {module}.{name}\n" not in page
+    ]
+    assert missing == [], "docs/reference/python.md shows what `import zellige` has"
+
+
+def test_figures_of_system_pages_are_those_of_results_and_benchmarks():
+    """Those pages say figures again that docs/claims.yaml holds elsewhere."""
+    docs = ROOT / "docs"
+    measured = "".join(
+        (docs / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "benchmarks", "choosing")
+    )
+    pages = [path for path in sorted((docs / "systems").glob("*.md")) if path.stem != "index"]
+    for path in pages:
+        section = path.read_text(encoding="utf-8").partition("## Measured\n")[2]
+        assert section, f"{path.name} has no section Measured"
+        numbers = re.findall(r"(?<![\w.])\d[\d,]*\.\d+|(?<![\w.,-])\d+%|\d+ images/s", section)
+        assert numbers or "not measured" in section, path.name
+        strange = [number for number in numbers if number.removesuffix(" images/s") not in measured]
+        assert strange == [], f"{path.name}: results.md and benchmarks.md have no such figures"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
