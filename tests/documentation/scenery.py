@@ -1,0 +1,220 @@
+"""What the commands of the docs find in their working folder: small stand-ins for photos, digits, runs and models.
+
+A name of `SCENERY` is what the docs call it by; each is made once, when a page names it, and copied into the folder in
+which the page's blocks run.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.cli import main
+from pipelines.two_stage import TwoStagePipeline
+from stage1_vae.binarise import Binarised
+from stage1_vae.likelihoods import BernoulliConfig
+from stage1_vae.likelihoods.logistic_mixture import LogisticMixtureConfig
+from stage1_vae.networks.dense import DenseConfig
+from stage1_vae.vae import VAE, VAEConfig
+from stage1_vq.autoencoders import VQVAE, VQVAE2, VQVAE2Config, VQVAEConfig
+from stage1_vq.quantizers import NearestQuantizerConfig
+from stage2_prior.priors import Transformer, TransformerConfig
+
+PHOTOS = ("cat", "n01484850_great_white_shark", *(f"photo_{i}" for i in range(6)))
+CLASSES = ("bird", "car", "cat", "deer", "dog")
+
+
+def pixels(seed: int, *shape: int) -> np.ndarray:
+    """Smooth random pictures, uint8: 4x4 random colours scaled up, so that JPEG and PNG stay small."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, *shape[2:]), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+
+
+def photos(folder: Path) -> None:
+    """Some photos of several sizes, cat.jpg among them."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate(PHOTOS):
+        Image.fromarray(pixels(number, 48 + 4 * (number % 5), 64, 3)).save(folder / f"{name}.jpg")
+
+
+def class_folders(folder: Path) -> None:
+    for number, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(pixels(10 * number + i, 32, 32, 3)).save(folder / name / f"{i}.png")
+
+
+def digits(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.fromarray(pixels(number, 28, 28)).save(folder / f"{number}.png")
+
+
+def digits_file(path: Path) -> None:
+    images, labels = np.stack([pixels(i, 28, 28) for i in range(40)]), np.arange(40) % 10
+    np.savez(path, train_images=images, train_labels=labels, test_images=images[:10], test_labels=labels[:10])
+
+
+def one_photo(path: Path) -> None:
+    Image.fromarray(pixels(len(path.stem), 40, 60, 3)).save(path)
+
+
+def mask(path: Path) -> None:
+    """White but for a hole in the middle, of the proportions of `one_photo`."""
+    white = np.full((40, 60), 255, dtype=np.uint8)
+    white[10:30, 15:45] = 0
+    Image.fromarray(white).save(path)
+
+
+def captions(path: Path) -> None:
+    path.write_text("file,caption\n" + "".join(f"{name}.jpg,a photo of {name}\n" for name in PHOTOS))
+
+
+def autoencoder(size: int, channels: int) -> VQVAE:
+    torch.manual_seed(0)
+    quantizer = NearestQuantizerConfig(codebook_size=16, dim=4)
+    config = VQVAEConfig(channels=channels, width=8, residual_width=4, residual_blocks=1, quantizer=quantizer)
+    return VQVAE(config, (size, size)).eval()
+
+
+def prior(first: VQVAE, classes: tuple[str, ...]) -> Transformer:
+    torch.manual_seed(1)
+    config = TransformerConfig(layers=1, width=16, heads=2)
+    fingerprint = first.fingerprint()
+    return Transformer(
+        config, first.code_spec(), len(classes), class_names=classes, stage1_fingerprint=fingerprint
+    ).eval()
+
+
+def photo_autoencoder(folder: Path) -> None:
+    autoencoder(16, 3).save_pretrained(folder)
+
+
+def photo_prior(folder: Path) -> None:
+    prior(autoencoder(16, 3), CLASSES).save_pretrained(folder)
+
+
+def photo_model(folder: Path) -> None:
+    first = autoencoder(16, 3)
+    TwoStagePipeline(first, prior(first, CLASSES)).save_pretrained(folder)
+    add_tables(folder, made("runs/codes"))
+
+
+def photo_codes(folder: Path) -> None:
+    encode(made("runs/photos"), made("cifar10/train"), folder)
+
+
+def digit_autoencoder(folder: Path) -> None:
+    autoencoder(28, 1).save_pretrained(folder)
+
+
+def digit_model(folder: Path) -> None:
+    first = autoencoder(28, 1)
+    TwoStagePipeline(first, prior(first, tuple("0123456789"))).save_pretrained(folder)
+
+
+def vae(likelihood: BernoulliConfig | LogisticMixtureConfig) -> VAE:
+    torch.manual_seed(0)
+    dense = DenseConfig(hidden=(8,))
+    config = VAEConfig(latents=4, encoder=dense, decoder=dense, likelihood=likelihood)
+    return VAE(config, (28, 28), Binarised("once") if likelihood.kind == "bernoulli" else None).eval()
+
+
+def binary_vae(folder: Path) -> None:
+    vae(BernoulliConfig()).save_pretrained(folder)
+
+
+def levels(folder: Path) -> None:
+    torch.manual_seed(0)
+    quantizer = NearestQuantizerConfig(codebook_size=16, dim=4)
+    config = VQVAE2Config(width=8, residual_width=4, residual_blocks=1, quantizer=quantizer)
+    VQVAE2(config, (16, 16)).eval().save_pretrained(folder)
+
+
+def level_codes(folder: Path) -> None:
+    encode(made("runs/vqvae2"), made("cifar10/train"), folder)
+
+
+def lossless_vae(folder: Path) -> None:
+    vae(LogisticMixtureConfig(components=2)).save_pretrained(folder)
+
+
+def latents(folder: Path) -> None:
+    encode(made("runs/vae"), made("mnist.npz"), folder)
+
+
+def encode(model: Path, images: Path, out: Path) -> None:
+    run("encode", "--model", model, "--data.path", images, "--out", out, "--workers", 0)
+
+
+def add_tables(model: Path, codes: Path) -> None:
+    run("tables", "--model", model, "--codes", codes)
+
+
+def run(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0, words
+
+
+SCENERY: dict[str, Callable[[Path], None]] = {
+    "my_photos": photos,
+    "photos": class_folders,
+    "maps": class_folders,
+    "imagenet_samples": photos,
+    "cifar10/train": class_folders,
+    "cifar10/test": class_folders,
+    "my_digits": digits,
+    "mnist.npz": digits_file,
+    "a.png": one_photo,
+    "b.png": one_photo,
+    "photo.png": one_photo,
+    "mask.png": mask,
+    "captions.csv": captions,
+    "model": photo_model,
+    "models/photos": photo_model,
+    "models/mnist": digit_model,
+    "runs/quickstart/model": digit_model,
+    "runs/quickstart/stage1": digit_autoencoder,
+    "runs/photos": photo_autoencoder,
+    "runs/maps": photo_autoencoder,
+    "runs/folder": photo_autoencoder,
+    "runs/folder_prior": photo_prior,
+    "runs/prior": photo_prior,
+    "runs/codes": photo_codes,
+    "codes": photo_codes,
+    "runs/vqvae2": levels,
+    "runs/vqvae2_codes": level_codes,
+    "runs/vae": binary_vae,
+    "runs/mnist_binary": binary_vae,
+    "runs/digits": lossless_vae,
+    "latents": latents,
+}
+
+kept: Path | None = None  # where they are made, once for all pages of a process
+
+
+@cache
+def made(name: str) -> Path:
+    assert kept is not None
+    path = kept / name.replace("/", "_") / Path(name).name
+    path.parent.mkdir(parents=True)
+    SCENERY[name](path)
+    return path
+
+
+def set_the_scene(folder: Path, words: str) -> None:
+    """Puts into `folder` what `words`, all code of a page, names."""
+    for name in SCENERY:
+        if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w-])", words):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (source := made(name)).is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            else:
+                shutil.copy(source, target)
