@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import torch
-from jinja2 import Environment
 from PIL import Image
 from torch import Tensor
 
@@ -22,11 +22,16 @@ from codes.shard_folder import Split
 from codes.shards import CodeDataset
 from codes.spec import Codes, Grid
 from common.errors import UserError
-from common.files import atomic_file
+from common.files import write_text
 from pipelines.devices import open_device
 from pipelines.figures import FEW, bits_of_codes, frequency_bits, standard_error
-from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, to_pil
+from pipelines.pictures import contact_sheet, in_columns, to_pil
 from pipelines.prior_requests import prompts_of
+from pipelines.report.charts import Chart
+from pipelines.report.collect import Subject, read_run
+from pipelines.report.curves import chart_of
+from pipelines.report.page import page
+from pipelines.report.pictures import Picture
 from pipelines.stages import check_made_by
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling import SamplingConfig
@@ -103,9 +108,7 @@ def diagnose(config: DiagnoseConfig) -> str:
         "Samples": sheet(pipeline, sampled),
         **partly_real(pipeline, codes, labels, config),
     }
-    page = render(config, pipeline, grids, answers, pictures, count)
-    with atomic_file(Path(config.out)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(Path(config.out), render(config, pipeline, grids, answers, pictures, count))
     for answer in answers:
         print(f"* {answer}")
     return f"{len(answers)} findings from {count} held-out images and as many samples; the page is {config.out}"
@@ -283,37 +286,6 @@ def sheet(pipeline: TwoStagePipeline, codes: Codes) -> Image.Image:
     return contact_sheet(in_columns([to_pil(image) for image in images], COLUMNS))
 
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Diagnosis of {{ model }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ccc; }
-td:first-child, th:first-child { text-align: left; } img { max-width: 100%; } small { color: #555; }
-</style>
-<h1>Diagnosis of {{ model }}</h1>
-<p>{{ count }} held-out images, as many training images and as many samples. Prior: {{ kind }}, over {{ codes }}.
-Sampling: {{ sampling }}.</p>
-<h2>Findings</h2>
-<ul>{% for answer in answers %}<li>{{ answer }}</li>{% endfor %}</ul>
-<h2>Bits per code</h2>
-<table><tr><th>grid</th><th>uniform</th><th>frequencies</th><th>training</th><th>held out</th><th>samples</th>
-<th>codes used, real</th><th>codes used, samples</th><th>never sampled</th><th>never in training</th>
-</tr>
-{% for grid in grids %}<tr><td>{{ grid.name }}</td><td>{{ "%.2f"|format(grid.uniform) }}</td>
-<td>{{ "%.2f"|format(grid.frequencies) }}</td><td>{{ "%.2f"|format(grid.train) }}</td>
-<td>{{ "%.2f ± %.2f"|format(grid.validation, grid.error) }}</td><td>{{ "%.2f"|format(grid.samples) }}</td>
-<td>{{ "%.0f%%"|format(100 * grid.real_used) }}</td><td>{{ "%.0f%%"|format(100 * grid.sampled_used) }}</td>
-<td>{{ "%.0f%%"|format(100 * grid.never_sampled) }}</td>
-<td>{{ "%.0f%%"|format(100 * grid.never_trained) }}</td></tr>{% endfor %}</table>
-<p><small>uniform: all codes equally likely. frequencies: the held-out codes, each by itself, by how
-often it occurs in all training images. held out: with the standard error over the images. Codes used grow with the
-number of images, which is the same in every column; never sampled, never in training: of the codes of the held-out
-images those that no sample, and none of as many training images, has.</small></p>
-{% for title, source in pictures.items() %}<h2>{{ title }}</h2><p><img alt="{{ title }}" src="{{ source }}"></p>
-{% endfor %}</html>
-"""
-
-
 def render(
     config: DiagnoseConfig,
     pipeline: TwoStagePipeline,
@@ -323,40 +295,35 @@ def render(
     count: int,
 ) -> str:
     """The page, self-contained."""
-    sources = {title: data_uri(png(picture)) for title, picture in pictures.items()}
-    if config.run is not None:
-        sources["Training"] = data_uri(curves(Path(config.run), Path(config.out)))
+    shown = [Picture(picture, title) for title, picture in pictures.items()]
     settings = asdict(pipeline.sampling)
-    return (
-        Environment(autoescape=True)
-        .from_string(PAGE)
-        .render(
-            model=config.model,
-            count=count,
-            kind=pipeline.prior.kind,
-            codes=pipeline.prior.code_spec.describe(),
-            sampling=", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
-            answers=answers,
-            grids=[
-                {**grid._asdict(), "uniform": float(torch.tensor(grid.vocabulary).double().log2())} for grid in grids
-            ],
-            pictures=sources,
-        )
+    return page(
+        "diagnosis.html",
+        ("base.css", "diagnosis.css"),
+        ("theme.js", "charts.js"),
+        {picture: data_uri(png(picture.image)) for picture in shown},
+        model=config.model,
+        count=count,
+        kind=pipeline.prior.kind,
+        codes=pipeline.prior.code_spec.describe(),
+        sampling=", ".join(f"{name} {value}" for name, value in settings.items() if value is not None),
+        answers=answers,
+        grids=[{**grid._asdict(), "uniform": math.log2(grid.vocabulary)} for grid in grids],
+        pictures=shown,
+        curve=None if config.run is None else curve(Path(config.run)),
     )
 
 
-def curves(run: Path, page: Path) -> bytes:
-    """The curves of the prior's run as PNG. Raises UserError where there are none."""
-    if not (run / METRICS_NAME).is_file():
+def curve(run: Path) -> Chart:
+    """The bits per code of the prior's run. Raises UserError where there are none."""
+    subject = Subject(str(run), run.name, "a run", (read_run(run),))
+    chart = chart_of("bits_per_code", [(subject, subject.runs[0])])
+    if chart is None:
         raise UserError(
-            f"{run} holds no {METRICS_NAME}: name the run folder of `zellige train-stage2`, or leave run out"
+            f"{run} holds no {METRICS_NAME} of bits per code: name the run folder of `zellige train-stage2`, or leave "
+            "run out"
         )
-    picture = page.with_name(f".{page.name}.curves.png")
-    try:
-        draw_curves([Curve("bits per code", run / METRICS_NAME, "bits_per_code")], picture)
-        return picture.read_bytes()
-    finally:
-        picture.unlink(missing_ok=True)
+    return chart
 
 
 def png(picture: Image.Image) -> bytes:

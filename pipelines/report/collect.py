@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.files import read_json
 from common.model_io import CONFIG_NAME
 from common.runs import config_of_run, stage_of_run
-from pipelines.folder_kinds import QUICKSTART, SHARDS, json_of, kind_of_folder
+from pipelines.folder_kinds import ASSEMBLED, QUICKSTART, SHARDS, json_of, kind_of_folder
 from pipelines.model_folders import INDEX_NAME, any_model_folder
 from training.metrics_log import METRICS_NAME, TIMING_NAME
 
@@ -57,11 +57,14 @@ class Subject:
     model: str | None = None  # folder or hub id that holds its model or models; None where there is none yet
     codes: Path | None = None  # code shards that lie with it
     evaluation: dict[str, Any] | None = None  # of evaluation.json
+    given_parts: tuple[str, ...] = ()  # parts of it that were named beside it
     number: int = 0  # among the subjects of a report: its colour
     notes: list[str] = field(default_factory=list)  # what a person should know before anything else
 
-    def run(self, stage: str) -> Run | None:
-        return next((run for run in self.runs if run.stage == stage), None)
+    @property
+    def is_assembled(self) -> bool:
+        """Whether its folder holds all that draws images."""
+        return self.what.startswith((ASSEMBLED, QUICKSTART))
 
 
 def subjects_of(given: Sequence[str]) -> list[Subject]:
@@ -102,7 +105,7 @@ def subject_of(given: str) -> Subject:
         raise UserError(f"{what}, expected {ACCEPTED}")
     else:  # a hub id, or nothing
         index = any_model_folder(given) / INDEX_NAME
-        subject = Subject(given, given, "an assembled model" if index.is_file() else "a model", model=given)
+        subject = Subject(given, given, ASSEMBLED if index.is_file() else "a model", model=given)
     subject.evaluation = evaluation_of(folder, subject)
     for run in subject.runs:
         for name, count in run.unread.items():

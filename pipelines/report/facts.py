@@ -17,7 +17,7 @@ from training.metrics_log import duration
 def facts_of(found: Findings) -> list[tuple[str, str]]:
     """Names and values for the summary."""
     subject, models = found.subject, found.models
-    facts = [("What", subject.what), ("Where", subject.given)]
+    facts = [("What", subject.what), ("Where", ", ".join([subject.given, *subject.given_parts]))]
     if models.autoencoder is not None or models.prior is not None:
         kinds = [one.kind for one in (models.autoencoder, models.prior) if one is not None]
         facts.append(("Kind", " + ".join(kinds)))
@@ -41,7 +41,11 @@ def facts_of(found: Findings) -> list[tuple[str, str]]:
         facts.append(("Active units", f"{found.latents.active} of {found.latents.numbers}"))
     if not isinstance(found.usage, Missing):
         facts += [
-            (f"Codes in use{of_grid(use, found.usage)}", f"{use.used} of {use.grid.vocabulary}") for use in found.usage
+            (
+                f"Codes in use{of_grid(use, found.usage)}",
+                f"{use.used} of {use.grid.vocabulary} over {counted(use.images, 'image')}",
+            )
+            for use in found.usage
         ]
     for run in subject.runs:
         facts.append((f"Steps, {run.stage}", steps_of(run)))

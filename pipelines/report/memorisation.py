@@ -75,8 +75,8 @@ def by_codes(
         pair(images[place], decoded[row], f"{found.distances[place]:.0%} of the codes differ", indices[row])
         for row, place in enumerate(order.tolist())
     ]
-    title = f"codes of the training images in {training.folder}"
-    return summary("codes", "share of codes that differ", found, real, min(MOST_CODES, len(training)), title, pairs)
+    title = f"training images of {training.folder}"
+    return summary("codes", "the share of codes that differ", found, real, min(MOST_CODES, len(training)), title, pairs)
 
 
 def nearest_codes(wanted: np.ndarray, training: CodeDataset) -> Nearest:
@@ -120,7 +120,15 @@ def by_pixels(
         index = int(found.indices[place])
         image = to_float(training.fetch([index], [index])["images"])[0]
         pairs.append(pair(images[place], image, f"error {found.distances[place]:.1f} of 255", index))
-    return summary("pixels", "root mean squared error, of 255", found, real, len(chosen), training_title, pairs)
+    return summary(
+        "pixels",
+        "the root of the mean squared error, of 255 grey values",
+        found,
+        real,
+        len(chosen),
+        training_title,
+        pairs,
+    )
 
 
 def nearest_pixels(wanted: Tensor, training: ImageDataset, chosen: Sequence[int]) -> Nearest:

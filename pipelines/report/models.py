@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -32,6 +34,15 @@ class Models:
     of_latents: bool = False  # whether there are latents and no codes
     why_none: str = ""  # why there is no model at all
 
+    @cached_property
+    def autoencoder_mark(self) -> str:
+        """Fingerprint of the autoencoder; empty where there is none."""
+        return "" if self.autoencoder is None else self.autoencoder.fingerprint()
+
+    @cached_property
+    def prior_mark(self) -> str:
+        return "" if self.prior is None else self.prior.fingerprint()
+
     @property
     def why_no_autoencoder(self) -> str:
         return self.why_none or (
@@ -58,6 +69,9 @@ class Models:
             if isinstance(self.vae.prior, PretrainedModel):
                 found["prior over latents"] = self.vae.prior
         return found
+
+
+Pair = tuple[Subject, Models]
 
 
 def load_models(subject: Subject, device: torch.device) -> Models:
@@ -88,13 +102,51 @@ def models_in(folder: Path, device: torch.device) -> Models:
     return Models(autoencoder=load_pretrained(folder, AUTOENCODERS).to(device))
 
 
-def pair_up(models: list[Models]) -> None:
-    """A prior without its autoencoder takes it from another subject, where the fingerprint of one is what the prior
-    recorded: both runs of a model can be named beside each other."""
-    makers = {one.autoencoder.fingerprint(): one.autoencoder for one in models if one.autoencoder is not None}
-    for one in models:
-        if one.prior is None or one.autoencoder is not None:
-            continue
-        maker = makers.get(one.prior.stage1_fingerprint or "")
-        if maker is not None:
-            one.autoencoder, one.pipeline = maker, TwoStagePipeline(maker, one.prior)
+def put_together(pairs: list[Pair]) -> list[Pair]:
+    """The parts of one system as one subject: the run of an autoencoder, the run of a prior over its codes and the
+    assembled model of both may be named beside each other, and are told by their fingerprints. An autoencoder on which
+    several priors stand stays a subject of its own, and all of them are drawn with it."""
+    pairs = without_parts(pairs, is_prior_of)
+    makers = {models.autoencoder_mark: models.autoencoder for _, models in pairs if models.autoencoder is not None}
+    for _, models in pairs:
+        if models.prior is not None and models.autoencoder is None:
+            maker = makers.get(models.prior.stage1_fingerprint or "")
+            if maker is not None:
+                models.autoencoder, models.pipeline = maker, TwoStagePipeline(maker, models.prior)
+    pairs = without_parts(pairs, is_autoencoder_of)
+    for number, (subject, _) in enumerate(pairs):
+        subject.number = number
+    return pairs
+
+
+def without_parts(pairs: list[Pair], is_part: Callable[[Models, Models], bool]) -> list[Pair]:
+    """The pairs but those that are part of exactly one other, which takes over what is known of them."""
+    kept = []
+    for subject, models in pairs:
+        owners = [owner for owner, whole in pairs if whole is not models and is_part(models, whole)]
+        if len(owners) == 1:
+            absorb(owners[0], subject)
+        else:
+            kept.append((subject, models))
+    return kept
+
+
+def is_prior_of(part: Models, whole: Models) -> bool:
+    alone = part.prior is not None and part.autoencoder is None
+    return alone and whole.pipeline is not None and part.prior_mark == whole.prior_mark
+
+
+def is_autoencoder_of(part: Models, whole: Models) -> bool:
+    alone = part.autoencoder is not None and part.prior is None
+    return alone and whole.pipeline is not None and part.autoencoder_mark == whole.autoencoder_mark
+
+
+def absorb(subject: Subject, part: Subject) -> None:
+    """Makes what is known of a part known of the whole."""
+    subject.runs = tuple(sorted((*subject.runs, *part.runs), key=lambda run: run.stage))
+    subject.codes = subject.codes or part.codes
+    subject.evaluation = subject.evaluation or part.evaluation
+    subject.notes += part.notes
+    if part.what not in subject.what:
+        subject.what += f", {part.what}"
+    subject.given_parts += (part.given,)

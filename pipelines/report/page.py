@@ -32,7 +32,7 @@ def render(**content: Any) -> tuple[str, str]:
     content["facts"] = side_by_side([dict(one.facts) for one in content["found"]])
     content["chart_data"] = chart_data(content)
     return page(
-        "report.html", ("base.css", "report.css"), ("theme.js", "report.js"), sources, note=note, **content
+        "report.html", ("base.css", "report.css"), ("theme.js", "report.js", "charts.js"), sources, note=note, **content
     ), note
 
 

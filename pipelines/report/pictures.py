@@ -43,8 +43,8 @@ class Level(NamedTuple):
     said: str
 
 
-LEVELS = [Level(None, 0, ""), Level(85, 0, "pictures are compressed with loss"), Level(65, 0, "pictures are coarse")]
-LEVELS += [Level(65, times, f"pictures are coarse, at 1/{2**times} of their size") for times in range(1, 6)]
+LEVELS = [Level(None, 0, ""), Level(92, 0, "pictures are compressed with loss"), Level(70, 0, "pictures are coarse")]
+LEVELS += [Level(70, times, f"pictures are coarse, at 1/{2**times} of their size") for times in range(1, 6)]
 
 
 def sources_of(pictures: Sequence[Picture]) -> tuple[dict[Picture, str], str]:

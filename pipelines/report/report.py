@@ -20,7 +20,7 @@ from pipelines.report.facts import facts_of, training_speeds
 from pipelines.report.findings import Asked, Findings
 from pipelines.report.latent_sections import of_vae
 from pipelines.report.latents import VAESamples
-from pipelines.report.models import Models, load_models, pair_up
+from pipelines.report.models import Models, load_models, put_together
 from pipelines.report.page import render
 from pipelines.report.reconstructions import error_scale
 from pipelines.report.samples import Samples
@@ -30,12 +30,11 @@ from pipelines.report.settings import commands_of, settings_of
 def make_report(given: Sequence[str], asked: Asked, out: Path, own_command: str, say: Callable[[str], None]) -> int:
     """Writes the page and returns its size in bytes. Raises UserError for what is no run and no model, and for test
     images or codes that cannot be opened."""
-    subjects = subjects_of(given)
-    models = [load_models(subject, asked.device) for subject in subjects]
-    pair_up(models)
+    pairs = put_together([(subject, load_models(subject, asked.device)) for subject in subjects_of(given)])
     if asked.codes is not None:
-        check_given_codes(asked.codes, models)
-    found = [findings_of(subject, of_it, asked, say) for subject, of_it in zip(subjects, models, strict=True)]
+        check_given_codes(asked.codes, [models for _, models in pairs])
+    found = [findings_of(subject, models, asked, say) for subject, models in pairs]
+    subjects = [subject for subject, _ in pairs]
     runs = [(subject, run) for subject in subjects for run in subject.runs]
     stages = sorted({run.stage for _, run in runs})
     speeds = {stage: speed_chart([(s, run) for s, run in runs if run.stage == stage], "samples") for stage in stages}

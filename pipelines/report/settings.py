@@ -78,18 +78,17 @@ def commands_of(subject: Subject, *, seed: int, drawn: int | None, measured: str
         found.append(training_command(run))
         if run.stage in ("stage one", VAE) and subject.codes is not None:
             found.append(encode_command(run, subject))
-    if len(subject.runs) == 2 and subject.model is not None:
-        stage1, stage2 = (run.folder for run in subject.runs)
-        found.append(
-            CommandLine(
-                "Both stages as one model", command("assemble", stage1=stage1, stage2=stage2, out=subject.model)
-            )
-        )
-    if drawn is not None and subject.model is not None:
-        made = command("generate", model=subject.model, num=drawn, seed=seed, out="samples")
+    model = subject.model if subject.is_assembled or any(run.stage == VAE for run in subject.runs) else None
+    stages = {run.stage: run.folder for run in subject.runs}
+    if {"stage one", "stage two"} <= stages.keys():
+        model = model or "model"
+        line = command("assemble", stage1=stages["stage one"], stage2=stages["stage two"], out=model)
+        found.append(CommandLine("Both stages as one model", line))
+    if drawn is not None and model is not None:
+        made = command("generate", model=model, num=drawn, seed=seed, out="samples")
         found.append(CommandLine("The samples of this page, at the model's own settings", made))
-    if measured is not None and subject.model is not None:
-        judged = command("evaluate", model=subject.model, **{"data.path": measured}, out="evaluation.json")
+    if measured is not None and model is not None:
+        judged = command("evaluate", model=model, **{"data.path": measured}, out="evaluation.json")
         found.append(CommandLine("Figures with their protocol", judged))
     return found
 

@@ -123,7 +123,8 @@ def test_the_page_holds_figures_findings_and_pictures(model: Path, tmp_path: Pat
     assert line == f"{len(printed)} findings from 20 held-out images and as many samples; the page is {out}"
     assert any("little more than how frequent" in answer for answer in printed)  # random codes, untrained prior
     page = out.read_text()
-    assert page.count("data:image/png;base64,") == 4  # real, samples, half real, curves
+    assert page.count("data:image/png;base64,") == 3  # real, samples, half real
+    assert page.count("data-chart") == 1  # the curve of the run
     for part in ("Upper half real, lower half sampled", "Training", "<td>codes</td>", "transformer"):
         assert part in page
     assert "src=" not in page.replace('src="data:', "")  # self-contained
@@ -176,5 +177,5 @@ def test_codes_without_held_out_images_are_refused(model: Path, tmp_path: Path):
 def test_a_run_without_curves_is_refused(model: Path, tmp_path: Path):
     codes = write_codes(tmp_path / "codes", make_autoencoder().code_spec())
     config = DiagnoseConfig(model=str(model), codes=str(codes), out=str(tmp_path / "p.html"), run=str(tmp_path), num=4)
-    with pytest.raises(UserError, match=r"holds no metrics.jsonl: name the run folder"):
+    with pytest.raises(UserError, match=r"holds no metrics.jsonl of bits per code: name the run folder"):
         diagnose(config)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.errors import UserError
 from pipelines.cli import main
 from pipelines.commands.report import ReportConfig, report
+from pipelines.report.collect import subjects_of
+from pipelines.report.models import load_models, put_together
 from pipelines.report.page import groups_of
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -108,11 +113,29 @@ def test_what_cannot_be_made_says_what_to_give(folders: Path, tmp_path: Path):
     assert "Give the codes that it was trained on: --codes SHARDS." in found["memorisation"]
 
 
-def test_both_runs_of_a_model_named_beside_each_other_draw_samples(folders: Path, tmp_path: Path):
-    out = tmp_path / "report.html"
-    runs = tuple(str(folders / "quick & <b>" / part) for part in ("stage1", "stage2"))
-    report(ReportConfig(runs=runs, out=str(out), **FEW))
-    assert "6 samples of seed 0" in sections(out.read_text(encoding="utf-8"))["samples"]
+def test_the_parts_of_one_system_that_are_named_beside_each_other_are_one(folders: Path, tmp_path: Path):
+    out, quick = tmp_path / "report.html", folders / "quick & <b>"
+    report(ReportConfig(runs=(str(quick / "stage2"), str(quick / "stage1")), out=str(out), **FEW))
+    found = sections(out.read_text(encoding="utf-8"))
+    assert "6 samples of seed 0" in found["samples"]
+    assert "means over 12 held-out images of" in found["reconstructions"]
+    assert "Stage one</h3>" in found["curves"]
+    assert "Stage two</h3>" in found["curves"]
+    assert 'class="who"' not in found["samples"]  # one subject
+    assert f"--stage2 {shlex.quote(str(quick / 'stage2'))} --out model" in html.unescape(found["commands"])
+
+
+def test_subjects_are_put_together_by_their_fingerprints_only(folders: Path):
+    def of(*names: str) -> list[tuple[str, int, int]]:
+        subjects = subjects_of([str(folders / name) for name in names])
+        pairs = put_together([(subject, load_models(subject, torch.device("cpu"))) for subject in subjects])
+        return [(subject.name, len(subject.runs), subject.number) for subject, _ in pairs]
+
+    quick = "quick & <b>"
+    assert of(f"{quick}/stage1", f"{quick}/stage2", f"{quick}/model", "other") == [("model", 2, 0), ("other", 1, 1)]
+    assert of("other", f"{quick}/stage2", "vae") == [("other", 1, 0), ("stage2", 1, 1), ("vae", 1, 2)]
+    # Two priors over one autoencoder: it stays a subject of its own.
+    assert of(f"{quick}/stage1", quick, f"{quick}/model") == [("stage1", 1, 0), (quick, 2, 1), ("model", 0, 2)]
 
 
 def test_a_run_that_was_damaged_has_a_page(folders: Path, tmp_path: Path):
@@ -243,9 +266,13 @@ def test_light_and_dark_by_preference_and_by_the_button(opened: Any):
     assert opened.evaluate(colour) == dark
 
 
-def test_on_a_phone_the_page_does_not_scroll_sideways(opened: Any):
+def test_on_a_phone_no_page_scrolls_sideways(opened: Any, folders: Path, tmp_path: Path):
     opened.set_viewport_size({"width": 390, "height": 800})
-    assert opened.evaluate("document.documentElement.scrollWidth") == 390
-    opened.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    assert opened.evaluate("document.documentElement.scrollWidth") == 390
+    of_vae = tmp_path / "vae.html"  # rows of eight samples, wider than a phone
+    report(ReportConfig(runs=(str(folders / "vae"),), out=str(of_vae), **{**FEW, "samples": 8}))
+    for address in (opened.url, of_vae.as_uri()):
+        opened.goto(address)
+        assert opened.evaluate("document.documentElement.scrollWidth") == 390
+        opened.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert opened.evaluate("document.documentElement.scrollWidth") == 390
     assert opened.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
