@@ -16,9 +16,13 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from common.errors import UserError
+from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.opening import from_pretrained, write_model_card
 from pipelines.two_stage import TwoStagePipeline
+from stage1_vae.binarise import Binarised
+from stage1_vae.networks import DenseConfig
+from stage1_vae.vae import VAE, VAEConfig
 from stage2_prior.sampling import SamplingConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.pipelines.latents.test_judging import small_vae
@@ -190,6 +194,29 @@ def test_figures_stand_in_the_card_with_their_protocol(tmp_path: Path, hub: Hub)
     ):
         assert said in text
     assert "somebody" not in text  # the machine's folders are nobody's business
+
+
+@pytest.mark.parametrize("kind", ["two stages", "vae"])
+def test_the_card_takes_what_evaluate_writes(kind: str, digits: Path, tmp_path: Path):
+    vae = VAE(
+        VAEConfig(latents=2, encoder=DenseConfig(hidden=(8,)), decoder=DenseConfig(hidden=(8,))),
+        (16, 16),
+        Binarised("once", 7),
+    )
+    pipeline = make_pipeline() if kind == "two stages" else LatentPipeline(vae)
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    out = folder / "evaluation.json"
+    data = EvaluateDataConfig(path=str(digits), split="train")
+    evaluate(
+        EvaluateConfig(model=str(folder), data=data, num=4, out=str(out), draws=None if kind == "two stages" else 2)
+    )
+    measured = json.loads(out.read_text())
+    card = card_of(write_model_card(folder))
+    shown = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert shown
+    assert all(shown[name] == measured[name] for name in shown)
+    assert ("psnr" if kind == "two stages" else "elbo") in " ".join(shown)
+    assert measured["protocol"]["images"]["sha256"] in card.text
 
 
 def test_only_figures_of_this_model_stand_in_its_card(tmp_path: Path):
