@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from PIL import Image
 
 from tests.training.toy import toy_config, toy_fit, toy_task
+from training.metrics_log import RunLog
 from training.trackers import WANDB_NAME, settings_of
 
 
@@ -77,6 +79,14 @@ def test_tensorboard_shows_settings_figures_and_previews_of_a_run_in_one_folder(
     assert told["model.width"] == 16
     (text,) = events.Tensors("config/text_summary")
     assert "learning_rate: 0.01" in text.tensor_proto.string_val[0].decode()
+
+
+def test_evaluations_arrive_too(tmp_path: Path):
+    log = RunLog(tmp_path, Accelerator(cpu=True), "tensorboard", 0, 10, {"train": {"steps": 10}})
+    log.evaluation(5, {"rfid": 12.5})
+    log.evaluation(10, {"rfid": 11.0})
+    log.close()
+    assert scalars(read(tmp_path), "evaluation/rfid") == [(5, 12.5), (10, 11.0)]
 
 
 def test_a_continued_run_doubles_nothing_in_tensorboard(tmp_path: Path):
