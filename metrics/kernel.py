@@ -12,7 +12,7 @@ from torch import Tensor
 from common.errors import UserError
 from metrics.statistics import in_float64
 
-ROWS = 2048  # of a kernel matrix that are in memory at a time
+ROWS = 256  # of a kernel matrix that are in memory at a time, and squares of which each is computed once
 
 
 class KernelDistance(NamedTuple):

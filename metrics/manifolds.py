@@ -17,7 +17,7 @@ from torch import Tensor
 from common.errors import UserError
 from metrics.statistics import in_float64
 
-ROWS = 1024  # whose distances to all others are in memory at a time: 80 MB for 10,000 others
+ROWS = 512  # whose distances to all others are in memory at a time: 40 MB for 10,000 others
 NOTHING = 1e-12  # of the squared lengths of two vectors: a squared distance that is rounding alone
 
 
