@@ -6,8 +6,6 @@ It trades variety for likeness: what the classifier is unsure of is lost, rare b
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes
 from common.errors import UserError
+from metrics.features import open_module
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling import SamplingConfig
 
@@ -86,19 +85,8 @@ def load_judge(name: str, weights: str | None, num_classes: int) -> nn.Module:
         return TimmJudge(what, weights, num_classes)
     if weights is not None:
         raise UserError(f"judge_weights is for judge=timm:MODEL; let {name} load its own weights")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    try:
-        judge: Any = getattr(importlib.import_module(where), what)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"judge={name} cannot be had ({error}); expected MODULE:FUNCTION, such as judges:mnist for "
-            "`def mnist()` in judges.py"
-        ) from error
-    finally:
-        sys.path.pop(0)
-    if not isinstance(judge, nn.Module):
-        raise UserError(f"judge={name} returned {type(judge).__name__}, expected a torch.nn.Module")
-    return judge.eval()
+    judge, _ = open_module(name, "judge")
+    return judge
 
 
 class TimmJudge(nn.Module):
