@@ -214,7 +214,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
                 "after pixel, which takes too long in a training; evaluate the finished model"
             )
         judged = OfReconstructions(network, validation_data, config.train.evaluate_images)
-    notes = () if config.images_are_as_modelled else (GREY,)
+    notes: tuple[str, ...] = () if config.images_are_as_modelled else (GREY,)
     notes += () if judged is None else (judged.note,)
     facts = RunFacts(stage=STAGE, defaults=defaults_of(config), data=fingerprints, opened=known_bad_images, notes=notes)
     result = fit(task, train_data, validation_data, config.train, run, asdict(config), facts, judged)

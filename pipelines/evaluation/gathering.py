@@ -17,7 +17,8 @@ from common.progress import progress_bar
 Values = dict[str, np.ndarray]
 """By name, one row an image, in the order of the images."""
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def of_all_batches(

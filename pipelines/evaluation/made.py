@@ -42,7 +42,7 @@ class ImagesOfSet:
     def __init__(self, dataset: ImageDataset, batch_size: int, num: int | None = None) -> None:
         self.dataset = dataset
         self.chosen = evenly(num, len(dataset))
-        self.batches: Sequence[Sequence[int]] = in_batches(self.chosen, batch_size)
+        self.batches: Sequence[Any] = in_batches(self.chosen, batch_size)
 
     def fetch(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         found, _ = self.dataset.fetch_readable(batch, batch)
@@ -65,7 +65,7 @@ class SamplesOfCodes:
         sampling.check_fits(pipeline.prior)
         self.pipeline, self.num, self.seed, self.sampling, self.given = pipeline, num, seed, sampling, given
         size = min(batch_size, num)  # batches are full, as those of `generate`: what lies beyond num is dropped
-        self.batches = [range(start, start + size) for start in range(0, num, size)]
+        self.batches: Sequence[Any] = [range(start, start + size) for start in range(0, num, size)]
         self.as_given = given is not None and given.has_classes_of(pipeline)
         self.classes(range(1))  # refuses a model that must be told more
 
@@ -98,7 +98,7 @@ class SamplesOfLatents:
 
     def __init__(self, pipeline: LatentPipeline, num: int, batch_size: int, seed: int, pixels: Pixels) -> None:
         self.pipeline, self.seed, self.pixels = pipeline, seed, pixels
-        self.batches = [list(batch) for batch in in_batches(range(num), batch_size)]
+        self.batches: Sequence[Any] = [list(batch) for batch in in_batches(range(num), batch_size)]
 
     def fetch(self, batch: list[int]) -> tuple[Tensor, Tensor]:
         if self.pipeline.device.type == "cpu":

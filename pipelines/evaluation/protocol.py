@@ -108,7 +108,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} {shown(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
-        return "x".join(map(str, value))
+        return ("x" if all(isinstance(one, int) for one in value) else " ").join(map(str, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if value >= 10_000 else str(value)
     text = str(value)
