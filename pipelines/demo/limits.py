@@ -53,7 +53,9 @@ def open_upload(path: str | Path | None, channels: int, limits: Limits) -> Image
 
 
 def check_bytes(path: str | Path, limits: Limits) -> None:
-    """Raises UserError for a file that is too large."""
+    """Raises UserError for a file that is too large, and for one that was uploaded too long ago."""
+    if not Path(path).is_file():
+        raise UserError("this file is not kept here any more; upload it again")
     size = Path(path).stat().st_size
     if size > limits.megabytes * MEGABYTE:
         raise UserError(

@@ -25,7 +25,8 @@ from pipelines.demo.recipes import (
 )
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.two_stage import TwoStagePipeline
-from tests.pipelines.conftest import make_pipeline
+from stage2_prior.priors import MaskGIT, MaskGITConfig
+from tests.pipelines.conftest import make_autoencoder, make_pipeline
 from tests.stage1_vae.exact.tiny import tiny_vae
 
 VALUES: dict[str, Any] = {"seed": 7, "label": None, "temperature": 0.8, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
@@ -89,6 +90,19 @@ def test_a_top_k_of_0_draws_from_all_codes_of_a_model_that_records_another(model
     run(line)
     assert pixels(drawing.generate(pipeline, asked, 2).pictures) == files("new", ["000000.png", "000001.png"])
     assert "top_k" not in generate_command("narrow", pipeline, asked_of(pipeline, {"seed": 1, "top_k": 2}), 2)
+
+
+def test_steps_and_chance_of_a_masked_prior_are_told_where_they_are_not_its_own():
+    autoencoder = make_autoencoder()
+    prior = MaskGIT(MaskGITConfig(layers=1, width=16, heads=2), autoencoder.code_spec(), 0).eval()
+    pipeline = TwoStagePipeline(autoencoder, prior)
+    usual = asked_of(pipeline, {"seed": 1, "steps": 12, "choice_temperature": 4.5})
+    assert generate_command("m", pipeline, usual, 2) == "zellige generate --model m --num 2 --seed 1 --out new"
+    other = asked_of(pipeline, {"seed": 1, "steps": 5, "choice_temperature": 0})
+    assert "--steps 5 --choice_temperature 0 " in generate_command("m", pipeline, other, 2)
+    assert pixels(drawing.generate(pipeline, usual, 2).pictures) != pixels(
+        drawing.generate(pipeline, other, 2).pictures
+    )
 
 
 @pytest.mark.parametrize(

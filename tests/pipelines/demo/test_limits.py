@@ -45,8 +45,12 @@ def test_what_is_no_image_or_too_large_a_file_is_told_without_the_servers_path(t
         with pytest.raises(UserError, match=said) as caught:
             open_upload(tmp_path / name, 3, LIMITS)
         assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(UserError, match="there is no image yet; upload one, or take one of the examples"):
-        open_upload(None, 3, LIMITS)
+    for path, said in [
+        (None, "there is no image yet; upload one"),
+        (tmp_path / "gone.png", "is not kept here any more"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            open_upload(path, 3, LIMITS)
 
 
 def test_uploads_are_read_as_a_person_sees_them(tmp_path: Path):
