@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from common.errors import UserError
-from pipelines.demo.drawing import LARGEST_SEED, Asked, asked_of, class_title
+from pipelines.demo.drawing import Asked, asked_of, class_title
 from pipelines.demo.limits import Desk, Limits, StoppedError
 from pipelines.demo.model import Subject
 from pipelines.two_stage import TwoStagePipeline
@@ -173,7 +173,7 @@ class Page:
 
     def seed(self) -> Any:
         with self.gr.Row():
-            seed = self.gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, min_width=120, scale=2)
+            seed = self.gr.Number(0, label="Seed", precision=0, min_width=120, scale=2)
             another = self.gr.Button("Another", min_width=90, scale=1, elem_classes=["beside"])
         # drawn by the browser: no request for a number
         another.click(None, None, seed, js="() => Math.floor(Math.random() * 1000000)", api_visibility="private")

@@ -211,6 +211,9 @@ def test_what_is_wrong_is_told_in_a_sentence_and_tabs_go_by_the_keyboard(browser
     visit = Visit(browser, address, 390)
     page = visit.page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_label("Seed").first.fill("-5")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_text("seed=-5, expected a whole number from 0 to").wait_for()
     page.get_by_role("tab", name="Generate").first.focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
