@@ -25,7 +25,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.claims_file import Claim, Claims, Run, Table, cell_values, check_pages, read_claims
+from benchmarks.claims_file import Claim, Claims, Run, Table, read_claims
+from benchmarks.claims_pages import cell_values, check_pages
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
