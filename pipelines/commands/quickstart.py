@@ -16,6 +16,9 @@ from images.datasets import DataConfig, image_datasets, to_float
 from images.encoding import EncodeConfig
 from pipelines.options import read_recipe
 from pipelines.pictures import Curve, contact_sheet, draw_curves, in_columns, save_png, to_pil
+from pipelines.report.findings import Asked
+from pipelines.report.report import make_report
+from pipelines.report.settings import command
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.encode import encode
@@ -29,6 +32,8 @@ RECIPE = "mnist_quickstart"
 AUGMENT_COPIES = 4  # codes per training digit, shifted by a pixel or so: 4,500 digits are few for a prior
 GUIDANCE = 2.0  # towards the class that is asked for
 COLUMNS = 10
+BATCH_SIZE = 64  # images at a time, for the page
+REPORT_IMAGES, REPORT_SAMPLES = 200, 80  # measured, and drawn at each setting, for the page
 STOPPED = "stopped; the same command continues"
 
 
@@ -40,7 +45,8 @@ class QuickstartConfig:
 
 
 def quickstart(config: QuickstartConfig) -> str:
-    """Makes stage1/, codes/, stage2/, model/ and three pictures in `config.run`; returns one line of figures.
+    """Makes stage1/, codes/, stage2/, model/, three pictures and a page on all of it in `config.run`; returns one line
+    of figures.
 
     Each part is what the command of its name makes, so any can be repeated by hand with another recipe.
     """
@@ -86,6 +92,10 @@ def quickstart(config: QuickstartConfig) -> str:
             ],
             run / "curves.png",
         )
+        say("the page: what was learned, in curves and pictures")
+        page = run / "report.html"
+        asked = Asked(None, None, 0, REPORT_IMAGES, REPORT_SAMPLES, BATCH_SIZE, state.device)
+        make_report([str(run)], asked, page, command("report", str(run), out=page), say=lambda text: None)
     state.wait_for_everyone()
     used, vocabulary = codes_in_use(codes)
     minutes = (time.perf_counter() - began) / 60
@@ -93,7 +103,8 @@ def quickstart(config: QuickstartConfig) -> str:
         f"PSNR {first.metrics['psnr']:.1f} dB, {used} of {vocabulary} codes in use, "
         f"{second.metrics['bits_per_code']:.2f} bits per code, {minutes:.1f} minutes; "
         f"new digits: {run / 'samples.png'}, "
-        f"real ones and their reconstructions: {run / 'reconstructions.png'}; more of them: "
+        f"real ones and their reconstructions: {run / 'reconstructions.png'}; all of it on one page: "
+        f"{run / 'report.html'}; more digits: "
         f"zellige generate --model {model} --num 1000 --out {run / 'samples'}"
     )
 

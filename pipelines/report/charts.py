@@ -13,6 +13,7 @@ from pipelines.report.pictures import heat
 
 WIDTH, HEIGHT = 400, 230  # of a chart, in its own units, which are pixels where there is room
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 10, 24  # around the plot
+LARGEST = 1e100  # values beyond are drawn as those that are no numbers
 MOST_POINTS = 400  # of a line: of more, each stretch keeps its lowest and its highest
 TABLE_ROWS = 12
 SPREAD = 20.0  # times the median that the largest value is, from which on an axis of positive values is logarithmic
@@ -63,7 +64,7 @@ class Chart(NamedTuple):
 def line_chart(title: str, series: Sequence[Series], unit: str = "", x_name: str = "step") -> Chart | None:
     """A chart of lines over one axis; None where no value is a finite number."""
     thin = [thinned(one) for one in series if len(one.steps)]
-    finite = [value for one in thin for value in one.values if math.isfinite(value)]
+    finite = [value for one in thin for value in one.values if is_drawn(value)]
     if not finite:
         return None
     logarithmic = min(finite) > 0 and max(finite) > SPREAD * sorted(finite)[len(finite) // 2]
@@ -81,8 +82,8 @@ def line_chart(title: str, series: Sequence[Series], unit: str = "", x_name: str
 
     lines = []
     for one in thin:
-        places = [(x(s), y(v)) if math.isfinite(v) else None for s, v in zip(one.steps, one.values, strict=True)]
-        lost = [x(s) for s, v in zip(one.steps, one.values, strict=True) if not math.isfinite(v)]
+        places = [(x(s), y(v)) if is_drawn(v) else None for s, v in zip(one.steps, one.values, strict=True)]
+        lost = [x(s) for s, v in zip(one.steps, one.values, strict=True) if not is_drawn(v)]
         dots = [place for place in places if place is not None] if one.dots else []
         lines.append(Line(one.name, one.colour, dots, path_through(places), lost))
     return Chart(
@@ -102,8 +103,8 @@ def line_chart(title: str, series: Sequence[Series], unit: str = "", x_name: str
                     "name": one.name,
                     "colour": one.colour,
                     "steps": list(one.steps),
-                    "values": [value if math.isfinite(value) else None for value in one.values],
-                    "y": [y(value) if math.isfinite(value) else None for value in one.values],
+                    "values": [value if is_drawn(value) else None for value in one.values],
+                    "y": [y(value) if is_drawn(value) else None for value in one.values],
                 }
                 for one in thin
             ],
@@ -121,7 +122,7 @@ def thinned(series: Series) -> Series:
     kept = {0, count - 1}
     for stretch in range(stretches):
         places = range(stretch * count // stretches, (stretch + 1) * count // stretches)
-        finite = [place for place in places if math.isfinite(series.values[place])]
+        finite = [place for place in places if is_drawn(series.values[place])]
         if finite:
             kept |= {min(finite, key=series.values.__getitem__), max(finite, key=series.values.__getitem__)}
         if len(finite) < len(places):
@@ -168,6 +169,11 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [round((first + i) * step, 12) for i in range(int((high - first * step) / step + 1e-9) + 1)]
 
 
+def is_drawn(value: float) -> bool:
+    """Whether a value has a place on a chart: neither nan nor so large that differences overflow."""
+    return abs(value) < LARGEST
+
+
 def number(value: float) -> str:
     """`12,000`, `0.0031`, `1.2e-09`"""
     if not math.isfinite(value):
@@ -180,7 +186,7 @@ def number(value: float) -> str:
 
 
 def in_words(series: Series, x_name: str) -> str:
-    finite = [(value, step) for value, step in zip(series.values, series.steps, strict=True) if math.isfinite(value)]
+    finite = [(value, step) for value, step in zip(series.values, series.steps, strict=True) if is_drawn(value)]
     lost = len(series.values) - len(finite)
     if not finite:
         return f"{series.name}: no value is a number."

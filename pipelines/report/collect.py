@@ -22,6 +22,7 @@ from training.metrics_log import METRICS_NAME, TIMING_NAME
 
 EVALUATION_NAME = "evaluation.json"
 ACCEPTED = "a run folder, a model, an assembled model or the folder of a quickstart"
+LARGEST = 2**63  # whole numbers of a log are below it
 UNKNOWN_STAGE = "a stage that its folder does not tell"
 
 
@@ -138,16 +139,21 @@ def read_lines(path: Path, needed: dict[str, type]) -> tuple[list[dict[str, Any]
             value = json.loads(line)
         except ValueError:
             value = None
-        if isinstance(value, dict) and all(type(value.get(name)) is kind for name, kind in needed.items()):
+        if is_line(value, needed):
             found.append(value)
         else:
             unread += 1
     return found, unread
 
 
+def is_line(value: Any, needed: dict[str, type]) -> bool:
+    fields = isinstance(value, dict) and all(type(value.get(name)) is kind for name, kind in needed.items())
+    return fields and 0 <= value.get("step", 0) < LARGEST
+
+
 def is_number(value: Any) -> bool:
     """Whether a value of a log is a number, nan and infinity included."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or (type(value) is int and abs(value) < LARGEST)
 
 
 def codes_of(run: Run) -> Path | None:

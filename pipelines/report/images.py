@@ -54,10 +54,10 @@ def recorded_data(subject: Subject) -> DataConfig | None:
     """Which images the run of stage one was trained on; None where none says so."""
     for run in subject.runs:
         data: Any = run.config.get("data")
-        if isinstance(data, dict):
+        if isinstance(data, dict) and isinstance(data.get("path"), str):
             try:
                 return replace(DataConfig(**data), aspect_buckets=0, crop="center", flip=False, shift=0)
-            except (TypeError, UserError):
+            except (TypeError, AttributeError, UserError):
                 return None
     return None
 

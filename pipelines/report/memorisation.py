@@ -25,7 +25,7 @@ from pipelines.report.pictures import Picture, shown, zoom_to
 PAIRS = 12  # that are shown: the samples nearest to training images
 MOST_CODES = 200_000  # training images whose codes are compared
 MOST_IMAGES = 5_000  # training images whose pixels are
-SIDE = 84
+SIDE = 96  # pixels that small images are shown at
 
 
 class Pair(NamedTuple):

@@ -19,7 +19,7 @@ from pipelines.report.pictures import Picture, heat, shown, zoom_to
 
 SPREAD, WORST = 16, 8  # images that are shown: evenly spread ones, and those with the lowest PSNR
 FULL_ERROR = 0.25  # mean error over the channels, as a share of the range of pixels, that is brightest on error maps
-SIDE = 84  # pixels that small images are shown at
+SIDE = 96  # pixels that small images are shown at
 
 
 class Card(NamedTuple):

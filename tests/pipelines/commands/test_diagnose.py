@@ -124,7 +124,7 @@ def test_the_page_holds_figures_findings_and_pictures(model: Path, tmp_path: Pat
     assert any("little more than how frequent" in answer for answer in printed)  # random codes, untrained prior
     page = out.read_text()
     assert page.count("data:image/png;base64,") == 3  # real, samples, half real
-    assert page.count("data-chart") == 1  # the curve of the run
+    assert page.count('data-chart="') == 1  # the curve of the run
     for part in ("Upper half real, lower half sampled", "Training", "<td>codes</td>", "transformer"):
         assert part in page
     assert "src=" not in page.replace('src="data:', "")  # self-contained

@@ -17,6 +17,8 @@ def test_a_quickstart_in_small_makes_everything_it_names_and_does_nothing_twice(
     small = ["--model.width", "16", "--train.steps", "2", "--train.log_every", "1"]
     monkeypatch.setattr(pipelines.commands.quickstart, "recipe_arguments", lambda run: [*recipe_arguments(run), *small])
     monkeypatch.setattr(pipelines.commands.quickstart, "AUGMENT_COPIES", 1)
+    monkeypatch.setattr(pipelines.commands.quickstart, "REPORT_IMAGES", 10)
+    monkeypatch.setattr(pipelines.commands.quickstart, "REPORT_SAMPLES", 10)
     run = tmp_path / "quick"
     line = quickstart(QuickstartConfig(run=str(run)))
     assert "codes in use" in line
@@ -26,6 +28,9 @@ def test_a_quickstart_in_small_makes_everything_it_names_and_does_nothing_twice(
         assert samples.size[1] == 10 * 60 + 4  # ten rows, one for each digit
         assert reconstructions.size[1] == 8 * 60 + 4
     assert (run / "curves.png").exists()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "10 samples of seed 0 at each setting" in page
+    assert "means over 10 held-out images of bundled-mnist" in page
     said = capsys.readouterr().out
     for part in (
         "1/4  zellige train-stage1",

@@ -26,9 +26,9 @@ def test_logs_that_were_cut_at_any_byte_are_read_up_to_there(tmp_path: Path):
         ends = data[:length].count(b"\n")
         assert [line["step"] for line in lines[:ends]] == [1, 2, 3][:ends]
         assert len(lines) + unread == ends + bool(data[:length].split(b"\n")[-1])
-    path.write_bytes(b"[1]\n{}\n\xff\xfe\n" + data)
+    path.write_bytes(b'[1]\n{}\n\xff\xfe\n{"step": 1e9, "split": "a"}\n{"step": -1, "split": "a"}\n' + data)
     lines, unread = read_lines(path, needed)
-    assert (len(lines), unread) == (3, 3)
+    assert (len(lines), unread) == (3, 5)
     assert read_lines(tmp_path / "none", needed) == ([], 0)
 
 
@@ -108,6 +108,9 @@ def test_axes_and_bars():
     assert nice_ticks(0, 1500, 5) == [0, 500, 1000, 1500]
     assert nice_ticks(0.31, 0.92, 5) == [0.4, 0.6, 0.8]
     assert line_chart("a", [Series("a", 0, False, [1, 2], [math.nan, math.inf])]) is None
+    huge = line_chart("a", [Series("a", 0, False, [1, 2, 3], [1e308, -1e308, 2.0])])
+    assert huge is not None
+    assert len(huge.lines[0].lost) == 2
     one = line_chart("a", [Series("a", 0, False, [5], [3.0])])
     assert one is not None
     assert "nan" not in one.lines[0].path

@@ -17,9 +17,9 @@ from pipelines.report import codebook, memorisation
 from pipelines.report import pictures as pictures_module
 from pipelines.report.pictures import LEVELS, Picture, encoded, heat, sources_of, strip
 from pipelines.report.samples import draw
-from stage1_vq.autoencoders import VQVAE2, VQVAE2Config
-from stage1_vq.quantizers import NearestQuantizerConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
+from tests.stage1_vq import test_conformance as conformance
+from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS
 
 SPEC = CodeSpec((Grid("codes", 2, 2, 4),), 8, 8, 1)
 
@@ -80,17 +80,21 @@ def test_a_code_of_the_field_itself_changes_nothing_there():
     assert float(other.abs().max()) > 1e-4
 
 
-def test_each_grid_of_a_hierarchy_has_its_book():
-    torch.manual_seed(0)
-    quantizer = NearestQuantizerConfig(codebook_size=8, dim=4)
-    config = VQVAE2Config(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=quantizer)
-    autoencoder = VQVAE2(config, (16, 16)).eval()
-    codes = autoencoder.encode(torch.rand(5, 1, 16, 16) * 2 - 1)
-    found = codebook.codes_of_images(codes, autoencoder.code_spec(), "images")
+@pytest.mark.parametrize("row", AUTOENCODER_ROWS)
+def test_codes_of_every_autoencoder_have_pictures_and_figures(row):
+    autoencoder = conformance.make_autoencoder(row).eval()
+    with torch.no_grad():
+        codes, spec = autoencoder.encode(conformance.images_for(autoencoder, 3)), autoencoder.code_spec()
+    found = codebook.codes_of_images(codes, spec, "images")
     books = codebook.books_of(autoencoder, found, 4)
-    assert [book.grid for book in books] == list(autoencoder.code_spec().grids)
-    assert all(len(book.tabs[-1][2]) == 8 for book in books)
-    assert len(codebook.use_of(autoencoder.code_spec(), found)) == len(books)
+    assert [book.grid for book in books] == list(spec.grids)
+    for book in books:
+        assert len(book.tabs[-1][2]) + book.left_out == book.grid.vocabulary
+    uses = codebook.use_of(spec, found)
+    assert [use.codes for use in uses] == [3 * grid.size for grid in spec.grids]
+    assert [len(place.maps[0].rows) for place in codebook.places_of(spec, found, None)] == [
+        g.height for g in spec.grids
+    ]
 
 
 def test_a_copied_sample_is_found_by_codes_and_by_pixels(folders: Path):
