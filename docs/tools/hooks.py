@@ -7,6 +7,7 @@ its files.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
@@ -20,6 +21,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^ *```.*?^ *```[ ]*$", re.MULTILINE | re.DOTALL)
+NOTEBOOK_LINK = re.compile(r"\]\(([\w/.]+)\.ipynb\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
 
 
@@ -37,7 +39,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds a page for each file and folder outside docs/ that a page links to."""
+    """Adds a page for each notebook, and for each file and folder outside docs/ that a page links to."""
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.append(File.generated(config, f"{file.src_uri.removesuffix('.ipynb')}.md", content=notebook_page(file)))
     linked = set()
     for file in files.documentation_pages():
         for _, target, _ in LINK.findall(FENCE.sub("", file.content_string)):
@@ -63,6 +67,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         part if part.lstrip().startswith("```") else LINK.sub(replace, part)
         for part in re.split(f"({FENCE.pattern})", markdown, flags=FENCE.flags)
     )
+
+
+def notebook_page(file: File) -> str:
+    """A notebook's cells as Markdown; the notebook itself stands beside the page."""
+    parts = []
+    for cell in json.loads(file.content_string)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    name = PurePosixPath(file.src_uri).name
+    title, *rest = parts
+    notice = f"This page is the notebook [{name}]({name})."
+    return "\n\n".join([title, notice, *(NOTEBOOK_LINK.sub(r"](\1.md)", part) for part in rest)]) + "\n"
 
 
 def outside(target: str, page: str) -> str | None:

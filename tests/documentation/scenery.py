@@ -26,6 +26,7 @@ from stage1_vae.vae import VAE, VAEConfig
 from stage1_vq.autoencoders import VQVAE, VQVAE2, VQVAE2Config, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage2_prior.priors import Transformer, TransformerConfig
+from tests.documentation.smaller import smaller
 
 PHOTOS = ("cat", "n01484850_great_white_shark", *(f"photo_{i}" for i in range(6)))
 CLASSES = ("bird", "car", "cat", "deer", "dog")
@@ -99,6 +100,12 @@ def photo_autoencoder(folder: Path) -> None:
 
 def photo_prior(folder: Path) -> None:
     prior(autoencoder(16, 3), CLASSES).save_pretrained(folder)
+
+
+def prior_run(folder: Path) -> None:
+    """With what a run says of itself."""
+    command = ["zellige", "train-stage2", "--config", "folder_short", "--codes", str(made("runs/codes"))]
+    run(*smaller(command)[1:], "--run", folder)
 
 
 def photo_model(folder: Path) -> None:
@@ -185,7 +192,7 @@ SCENERY: dict[str, Callable[[Path], None]] = {
     "runs/maps": photo_autoencoder,
     "runs/folder": photo_autoencoder,
     "runs/folder_prior": photo_prior,
-    "runs/prior": photo_prior,
+    "runs/prior": prior_run,
     "runs/codes": photo_codes,
     "codes": photo_codes,
     "runs/vqvae2": levels,
