@@ -14,6 +14,7 @@ from posixpath import normpath, relpath
 
 from markdown import Extension, Markdown
 from markdown.blockprocessors import build_block_parser
+from markdown.preprocessors import Preprocessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -25,16 +26,32 @@ NOTEBOOK_LINK = re.compile(r"\]\(([\w/.]+)\.ipynb\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
 
 
-class ListsByTwo(Extension):
+class AsWritten(Extension):
     """Two spaces carry a list's item on, as on code hosts; Python-Markdown by itself wants four."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         md.tab_length = 2
         md.parser = build_block_parser(md)  # what reads blocks has noted the four already
+        md.preprocessors.register(Examples(md), "examples", priority=20)  # behind fences, whose code is gone by then
+
+
+class Examples(Preprocessor):
+    """Examples of docstrings, lines that begin with >>>, are code and no quotations."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        found: list[str] = []
+        inside = False
+        for line in lines:
+            begins = line.startswith(">>> ")
+            if begins and not inside:
+                found.append("")
+            inside = begins or (inside and bool(line.strip()))
+            found.append(f"  {line}" if inside else line)
+        return found
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    config.markdown_extensions.insert(0, ListsByTwo())  # in front: those behind it add to the parser it makes
+    config.markdown_extensions.insert(0, AsWritten())  # in front: those behind it add to the parser it makes
     return config
 
 

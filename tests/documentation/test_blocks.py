@@ -50,7 +50,7 @@ def names_at_hand(folder: Path) -> dict[str, Any]:
         codes[0][:, 0] = -1
     return {
         "np": np, "pipeline": pipeline, "images": images(), "keep": keep, "first": images()[0], "second": images()[1],
-        "codes": codes, "labels": np.arange(3) % 2, "digits": torch.zeros(3, 1, 28, 28) - 1,
+        "codes": codes, "labels": np.arange(3) % 2, "digits": torch.zeros(6, 1, 28, 28) - 1,
         "arrays": np.zeros((4, 8, 8, 3), dtype=np.uint8), "checkpoint": {"model": {"weight": torch.zeros(2, 3).T}},
     }  # fmt: skip
 
