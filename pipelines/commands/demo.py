@@ -35,8 +35,8 @@ class DemoConfig:
             raise UserError(f"port={self.port}, expected 1 to {2**16 - 1}")
         if self.examples < 0:
             raise UserError(f"examples={self.examples}, expected 0 or more")
-        if not 1 <= self.max_images <= 64:
-            raise UserError(f"max_images={self.max_images}, expected 1 to 64, as many as are drawn at once")
+        if not 2 <= self.max_images <= 64:  # the ends of a walk; as many as are drawn at once
+            raise UserError(f"max_images={self.max_images}, expected 2 to 64")
         for name in ("max_megabytes", "max_megapixels", "max_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}={getattr(self, name)}, expected more than 0")

@@ -137,7 +137,7 @@ def interpolate_tab(page: Page) -> None:
             with gr.Row():
                 first, second = page.upload("From"), page.upload("To")
             page.offer(first, second)
-            steps = gr.Slider(2, max(2, page.limits.images), min(8, page.limits.images), step=1, label="Images")
+            steps = page.count("Images", 8, 2)
             redrawn = gr.Slider(0, 1, 0.2, step=0.05, label="Share drawn anew between them", info="so that both mix")
             settings = page.settings(of_parts=True)
             button, stop = page.buttons("Interpolate")

@@ -50,7 +50,7 @@ def interpolate_tab(page: Page) -> None:
             with gr.Row():
                 first, second = page.upload("From"), page.upload("To")
             page.offer(first, second)
-            steps = gr.Slider(2, max(2, page.limits.images), min(8, page.limits.images), step=1, label="Images")
+            steps = page.count("Images", 8, 2)
             button, stop = page.buttons("Interpolate")
         with gr.Column(scale=3, min_width=320):
             gallery = page.gallery()
@@ -78,7 +78,7 @@ def walk_tab(page: Page) -> None:
                 label="Number of the latents, the most active first",
             )
             reach = gr.Slider(0.5, 6, 3, step=0.5, label="From minus this to this")
-            steps = gr.Slider(2, max(2, page.limits.images), min(8, page.limits.images), step=1, label="Images")
+            steps = page.count("Images", 8, 2)
             button, stop = page.buttons("Walk")
         with gr.Column(scale=3, min_width=320):
             gallery = page.gallery()

@@ -103,6 +103,8 @@ def lossless_codec(latent: LatentPipeline) -> LosslessCodec | None:
 
 def some_samples(subject: Subject, count: int) -> list[Image.Image]:
     """Images for visitors who have none; none of a model that draws none by itself."""
+    if not count:
+        return []
     if subject.latent is not None:
         return sample_each(subject.latent, range(count), 0, "mean", lambda _, picture: picture)
     if subject.pipeline is None:

@@ -167,9 +167,12 @@ class Page:
         """For `command`: what it says now."""
         return self.gr.update(value=lines, visible=bool(lines))
 
-    def count(self, label: str, value: int) -> Any:
+    def count(self, label: str, value: int, least: int = 1) -> Any:
+        """Of images."""
         most = self.limits.images
-        return self.gr.Slider(1, most, min(value, most), step=1, label=label)
+        if least == most:  # no slider has one place only
+            return self.gr.Number(most, label=label, precision=0)
+        return self.gr.Slider(least, most, min(value, most), step=1, label=label)
 
     def seed(self) -> Any:
         with self.gr.Row():
