@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from common.progress import progress_bar
+from images.datasets import ImageDataset
 
 Values = dict[str, np.ndarray]
 """By name, one row an image, in the order of the images."""
@@ -51,6 +52,14 @@ def on_first_process(items: list[Any], state: PartialState) -> list[Any]:
     parts: list[Any] | None = [None] * state.num_processes if state.is_main_process else None
     torch.distributed.gather_object(items, parts, dst=0)
     return [item for part in parts or [] for item in part]
+
+
+def know_all_bad_images(images: ImageDataset, state: PartialState) -> None:
+    """Tells the first process which images others could not read. Raises UserError where they are too many."""
+    for seen in on_first_process([dict(images.bad_images.seen)], state):
+        for location, reason in seen.items():
+            if location not in images.bad_images.seen:
+                images.bad_images.add(location, reason)
 
 
 def joined(parts: Sequence[Values]) -> Values:

@@ -18,7 +18,7 @@ from pipelines.any_size import encode_any_size
 from pipelines.codec.tables import CodeTables
 from pipelines.evaluation.codebook import Codebook
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.gathering import Values, joined, of_all_batches
+from pipelines.evaluation.gathering import Values, joined, know_all_bad_images, of_all_batches
 from pipelines.evaluation.images import (
     check_some,
     digests,
@@ -168,6 +168,7 @@ def judge_model_of_codes(
         return {**values, "sha256": digests(batch["images"])}
 
     values = of_all_batches(in_batches(chosen, config.batch_size), measure, state, "batches")
+    know_all_bad_images(images, state)
     if not state.is_main_process:
         return values
     check_some(values, len(chosen), str(config.data.path))

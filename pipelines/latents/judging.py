@@ -17,7 +17,7 @@ from common.progress import with_progress
 from common.wording import counted
 from images.datasets import to_float
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.gathering import Values, joined, one_thread, results_of_all
+from pipelines.evaluation.gathering import Values, joined, know_all_bad_images, one_thread, results_of_all
 from pipelines.evaluation.images import check_some, digests, evenly, images_of_size, in_batches
 from pipelines.evaluation.outcome import Outcome
 from pipelines.evaluation.protocol import of_images
@@ -64,6 +64,7 @@ def judge_vae(
     chosen = evenly(config.num, len(images))
     numbered, draws = NumberedImages(images, how.how, how.seed, training=False), config.draws or DRAWS
     seen, values = measured(config, model, reconstruction, numbered, chosen, draws, state)
+    know_all_bad_images(images, state)
     if not state.is_main_process:
         return values
     check_some(values, len(chosen), str(data.path))

@@ -17,10 +17,12 @@ from codes.training_images import TrainingImages, hashes_of
 from common.errors import UserError
 from images.datasets import to_float, to_uint8
 from metrics.features import FeatureNetwork, Seen, open_features
+from metrics.similarity import ms_ssim
 from metrics.statistics import FeatureStatistics
 from pipelines import TwoStagePipeline
 from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
 from pipelines.commands.generate import GenerateConfig, generate_files
+from pipelines.evaluation.reconstruction import Reconstruction
 from pipelines.latents.pipeline import LatentPipeline
 from tests.pipelines.conftest import make_pipeline
 from tests.pipelines.feature_networks import Corners, frechet_by_scipy
@@ -153,6 +155,30 @@ def test_reconstructions_are_rounded_as_files_are_unless_asked(model: Path, digi
     assert found["labels"]["rfd_unrounded"] == "60 reconstructions, not rounded"
     assert any(note.startswith("note: rfd: a Frechet distance of 60 images is larger") for note in found["notes"])
     assert "rfd_unrounded" not in found_by(config_of(model, digits, tmp_path))
+
+
+def test_similarities_are_means_over_images():
+    """MS-SSIM where images are large enough, LPIPS where its network is there."""
+    images = torch.rand(3, 1, 180, 176) * 2 - 1
+    decoded = (images + 0.1 * torch.randn_like(images)).clamp(-1, 1)
+
+    def distance(decoded: Tensor, images: Tensor) -> Tensor:
+        return (decoded - images).abs().mean(dim=(1, 2, 3))
+
+    reconstruction = Reconstruction(None, distance)
+    values = {name: value.numpy() for name, value in reconstruction.measure(images, decoded).items()}
+    found = reconstruction.figures(values)
+    expected = ms_ssim(decoded, images)
+    assert expected is not None
+    assert found["ms_ssim"] == pytest.approx(float(expected.mean()), rel=1e-6)
+    assert found["lpips"] == pytest.approx(float(distance(decoded, images).mean()), rel=1e-6)
+    assert reconstruction.notes(values) == []
+
+
+def test_lpips_says_how_its_weights_are_had(model: Path, digits: Path, tmp_path: Path):
+    config = config_of(model, digits, tmp_path, lpips=True, lpips_weights=str(tmp_path / "vgg16.pth"))
+    with pytest.raises(UserError, match=r"vgg16.pth is not there: .* by --lpips_weights, or give --download true"):
+        evaluate(config)
 
 
 def test_a_distance_of_fewer_images_than_features_is_refused(model: Path, digits: Path, samples: Path, tmp_path: Path):
