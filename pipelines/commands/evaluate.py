@@ -126,7 +126,7 @@ def told(config: EvaluateConfig, outcome: Outcome, before: dict[str, Any] | None
             continue
         for name, value in group.items():
             label = f"  ({outcome.labels[name]})" if name in outcome.labels else ""
-            print(f"{name:<34}{value:.4f}{label}" if isinstance(value, float) else f"{name:<34}{value}")
+            print(f"{name:<34}{digits(value)}{label}" if isinstance(value, float) else f"{name:<34}{value}")
     for note in outcome.notes:
         print(note)
     print("protocol:")
@@ -143,6 +143,11 @@ def told(config: EvaluateConfig, outcome: Outcome, before: dict[str, Any] | None
             print(line)
         summary = f"{phrase} as in {config.against}; {summary}"
     return summary + (f"; {outcome.unread}" if outcome.unread else "")
+
+
+def digits(value: float) -> str:
+    """Four places, or four digits of a number that would have none left."""
+    return f"{value:.4f}" if abs(value) >= 0.01 or value == 0 else f"{value:.4g}"
 
 
 def as_evaluation(config: EvaluateConfig, outcome: Outcome) -> dict[str, Any]:

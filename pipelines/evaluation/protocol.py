@@ -31,7 +31,7 @@ def beginning(config: EvaluateConfig, state: PartialState) -> dict[str, Any]:
         "asked": asked(config),
         "versions": versions(),
         "machine": {
-            "device": torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else str(state.device),
+            "device": torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type,
             "processor": platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
         },
