@@ -14,7 +14,9 @@ from pathlib import Path
 
 NUMBER = r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?"
 SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-WORDS = {word: float(value) for value, word in enumerate(SMALL.split(" "))} | {"twenty": 20.0, "thirty": 30.0}
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+WORDS = {word: float(value) for value, word in enumerate(SMALL.split(" "))}
+WORDS |= {word: 20.0 + 10 * value for value, word in enumerate(TENS.split(" "))}
 UNITS = (
     r"dB|bits?|nats?|minutes?|seconds?|hours?|days|ms|weights|parameters|microseconds?|s|[KMG]i?B|(?:kilo|mega|giga)?bytes?|"
     r"times|standard errors|percent|(?:images|codes|steps)/s|(?:images|codes) (?:per|a|each) second|page faults"
@@ -103,7 +105,7 @@ def cells_of(line: str) -> list[str]:
 
 
 def numbers(text: str) -> list[float]:
-    """The numbers in a text, in digits and in words up to fifteen."""
+    """The numbers in a text, in digits and in words."""
     return [value for value, _ in written(text)]
 
 
