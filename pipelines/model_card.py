@@ -77,6 +77,13 @@ class Pipeline(Protocol):
     def save_pretrained(self, folder: str | Path) -> Path: ...
 
 
+class Use(NamedTuple):
+    """How images are made, in the words of the command and of Python."""
+
+    command: str = "--num 16"
+    python: str = "16, seed=0"
+
+
 class CardTraits(NamedTuple):
     """What the two kinds of pipelines say of themselves each in its way."""
 
@@ -85,6 +92,7 @@ class CardTraits(NamedTuple):
     class_names: Sequence[str]
     settings: Mapping[str, Any]  # of sampling, where they are not the defaults
     samples: Callable[[], Sequence[Image.Image]] | None  # pictures to show; None: they cannot be drawn without more
+    use: Use = Use()
 
 
 def write_card(folder: Path, pipeline: Pipeline, hub_id: str, options: CardOptions) -> Path:
@@ -198,7 +206,7 @@ def body(
     lines = [MARK, f"# {name}", traits.what]
     if pictured:
         lines.append(f"![Samples of {name}]({PICTURE_NAME})")
-    lines += ["## Use", use(hub_id)]
+    lines += ["## Use", usage(hub_id, traits.use)]
     rows = {part: f"{model.kind}: {', '.join([*model.traits(), size_of(model)])}" for part, model in parts.items()}
     if names := traits.class_names:
         more = " ..." if len(names) > MOST_CLASSES else ""
@@ -220,13 +228,13 @@ def size_of(model: PretrainedModel) -> str:
     return weights_of(model).partition(" on ")[0]
 
 
-def use(hub_id: str) -> str:
+def usage(hub_id: str, use: Use) -> str:
     return (
         "With zellige installed:\n\n```sh\n"
-        f"zellige generate --model {hub_id} --num 16 --out samples\n```\n\n"
+        f"zellige generate --model {hub_id} {use.command} --out samples\n```\n\n"
         "```python\nimport zellige\n\n"
         f'pipeline = zellige.from_pretrained("{hub_id}")\n'
-        'pipeline.generate(16, seed=0).save("samples")\n```'
+        f'pipeline.generate({use.python}).save("samples")\n```'
     )
 
 

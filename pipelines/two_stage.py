@@ -29,7 +29,7 @@ from pipelines.generated import Generated, together
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.known_codes import codes_at, codes_but_a_share, codes_of_kept_pixels, random_places
 from pipelines.masks import Mask, mask_of, pasted
-from pipelines.model_card import SAMPLES, CardOptions, CardTraits, push
+from pipelines.model_card import SAMPLES, CardOptions, CardTraits, Use, push
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
 from pipelines.prior_requests import (
     Labels,
@@ -492,16 +492,23 @@ class TwoStagePipeline:
 
     def card_traits(self) -> CardTraits:
         """What a model card says of it."""
+        prior, defaults = self.prior, asdict(SamplingConfig())
         asked = f" of {counted(self.num_classes, 'class', 'classes')}" if self.num_classes else ""
-        asked = " from a text" if self.prior.reads_prompts else asked
-        defaults = asdict(SamplingConfig())
+        use = Use()
+        if prior.reads_prompts:
+            asked, use = " from a text", Use('--num 4 --prompt "WHAT TO DRAW"', '4, prompts="WHAT TO DRAW"')
+        elif prior.given:
+            asked, use = " from other codes", Use("--num 4 --given CODES", "4, given=codes")
+        # Nobody gives other codes here, nor a text to a prior that cannot do without.
+        alone = not prior.given and (prior.knows_null_label or not prior.reads_prompts)
         return CardTraits(
-            what=f"A two-stage generator of images{asked}: a {self.prior.kind} prior draws the codes that a "
+            what=f"A two-stage generator of images{asked}: a {prior.kind} prior draws the codes that a "
             f"{self.autoencoder.kind} autoencoder turns into pixels.",
-            task="text-to-image" if self.prior.reads_prompts else "unconditional-image-generation",
+            task="text-to-image" if prior.reads_prompts else "unconditional-image-generation",
             class_names=self.class_names or (),
             settings={name: value for name, value in asdict(self.sampling).items() if value != defaults[name]},
-            samples=None if self.prior.given else lambda: self.generate(SAMPLES).pil(),
+            samples=(lambda: self.generate(SAMPLES).pil()) if alone else None,
+            use=use,
         )
 
 

@@ -27,6 +27,7 @@ from stage2_prior.sampling import SamplingConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
 from tests.pipelines.latents.test_judging import small_vae
 from tests.pipelines.test_opening import learned
+from tests.pipelines.test_prompts_and_sizes import text_pipeline
 
 MAIN = "main"
 
@@ -300,6 +301,16 @@ def test_a_picture_can_be_given(tmp_path: Path):
         assert picture.size == (70, 30)
     with pytest.raises(UserError, match="cannot be read as an image"):
         write_model_card(folder, picture=folder / "README.md")
+
+
+@pytest.mark.parametrize("knows_null_label", [True, False])
+def test_a_model_of_texts_is_asked_for_one(knows_null_label: bool, tmp_path: Path):
+    folder = text_pipeline(knows_null_label).save_pretrained(tmp_path / "model")
+    card = card_of(write_model_card(folder))
+    assert card.data.pipeline_tag == "text-to-image"
+    assert '--prompt "WHAT TO DRAW"' in card.text
+    assert 'generate(4, prompts="WHAT TO DRAW")' in card.text
+    assert (folder / "samples.png").is_file() == ("![" in card.text) == knows_null_label
 
 
 def test_settings_of_sampling_are_in_the_card(tmp_path: Path):
