@@ -109,18 +109,20 @@ def number_of(value: Any) -> str:
 
 
 def groups_of(evaluation: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What evaluation.json holds, by the name of its part: its own figures, then each object in it; texts apart."""
+    """What evaluation.json holds, by the name of its part: its own figures, each with what must stand beside it, then
+    each object in it, and the notes."""
+    labels = evaluation.get("labels")
+    beside = labels if isinstance(labels, Mapping) else {}
     own = [
-        (name, number_of(value))
+        (name, f"{number_of(value)} ({beside[name]})" if name in beside else number_of(value))
         for name, value in evaluation.items()
         if not isinstance(value, dict) and name != "notes"
     ]
     groups = [("Figures", own)] if own else []
     for name, value in evaluation.items():
-        if isinstance(value, dict) and value:
-            groups.append(
-                (name.replace("_", " ").capitalize(), [(path, number_of(leaf)) for path, leaf in flat(value).items()])
-            )
+        if isinstance(value, dict) and value and name != "labels":
+            rows = [(path, number_of(leaf)) for path, leaf in flat(value).items()]
+            groups.append((name.replace("_", " ").capitalize(), rows))
     notes = evaluation.get("notes")
     if isinstance(notes, list) and notes:
         groups.append(("Notes", [("", str(note)) for note in notes]))

@@ -174,10 +174,18 @@ def test_test_images_and_codes_that_are_given_are_used_or_refused(folders: Path,
 
 def test_an_evaluation_is_shown_whatever_its_parts_are():
     groups = dict(
-        groups_of({"fid": 12.25, "n": 5, "protocol": {"crop": "center", "set": {"count": 3}}, "notes": ["a"]})
+        groups_of(
+            {
+                "fid": 12.25,
+                "n": 5,
+                "labels": {"fid": "of 5 images only"},
+                "protocol": {"crop": "center", "set": {"count": 3}},
+                "notes": ["a"],
+            }
+        )
     )
     assert groups == {
-        "Figures": [("fid", "12.2500"), ("n", "5")],
+        "Figures": [("fid", "12.2500 (of 5 images only)"), ("n", "5")],
         "Protocol": [("crop", "center"), ("set.count", "3")],
         "Notes": [("", "a")],
     }
