@@ -22,10 +22,16 @@ AT_HAND = {
 FEWER = {
     "--num": 3,
     "--draws": 2,
-    "--variants": 2,
     "--candidates": 2,
     "--augment_copies": 2,
     "--data.validation_count": 4,
+}
+LESS = {  # options of commands that are not trainings; those given before them do not count any more
+    "encode": ["--workers", "0"],
+    "inpaint": ["--variants", "1"],
+    "vary": ["--variants", "1"],
+    "diagnose": ["--num", "4"],
+    "report": ["--num", "4", "--samples", "2"],
 }
 SMALLER: dict[str, Any] = {  # fields of recipes' models, wherever in them
     "width": 16, "residual_width": 8, "residual_blocks": 1, "blocks": 1, "layers": 1, "depth_layers": 1, "heads": 2,
@@ -33,7 +39,6 @@ SMALLER: dict[str, Any] = {  # fields of recipes' models, wherever in them
     "z_channels": 8, "given_blocks": 1, "text_vocabulary": 300, "nll_levels": 2, "hidden": [16],
     "widths": [8, 8, 8], "trunk_widths": [8], "components": 2, "iterations": 2,
 }  # fmt: skip
-TIED = {"vit_vqgan": {"width"}, "dvae": {"width", "blocks"}}  # fields that others of the recipe must fit
 TRAINING = {
     "steps": 2, "batch_size": 4, "accumulate": 1, "warmup_steps": 0, "log_every": 1, "validate_every": 2,
     "preview_every": 0, "save_every": 2, "workers": 0, "tracker": "none",
@@ -49,9 +54,7 @@ def smaller(words: list[str]) -> list[str]:
             words[place] = str(min(most, int(words[place])))
     if words[1] in STAGE_OF and "--config" in words and "--help" not in words:
         return [*words, *overrides(words)]
-    if words[1] == "encode":
-        words = [*words, "--workers", "0"]
-    return words
+    return [*words, *LESS.get(words[1], [])]
 
 
 def at_hand(words: list[str]) -> list[str]:
@@ -75,19 +78,18 @@ def overrides(words: list[str]) -> list[str]:
             options += ["--data.image_size", "32"]
         if "validation_count" in data and "--data.validation_count" not in words:
             options += ["--data.validation_count", "4"]
-    model = recipe["model"]
-    for path, value in fields_of(model, "model", TIED.get(model["kind"], set())):
+    for path, value in fields_of(recipe["model"], "model"):
         options += [f"--{path}", str(value)]
     for name, value in TRAINING.items():
         options += [f"--train.{name}", str(value)]
     return options
 
 
-def fields_of(recipe: Mapping[str, Any], path: str, tied: set[str]) -> Iterator[tuple[str, Any]]:
+def fields_of(recipe: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in recipe.items():
         if isinstance(value, Mapping):
-            yield from fields_of(value, f"{path}.{name}", set())
-        elif name in SMALLER and name not in tied:
+            yield from fields_of(value, f"{path}.{name}")
+        elif name in SMALLER:
             small = SMALLER[name]
             yield f"{path}.{name}", small[:1] * len(value) if isinstance(value, list) else small
 

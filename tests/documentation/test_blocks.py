@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import tests.documentation.scenery as scenery
 from pipelines import cli
@@ -86,6 +87,9 @@ def test_the_code_of_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest
 
 def treat(block: Block, names: dict[str, Any], folder: Path) -> None:
     if block.treatment == "excused":
+        return
+    if block.kind == "yaml":
+        assert yaml.safe_load(block.code)
         return
     if block.kind == "python":
         if block.treatment == "parsed":
