@@ -28,6 +28,7 @@ from common.wording import one_line
 from metrics.inception import Inception
 
 ASKING = Asking("features", "weights", "name another network")
+TRIED = ((3, 64), (1, 64), (3, 32), (1, 32), (3, 28), (1, 28))  # channels and sides of a network's first image
 FILTERS = ("bilinear", "bicubic")  # of those that timm names, what torch has with anti-aliasing
 
 
@@ -49,9 +50,24 @@ class FeatureNetwork(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.treatment = treatment
         self.fingerprint = fingerprint(name, network, treatment)
-        seen = self.see(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        seen = self._first_look()
         self.width = seen.features.shape[1]
         self.classes = 0 if seen.probabilities is None else seen.probabilities.shape[1]
+
+    def _first_look(self) -> Seen:
+        """At a black image of a shape that the network takes. Raises UserError."""
+        for number, (channels, side) in enumerate(TRIED, 1):
+            try:
+                return self.see(torch.zeros(1, channels, side, side, dtype=torch.uint8))
+            except UserError:
+                raise
+            except Exception as error:  # whatever a person's network raises
+                if number == len(TRIED):
+                    raise UserError(
+                        f"features={self.name} takes no black image of {channels} channels and {side}x{side} pixels "
+                        f"({one_line(error, 150)}), nor larger or coloured ones: let it scale what it is given"
+                    ) from error
+        raise AssertionError
 
     def train(self, mode: bool = True) -> FeatureNetwork:
         """It never trains: a batch norm that did would see other features in other batches."""
@@ -115,8 +131,8 @@ def open_features(name: str, weights: str | None = None, download: bool = False)
     """
     where, _, what = name.partition(":")
     if name == "inception":
-        network = Inception(weights, download)
-        return FeatureNetwork(name, network, network.treatment)
+        published = Inception(weights, download)
+        return FeatureNetwork(name, published, published.treatment)
     if not what:
         raise UserError(f"features={name}, expected inception, timm:MODEL or MODULE:FUNCTION")
     if where == "timm":
@@ -258,7 +274,8 @@ def fingerprint(name: str, network: nn.Module, treatment: dict[str, Any]) -> str
 def exact(device_type: str) -> Iterator[None]:
     """In it networks compute in float32 proper, convolutions of cuDNN too: in TF32, which PyTorch allows them by
     default, features have three digits, and other ones on other GPUs."""
-    convolutions: Any = torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn
+    convolutions = cudnn.conv
     before = convolutions.fp32_precision
     with float32_island(device_type):
         convolutions.fp32_precision = "ieee"

@@ -50,7 +50,7 @@ def trace_of_root(A: Tensor, B: Tensor) -> Tensor:  # noqa: N803
 
 def congruent(triangle: Tensor, matrix: Tensor) -> Tensor:
     """The lower half of L'BL for a lower triangular L and a symmetric B, d d each. Multiplied in blocks that leave out
-    the zeros and the upper half, it takes a third of the steps of two products."""
+    the zeros and the upper half, it takes half the time of two products."""
     right, result = torch.empty_like(matrix), torch.zeros_like(matrix)
     for start in range(0, len(matrix), BLOCK):
         here = slice(start, start + BLOCK)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from common.files import atomic_file, foreign_content
 ROWS = 2048  # that are multiplied at a time: they bound the memory of a large array of features in float64
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Of a set of features."""
 
     count: int  # n; 0 where it is not known

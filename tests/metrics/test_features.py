@@ -173,6 +173,18 @@ class Classes(Means):
         features = super().forward(images)
         return features, features[:, :1] * torch.zeros(1, 3)
 
+class Digits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 5)
+
+    def forward(self, images):
+        return self.layer(images.float().flatten(1))
+
+class Nothing(nn.Module):
+    def forward(self, images):
+        raise RuntimeError("out of order")
+
 class Flat(nn.Module):
     def forward(self, images):
         return images.float().mean()
@@ -194,6 +206,8 @@ def test_a_network_of_a_persons_own(own: Path):
     assert network(to_float(images()))[:, 0].max() > 2  # floats are given to it in 0..255 too
     classes = open_features("own_networks:Classes")
     assert torch.equal(classes.probabilities(images()), torch.full((4, 3), 1 / 3))
+    digits = open_features("own_networks:Digits")  # one that knows a single shape
+    assert (digits.width, digits(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape) == (5, (2, 5))
     before = network.fingerprint
     own.write_text(OWN + "\n# another treatment\n")
     sys.modules.pop("own_networks")
@@ -205,9 +219,10 @@ def test_a_network_of_a_persons_own(own: Path):
     [
         ("resnet50", None, "features=resnet50, expected inception, timm:MODEL or MODULE:FUNCTION"),
         ("nothing_here:network", None, r"features=nothing_here:network cannot be had \(No module named"),
-        ("own_networks:Nothing", None, "features=own_networks:Nothing cannot be had"),
+        ("own_networks:Missing", None, "features=own_networks:Missing cannot be had"),
         ("os:getcwd", None, "features=os:getcwd returned str, expected a torch.nn.Module"),
         ("own_networks:Means", "file.pt", "let own_networks:Means load its own weights"),
+        ("own_networks:Nothing", None, r"takes no black image of 1 channels and 28x28 pixels \(out of order\)"),
         ("own_networks:Flat", None, r"features=own_networks:Flat gave \(\) for 1 images, expected a tensor b d"),
     ],
 )
