@@ -52,9 +52,7 @@ def of_vae(found: Findings, asked: Asked) -> None:
 
 
 def likelihood_note(vae: VAE, sets: Sets) -> str:
-    """What the images were like, by which a likelihood is to be taken."""
-    if sets.binarised:
-        return sets.binarised
-    if vae.config.likelihood.kind == "bernoulli":
+    """What a person should know of a likelihood of such images; empty where it is one."""
+    if vae.config.likelihood.kind == "bernoulli" and not sets.binarised:
         return "grey images under a likelihood of black and white: the ELBO is none"
     return ""

@@ -33,7 +33,7 @@ class Latents(NamedTuple):
 
     images: int
     title: str
-    note: str  # what the images are like; may be empty
+    note: str  # what a person should know of the likelihood; may be empty
     elbo: float
     elbo_error: float
     rate: float
@@ -55,7 +55,7 @@ class VAESamples(NamedTuple):
 
 
 def latents_of(pipeline: LatentPipeline, images: Shown, seed: int, batch_size: int, note: str) -> Latents:
-    """note: what the images are like, by which a likelihood is to be taken."""
+    """note: what a person should know of the likelihood; may be empty."""
     vae = pipeline.vae
     parts = [
         judge(vae, to_float(pixels).to(pipeline.device), numbers, DRAWS, seed)

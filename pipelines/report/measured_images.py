@@ -16,7 +16,8 @@ def images_to_measure(
     sets = image_sets(found.subject, asked.data, size, channels, binarised)
     if sets.test is None:
         return sets, Missing(sets.test_title)
-    return sets, read_some(sets.test, asked.num, sets.test_title)
+    title = f"{sets.test_title} ({sets.binarised})" if sets.binarised else sets.test_title
+    return sets, read_some(sets.test, asked.num, title)
 
 
 def held_out_of(sets: Sets, test: Shown | Missing | None) -> Tensor | None:

@@ -109,8 +109,8 @@ def number_of(value: Any) -> str:
 
 
 def groups_of(evaluation: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What evaluation.json holds, by the name of its part: its own figures, each with what must stand beside it, then
-    each object in it, and the notes."""
+    """What evaluation.json holds, by the name of its part: its own figures, each with what must stand beside it, the
+    notes, then each object in it."""
     labels = evaluation.get("labels")
     beside = labels if isinstance(labels, Mapping) else {}
     own = [
@@ -119,11 +119,11 @@ def groups_of(evaluation: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, 
         if not isinstance(value, dict) and name != "notes"
     ]
     groups = [("Figures", own)] if own else []
+    notes = evaluation.get("notes")
+    if isinstance(notes, list) and notes:
+        groups.append(("Notes", [("", str(note)) for note in notes]))
     for name, value in evaluation.items():
         if isinstance(value, dict) and value and name != "labels":
             rows = [(path, number_of(leaf)) for path, leaf in flat(value).items()]
             groups.append((name.replace("_", " ").capitalize(), rows))
-    notes = evaluation.get("notes")
-    if isinstance(notes, list) and notes:
-        groups.append(("Notes", [("", str(note)) for note in notes]))
     return groups

@@ -87,8 +87,9 @@ def commands_of(subject: Subject, *, seed: int, drawn: int | None, measured: str
     if drawn is not None and model is not None:
         made = command("generate", model=model, num=drawn, seed=seed, out="samples")
         found.append(CommandLine("The samples of this page, at the model's own settings", made))
-    if measured is not None and model is not None:
-        judged = command("evaluate", model=model, **{"data.path": measured}, out="evaluation.json")
+    judged_model = model or (subject.model if "stage two" not in stages else None)  # a prior alone is not judged
+    if measured is not None and judged_model is not None:
+        judged = command("evaluate", model=judged_model, **{"data.path": measured}, out="evaluation.json")
         found.append(CommandLine("Figures with their protocol", judged))
     return found
 
