@@ -1,7 +1,7 @@
 """Our quantizer beside `VectorQuantize` of vector-quantize-pytorch: time and memory of a training step and of encoding.
 
 `python -m benchmarks.quantizer` prints a Markdown table. Both get the same latents in the same process and take turns;
-a figure is the median of the runs. "Product alone" is the one matrix product that any exact search must do. A training
+a figure is the median of the runs. "Product" is the one matrix product that any exact search must do. A training
 step is forward, backward to the latents and the EMA update; encoding is the forward pass in eval mode without
 gradients. Memory is the peak over what the process held before, each in a process of its own. Both: Euclidean distance,
 codebook by EMA, straight-through gradient, float32, no revival.
@@ -109,7 +109,7 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; vector-quantize-pytorch "
         f"{version('vector-quantize-pytorch')}; {IMAGES * SIDE**2:,} vectors, float32, medians of {args.repeats}\n"
     )
-    print("| d, k | work | product alone, ms | ours, ms | peer, ms | times as fast | bound | ours, MB | peer, MB |")
+    print("| d, k | work | product, ms | ours, ms | peer, ms | times as fast | bound | ours, MB | peer, MB |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     missed = []
     for (d, k), bound in SHAPES.items():

@@ -148,7 +148,7 @@ def compare(stage: str, recipe: str, blocks: int, block_seconds: float) -> str:
     images = block * config.batch_size
     spread = f"{ratio:.3f} ± {error:.3f} | {lower:.3f} to {upper:.3f}"
     figures = f"{images / bare:,.0f} | {images / loop:,.0f} | {spread} | {BOUND} | {waiting:.1%}"
-    return f"| {stage} {recipe} | {figures} |"
+    return f"| {stage}, {recipe} | {figures} |"
 
 
 def waiting_for(images: Path, recipe: str, steps: int, workers: int) -> str:

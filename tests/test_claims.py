@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.claims import ROOT, lines_of, page_of, words_of
+from benchmarks.claims import ROOT, judge_claim, judge_table, lines_of, page_of, words_of
 from benchmarks.claims_file import Tolerance, read_claims
 from benchmarks.claims_pages import check_pages
 from benchmarks.claims_scan import numbers, places
@@ -226,6 +226,39 @@ def test_the_quick_figures_come_out():
     for run in CLAIMS.runs:
         if run.ci:
             assert f"| {run.id} | | took" in done.stdout
+
+
+def test_tables_that_commands_print_are_read_as_those_of_the_pages_are():
+    for run in CLAIMS.runs:
+        for entry in run.tables:
+            page = (ROOT / entry.where).read_text()
+            assert all(row.right for row in judge_table(entry, page, run.size)), entry.id
+    entry = next(run for run in CLAIMS.runs if run.id == "gradient-estimators").tables[0]
+    page = (ROOT / entry.where).read_text()
+    worse = page.replace("| Gaussian | reparameterised | yes | 0.63% |", "| Gaussian | reparameterised | yes | 0.93% |")
+    first, *others = judge_table(entry, worse, "small")
+    assert not first.right
+    assert first.found == "15 of 16 cells; Gaussian | reparameterised: [0.93] for [0.63]"
+    assert all(row.right for row in others)
+    lost = worse.replace("| bound | VIMCO |", "| bound | another |")
+    assert [row.found.partition(";")[0] for row in judge_table(entry, lost, "small")] == [
+        "14 of 16 cells", *["15 of 16 cells"] * 3
+    ]  # fmt: skip
+    assert not any(row.right for row in judge_table(entry, "nothing", "small"))
+    assert [row.right for row in judge_table(entry, "nothing", "long")] == [None]
+
+
+def test_figures_are_read_from_what_is_printed_last():
+    claims = {claim.id: claim for run in CLAIMS.runs for claim in run.claims}
+    psnr = claims["quickstart-psnr"]
+    assert judge_claim(psnr, "PSNR 20.0 dB\nPSNR 24.1 dB, 128 of 128").right
+    assert not judge_claim(psnr, "PSNR 24.1 dB\nPSNR 23.9 dB").right
+    assert judge_claim(psnr, "nothing").right is False
+    assert judge_claim(claims["quickstart-bits-per-dimension"], "2.26 bits per code").found == "0.14125"
+    killed = claims["killed-runs-equal"]
+    assert judge_claim(killed, "killed after steps 1, 2, 3, 4, 5, and continued").right
+    assert not judge_claim(killed, "killed after steps 1, 2, 3, 4, and continued").right
+    assert judge_claim(claims["cifar10-psnr"], "PSNR 25.4 dB").right is None  # a long run: a person reads it
 
 
 def test_a_figure_broken_on_purpose_is_red(copy):
