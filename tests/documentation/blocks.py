@@ -1,8 +1,8 @@
 """The code blocks of README and docs: what each holds, and what its marker says of how it is tested.
 
 A block is fenced and says what it is: `sh`, `python`, `yaml`, or `text` for what is no code (diagrams, listings,
-equations). Commands and Python are run, YAML is read. A block of which a part cannot run has a marker in the line before
-it, which readers do not see:
+equations). Commands and Python are run, YAML is read. A block of which a part cannot run has a marker in the line
+before it, which readers do not see:
 
     <!-- block: parsed, WHY -->     its commands are read by their own parsers, and not run
     <!-- block: excused, WHY -->    it is not tested

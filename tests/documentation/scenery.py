@@ -94,28 +94,30 @@ def prior(first: VQVAE, classes: tuple[str, ...]) -> Transformer:
     ).eval()
 
 
-def photo_autoencoder(folder: Path) -> None:
-    autoencoder(16, 3).save_pretrained(folder)
-
-
-def photo_prior(folder: Path) -> None:
-    prior(autoencoder(16, 3), CLASSES).save_pretrained(folder)
-
-
-def prior_run(folder: Path) -> None:
-    """With what a run says of itself."""
-    command = ["zellige", "train-stage2", "--config", "folder_short", "--codes", str(made("runs/codes"))]
-    run(*smaller(command)[1:], "--run", folder)
-
-
-def photo_model(folder: Path) -> None:
-    first = autoencoder(16, 3)
-    TwoStagePipeline(first, prior(first, CLASSES)).save_pretrained(folder)
-    add_tables(folder, made("runs/codes"))
+def photo_run(folder: Path) -> None:
+    """Of stage one, on 16x16 pixels of five classes: 4x4 codes of 16."""
+    images = ["--data.path", str(made("cifar10/train")), "--data.image_size", "16"]
+    train("train-stage1", "folder_short", *images, run_folder=folder)
 
 
 def photo_codes(folder: Path) -> None:
     encode(made("runs/photos"), made("cifar10/train"), folder)
+
+
+def prior_run(folder: Path) -> None:
+    train("train-stage2", "folder_short", "--codes", str(made("runs/codes")), run_folder=folder)
+
+
+def photo_model(folder: Path) -> None:
+    """With tables."""
+    stages = ["--stage1", made("runs/photos"), "--stage2", made("runs/photos_prior")]
+    run("assemble", *stages, "--codes", made("runs/codes"), "--out", folder)
+
+
+def quickstart_folder(folder: Path) -> None:
+    parts = {"stage1": "runs/photos", "codes": "runs/codes", "stage2": "runs/photos_prior", "model": "model"}
+    for part, name in parts.items():
+        shutil.copytree(made(name), folder / part)
 
 
 def digit_autoencoder(folder: Path) -> None:
@@ -161,8 +163,8 @@ def encode(model: Path, images: Path, out: Path) -> None:
     run("encode", "--model", model, "--data.path", images, "--out", out, "--workers", 0)
 
 
-def add_tables(model: Path, codes: Path) -> None:
-    run("tables", "--model", model, "--codes", codes)
+def train(command: str, recipe: str, *options: str, run_folder: Path) -> None:
+    run(*smaller(["zellige", command, "--config", recipe, *options])[1:], "--run", run_folder)
 
 
 def run(*words: object) -> None:
@@ -186,12 +188,16 @@ SCENERY: dict[str, Callable[[Path], None]] = {
     "model": photo_model,
     "models/photos": photo_model,
     "models/mnist": digit_model,
+    "runs/quickstart": quickstart_folder,
     "runs/quickstart/model": digit_model,
     "runs/quickstart/stage1": digit_autoencoder,
-    "runs/photos": photo_autoencoder,
-    "runs/maps": photo_autoencoder,
-    "runs/folder": photo_autoencoder,
-    "runs/folder_prior": photo_prior,
+    "runs/photos": photo_run,
+    "runs/maps": photo_run,
+    "runs/folder": photo_run,
+    "runs/first": photo_run,
+    "runs/second": photo_run,
+    "runs/photos_prior": prior_run,
+    "runs/folder_prior": prior_run,
     "runs/prior": prior_run,
     "runs/codes": photo_codes,
     "codes": photo_codes,
@@ -208,17 +214,22 @@ kept: Path | None = None  # where they are made, once for all pages of a process
 
 @cache
 def made(name: str) -> Path:
+    """Where the stand-in of this name lies; those of one kind are the same."""
+    builder = SCENERY[name]
+    first = next(other for other, same in SCENERY.items() if same is builder)
+    if first != name and builder is not one_photo:
+        return made(first)
     assert kept is not None
     path = kept / name.replace("/", "_") / Path(name).name
     path.parent.mkdir(parents=True)
-    SCENERY[name](path)
+    builder(path)
     return path
 
 
 def set_the_scene(folder: Path, words: str) -> None:
     """Puts into `folder` what `words`, all code of a page, names."""
     for name in SCENERY:
-        if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w-])", words):
+        if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w/-])", words):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if (source := made(name)).is_dir():

@@ -78,8 +78,10 @@ def overrides(words: list[str]) -> list[str]:
             options += ["--data.image_size", "32"]
         if "validation_count" in data and "--data.validation_count" not in words:
             options += ["--data.validation_count", "4"]
+    replaced = tuple(f"{word.removesuffix('.kind')}." for word in words if word.endswith(".kind"))
     for path, value in fields_of(recipe["model"], "model"):
-        options += [f"--{path}", str(value)]
+        if not f"--{path}".startswith(replaced):  # fields of a kind that the command gives another for
+            options += [f"--{path}", str(value)]
     for name, value in TRAINING.items():
         options += [f"--train.{name}", str(value)]
     return options
