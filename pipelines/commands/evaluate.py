@@ -68,7 +68,7 @@ def features_of(config: EvaluateConfig, outcome: Outcome, state: PartialState) -
 def judge_files(config: EvaluateConfig, network: FeatureNetwork | None, outcome: Outcome, state: PartialState) -> None:
     """Files without a model."""
     assert network is not None
-    config.check_not_asked((*OF_VAES, *OF_CODES), "files without a model")
+    config.check_not_asked((*OF_VAES, *OF_CODES, "seed"), "files without a model")
     judge_made(config, None, network, {}, None, outcome, state)
 
 
@@ -93,12 +93,13 @@ def judge_codes_model(
     config.check_not_asked(OF_VAES if config.samples is not None else (*OF_VAES, "seed"), "which is no VAE")
     model = open_model_of_codes(str(config.model), state.device)
     outcome.protocol["model"] = described(model, str(config.model))
-    given, test = given_of(config, model, outcome), Values()
+    asks_codes = config.data.path is not None or config.given is not None
+    given, test = given_of(config, model, outcome) if asks_codes else None, Values()
     if config.data.path is not None:
         reconstruction = reconstruction_of(config, network, outcome, state)
         test = judge_model_of_codes(config, model, reconstruction, given, outcome, state)
     if isinstance(model, StageOne):
-        outcome.notes.append("note: this is stage one alone: bits and samples are those of an assembled model")
+        outcome.notes.append("note: this is stage one alone: bits per code and samples take an assembled model")
     if config.judges_made_images and network is not None:
         pipeline = None if isinstance(model, StageOne) else model
         judge_made(config, pipeline, network, test, given, outcome, state)

@@ -12,6 +12,8 @@ from pipelines.sampling_options import SamplingOptions
 from stage1_vae.binarise import Binarisation
 from stage2_prior.sampling_config import SamplingConfig
 
+OF_TEST_IMAGES = ("codes", "draws", "lpips", "unrounded", "pictures")  # options
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(SamplingOptions):
@@ -67,7 +69,12 @@ class EvaluateConfig(SamplingOptions):
 
     def check_needed(self) -> None:
         """Raises UserError for options that are missing, and for those that change nothing beside the others."""
+        tests = self.model is not None and self.data.path is not None
         needs = [
+            *(
+                (name, tests, "a model and test images")
+                for name in ("codes", "draws", "lpips", "unrounded", "pictures")
+            ),
             ("features_weights", self.features is not None, "features, whose weights they are"),
             ("unrounded", self.features is not None, "features, whose distances are taken"),
             ("lpips_weights", self.lpips, "lpips=true"),

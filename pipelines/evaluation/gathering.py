@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from common.progress import progress_bar
 from images.datasets import ImageDataset
+from metrics.statistics import FeatureStatistics
 
 Values = dict[str, np.ndarray]
 """By name, one row an image, in the order of the images."""
@@ -75,6 +76,12 @@ def one_thread_each(work: Callable[[Item], Result], items: Sequence[Item], devic
     threads = torch.get_num_threads()
     with one_thread(), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(work, items)
+
+
+def statistics_of(features: np.ndarray) -> FeatureStatistics:
+    """Mean and covariance of features n d, by one thread."""
+    with one_thread():
+        return FeatureStatistics.of(torch.from_numpy(features))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from images.datasets import to_uint8
@@ -13,8 +12,7 @@ from metrics.frechet import frechet_distance
 from metrics.in_training import frechet_name
 from metrics.lpips import LPIPS
 from metrics.similarity import LPIPS_SIDE, SSIM_WINDOW, lpips, ms_ssim, psnr, ssim
-from metrics.statistics import FeatureStatistics
-from pipelines.evaluation.gathering import Values, one_thread
+from pipelines.evaluation.gathering import Values, one_thread, statistics_of
 from pipelines.evaluation.worth import frechet_is_refused, notes_of_frechet
 
 MEANS = ("psnr", "ssim", "ms_ssim", "lpips")
@@ -55,10 +53,10 @@ class Reconstruction:
         if self.network is not None and not self.refuses(values):
             name = f"r{frechet_name(self.network)}"
             with one_thread():
-                real = FeatureStatistics.of(torch.from_numpy(values["features"]))
+                real = statistics_of(values["features"])
                 for key, features in ((name, "features of decoded"), (f"{name}_unrounded", "features of unrounded")):
                     if features in values:
-                        found[key] = frechet_distance(FeatureStatistics.of(torch.from_numpy(values[features])), real)
+                        found[key] = frechet_distance(statistics_of(values[features]), real)
         return found
 
     def refuses(self, values: Values) -> bool:

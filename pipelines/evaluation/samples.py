@@ -15,12 +15,12 @@ from common.errors import UserError
 from common.files import sha256_of_file
 from common.processes import on_main_process
 from images.datasets import ImageDataset, to_float
-from metrics.features import FeatureNetwork
+from metrics.features import FeatureNetwork, fingerprint
 from metrics.reference import Reference, cache_folder, find, keep
 from metrics.statistics import FeatureStatistics
 from pipelines.any_size import encode_any_size
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.gathering import Values
+from pipelines.evaluation.gathering import Values, statistics_of
 from pipelines.evaluation.generation import (
     TITLE,
     RealSet,
@@ -63,7 +63,7 @@ def judge_made(
 ) -> None:
     """Adds the figures of made images to `outcome`, on the first process. pipeline: None where files are judged without
     a model, or beside one; test: what the test images gave, features among them. Raises UserError."""
-    judge = judge_of(config, pipeline, state)
+    judge = judge_of(config, pipeline, outcome, state)
     made, description = made_images(config, pipeline, given)
     found = looked_at(made, network, judge, state, "made batches")
     size, channels = shape_of(made, pipeline)
@@ -74,7 +74,7 @@ def judge_made(
     own_hash = hash_of_set(found)
     if own_hash == outcome.protocol["reference"]["sha256"]:
         raise UserError(
-            f"made={config.made} holds exactly the images of the reference: name one of the two differently"
+            f"made={config.made} holds exactly the images of the reference: nothing is compared; name others"
         )
     outcome.protocol["made"] = {**description, "images": len(found["sha256"]), "sha256": own_hash}
     figures, notes, settings = generation_figures(found, real, network, state.device)
@@ -88,12 +88,13 @@ def judge_made(
         outcome.says.append(f"{names.frechet.upper()} {figures[names.frechet]:.3f} of {counts}")
 
 
-def judge_of(config: EvaluateConfig, pipeline: Pipeline | None, state: PartialState) -> Judge | None:
-    """Raises UserError."""
+def judge_of(config: EvaluateConfig, pipeline: Pipeline | None, outcome: Outcome, state: PartialState) -> Judge | None:
+    """With what the protocol says of it. Raises UserError."""
     if config.judge is None:
         return None
     classes = pipeline.num_classes if isinstance(pipeline, TwoStagePipeline) else 0
-    found: Judge = load_judge(config.judge, config.judge_weights, classes).to(state.device)
+    found = load_judge(config.judge, config.judge_weights, classes).to(state.device)
+    outcome.protocol["judge"] = {"network": config.judge, "fingerprint": fingerprint(config.judge, found, {})}
     return found
 
 
@@ -166,8 +167,7 @@ def real_set(
             return None
         outcome.protocol["reference"] = {"same_as": "images", "sha256": outcome.protocol["images"]["sha256"]}
         note_of_training(outcome, pipeline, None)
-        features = torch.from_numpy(test["features"])
-        return RealSet(features, FeatureStatistics.of(features))
+        return RealSet(torch.from_numpy(test["features"]), statistics_of(test["features"]))
     path, split = config.data.path, config.data.split
     if config.reference is not None:
         path, split = config.reference, config.reference_split
@@ -186,7 +186,7 @@ def real_set(
         return None
     note_of_training(outcome, pipeline, images)
     note_of_size(outcome)
-    return RealSet(kept.features, kept.statistics, share_that_agrees(values))
+    return RealSet(kept.features, statistics_of(kept.features.numpy()), share_that_agrees(values))
 
 
 def seen_or_kept(

@@ -242,8 +242,10 @@ def process(rank: int, port: int, config: Stage1Config, run: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [MODEL, TWO_LEVELS], ids=["vqvae", "vqvae2"])
 def test_two_processes_train_what_one_does(squares, tmp_path, model):
-    config = replace(make_config(squares, accumulate=2, log_every=1), model=model)
+    judged = {"evaluate_every": 6, "evaluate_features": "tests.pipelines.feature_networks:pooled"}
+    config = replace(make_config(squares, accumulate=2, log_every=1, **judged), model=model)
     train_stage1(config, tmp_path / "one")
+    assert sum("rfd" in line for line in lines(tmp_path / "one")) == 2
     torch.multiprocessing.spawn(process, (free_port(), config, tmp_path / "two"), nprocs=2)
     one, two = (load_pretrained(tmp_path / name, AUTOENCODERS).state_dict() for name in ("one", "two"))
     for name, tensor in one.items():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from metrics.statistics import FeatureStatistics
 from pipelines import TwoStagePipeline
 from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, evaluate
 from pipelines.commands.generate import GenerateConfig, generate_files
+from pipelines.evaluation import gathering
+from pipelines.evaluation.gathering import know_all_bad_images
+from pipelines.evaluation.images import images_of_size
 from pipelines.evaluation.reconstruction import Reconstruction
 from pipelines.latents.pipeline import LatentPipeline
 from tests.pipelines.conftest import make_pipeline
@@ -113,6 +117,7 @@ def test_figures_of_samples_are_those_of_the_files_that_generate_writes(
     probabilities = network.probabilities(made)
     assert probabilities is not None
     assert 1 <= drawn["classifier_score"] <= 3
+    assert drawn["protocol"]["judge"]["network"] == f"{NETWORKS}:corners"
     agree = Corners()(to_float(made)).argmax(dim=1) == torch.arange(48) % 3
     assert drawn["classifier_agreement"] == float(agree.double().mean())
     assert (drawn["made_images"], drawn["reference_images"]) == (48, 60)
@@ -277,6 +282,42 @@ def test_samples_of_a_vae_are_judged_too(digits: Path, tmp_path: Path):
 def test_options_that_do_not_go_together_are_refused(model: Path, digits: Path, tmp_path: Path, options, message):
     with pytest.raises(UserError, match=message):
         evaluate(config_of(model, digits, tmp_path, **options))
+
+
+def test_the_number_of_threads_changes_nothing(model: Path, digits: Path, tmp_path: Path):
+    config = config_of(model, digits, tmp_path, batch_size=8, samples=20)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = found_by(config)
+        torch.set_num_threads(3)
+        three = found_by(config)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert {**one, "protocol": None} == {**three, "protocol": None}
+
+
+def test_what_other_processes_could_not_read_is_known_to_the_first(digits: Path, monkeypatch):
+    images = images_of_size(str(digits), "train", 0.02, (16, 16), 1)
+    seen = [{"a.png": "broken"}, {"b.png": "broken"}]
+    monkeypatch.setattr(gathering, "on_first_process", lambda own, state: own + seen)
+    monkeypatch.setattr(images.bad_images, "bad", lambda: images.bad_images.seen)
+    know_all_bad_images(images, PartialState(cpu=True))
+    assert images.bad_images.seen.keys() == {"a.png", "b.png"}
+    seen += [{f"{i}.png": "broken"} for i in range(6)]
+    with pytest.raises(UserError, match="6 of 60 images cannot be read, and 5 may be"):
+        know_all_bad_images(images, PartialState(cpu=True))
+
+
+def test_options_of_models_are_refused_for_files_without_one(digits: Path, samples: Path, tmp_path: Path):
+    for option, message in (
+        ({"lpips": True}, "lpips=True without a model and test images"),
+        ({"seed": 4}, "seed=4, expected it left out for files without a model"),
+        ({"temperature": 1.5}, "temperature=1.5 without samples"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(config_of(None, digits, tmp_path, made=str(samples), **option))
 
 
 def test_stage_one_alone_draws_nothing(digits: Path, tmp_path: Path):
