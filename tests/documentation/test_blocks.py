@@ -185,6 +185,40 @@ def test_benchmarks_named_in_a_sentence_have_these_options():
             parse_benchmark(module, arguments, whole=False)
 
 
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("```sh\nls\n", "page.md:1: this block never ends"),
+        ("<!-- block: parsed, why -->\n\n```sh\nls\n```\n", "a marker stands in the line before a block"),
+        ("<!-- block: parsed -->\n```sh\nls\n```\n", "expected 'parsed, WHY'"),
+        ("<!-- block: skipped, why -->\n```sh\nls\n```\n", "expected 'parsed, WHY'"),
+    ],
+)
+def test_a_block_or_marker_that_is_none_is_told(tmp_path, page, said):
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    with pytest.raises(ValueError, match=said):
+        blocks_of(path)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (Block("page.md", 1, "sh", "rm -r folder"), "only zellige is run here"),
+        (Block("page.md", 1, "sh", "zellige info --file none.zlg"), "zellige info"),
+        (Block("page.md", 1, "sh", "zellige generate --modle m", "parsed", "why"), "modle"),
+        (Block("page.md", 1, "sh", "make dinner", "parsed", "why"), "no target"),
+        (Block("page.md", 1, "sh", "python -m benchmarks.codec --modle m", "parsed", "why"), "2"),
+        (Block("page.md", 1, "sh", "python -m benchmarks.none", "parsed", "why"), "there is no benchmarks.none"),
+        (Block("page.md", 1, "python", "1 / 0"), "division"),
+    ],
+)
+def test_a_block_that_does_not_work_is_told(tmp_path, monkeypatch, block, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((Exception, SystemExit), match=said):
+        treat(block, {}, tmp_path)
+
+
 def test_every_block_says_what_it_is():
     unknown = [block.place for blocks in BLOCKS.values() for block in blocks if block.kind not in KINDS]
     assert unknown == [], f"blocks that are none of {KINDS}, or do not say so"
