@@ -39,6 +39,10 @@ class Seen(NamedTuple):
     probabilities: Tensor | None  # b classes, float32, of a network that is a classifier
 
 
+class UnseenShapeError(UserError):
+    """The network takes images of another shape."""
+
+
 class FeatureNetwork(nn.Module):
     """A network with its name, its treatment of images, and the fingerprint of both."""
 
@@ -59,13 +63,11 @@ class FeatureNetwork(nn.Module):
         for number, (channels, side) in enumerate(TRIED, 1):
             try:
                 return self.see(torch.zeros(1, channels, side, side, dtype=torch.uint8))
-            except UserError:
-                raise
-            except Exception as error:  # whatever a person's network raises
+            except UnseenShapeError as error:
                 if number == len(TRIED):
                     raise UserError(
                         f"features={self.name} takes no black image of {channels} channels and {side}x{side} pixels "
-                        f"({one_line(error, 150)}), nor larger or coloured ones: let it scale what it is given"
+                        f"({one_line(error.__cause__, 150)}), nor larger or coloured ones: let it scale what it is given"
                     ) from error
         raise AssertionError
 
@@ -99,8 +101,16 @@ class FeatureNetwork(nn.Module):
             images = (images.float().clamp(-1, 1) + 1) * 127.5
         device = next(self.network.parameters(), torch.empty(0)).device
         images = images.to(device)
-        with exact(device.type):
-            output = self.network(images)
+        try:
+            with exact(device.type):
+                output = self.network(images)
+        except (torch.OutOfMemoryError, UserError):
+            raise
+        except Exception as error:  # whatever a person's network raises
+            raise UnseenShapeError(
+                f"features={self.name} cannot see images of shape {tuple(images.shape)} ({one_line(error, 200)}); let "
+                "it take such images, b c H W in 0..255"
+            ) from error
         features, logits = output if isinstance(output, tuple) else (output, None)
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

@@ -208,6 +208,8 @@ def test_a_network_of_a_persons_own(own: Path):
     assert torch.equal(classes.probabilities(images()), torch.full((4, 3), 1 / 3))
     digits = open_features("own_networks:Digits")  # one that knows a single shape
     assert (digits.width, digits(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape) == (5, (2, 5))
+    with pytest.raises(UserError, match=r"own_networks:Digits cannot see images of shape \(4, 3, 20, 24\) \(.*784"):
+        digits(images())
     before = network.fingerprint
     own.write_text(OWN + "\n# another treatment\n")
     sys.modules.pop("own_networks")
