@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from metrics.statistics import in_float64
+from metrics.statistics import check_finite, in_float64
 
 ROWS = 256  # of a kernel matrix that are in memory at a time, and squares of which each is computed once
 
@@ -84,3 +84,4 @@ def check(x: Tensor, y: Tensor) -> None:
             f"features of shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (n, d) and (m, d) of one network, "
             "two at least of each"
         )
+    check_finite(x, y)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from metrics.statistics import in_float64
+from metrics.statistics import check_finite, in_float64
 
 ROWS = 512  # whose distances to all others are in memory at a time: 40 MB for 10,000 others
 NOTHING = 1e-12  # of the squared lengths of two vectors: a squared distance that is rounding alone
@@ -65,6 +65,7 @@ def manifolds(real: Tensor, made: Tensor, k: int = 3, k_density: int = 5) -> Man
             f"neighbours {k} and {k_density} of {len(real)} real and {len(made)} made images, expected at least 1, and "
             "more images than neighbours; give more images"
         )
+    check_finite(real, made)
     middle = in_float64(real).mean(dim=0)
     x, y = in_float64(real) - middle, in_float64(made) - middle
     radius_real, radius_density = neighbours(x, (k, k_density))

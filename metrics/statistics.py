@@ -52,7 +52,7 @@ class FeatureStatistics:
         """mean: d; covariance: d d, with n - 1 below the sum; count: n, 0 where it is not known, and then
         nothing can be added. Raises UserError for other shapes and for what is no covariance."""
         mean, covariance = mean.double(), covariance.double()
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
             raise UserError(
                 f"a mean of shape {tuple(mean.shape)} and a covariance of {tuple(covariance.shape)}, "
                 "expected (d,) and (d, d): they are of different features"
@@ -80,8 +80,7 @@ class FeatureStatistics:
         known."""
         if features.ndim != 2 or features.shape[1] != self.width:
             raise UserError(f"features of shape {tuple(features.shape)}, expected (b, {self.width}): another network's")
-        if not torch.isfinite(features).all():
-            raise UserError("some features are not finite: the network, or the images that it was given, are broken")
+        check_finite(features)
         for batch in features.split(ROWS) if len(features) else ():
             self._add(in_float64(batch).clone())
 
@@ -158,9 +157,19 @@ class FeatureStatistics:
             raise UserError(f"{path} holds the arrays {', '.join(arrays) or 'none'}, expected mu and sigma{images}")
         try:
             mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
-            return cls.from_moments(mean.squeeze(), covariance, int(arrays.get("count", np.array(0))))
-        except (UserError, TypeError, ValueError) as error:
+            if mean.numel() == 1:  # of a single feature numpy's mean and covariance may be mere numbers
+                mean, covariance = mean.reshape(1), covariance.reshape(1, 1)
+            else:
+                mean = mean.squeeze()  # some files have it as one row
+            return cls.from_moments(mean, covariance, max(0, int(arrays.get("count", np.array(0)))))
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def check_finite(*features: Tensor) -> None:
+    """Raises UserError: a distance of these would be no number, or, made of comparisons, 0 without a word."""
+    if not all(bool(torch.isfinite(part).all()) for part in features):
+        raise UserError("some features are not finite: the network, or the images that it was given, are broken")
 
 
 def moments(rows: Tensor) -> Moments:

@@ -73,3 +73,9 @@ def test_subsets_that_cannot_be_drawn_are_refused(subsets: int, size: int):
 def test_features_of_different_networks_are_refused():
     with pytest.raises(UserError, match="of one network"):
         kernel_distance_of_all(torch.zeros(9, 4), torch.zeros(9, 5))
+
+
+def test_features_that_are_no_numbers_are_refused():
+    broken = torch.full((9, 4), torch.nan)
+    with pytest.raises(UserError, match="some features are not finite"):
+        kernel_distance(torch.zeros(9, 4), broken, subsets=2, subset_size=3)

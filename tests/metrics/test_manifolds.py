@@ -96,3 +96,9 @@ def test_sets_without_neighbours_are_refused(n: int, m: int, k: int):
         precision_recall(torch.randn(n, 2), torch.randn(m, 2), k)
     with pytest.raises(UserError, match="of one network"):
         precision_recall(torch.randn(n, 2), torch.randn(m, 3), k)
+
+
+def test_features_that_are_no_numbers_are_refused():
+    """Whatever is compared with them is false: all four would be 0."""
+    with pytest.raises(UserError, match="some features are not finite"):
+        precision_recall(torch.randn(9, 2), torch.full((9, 2), torch.nan))

@@ -102,6 +102,18 @@ def test_what_are_no_statistics_is_refused(tmp_path: Path, arrays: dict, message
         FeatureStatistics.from_npz(tmp_path / "file.npz")
 
 
+@pytest.mark.parametrize("numpys", [True, False])
+def test_a_single_feature_has_statistics_too(tmp_path: Path, numpys: bool):
+    rows = torch.randn(9, 1)
+    if numpys:
+        np.savez(tmp_path / "one.npz", mu=rows.numpy().mean(), sigma=np.cov(rows.numpy(), rowvar=False))
+    else:
+        FeatureStatistics.of(rows).save_npz(tmp_path / "one.npz")
+    read = FeatureStatistics.from_npz(tmp_path / "one.npz")
+    assert float(read.mean) == pytest.approx(float(rows.mean()), abs=1e-6)
+    assert float(read.covariance) == pytest.approx(float(rows.var()), abs=1e-6)
+
+
 def test_damaged_and_missing_files_are_refused(tmp_path: Path):
     FeatureStatistics.of(torch.randn(100, 6)).save_npz(tmp_path / "good.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:300])
