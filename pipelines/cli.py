@@ -128,7 +128,7 @@ COMMANDS = {
         from_options("interpolate", "pipelines.commands.interpolate", "InterpolateConfig", "interpolate_files"),
     ),
     "evaluate": Command(
-        "measure reconstruction and likelihood on test images",
+        "measure reconstructions, codes, likelihood and samples, and say how",
         from_options("evaluate", "pipelines.commands.evaluate", "EvaluateConfig", "evaluate"),
     ),
     "diagnose": Command(
