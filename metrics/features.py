@@ -67,7 +67,7 @@ class FeatureNetwork(nn.Module):
                 if number == len(TRIED):
                     raise UserError(
                         f"features={self.name} takes no black image of {channels} channels and {side}x{side} pixels "
-                        f"({one_line(error.__cause__, 150)}), nor larger or coloured ones: let it scale what it is given"
+                        f"({one_line(error.__cause__, 150)}), nor larger or coloured ones: let it scale what it gets"
                     ) from error
         raise AssertionError
 

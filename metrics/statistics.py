@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from common.errors import UserError
@@ -199,12 +202,25 @@ def in_float64(features: Tensor) -> Tensor:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, none of Python objects, which may run code. Raises UserError."""
+    with opened_npz(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def names_in_npz(path: Path) -> list[str]:
+    """Of the arrays of a file, without reading them. Raises UserError."""
+    with opened_npz(path) as file:
+        return list(file.files)
+
+
+@contextmanager
+def opened_npz(path: Path) -> Iterator[NpzFile]:
+    """Raises UserError, also for what cannot be read inside."""
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise UserError(f"{path} is a single array, expected an .npz file of named ones")
         with file:
-            return {name: file[name] for name in file.files}
+            yield file
     except UserError:
         raise
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from common.errors import UserError
 from images.datasets import to_float
 from metrics import trust
 from metrics.features import FeatureNetwork
@@ -81,8 +82,14 @@ def looked_at(
 
 def agrees(judge: Judge, images: Tensor, labels: Tensor) -> np.ndarray:
     """Whether the judge finds the class of each image the most probable, 0 or 1; -1 where the image has none. images:
-    uint8 b c H W."""
-    chosen = judge(to_float(images)).argmax(dim=-1).cpu()
+    uint8 b c H W. Raises UserError."""
+    logits = judge(to_float(images))
+    if len(labels) and int(labels.max()) >= logits.shape[-1]:
+        raise UserError(
+            f"the judge tells {logits.shape[-1]} classes apart, and images are of class {int(labels.max())}; name a "
+            "judge of the classes that the prior was trained with"
+        )
+    chosen = logits.argmax(dim=-1).cpu()
     return (chosen == labels).int().masked_fill(labels < 0, -1).numpy()
 
 
@@ -115,6 +122,11 @@ def generation_figures(
 
     figures: dict[str, Any] = {"made_images": count, "reference_images": others or None}
     notes, settings = notes_of_frechet(names.frechet, count, others, network.width), dict[str, Any]()
+    if x is not None and "manifolds" not in tasks:
+        notes.append(
+            f"refused: precision, recall, density and coverage are left out: they ask for more than {NEAREST_DENSITY} "
+            "images on each side"
+        )
     if x is None:
         notes.append(
             f"note: {names.kernel}, precision, recall, density and coverage are left out: statistics are no images"
@@ -137,7 +149,10 @@ def generation_figures(
         settings["precision_recall"] = f"{NEAREST} nearest neighbours"
         settings["density_coverage"] = f"{NEAREST_DENSITY} nearest neighbours"
         notes += notes_of("precision, recall, density, coverage", trust.manifolds(count, others, NEAREST))
-    if (agreement := share_that_agrees(made)) is not None:
+    agreement = share_that_agrees(made)
+    if agreement is None and "agrees" in made:
+        notes.append("note: classifier_agreement is left out: no class was asked for in the made images")
+    if agreement is not None:
         figures["classifier_agreement"] = agreement
         if real.agreement is not None:
             figures["classifier_agreement_of_reference"] = real.agreement

@@ -11,8 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from common.errors import UserError
+from common.owned_folder import SETTINGS_NAME, SHEET_NAME
 from images.datasets import DataConfig, ImageDataset, open_images
 from images.files import MAX_BAD_SHARE
+from images.sources import NAMES, FileSource, ImageSource
 from metrics.reference import hash_of, image_digests
 from pipelines.evaluation.gathering import Values
 
@@ -40,7 +42,16 @@ def images_of_size(
         channels=1 if channels == 1 else 3,
         max_bad_share=max_bad_share,
     )
-    return ImageDataset(open_images(config), config)
+    return ImageDataset(without_sheet(open_images(config)), config)
+
+
+def without_sheet(source: ImageSource) -> ImageSource:
+    """A folder's images without the contact sheet that commands put beside their results."""
+    if not isinstance(source, FileSource) or not (source.root / SETTINGS_NAME).is_file():
+        return source
+    kept = source.paths != SHEET_NAME.encode()
+    labels = None if source.labels is None else source.labels[kept]
+    return FileSource(source.root, source.paths[kept], labels, source.class_names)
 
 
 def with_classes_of(images: ImageDataset, known: Sequence[str] | None) -> ImageDataset:
@@ -73,6 +84,14 @@ def digests(images: Tensor) -> np.ndarray:
 def hash_of_set(values: Values) -> str:
     """SHA-256 of images in their order, at the size at which they are judged, by the `digests` of each."""
     return hash_of([digest.tobytes() for digest in values["sha256"]])
+
+
+def check_there(option: str, path: str) -> None:
+    """Raises UserError for a path that is neither a named set nor there."""
+    if path not in NAMES and not Path(path).expanduser().exists():
+        raise UserError(
+            f"{option}={path} is neither a folder, an .npz file nor one of {', '.join(NAMES)}; check the path"
+        )
 
 
 def check_some(values: Values, count: int, path: str) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 from codes.spec import Codes
 from common.errors import UserError
 from common.files import read_json
-from common.owned_folder import SETTINGS_NAME, SHEET_NAME, owner_of
+from common.owned_folder import SETTINGS_NAME, owner_of
 from images.datasets import DataConfig, ImageDataset, to_uint8
 from images.sources import FileSource, ImageSource, open_source
-from pipelines.evaluation.images import evenly, in_batches, with_classes_of
+from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of, without_sheet
 from pipelines.given_codes import GivenCodes
 from pipelines.latents.pipeline import LatentPipeline, Pixels
 from pipelines.prior_requests import labels_of, prompts_of
@@ -113,6 +113,7 @@ def files_of(
 ) -> ImageDataset:
     """Made images: a folder, of `zellige generate` or another, or an .npz file. size, channels: those they must have,
     None for their own; classes: the names of a model's. Raises UserError."""
+    check_there("made", path)
     place = Path(path).expanduser()
     if owner_of(place) == "generate":
         source: ImageSource = generated(place)
@@ -145,15 +146,6 @@ def generated(folder: Path) -> FileSource:
     known = None if None in labels else np.array(labels)
     names = None if known is None else [str(label) for label in range(int(known.max()) + 1)]
     return FileSource(folder, np.array([sample["file"].encode() for sample in samples]), known, names)
-
-
-def without_sheet(source: ImageSource) -> ImageSource:
-    """A folder's images without the contact sheet that commands put beside their results."""
-    if not isinstance(source, FileSource) or not (source.root / SETTINGS_NAME).is_file():
-        return source
-    kept = source.paths != SHEET_NAME.encode()
-    labels = None if source.labels is None else source.labels[kept]
-    return FileSource(source.root, source.paths[kept], labels, source.class_names)
 
 
 def made_with(path: str) -> dict[str, Any] | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -17,7 +17,7 @@ from common.processes import on_main_process
 from images.datasets import ImageDataset, to_float
 from metrics.features import FeatureNetwork, fingerprint
 from metrics.reference import Reference, cache_folder, find, keep
-from metrics.statistics import FeatureStatistics
+from metrics.statistics import FeatureStatistics, names_in_npz
 from pipelines.any_size import encode_any_size
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.gathering import Values, statistics_of
@@ -29,7 +29,7 @@ from pipelines.evaluation.generation import (
     names_for,
     share_that_agrees,
 )
-from pipelines.evaluation.images import check_some, evenly, hash_of_set, images_of_size, with_classes_of
+from pipelines.evaluation.images import check_some, check_there, evenly, hash_of_set, images_of_size, with_classes_of
 from pipelines.evaluation.made import (
     ImagesOfSet,
     SamplesOfCodes,
@@ -94,7 +94,9 @@ def judge_of(config: EvaluateConfig, pipeline: Pipeline | None, outcome: Outcome
         return None
     classes = pipeline.num_classes if isinstance(pipeline, TwoStagePipeline) else 0
     found = load_judge(config.judge, config.judge_weights, classes).to(state.device)
-    outcome.protocol["judge"] = {"network": config.judge, "fingerprint": fingerprint(config.judge, found, {})}
+    own = getattr(sys.modules.get(config.judge.partition(":")[0]), "__file__", None)  # of MODULE:FUNCTION
+    treatment = {"source": sha256_of_file(Path(own))} if own else {}
+    outcome.protocol["judge"] = {"network": config.judge, "fingerprint": fingerprint(config.judge, found, treatment)}
     return found
 
 
@@ -171,6 +173,7 @@ def real_set(
     path, split = config.data.path, config.data.split
     if config.reference is not None:
         path, split = config.reference, config.reference_split
+        check_there("reference", path)
     if path is None:
         raise UserError("made images without a reference, expected real ones: give --reference, or --data.path")
     images = images_of_size(path, split, config.data.max_bad_share, *shape)
@@ -240,12 +243,12 @@ def note_of_size(outcome: Outcome) -> None:
 
 
 def is_statistics(path: str) -> bool:
-    """Whether a file holds statistics and no images."""
+    """Whether a file holds statistics and no images. Raises UserError for a damaged one."""
     place = Path(path).expanduser()
     if not (place.is_file() and place.suffix == ".npz"):
         return False
-    with np.load(place, allow_pickle=False) as file:
-        return set(STATISTICS) <= set(getattr(file, "files", ())) and "arr_0" not in file.files
+    names = names_in_npz(place)
+    return set(STATISTICS) <= set(names) and "arr_0" not in names
 
 
 def note_of_training(outcome: Outcome, pipeline: Pipeline | None, images: ImageDataset | None) -> None:

@@ -218,6 +218,36 @@ def test_a_reference_that_means_something_else_is_labelled_or_refused(digits: Pa
         evaluate(config_of(model, digits, tmp_path, made=str(tmp_path / "large.npz")))
 
 
+def test_a_folder_of_samples_is_a_reference_without_its_sheet(samples: Path, tmp_path: Path):
+    """The sheet that `generate` puts beside them is no image of the set."""
+    others = tmp_path / "others"
+    others.mkdir()
+    for number, image in enumerate(files(samples).flip(-1)[:30, 0]):
+        Image.fromarray(image.numpy()).save(others / f"{number}.png")
+    data = EvaluateDataConfig()
+    found = found_by(config_of(None, samples, tmp_path, made=str(others), data=data, reference=str(samples)))
+    assert found["reference_images"] == 48
+    assert found["protocol"]["reference"]["own_size"] == found["protocol"]["reference"]["own_size"].split(" to ")[0]
+    with pytest.raises(UserError, match="exactly the images of the reference"):
+        evaluate(config_of(None, samples, tmp_path, made=str(samples), data=data, reference=str(samples)))
+
+
+def test_paths_and_judges_that_cannot_be_are_told(digits: Path, samples: Path, tmp_path: Path):
+    data = EvaluateDataConfig()
+    (tmp_path / "empty.npz").touch()
+    for options, message in (
+        ({"reference": str(tmp_path / "empty.npz")}, "empty.npz cannot be read as .npz .* damaged"),
+        ({"reference": "nothing.npz"}, "^reference=nothing.npz is neither a folder"),
+        ({"reference": str(digits), "made": "nothing"}, "^made=nothing is neither a folder"),
+        (
+            {"reference": str(digits), "judge": "tests.pipelines.feature_networks:few_classes"},
+            "the judge tells 2 classes apart, and images are of class [2-9]",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(config_of(None, samples, tmp_path, **{"made": str(samples), "data": data, **options}))
+
+
 def test_features_of_a_reference_are_computed_once(
     model, digits: Path, samples: Path, tmp_path: Path, cache, monkeypatch
 ):
