@@ -57,7 +57,7 @@ class TwoStagePipeline:
 
     >>> pipeline = TwoStagePipeline.from_pretrained("runs/quickstart/model")
     >>> images = pipeline.generate(labels=[3, 1, 4]).images  # 3 1 28 28, in [-1, 1]
-    >>> pipeline.generate(8, labels="seven", temperature=0.9, top_k=50).save("sevens")
+    >>> pipeline.generate(8, labels="7", temperature=0.9, top_k=50).save("sevens")
 
     Where a method takes images it takes tensors b c H W or c H W in [-1, 1] (or uint8), PIL pictures, paths, or a
     sequence of them (pipelines/image_input.py).
