@@ -24,29 +24,19 @@ def from_arguments(module: str) -> Callable[[Sequence[str]], Job]:
 
 
 def from_options(
-    command: str, module: str, config_class: str, function: str, listed: str | None = None
+    command: str, module: str, config_class: str, function: str, **bare: str
 ) -> Callable[[Sequence[str]], Job]:
-    """A command that is `function(config)` of a module, its options the fields of a config class there. listed: the
-    field, a tuple of texts, that the words without an option before them are."""
+    """A command that is `function(config)` of a module, its options the fields of a config class there. bare: which
+    of them are given without their names, the arguments `listed` and `first` of `read_options`."""
 
     def prepare(arguments: Sequence[str]) -> Job:
         from pipelines.options import read_options
 
         code = own_module(module)
-        config = read_options(command, getattr(code, config_class), arguments, listed)
+        config = read_options(command, getattr(code, config_class), arguments, **bare)
         return lambda: getattr(code, function)(config)
 
     return prepare
-
-
-def with_first(option: str, prepare: Callable[[Sequence[str]], Job]) -> Callable[[Sequence[str]], Job]:
-    """A command whose first argument may be given without the name of its option: `demo MODEL`."""
-
-    def prepare_with_first(arguments: Sequence[str]) -> Job:
-        bare = bool(arguments) and not arguments[0].startswith("-")
-        return prepare([f"--{option}", *arguments] if bare else arguments)
-
-    return prepare_with_first
 
 
 def own_module(name: str) -> Any:
@@ -145,7 +135,7 @@ COMMANDS = {
     ),
     "demo": Command(
         "try a model in the browser: a page on this machine",
-        with_first("model", from_options("demo", "pipelines.commands.demo", "DemoConfig", "demo")),
+        from_options("demo", "pipelines.commands.demo", "DemoConfig", "demo", first="model"),
     ),
     "tables": Command(
         "count codes, so that a model compresses without its prior too",

@@ -36,19 +36,28 @@ STAGES = {  # by the folder of their recipes: the command that trains them, and 
 
 
 def read_options(
-    command: str, config_class: type[Config], arguments: Sequence[str], listed: str | None = None
+    command: str,
+    config_class: type[Config],
+    arguments: Sequence[str],
+    listed: str | None = None,
+    first: str | None = None,
 ) -> Config:
     """A command's options, `--field value`, as `config_class`. listed: the field that takes all words which are no
-    options and no values of them. Raises UserError; `--help` exits."""
+    options and no values of them; first: the field that the first word is where it is no option. Raises UserError;
+    `--help` exits."""
     options = options_of(config_class)
     if asks_for_help(arguments):
         needed = "".join(
-            f"{path.upper()} [...] " if path == listed else f"--{path} {path.rpartition('.')[2].upper()} "
+            {listed: f"{path.upper()} [...] ", first: f"{path.upper()} "}.get(
+                path, f"--{path} {path.rpartition('.')[2].upper()} "
+            )
             for path in options
             if options[path].required
         )
         print(help_of(f"zellige {command} {needed}[--OPTION VALUE ...]", config_class, options))
         sys.exit(0)
+    if first is not None and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{first}", *arguments]
     if listed is not None:
         arguments = with_list(listed, arguments)
         if not is_given(listed, arguments):

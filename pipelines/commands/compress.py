@@ -43,8 +43,8 @@ class CompressConfig:
     model: str  # assembled model, or model or run folder of an autoencoder, or a hub id
     images: str  # folder of images, or one image file
     out: str  # folder for the .zlg files
-    # left out: the first that the model has, or as in `out`; lossless, with a VAE, is for 8-bit images of its own size
-    mode: Literal["prior", "table", "packed", "lossless"] | None = None
+    # Left out where `out` holds files already: as these. lossless, with a VAE, is for 8-bit images of its own size.
+    mode: Literal["prior", "table", "packed", "lossless"] | None = None  # left out: the first that the model has
     archive: bool = False  # all images in one file, images.zlg, from which each can be read by itself
     label: int | str | None = None  # class of all images, by number or name, which the prior is told; left out: any
     crop: bool = False  # scale and cut each image to the model's own size, the only one that its prior codes

@@ -18,7 +18,7 @@ class DemoConfig:
 
     model: str  # assembled model, model or run folder of an autoencoder or a VAE, or a hub id
     host: str = "127.0.0.1"  # who may come: this machine alone; 0.0.0.0 lets everybody who reaches it
-    port: int = 7860
+    port: int = 7860  # on which the page is served
     share: bool = False  # ask gradio's servers for a public address, for a week at most
     examples: int = 6  # of the model's own samples, drawn at the start, for visitors without an image; 0: none
     max_images: int = 16  # of a request

@@ -51,7 +51,7 @@ class DiagnoseConfig:
     run: str | None = None  # run folder of the prior: its curves come onto the page
     num: int = 500  # real images of each part, and samples
     batch_size: int = 64  # images at a time
-    seed: int = 0
+    seed: int = 0  # of the samples
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:

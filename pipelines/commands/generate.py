@@ -43,15 +43,13 @@ class GenerateConfig(DrawingOptions):
     label: int | str | None = None  # class, by number or name; left out: that of the given codes, or all in turn
     given: str | None = None  # folder of code shards, for a model that goes by other codes: sample i by image i of it
     given_split: Literal["train", "validation"] = "validation"  # which images of that folder
-    size: tuple[int, int] | None = None  # (H, W) in pixels, larger than the training size; left out: that
+    size: tuple[int, int] | None = None  # height and width in pixels, larger than the training size; left out: that
     seed: int = 0  # sample i of a seed has the same codes whatever the batch size and the number of processes
     batch_size: int | None = None  # images at a time (up to 64): the same one gives the same files byte for byte
     candidates: int = 1  # draw so many for each image and keep the one that `judge` finds most probable
     judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
-    pixels: Literal["mean", "mode", "sample"] | None = (
-        None  # of a VAE: what is shown of the images of a latent; left out: their mean
-    )
+    pixels: Literal["mean", "mode", "sample"] | None = None  # of a VAE: what is shown of a latent; left out: the mean
     cuda_graph: bool = False  # all steps of a batch as one graph: the same codes, sooner; not for maskgit, diffusion
 
     def __post_init__(self) -> None:

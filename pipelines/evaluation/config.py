@@ -33,12 +33,12 @@ class EvaluateConfig(SamplingOptions):
     lpips: bool = False  # perceptual distance of reconstructions, by VGG16
     lpips_weights: str | None = None  # torchvision's file of VGG16; left out: the one that is on this machine
     samples: int | None = None  # so many images that the model draws are held against a reference
-    made: str | None = None  # in their place: a folder or .npz file of made images
+    made: str | None = None  # instead of samples: folder or .npz file of images that are made already
     reference: str | None = None  # its images, or an .npz file with their mu and sigma; left out: the test images
     reference_split: Literal["train", "test"] = "train"  # of an .npz file or a named set
     reference_cache: str | None = None  # folder where features of references are kept; left out: in ~/.cache/zellige
     pixels: Literal["mean", "mode", "sample"] | None = None  # of a VAE's samples: what is shown; left out: the mean
-    judge: str | None = None  # of classes: timm:MODEL, or MODULE:FUNCTION, as for generate
+    judge: str | None = None  # timm:MODEL or MODULE:FUNCTION: a classifier that says whether samples have their class
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
     batch_size: int = 64  # images at a time
     out: str | None = None  # JSON file for figures and protocol; left out: they are only printed

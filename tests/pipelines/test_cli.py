@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -134,6 +135,26 @@ def test_every_command_has_help(command, capsys):
         main([command, "--help"])
     assert left.value.code == 0
     assert f"usage: zellige {command}" in capsys.readouterr().out
+
+
+COMMENTED = [name for name in COMMANDS if name not in ("codes", "train-stage1", "train-vae", "train-stage2")]
+
+
+@pytest.mark.parametrize("command", COMMENTED)
+def test_help_says_of_every_option_what_it_is(command, capsys):
+    """A comment that is broken over lines, or stands elsewhere, is not found, and its option has its type alone."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = re.sub(r"\n {10,}", " ", capsys.readouterr().out)
+    options = re.findall(r"^  (--[\w.]+) [A-Z_]+ +(.*)$", text, re.MULTILINE)
+    assert options
+    assert [name for name, said in options if not said or said.startswith("(")] == []
+
+
+def test_help_of_the_demo_shows_that_its_model_may_stand_first(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    assert capsys.readouterr().out.startswith("usage: zellige demo MODEL [--OPTION VALUE ...]\n")
 
 
 def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, capsys):
