@@ -8,7 +8,7 @@ from common.model_io import PretrainedModel
 from common.wording import counted
 from pipelines.report import codebook
 from pipelines.report.charts import number
-from pipelines.report.collect import Run, Subject
+from pipelines.report.collect import Run, Subject, is_number
 from pipelines.report.findings import Findings, Missing
 from pipelines.report.reconstructions import Measured
 from training.metrics_log import duration
@@ -76,7 +76,8 @@ def training_speeds(subject: Subject) -> list[tuple[str, str]]:
     for run in subject.runs:
         line = run.timing[-1] if run.timing else {}
         seconds, images, training, waiting = (
-            float(line.get(name) or 0) for name in ("seconds", "images", "training_seconds", "waiting_seconds")
+            float(line[name]) if is_number(line.get(name)) else 0.0
+            for name in ("seconds", "images", "training_seconds", "waiting_seconds")
         )
         if seconds > 0 and training > 0:
             found.append((f"Training of {run.stage}", f"{duration(seconds)}, {number(images)} samples"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from common.model_io import PretrainedModel, load_pretrained
 from pipelines.latents.models import KIND as LATENT
 from pipelines.latents.models import VAES
 from pipelines.latents.pipeline import LatentPipeline
+from pipelines.model_card import fingerprints_in, known_fingerprints
 from pipelines.model_folders import INDEX_NAME, any_model_folder
 from pipelines.report.collect import Subject, kind_of_model
 from pipelines.two_stage import TwoStagePipeline
@@ -80,9 +82,28 @@ def load_models(subject: Subject, device: torch.device) -> Models:
         return Models(why_none="There is no model yet: train until the first checkpoint, train.save_every steps.")
     try:
         folder = any_model_folder(subject.model)
-        return models_in(folder, device)
+        models = models_in(folder, device)
     except UserError as error:
         return Models(why_none=f"The model cannot be read: {error}.")
+    if subject.evaluation is not None and not is_of(subject.evaluation, models):
+        subject.evaluation = None
+        subject.notes.append(
+            "the evaluation.json that lies there is left out: its figures are of another model, or of an earlier state "
+            "of this one; evaluate it anew"
+        )
+    return models
+
+
+def is_of(evaluation: Mapping[str, Any], models: Models) -> bool:
+    """Whether figures are of these models, as far as the protocol tells of which they are."""
+    protocol = evaluation.get("protocol")
+    recorded = fingerprints_in(protocol.get("model")) if isinstance(protocol, dict) else set()
+    pipeline = models.pipeline or models.vae
+    known = set() if pipeline is None else known_fingerprints(pipeline)
+    known |= {part.fingerprint() for part in models.parts.values()}
+    if models.prior is not None and models.prior.stage1_fingerprint:
+        known.add(models.prior.stage1_fingerprint)
+    return recorded <= known if known else True
 
 
 def models_in(folder: Path, device: torch.device) -> Models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from codes.spec import CodeSpec, Grid
 from images.datasets import DataConfig, ImageDataset, open_images, to_float
 from pipelines.report import codebook, memorisation
 from pipelines.report import pictures as pictures_module
+from pipelines.report.collect import Run, Subject, subject_of
+from pipelines.report.facts import training_speeds
+from pipelines.report.models import load_models
 from pipelines.report.pictures import LEVELS, Picture, encoded, heat, sources_of, strip
 from pipelines.report.samples import draw
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
@@ -176,3 +180,30 @@ def test_the_colours_of_heat_get_brighter():
     brightness = colours @ [0.299, 0.587, 0.114]
     assert (np.diff(brightness) > 0).all()
     assert np.asarray(heat(np.array([[np.nan, 7.0]])))[0].tolist() == [[0, 0, 4], [252, 255, 164]]
+
+
+def test_figures_of_another_model_are_left_out(tmp_path: Path):
+    """An evaluation.json may be of an earlier state of a run, or of a model that lay there before."""
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    stage1, stage2 = pipeline.autoencoder.fingerprint(), pipeline.prior.fingerprint()
+    for model, shown in (
+        ({"stage1_fingerprint": stage1, "stage2_fingerprint": stage2}, True),
+        ({"stage1_fingerprint": stage1, "stage2_fingerprint": "0" * 64}, False),
+        ({}, True),  # of an earlier version, which did not tell
+    ):
+        evaluation = {"psnr": 12.5, "protocol": {"model": model}}
+        (tmp_path / "model" / "evaluation.json").write_text(json.dumps(evaluation))
+        subject = subject_of(str(tmp_path / "model"))
+        load_models(subject, torch.device("cpu"))
+        assert (subject.evaluation is not None) is shown
+        assert any("figures are of another model" in note for note in subject.notes) is not shown
+
+
+def test_a_damaged_clock_has_no_speeds():
+    lines = [{"step": 5, "seconds": 4.0, "images": 60, "training_seconds": 2.0, "waiting_seconds": 0.5}]
+    run = Run(Path("run"), "stage one", {}, [], lines, {})
+    speeds = dict(training_speeds(Subject("run", "run", "a run", (run,))))
+    assert speeds["Training samples per second, stage one"] == "30"
+    lines[0]["seconds"] = "soon"  # type: ignore[assignment]
+    assert training_speeds(Subject("run", "run", "a run", (run,))) == []
