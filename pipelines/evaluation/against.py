@@ -39,6 +39,8 @@ def repeating(config: EvaluateConfig, record: dict[str, Any]) -> EvaluateConfig:
 
 def with_recorded(config: Any, recorded: dict[str, Any], path: str) -> Any:
     known = {field.name: field for field in fields(config)}
+    if not isinstance(recorded, dict):
+        raise UserError(f"against={path} does not say what was asked for; it was edited: evaluate the model anew")
     if unknown := recorded.keys() - known.keys():
         raise UserError(
             f"against={path} was asked for {', '.join(sorted(unknown))}, which this version does not know; repeat it "
@@ -51,7 +53,12 @@ def with_recorded(config: Any, recorded: dict[str, Any], path: str) -> Any:
             taken[name] = with_recorded(own, value, path)
         elif own == known[name].default and name not in NOT_REPEATED:
             taken[name] = value
-    return replace(config, **taken)
+    try:
+        return replace(config, **taken)
+    except TypeError as error:
+        raise UserError(
+            f"against={path} was asked for values that no option takes ({error}); it was edited: evaluate anew"
+        ) from error
 
 
 def compared(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], str]:

@@ -103,7 +103,15 @@ def test_against_tells_what_differs_and_why(model: Path, digits: Path, tmp_path:
     record = json.loads((tmp_path / "evaluation.json").read_text())
     del record["protocol"]
     (tmp_path / "old.json").write_text(json.dumps(record))
-    for name, said in (("old.json", "holds no protocol"), ("none.json", "there is no such file")):
+    for name, edited in (("list", []), ("data", {"data": 5}), ("words", {"model": "m", "samples": "many"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"protocol": {"asked": edited}}))
+    for name, said in (
+        ("old.json", "holds no protocol"),
+        ("none.json", "there is no such file"),
+        ("list.json", "does not say what was asked for; it was edited"),
+        ("data.json", "does not say what was asked for; it was edited"),
+        ("words.json", "values that no option takes .*; it was edited"),
+    ):
         with pytest.raises(UserError, match=said):
             evaluate(EvaluateConfig(against=str(tmp_path / name)))
 
