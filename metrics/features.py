@@ -60,16 +60,17 @@ class FeatureNetwork(nn.Module):
 
     def _first_look(self) -> Seen:
         """At a black image of a shape that the network takes. Raises UserError."""
-        for number, (channels, side) in enumerate(TRIED, 1):
+        causes = []
+        for channels, side in TRIED:
             try:
                 return self.see(torch.zeros(1, channels, side, side, dtype=torch.uint8))
             except UnseenShapeError as error:
-                if number == len(TRIED):
-                    raise UserError(
-                        f"features={self.name} takes no black image of {channels} channels and {side}x{side} pixels "
-                        f"({one_line(error.__cause__, 150)}), nor larger or coloured ones: let it scale what it gets"
-                    ) from error
-        raise AssertionError
+                causes.append(error.__cause__)
+        sizes = ", ".join(f"{channels}x{side}x{side}" for channels, side in TRIED)
+        raise UserError(
+            f"features={self.name} takes no black image of uint8, {sizes} (of the first it says: "
+            f"{one_line(causes[0], 150)}): let it scale and convert what it gets"
+        ) from causes[0]
 
     def train(self, mode: bool = True) -> FeatureNetwork:
         """It never trains: a batch norm that did would see other features in other batches."""

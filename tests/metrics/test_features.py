@@ -224,7 +224,7 @@ def test_a_network_of_a_persons_own(own: Path):
         ("own_networks:Missing", None, "features=own_networks:Missing cannot be had"),
         ("os:getcwd", None, "features=os:getcwd returned str, expected a torch.nn.Module"),
         ("own_networks:Means", "file.pt", "let own_networks:Means load its own weights"),
-        ("own_networks:Nothing", None, r"takes no black image of 1 channels and 28x28 pixels \(out of order\)"),
+        ("own_networks:Nothing", None, r"takes no black image of uint8, 3x64x64, .* \(of the first .*: out of order\)"),
         ("own_networks:Flat", None, r"features=own_networks:Flat gave \(\) for 1 images, expected a tensor b d"),
     ],
 )
