@@ -189,6 +189,7 @@ def real_set(
         return None
     note_of_training(outcome, pipeline, images)
     note_of_size(outcome)
+    note_of_binarised(outcome, pipeline)
     return RealSet(kept.features, statistics_of(kept.features.numpy()), share_that_agrees(values))
 
 
@@ -239,6 +240,16 @@ def note_of_size(outcome: Outcome) -> None:
         outcome.notes.append(
             f"note: images of the reference are {about['own_size']} and were scaled to {size}: figures against images "
             "that were made at this size are others"
+        )
+
+
+def note_of_binarised(outcome: Outcome, pipeline: Pipeline | None) -> None:
+    """Says that a reference is judged as it is, whatever a VAE's training did to its images."""
+    trained = pipeline.vae.binarised if isinstance(pipeline, LatentPipeline) else None
+    if trained is not None and trained.how != "none":
+        outcome.notes.append(
+            f"note: the model was trained on images that were made black and white ({trained}), and the reference is "
+            "not: name one that is, or leave --reference out, as the test images are binarised alike"
         )
 
 

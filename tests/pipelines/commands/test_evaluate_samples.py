@@ -26,8 +26,11 @@ from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.evaluation import gathering
 from pipelines.evaluation.gathering import know_all_bad_images
 from pipelines.evaluation.images import images_of_size
+from pipelines.evaluation.outcome import Outcome
 from pipelines.evaluation.reconstruction import Reconstruction
+from pipelines.evaluation.samples import note_of_binarised
 from pipelines.latents.pipeline import LatentPipeline
+from stage1_vae.binarise import Binarised
 from tests.pipelines.conftest import make_pipeline
 from tests.pipelines.feature_networks import Corners, frechet_by_scipy
 from tests.pipelines.latents.test_judging import small_vae
@@ -294,6 +297,15 @@ def test_samples_of_a_vae_are_judged_too(digits: Path, tmp_path: Path):
     assert found["protocol"]["reference"]["sha256"] == reference
     assert network(made).std() > 0
     assert {"rfd", "fd", "log_p"} <= found.keys()
+
+
+def test_a_reference_is_not_binarised_and_that_is_said():
+    vae = small_vae()
+    for binarised, said in ((None, False), (Binarised("none", 0), False), (Binarised("threshold", 0), True)):
+        vae.binarised = binarised
+        outcome = Outcome({})
+        note_of_binarised(outcome, LatentPipeline(vae))
+        assert any("made black and white" in note for note in outcome.notes) is said
 
 
 @pytest.mark.parametrize(
