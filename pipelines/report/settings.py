@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.runs import VAE
 from pipelines.folder_kinds import json_of
-from pipelines.report.collect import Run, Subject
+from pipelines.report.collect import EVALUATION_NAME, Run, Subject
 from training.run_folder import flat
 
 COMMANDS = {"stage one": "train-stage1", VAE: "train-vae", "stage two": "train-stage2"}
@@ -89,7 +90,9 @@ def commands_of(subject: Subject, *, seed: int, drawn: int | None, measured: str
         found.append(CommandLine("The samples of this page, at the model's own settings", made))
     judged_model = model or (subject.model if "stage two" not in stages else None)  # a prior alone is not judged
     if measured is not None and judged_model is not None:
-        judged = command("evaluate", model=judged_model, **{"data.path": measured}, out="evaluation.json")
+        beside = Path(judged_model) if Path(judged_model).is_dir() else Path()  # where the next report finds it
+        out = beside / EVALUATION_NAME
+        judged = command("evaluate", model=judged_model, **{"data.path": measured}, out=out)
         found.append(CommandLine("Figures with their protocol", judged))
     return found
 

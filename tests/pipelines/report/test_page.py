@@ -16,9 +16,10 @@ import torch
 from common.errors import UserError
 from pipelines.cli import main
 from pipelines.commands.report import ReportConfig, report
-from pipelines.report.collect import subjects_of
+from pipelines.report.collect import Subject, subjects_of
 from pipelines.report.models import load_models, put_together
 from pipelines.report.page import groups_of
+from pipelines.report.settings import commands_of
 
 CHROMIUM = Path("/usr/bin/chromium")
 OF_CODES = [
@@ -123,6 +124,14 @@ def test_the_parts_of_one_system_that_are_named_beside_each_other_are_one(folder
     assert "Stage two</h3>" in found["curves"]
     assert 'class="who"' not in found["samples"]  # one subject
     assert f"--stage2 {shlex.quote(str(quick / 'stage2'))} --out model" in html.unescape(found["commands"])
+
+
+def test_the_command_of_evaluate_writes_where_the_next_report_looks(tmp_path: Path):
+    subject = Subject(str(tmp_path), "model", "a model of stage one", model=str(tmp_path))
+    *_, evaluate = commands_of(subject, seed=0, drawn=None, measured="images")
+    assert shlex.split(evaluate.line)[-2:] == ["--out", str(tmp_path / "evaluation.json")]
+    subject.model = "owner/name"  # a hub id is no folder
+    assert commands_of(subject, seed=0, drawn=None, measured="images")[-1].line.endswith("--out evaluation.json")
 
 
 def test_subjects_are_put_together_by_their_fingerprints_only(folders: Path):
