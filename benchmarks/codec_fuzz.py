@@ -189,39 +189,60 @@ def outcome_of_one(codec: Codec, data: bytes, number: int, expected: Tensor) -> 
     return "one image: the right one"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+def run(
+    count: int, seed: int, attempt: Callable[[int, np.random.Generator], tuple[bytes, Callable[[], list[str]]]]
+) -> bool:
+    """Makes and reads `count` hostile files, prints what became of them, and returns whether one took too long.
+
+    attempt: makes file number i, and gives its bytes and what reads it: the outcomes, or an exception that is a fault.
+    """
     torch.set_num_threads(1)  # of so small a model
-    generator, tiny = np.random.default_rng(args.seed), tiny_codec()
-    old, kept = kept_files()
-    files = [(tiny, *file) for file in valid_files(tiny)] + [(old, *file) for file in kept]
-    outcomes: Counter[str] = Counter()
+    generator, outcomes = np.random.default_rng(seed), Counter[str]()
     slowest, begin = 0.0, time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(args.files):
-        codec, data, expected = files[number % len(files)]
+    for number in range(count):
         start = time.perf_counter()
-        changed = hostile(data, generator)
+        changed, read = attempt(number, generator)
         try:
-            outcomes[outcome(codec, changed, expected)] += 1
-            if expected:
-                place = int(generator.integers(len(expected)))
-                outcomes[outcome_of_one(codec, changed, place, expected[place])] += 1
+            outcomes.update(read())
         except Exception:
-            print(f"file {number} of seed {args.seed}: {changed.hex()}", file=sys.stderr)
+            print(f"file {number} of seed {seed}: {changed.hex()}", file=sys.stderr)
             raise
         slowest = max(slowest, time.perf_counter() - start)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    for what, count in outcomes.most_common():
-        print(f"{count:8d}  {what}")
+    for what, times in outcomes.most_common():
+        print(f"{times:8d}  {what}")
     print(
-        f"{args.files} files in {time.perf_counter() - begin:.0f} s, the slowest {slowest:.3f} s; peak memory grew by "
+        f"{count} files in {time.perf_counter() - begin:.0f} s, the slowest {slowest:.3f} s; peak memory grew by "
         f"{grown} MB"
     )
-    sys.exit(slowest > LONGEST)
+    return slowest > LONGEST
+
+
+def arguments_of(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, tiny = arguments_of(__doc__), tiny_codec()
+    old, kept = kept_files()
+    files = [(tiny, *file) for file in valid_files(tiny)] + [(old, *file) for file in kept]
+
+    def attempt(number: int, generator: np.random.Generator) -> tuple[bytes, Callable[[], list[str]]]:
+        codec, data, expected = files[number % len(files)]
+        changed = hostile(data, generator)
+        place = int(generator.integers(len(expected))) if expected else None
+
+        def read() -> list[str]:
+            one = [] if place is None else [outcome_of_one(codec, changed, place, expected[place])]
+            return [outcome(codec, changed, expected), *one]
+
+        return changed, read
+
+    sys.exit(run(args.files, args.seed, attempt))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,15 @@ and its names.
 
 from __future__ import annotations
 
-import argparse
 import re
-import resource
 import sys
-import time
-from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.codec_fuzz import LONGEST, hostile, seal
+from benchmarks.codec_fuzz import arguments_of, hostile, run, seal
 from common.errors import UserError
 from images.datasets import to_float
 from pipelines.codec.contents import FINGERPRINT_BYTES
@@ -101,36 +98,21 @@ def read_names(data: bytes) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # of so small a model
-    generator = np.random.default_rng(args.seed)
+    args = arguments_of(__doc__)
     files = [(codec, *file) for codec in map(tiny_codec, (False, True)) for file in valid_files(codec)]
-    outcomes: Counter[str] = Counter()
-    slowest, begin = 0.0, time.perf_counter()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(args.files):
+
+    def attempt(number: int, generator: np.random.Generator) -> tuple[bytes, Callable[[], list[str]]]:
         codec, data, images = files[number % len(files)]
-        start = time.perf_counter()
         changed = hostile(data, generator, resealed)
-        try:
-            outcomes[outcome(codec, changed, images, None)] += 1
-            outcomes[outcome(codec, changed, images, int(generator.integers(len(images))))] += 1
+        place = int(generator.integers(len(images)))
+
+        def read() -> list[str]:
             read_names(changed)
-        except Exception:
-            print(f"file {number} of seed {args.seed}: {changed.hex()}", file=sys.stderr)
-            raise
-        slowest = max(slowest, time.perf_counter() - start)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    for what, count in outcomes.most_common():
-        print(f"{count:8d}  {what}")
-    print(
-        f"{args.files} files in {time.perf_counter() - begin:.0f} s, the slowest {slowest:.3f} s; peak memory grew by "
-        f"{grown} MB"
-    )
-    sys.exit(slowest > LONGEST)
+            return [outcome(codec, changed, images, which) for which in (None, place)]
+
+        return changed, read
+
+    sys.exit(run(args.files, args.seed, attempt))
 
 
 if __name__ == "__main__":
