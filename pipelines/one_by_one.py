@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from codes.spec import Codes
-from pipelines.latents.pipeline import LatentPipeline, Pixels
+from pipelines.latents.pipeline import LatentPipeline
 from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
+from stage1_vae.model import Pixels
 
 Result = TypeVar("Result")
 Use = Callable[[int, Image.Image], Result]

@@ -24,8 +24,8 @@ from pipelines.folder_kinds import LATENT_SHARDS, SHARDS, check_kind
 from pipelines.latents.models import check_latents_of, load_vae
 from pipelines.options import read_recipe
 from pipelines.stages import check_made_by, load_autoencoder
+from stage1_vae.model import LikelihoodVAE
 from stage1_vae.train import Stage1VAEConfig
-from stage1_vae.vae import VAE
 from stage1_vq.autoencoders import Autoencoder
 from stage1_vq.train import Stage1Config
 from stage2_prior.train import DrawCodes, Stage2Config
@@ -127,7 +127,7 @@ def load_decoder(folder: str, codes: Path) -> Autoencoder:
     return autoencoder.requires_grad_(False)
 
 
-def load_decoder_of_latents(folder: str, latents: Path) -> VAE:
+def load_decoder_of_latents(folder: str, latents: Path) -> LikelihoodVAE:
     """The VAE that made the latents. Raises UserError for another one."""
     vae = load_vae(folder)
     check_latents_of(LatentDataset(latents), vae)
@@ -143,7 +143,7 @@ def decoding(autoencoder: Autoencoder) -> Callable[[Codes], Tensor]:
     return decode
 
 
-def decoding_latents(vae: VAE) -> Callable[[Tensor], Tensor]:
+def decoding_latents(vae: LikelihoodVAE) -> Callable[[Tensor], Tensor]:
     """latents -> images, b c H W in [-1, 1], where the latents are."""
 
     def decode(latents: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def drawing(autoencoder: Autoencoder) -> DrawCodes:
     return draw
 
 
-def drawing_latents(vae: VAE) -> DrawLatents:
+def drawing_latents(vae: LikelihoodVAE) -> DrawLatents:
     """Decodes rows of latents and lays them out on a sheet with names, 3 H W."""
 
     def draw(rows: Sequence[Tensor], names: Sequence[str]) -> Tensor:

@@ -19,6 +19,8 @@ from images.datasets import ImageDataset, image_datasets, to_float
 from images.encoding import EncodeConfig, Piece, batches_of, data_config, left_out, write_shards
 from images.files import BAD_FILES_NAME
 from stage1_vae.binarise import Binarised, binarise
+from stage1_vae.model import LikelihoodVAE
+from stage1_vae.models import MODEL_CLASSES
 from stage1_vae.posteriors import DiagonalGaussian
 from stage1_vae.vae import VAE
 from training.launcher import check_launcher_of_models
@@ -28,7 +30,7 @@ def encode(config: EncodeConfig) -> str:
     """Does what the config says; returns one line that tells what was made and where. Raises UserError."""
     check_launcher_of_models()
     use_device(config.device)
-    model = load_pretrained(config.model, {VAE.kind: VAE})
+    model = load_pretrained(config.model, MODEL_CLASSES)
     data = data_config(config, model.image_size, model.config.channels)
     if (data.height, data.width, data.channels) != (*model.image_size, model.config.channels):
         height, width = model.image_size
@@ -57,7 +59,7 @@ def encode(config: EncodeConfig) -> str:
 
 
 def encode_images(
-    model: VAE,
+    model: LikelihoodVAE,
     train: ImageDataset,
     validation: ImageDataset,
     out: Path,
@@ -104,18 +106,28 @@ def encode_images(
     return LatentIndex.read(out / INDEX_NAME)
 
 
-def latents_of(model: VAE, images: Tensor) -> dict[str, Tensor]:
+def latents_of(model: LikelihoodVAE, images: Tensor) -> dict[str, Tensor]:
     """What a latent shard holds of images b c H W, by the names of the LatentSpec, b *shape each."""
-    posterior = model.posterior(images)
+    posterior = of_one_group(model).posterior(images)
     if isinstance(posterior, DiagonalGaussian):
         return {"mean": posterior.mean, "log_scale": posterior.log_scale}
     return {"mean": posterior.mean}
 
 
 @torch.inference_mode()
-def spec_of(model: VAE) -> LatentSpec:
-    """Of the latents of a VAE."""
-    device = next(model.parameters()).device
+def spec_of(model: LikelihoodVAE) -> LatentSpec:
+    """Of the latents of a VAE. Raises UserError for a hierarchy."""
+    model, device = of_one_group(model), next(model.parameters()).device
     posterior = model.eval().posterior(torch.zeros(1, model.config.channels, *model.image_size, device=device))
     scales = isinstance(posterior, DiagonalGaussian)
     return LatentSpec(tuple(model.shape), scales, *model.image_size, model.config.channels)
+
+
+def of_one_group(model: LikelihoodVAE) -> VAE:
+    """Raises UserError for a hierarchy."""
+    if not isinstance(model, VAE):
+        raise UserError(
+            f"this model is a {model.kind}, whose groups of latents have a prior of their own, expected a VAE of one "
+            "group; no second prior is needed: zellige generate draws from it as it is"
+        )
+    return model

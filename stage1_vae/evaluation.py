@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stage1_vae.model import LikelihoodVAE, NoiseSource
 from stage1_vae.objectives.terms import Terms
-from stage1_vae.posteriors.base import Posterior
-from stage1_vae.vae import VAE
 
 BLOCK = 250  # draws whose noise comes from one generator
 AT_ONCE = {"cpu": 2**20, "other": 2**27}  # numbers in the largest tensor of a network at a time; on a CPU, of its cache
@@ -45,7 +44,7 @@ class ImageFigures(NamedTuple):
     kl: tuple[Tensor, ...]  # of each group, n parts: KL(q(z|x) || p(z)) as terms that add up, the rate
     bounds: dict[int, Tensor]  # L_k, n, by k
     bound_errors: dict[int, Tensor]  # likewise
-    means: tuple[Tensor, ...]  # n numbers: the posterior means
+    means: tuple[Tensor, ...]  # of each group, n numbers: the posterior means
     first_latents: tuple[Tensor, ...]  # of each group, n *shape, float32: the first draw
     first_log_prior: Tensor  # n, log p(z) of it
     first_log_posterior: Tensor  # n, log q(z|x) of it
@@ -74,7 +73,7 @@ def mean_of(values: Tensor, draws_errors: Tensor | None = None) -> Mean:
 
 @torch.inference_mode()
 def judge(
-    model: VAE,
+    model: LikelihoodVAE,
     images: Tensor,
     numbers: Sequence[int],
     draws: int,
@@ -100,7 +99,13 @@ def judge(
 
 
 def figures_of(
-    model: VAE, images: Tensor, numbers: Sequence[int], draws: int, seed: int, bounds: Sequence[int], at_once: int
+    model: LikelihoodVAE,
+    images: Tensor,
+    numbers: Sequence[int],
+    draws: int,
+    seed: int,
+    bounds: Sequence[int],
+    at_once: int,
 ) -> ImageFigures:
     """`judge` of images whose draws are held at once."""
     log_weights, elbo_draws, log_likelihoods = [], [], []
@@ -132,7 +137,7 @@ def figures_of(
         kl=tuple(group / draws for group in kl),
         bounds={k: bound for k, (bound, _) in found.items()},
         bound_errors={k: error for k, (_, error) in found.items()},
-        means=(model.encode(images).flatten(1).double().cpu(),),
+        means=tuple(means.double().cpu() for means in model.group_means(images)),
         first_latents=tuple(group[0].cpu() for group in first.latents),
         first_log_prior=torch.stack([part[0].sum(-1) for part in first.log_prior]).sum(0).double().cpu(),
         first_log_posterior=torch.stack([part[0].sum(-1) for part in first.log_posterior]).sum(0).double().cpu(),
@@ -158,21 +163,21 @@ def joined(parts: Sequence[ImageFigures]) -> ImageFigures:
 
 
 def terms_of_draws(
-    model: VAE, images: Tensor, numbers: Sequence[int], draws: int, seed: int, at_once: int
+    model: LikelihoodVAE, images: Tensor, numbers: Sequence[int], draws: int, seed: int, at_once: int
 ) -> Iterator[Terms]:
     """The terms of `draws` draws of the latents of images, a chunk of draws of all of them after the other: images
     times draws of a chunk are at most `at_once`, or the number of images."""
     chunk = max(1, at_once // len(images))
     span = BLOCK * max(1, chunk // BLOCK)  # draws whose noise is held: whole blocks
-    alone = model.posterior(images[:1])
+    alone = model.noise_source(images[:1])
     for start in range(0, draws, span):
         noise = noise_of_draws(alone, numbers, range(start, min(start + span, draws)), seed, images.device)
         for part in noise.split(chunk):
             yield model(images, noise=part)
 
 
-def noise_of_draws(alone: Posterior, numbers: Sequence[int], draws: range, seed: int, device: torch.device) -> Tensor:
-    """Noise of the draws of such numbers, k b *shape, of the images of such numbers. alone: the posterior of one image.
+def noise_of_draws(alone: NoiseSource, numbers: Sequence[int], draws: range, seed: int, device: torch.device) -> Tensor:
+    """Noise of the draws of such numbers, k b *shape, of the images of such numbers. alone: of one image.
     draws: from a multiple of `BLOCK` on."""
     generator = torch.Generator(device)
     of_images = []
@@ -191,7 +196,7 @@ def mixed(*numbers: int) -> int:
 
 
 @torch.inference_mode()
-def draws_at_once(model: VAE, images: Tensor) -> int:
+def draws_at_once(model: LikelihoodVAE, images: Tensor) -> int:
     """How many draws of one image's latents a network takes at a time with no tensor larger than `AT_ONCE`: what all
     its layers put out for one draw is looked at."""
     largest = 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from images.datasets import to_float
 from images.sheets import contact_sheet, to_pil, to_tensor
+from stage1_vae.model import LikelihoodVAE
 from stage1_vae.priors import StandardNormal
 from stage1_vae.vae import VAE
 from training.data import batches_of
@@ -28,7 +29,7 @@ COLOURS = (  # of classes, told apart by people who see colours otherwise too (O
 
 
 @torch.no_grad()
-def preview(model: VAE, data: Dataset, labels: np.ndarray, class_names: Sequence[str] | None) -> Tensor:
+def preview(model: LikelihoodVAE, data: Dataset, labels: np.ndarray, class_names: Sequence[str] | None) -> Tensor:
     """Held-out images, always the same, each row above what is decoded of the means of their posteriors, and samples of
     the prior by the same noise in every preview; of a model that has one, its plane of latents below: a sheet with
     names, 3 H W in [-1, 1]."""
@@ -54,14 +55,14 @@ def preview(model: VAE, data: Dataset, labels: np.ndarray, class_names: Sequence
 
 
 @torch.no_grad()
-def samples(model: VAE, count: int) -> list[Image.Image]:
+def samples(model: LikelihoodVAE, count: int) -> list[Image.Image]:
     """Images of latents that the prior draws, always by the same noise."""
     generator = torch.Generator(next(model.parameters()).device).manual_seed(SAMPLE_SEED)
     return list(map(to_pil, model.sample(count, generator)))
 
 
 @torch.no_grad()
-def reconstructions(model: VAE, images: Tensor, columns: int = 10) -> Image.Image:
+def reconstructions(model: LikelihoodVAE, images: Tensor, columns: int = 10) -> Image.Image:
     """Images, n c H W, each above what the mean of its posterior decodes to, in rows of so many."""
     rows: list[list[Image.Image]] = []
     for part in images.split(columns):
@@ -70,7 +71,7 @@ def reconstructions(model: VAE, images: Tensor, columns: int = 10) -> Image.Imag
 
 
 @torch.no_grad()
-def latent_walks(model: VAE, image: Tensor, variances: Tensor) -> Image.Image:
+def latent_walks(model: LikelihoodVAE, image: Tensor, variances: Tensor) -> Image.Image:
     """What an image, c H W, becomes when one number of the mean of its posterior goes from -3 to 3: a row each of the
     numbers that are the most active, by the variances of such means over images, as many as the latents have numbers;
     the most active number first. A map of latents is flattened: z17 is its number 17, counted from 0."""
@@ -86,7 +87,7 @@ def walk_values() -> Tensor:
 
 
 @torch.no_grad()
-def walks_from(model: VAE, image: Tensor, variances: Tensor) -> list[tuple[int, Tensor]]:
+def walks_from(model: LikelihoodVAE, image: Tensor, variances: Tensor) -> list[tuple[int, Tensor]]:
     """The rows of `latent_walks`: which number of the latents, and what it decodes to, steps c H W in [-1, 1]."""
     mean = model.encode(image.unsqueeze(0))[0]
     rows = []
@@ -97,9 +98,9 @@ def walks_from(model: VAE, image: Tensor, variances: Tensor) -> list[tuple[int, 
     return rows
 
 
-def has_plane(model: VAE) -> bool:
+def has_plane(model: LikelihoodVAE) -> bool:
     """Whether there is a `latent_plane` of it."""
-    return model.shape == (2,) and isinstance(model.prior, StandardNormal)
+    return isinstance(model, VAE) and model.shape == (2,) and isinstance(model.prior, StandardNormal)
 
 
 def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
@@ -111,7 +112,7 @@ def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
 
 
 @torch.no_grad()
-def latent_plane(model: VAE, means: Tensor, labels: np.ndarray) -> Image.Image:
+def latent_plane(model: LikelihoodVAE, means: Tensor, labels: np.ndarray) -> Image.Image:
     """Of a model of two latents under N(0, I): left, what a grid of them decodes to, along each side at equal steps of
     probability; right, on the same axes, the means of the posteriors of images, n 2, by the colours of their classes.
     """

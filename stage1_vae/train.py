@@ -22,12 +22,12 @@ from metrics.in_training import OfReconstructions, network_of
 from metrics.similarity import psnr
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.likelihoods import BernoulliConfig
+from stage1_vae.model import LikelihoodVAE, NoiseSource
+from stage1_vae.models import ModelConfig, build_model
 from stage1_vae.objectives import ELBOConfig, ObjectiveConfig, build_objective
 from stage1_vae.objectives.base import Objective, TrainingFacts
 from stage1_vae.objectives.terms import elbo, total_kl
 from stage1_vae.pictures import preview
-from stage1_vae.posteriors import Posterior
-from stage1_vae.vae import VAE, VAEConfig
 from training.loop import FitResult, TrainConfig, fit
 from training.run_folder import RunFacts, check_stage, defaults_of
 from training.schedules import step_seed
@@ -40,7 +40,7 @@ VALIDATION_SEED = 0x5EED  # of the noise by which held-out images are judged
 class Stage1VAEConfig:
     """One complete run of a likelihood VAE: a model, an objective, images, and how to train."""
 
-    model: VAEConfig
+    model: ModelConfig
     data: DataConfig
     train: TrainConfig
     objective: ObjectiveConfig = field(default_factory=ELBOConfig)
@@ -81,7 +81,7 @@ class VAETask:
 
     def __init__(
         self,
-        model: VAE,
+        model: LikelihoodVAE,
         objective: Objective,
         validation_data: NumberedImages,
         *,
@@ -97,8 +97,8 @@ class VAETask:
         self.guard: Guard | None = objective.guard
         self.companions: dict[str, Companion] = objective.companions
         self.batch_size, self.seed = batch_size, seed
-        self.of_one: Posterior | None = None  # the posterior of an image, whose noise is that of all
-        self.counts_bits = as_modelled and model.decoder.discrete
+        self.of_one: NoiseSource | None = None
+        self.counts_bits = as_modelled and model.discrete
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         pass
@@ -115,7 +115,7 @@ class VAETask:
         if not self.objective.draws:
             return None
         if self.of_one is None:
-            self.of_one = self.vae.posterior(images[:1])
+            self.of_one = self.vae.noise_source(images[:1])
         generator = torch.Generator(images.device).manual_seed(step_seed(self.seed, step, "latents"))
         noise = self.of_one.noise(self.objective.draws * self.batch_size, generator)
         noise = noise.view(self.objective.draws, self.batch_size, *noise.shape[2:])
@@ -128,7 +128,7 @@ class VAETask:
         pass
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(model, VAE)
+        assert isinstance(model, LikelihoodVAE)
         images = to_float(batch["images"])
         if self.objective.deterministic:
             terms = model(images, draws=0)
@@ -139,7 +139,7 @@ class VAETask:
             metrics = {"negative_elbo": -bound, "log_likelihood": terms.log_likelihood.mean(0), "kl": total_kl(terms)}
             if self.counts_bits:
                 metrics["bits_per_dimension"] = -bound / (math.log(2) * images[0].numel())
-        if not model.decoder.mean_is_drawn:
+        if not model.mean_is_drawn:
             error = (model.decode(model.encode(images)) - images).square().mean(dim=(1, 2, 3))
             metrics["psnr"] = psnr(error)
         return {**metrics, **self.objective.validation_figures(terms)}
@@ -147,17 +147,19 @@ class VAETask:
     def preview(self, model: nn.Module) -> Tensor | None:
         if not len(self.validation_data):
             return None
-        assert isinstance(model, VAE)
+        assert isinstance(model, LikelihoodVAE)
         return preview(model, self.validation_data, self.validation_data.labels, self.validation_data.class_names)
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         return []
 
 
-def noise_of(model: VAE, images: Tensor, numbers: Sequence[int], draws: int, seed: int = VALIDATION_SEED) -> Tensor:
+def noise_of(
+    model: LikelihoodVAE, images: Tensor, numbers: Sequence[int], draws: int, seed: int = VALIDATION_SEED
+) -> Tensor:
     """Noise of `draws` draws of each image's latents, k b *shape, which depends on the image's number and the seed
     alone: the same in whatever batch, on whatever process."""
-    alone = model.posterior(images[:1])
+    alone = model.noise_source(images[:1])
     generator = torch.Generator(images.device)
     parts = [alone.noise(draws, generator.manual_seed(seed * 2**31 + number)) for number in numbers]
     return torch.cat(parts, dim=1)
@@ -176,10 +178,10 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     validation_data = NumberedImages(held_out, config.binarised, config.binarised_seed, training=False)
     torch.manual_seed(seed)
     binarised = Binarised(config.binarised, config.binarised_seed)
-    model = VAE(config.model, (config.data.height, config.data.width), binarised)
-    if count := min(model.prior.start_images, len(train_data)):
+    model = build_model(config.model, (config.data.height, config.data.width), binarised)
+    if count := min(model.start_images, len(train_data)):
         chosen = [i * len(train_data) // count for i in range(count)]
-        model.prior.start(to_float(train_data.fetch(chosen, chosen)["images"]))
+        model.start(to_float(train_data.fetch(chosen, chosen)["images"]))
     objective = build_objective(
         config.objective,
         TrainingFacts(len(train_data), config.train.steps, model.shape, tuple(model.generator_parameters())),
@@ -208,7 +210,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     network = network_of(config.train)
     judged = None
     if network is not None:
-        if model.decoder.mean_is_drawn:
+        if model.mean_is_drawn:
             raise UserError(
                 f"train.evaluate_every={config.train.evaluate_every}, expected 0: this decoder draws an image pixel "
                 "after pixel, which takes too long in a training; evaluate the finished model"

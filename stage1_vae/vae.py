@@ -3,18 +3,18 @@ posterior, prior, network and likelihood of this package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.model_io import PretrainedModel, in_type_of
+from common.model_io import in_type_of
 from stage1_vae.binarise import Binarised
 from stage1_vae.decoders import DecoderConfig, build_decoder, decoder_config
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
+from stage1_vae.model import LikelihoodVAE, Move, NoiseSource, Pixels
 from stage1_vae.networks import (
     DenseConfig,
     NetworkConfig,
@@ -57,17 +57,8 @@ class VAEConfig:
             )
 
 
-class Move(Protocol):
-    def __call__(
-        self, latents: Tensor, log_posterior: Tensor, log_joint: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Other latents in the place of draws, k b *shape, and how likely it was to come there, log q, k b n, like what
-        is given. log_joint: log p(x, z) of latents, k b *shape -> k b."""
-        ...
-
-
-class VAE(PretrainedModel):
-    """Images, b c H W in [-1, 1] and of one size, <-> latents, b *shape."""
+class VAE(LikelihoodVAE):
+    """Images, b c H W in [-1, 1] and of one size, <-> latents, b *shape, of one group."""
 
     kind = "vae"
     config_class = VAEConfig
@@ -87,6 +78,7 @@ class VAE(PretrainedModel):
         self.prior.bind(images, self.posterior)
         likelihood = build_likelihood(config.likelihood, config.channels)
         self.decoder = build_decoder(config.decoder, likelihood, self.shape, image_size)
+        self.discrete, self.mean_is_drawn = self.decoder.discrete, self.decoder.mean_is_drawn
 
     def arguments(self) -> dict[str, Any]:
         binarised = None if self.binarised is None else asdict(self.binarised)
@@ -101,9 +93,9 @@ class VAE(PretrainedModel):
         binarised = arguments.get("binarised")  # an earlier version took none down
         return cls(VAEConfig(**config), (height, width), None if binarised is None else Binarised(**binarised))
 
-    def traits(self) -> list[str]:
-        (height, width), shape = self.image_size, "x".join(map(str, self.shape))
-        return [f"{shape} latents ({height}x{width}x{self.config.channels} images)"]
+    def family(self) -> str:
+        config = self.config
+        return f"{config.prior.kind} prior, {config.posterior.kind} posterior, {config.likelihood.kind} likelihood"
 
     def posterior(self, images: Tensor) -> Posterior:
         """q(z|x) of images, b c H W in [-1, 1]. Raises UserError for images of another shape."""
@@ -114,9 +106,6 @@ class VAE(PretrainedModel):
         return self.posterior_layer(features if seen.dtype == images.dtype else features.to(images.dtype))
 
     def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
-        """What objectives are made of: b c H W in [-1, 1], and `draws` draws of the latents of each image, or those of
-        `noise`, k b *shape, as `Posterior.noise` gives it. With draws=0 the posterior's mean is the one draw. `move`
-        replaces the draws before anything is computed of them; there is no closed KL then."""
         posterior = self.posterior(images)
         if draws == 0:
             latents = posterior.mean.unsqueeze(0)
@@ -139,31 +128,26 @@ class VAE(PretrainedModel):
             priors=(self.prior,),
         )
 
-    def forward(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
-        """`terms`, by the name under which a wrapped model (DDP, compile) is called."""
-        return self.terms(images, draws, noise, move)
+    def noise_source(self, image: Tensor) -> NoiseSource:
+        return self.posterior(image)
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """The weights of p(z) and p(x|z): all but those of q(z|x)."""
         return [*self.prior.parameters(), *self.decoder.parameters()]
 
+    @property
+    def start_images(self) -> int:
+        return self.prior.start_images
+
+    def start(self, images: Tensor) -> None:
+        self.prior.start(images)
+
     def encode(self, images: Tensor) -> Tensor:
-        """The means of their posteriors: b c H W -> b *shape."""
         return self.posterior(images).mean
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """n *shape -> n c H W in [-1, 1]: the mean image of each."""
-        return self.decoder.mean(latents).clamp(-1, 1)
+    def pixels(self, latents: Tensor, shown: Pixels, generator: torch.Generator | None = None) -> Tensor:
+        if shown == "sample":
+            return self.decoder.sample(latents, generator).clamp(-1, 1)
+        return (self.decoder.mean(latents) if shown == "mean" else self.decoder.mode(latents)).clamp(-1, 1)
 
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Images of latents that the prior draws: count c H W."""
-        return self.decode(self.prior.sample(count, generator))
-
-    def check_images(self, images: Tensor) -> None:
-        """Raises UserError unless they are float b c H W of this model's channels and size."""
-        expected = (self.config.channels, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
-            raise UserError(
-                f"got images of shape {tuple(images.shape)} and type {images.dtype}, expected floats in [-1, 1] of "
-                f"(batch, {', '.join(map(str, expected))}): a VAE knows one size; resize or crop them"
-            )
+    def draw_latents(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.prior.sample(count, generator)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.model_io import said_by
-from stage1_vae.vae import VAE
+from stage1_vae.model import LikelihoodVAE
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.priors import Prior
 
@@ -89,7 +89,7 @@ def coding_fingerprint(prior: Prior) -> str:
     return fingerprint(said, weights)
 
 
-def lossless_fingerprint(vae: VAE) -> str:
+def lossless_fingerprint(vae: LikelihoodVAE) -> str:
     """SHA-256 of what the pixels of a VAE are coded by: all of it."""
     said = {"kind": vae.kind, "config": said_by(vae.config), "image_size": list(vae.image_size)}
     return fingerprint(said, vae.state_dict())

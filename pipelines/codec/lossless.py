@@ -32,8 +32,8 @@ from pipelines.codec.lossless_archive import (
 from pipelines.codec.lossless_facts import described
 from pipelines.latents.models import load_vae
 from stage1_vae.exact import ExactVAE
+from stage1_vae.model import LikelihoodVAE
 from stage1_vae.objectives.terms import elbo
-from stage1_vae.vae import VAE
 
 BATCH = 64  # images whose ELBO is computed at a time
 DRAWS = 256  # of latents, of all images of a segment together, at least: for the ELBO
@@ -47,7 +47,7 @@ class LosslessCodec:
     >>> images = codec.decompress(data)  # b c H W, float32 in [-1, 1]
     """
 
-    def __init__(self, vae: VAE):
+    def __init__(self, vae: LikelihoodVAE):
         """Raises UserError for a VAE whose images cannot be coded without loss."""
         self.vae = vae.eval()
         self.shape = ImageShape(*vae.image_size, vae.config.channels)
@@ -145,7 +145,7 @@ class LosslessCodec:
         for start in range(0, len(pixels), BATCH):
             images = to_float(torch.from_numpy(pixels[start : start + BATCH]).movedim(-1, 1)).to(device)
             for _ in range(draws):
-                noise = self.vae.posterior(images).noise(1, generator)
+                noise = torch.cat([self.vae.noise_source(images[:1]).noise(1, generator) for _ in images], dim=1)
                 total -= float(elbo(self.vae.terms(images, noise=noise)).double().sum()) / draws
         if not math.isfinite(total):
             raise UserError("the ELBO of these images is not finite: the model is damaged; take an earlier checkpoint")

@@ -9,7 +9,7 @@ from pipelines.demo.drawing import checked_seed
 from pipelines.demo.limits import check_count, open_upload
 from pipelines.demo.recipes import latent_command, latent_python
 from pipelines.demo.widgets import Page
-from pipelines.latents.pipeline import Pixels
+from stage1_vae.model import Pixels
 
 ACTIVE = 10  # numbers of the latents that are walked along together
 

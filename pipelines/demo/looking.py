@@ -147,10 +147,10 @@ def reconstruct_latent(pipeline: LatentPipeline, picture: Image.Image) -> Seen:
     images, vae = to_images(original).to(pipeline.device), pipeline.vae
     latents = pipeline.encode(images)
     reconstruction = to_pil(pipeline.decode(latents)[0])
-    noise = vae.posterior(images).noise(ELBO_DRAWS, pipeline.generator(0, 0))
+    noise = vae.noise_source(images).noise(ELBO_DRAWS, pipeline.generator(0, 0))
     bound = -float(elbo(vae.terms(images, noise=noise)).double().mean())
     facts = [("PSNR", psnr_in_words(original, reconstruction)), ("-log p, at most (ELBO)", f"{bound:.1f} nats")]
-    if vae.decoder.discrete:
+    if vae.discrete:
         numbers = vae.config.channels * math.prod(vae.image_size)
         per_dimension = bound / math.log(2) / numbers
         facts.append(("bits without loss, at most", f"{bound / math.log(2):,.0f}, {per_dimension:.3f} per dimension"))

@@ -10,9 +10,10 @@ from common.errors import UserError
 from pipelines.demo.drawing import Shown
 from pipelines.demo.looking import as_taken
 from pipelines.image_folders import to_images
-from pipelines.latents.pipeline import LatentPipeline, Pixels
+from pipelines.latents.pipeline import LatentPipeline
 from pipelines.one_by_one import sample_each
 from pipelines.pictures import to_pil
+from stage1_vae.model import Pixels
 from stage1_vae.pictures import latent_walks
 
 SAMPLES = 64  # from which it is told how active each number of the latents is

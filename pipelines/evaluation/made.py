@@ -19,10 +19,11 @@ from images.datasets import DataConfig, ImageDataset, to_uint8
 from images.sources import FileSource, ImageSource, open_source
 from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of, without_sheet
 from pipelines.given_codes import GivenCodes
-from pipelines.latents.pipeline import LatentPipeline, Pixels
+from pipelines.latents.pipeline import LatentPipeline
 from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.sample_folders import SAMPLES_NAME
 from pipelines.two_stage import TwoStagePipeline
+from stage1_vae.model import Pixels
 from stage2_prior.sampling_config import SamplingConfig
 
 

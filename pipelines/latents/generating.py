@@ -9,11 +9,12 @@ from typing import NamedTuple
 from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
 from pipelines.devices import open_device
-from pipelines.latents.pipeline import LatentPipeline, Pixels
+from pipelines.latents.pipeline import LatentPipeline
 from pipelines.one_by_one import Use, sample_each
 from pipelines.pictures import is_complete_png, save_png
 from pipelines.sample_folders import recorded_samples, sheet, summary, write_npz, write_samples
 from pipelines.settings import results_folder
+from stage1_vae.model import Pixels
 
 AT_ONCE = 64  # images
 

@@ -28,6 +28,7 @@ from stage1_vae.aggregate import Aggregate, AggregateFigures
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.evaluation import ImageFigures, Mean, active_units, draws_at_once, judge, mean_of
 from stage1_vae.likelihoods import bits_per_dimension
+from stage1_vae.model import LikelihoodVAE
 from stage1_vae.pictures import has_plane, latent_plane, latent_walks, reconstructions, samples
 from stage1_vae.vae import VAE
 
@@ -38,7 +39,7 @@ FEW_DRAWS = 10  # effective ones, of half of the images, below which log p and i
 SHOWN = 10  # images in a row of a picture, and the KL of numbers that are printed
 
 
-def binarisation_of(model: VAE, asked: Binarisation | None) -> Binarised:
+def binarisation_of(model: LikelihoodVAE, asked: Binarisation | None) -> Binarised:
     """How test images are made black and white: as is asked for, or as those of the training were. Raises UserError
     where neither says."""
     if asked is not None:
@@ -54,7 +55,7 @@ def binarisation_of(model: VAE, asked: Binarisation | None) -> Binarised:
 
 
 def judge_vae(
-    config: EvaluateConfig, model: VAE, reconstruction: Reconstruction, outcome: Outcome, state: PartialState
+    config: EvaluateConfig, model: LikelihoodVAE, reconstruction: Reconstruction, outcome: Outcome, state: PartialState
 ) -> Values:
     """Adds the figures of test images to `outcome`, on the first process, and returns what each image gave. Raises
     UserError."""
@@ -97,7 +98,7 @@ def judge_vae(
 
 def measured(
     config: EvaluateConfig,
-    model: VAE,
+    model: LikelihoodVAE,
     reconstruction: Reconstruction,
     data: NumberedImages,
     chosen: list[int],
@@ -117,7 +118,7 @@ def measured(
         values = {"labels": batch["labels"].numpy(), "sha256": digests(batch["images"])}
         if reconstruction.network is not None:
             values["features"] = reconstruction.network(batch["images"].to(device)).cpu().numpy()
-        if not model.decoder.mean_is_drawn:
+        if not model.mean_is_drawn:
             with torch.inference_mode():
                 decoded = model.decode(model.encode(images))
                 measures = reconstruction.measure(images, decoded)
@@ -134,7 +135,7 @@ class Judged:
 
     def __init__(
         self,
-        model: VAE,
+        model: LikelihoodVAE,
         data: NumberedImages,
         batches: Sequence[Sequence[int]],
         images: ImageFigures,
@@ -145,12 +146,15 @@ class Judged:
         self.data, self.indices, self.images = data, batches, images
         self.psnr = torch.from_numpy(values["psnr"]) if "psnr" in values else None  # of the mean image, if there is one
         self.labels = values["labels"]
+        self.aggregate = self.aggregate_of(model) if isinstance(model, VAE) else None
+
+    def aggregate_of(self, model: VAE) -> AggregateFigures:
         aggregate = Aggregate(self.images, model.prior, model.shape)
         with one_thread():
             for pixels in self.batches("posteriors"):
                 with torch.inference_mode():
                     aggregate.add(model.posterior(pixels))
-            self.aggregate: AggregateFigures = aggregate.figures()
+            return aggregate.figures()
 
     @property
     def count(self) -> int:
@@ -173,12 +177,14 @@ class Judged:
         return torch.cat(found)[:count]
 
 
-def figures_and_notes(model: VAE, judged: Judged, how: Binarised, draws: int) -> tuple[dict[str, Any], list[str]]:
+def figures_and_notes(
+    model: LikelihoodVAE, judged: Judged, how: Binarised, draws: int
+) -> tuple[dict[str, Any], list[str]]:
     """Figures by name, in nats where the name says no other unit, and what a person should know before they quote
     them."""
     found, whole = judged.images, judged.aggregate
     kl = [group.mean(dim=0) for group in found.kl]
-    active = int(active_units(found.means[0]).sum())
+    active = [int(active_units(means).sum()) for means in found.means]  # of each group
     figures: dict[str, Any] = {
         "images": judged.count,
         "draws": draws,
@@ -189,7 +195,7 @@ def figures_and_notes(model: VAE, judged: Judged, how: Binarised, draws: int) ->
         "rate": mean_of(found.total_kl),
     }
     as_modelled = how.how != "none" or model.config.likelihood.kind != "bernoulli"
-    if model.decoder.discrete and as_modelled:
+    if model.discrete and as_modelled:
         dimensions = model.config.channels * math.prod(model.image_size)
         for name, source in (("bits_per_dimension", "log_p"), ("elbo_bits_per_dimension", "elbo")):
             figures[name] = Mean(
@@ -199,24 +205,28 @@ def figures_and_notes(model: VAE, judged: Judged, how: Binarised, draws: int) ->
     figures |= {f"L_{k}": mean_of(bound, found.bound_errors[k]) for k, bound in found.bounds.items()}
     if judged.psnr is not None:
         figures["psnr"] = mean_of(judged.psnr, torch.zeros_like(judged.psnr))
-    figures["active_units"] = active
-    figures |= {f"kl_of_group_{place}": float(group.sum()) for place, group in enumerate(kl) if len(kl) > 1}
-    figures["kl_per_dimension"] = [value for group in kl for value in group.tolist()]
-    figures["mutual_information"] = whole.mutual_information
-    figures["aggregate_kl"] = whole.aggregate_kl
-    figures["total_correlation"] = whole.total_correlation
-    figures["dimension_kl"] = None if whole.dimension_kl is None else sum(whole.dimension_kl)
+    figures["active_units"] = sum(active)
+    if len(kl) > 1:
+        figures |= {f"active_units_of_group_{place}": count for place, count in enumerate(active)}
+        figures |= {f"kl_of_group_{place}": float(group.sum()) for place, group in enumerate(kl)}
+    else:
+        figures["kl_per_dimension"] = kl[0].tolist()
+    if whole is not None:
+        figures["mutual_information"] = whole.mutual_information
+        figures["aggregate_kl"] = whole.aggregate_kl
+        figures["total_correlation"] = whole.total_correlation
+        figures["dimension_kl"] = None if whole.dimension_kl is None else sum(whole.dimension_kl)
     figures["effective_draws"] = float(found.effective_draws.median())
-    return figures, [*notes_of(model, judged, how, draws, active, as_modelled=as_modelled)]
+    return figures, [*notes_of(model, judged, how, draws, sum(active), as_modelled=as_modelled)]
 
 
 def notes_of(
-    model: VAE, judged: Judged, how: Binarised, draws: int, active: int, *, as_modelled: bool
+    model: LikelihoodVAE, judged: Judged, how: Binarised, draws: int, active: int, *, as_modelled: bool
 ) -> Iterator[str]:
     found = judged.images
     if not as_modelled:
         yield "warning: the likelihood is of black and white and the images are grey: none of these is a likelihood"
-    elif not model.decoder.discrete:
+    elif not model.discrete:
         yield "note: the likelihood is a density of pixels in [-1, 1], of which there are no bits per dimension here"
     if model.binarised is not None and how.how != model.binarised.how:
         yield f"note: the model was trained on other images than these, {model.binarised}"
@@ -237,13 +247,13 @@ def notes_of(
         "note: whether the model was trained on these images is not known, as a VAE does not record its training "
         "images; name images that it has not seen"
     )
-    if judged.aggregate.draws < judged.count:
+    whole = judged.aggregate
+    if whole is not None and whole.draws < judged.count:
         yield (
-            f"note: mutual_information, aggregate_kl and total_correlation are means over {judged.aggregate.draws} "
+            f"note: mutual_information, aggregate_kl and total_correlation are means over {whole.draws} "
             f"draws only, under the posteriors of all {judged.count} images"
         )
-    information = judged.aggregate.mutual_information.value
-    if judged.count > 1 and information > 0.8 * math.log(judged.count):
+    if whole is not None and judged.count > 1 and whole.mutual_information.value > 0.8 * math.log(judged.count):
         yield (
             f"note: mutual_information cannot be more than log {judged.count} = {math.log(judged.count):.2f} nats for "
             "so many images: of more images it would be larger, and aggregate_kl smaller"
@@ -283,10 +293,10 @@ def as_record(figures: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write_pictures(model: VAE, judged: Judged, folder: Path) -> None:
+def write_pictures(model: LikelihoodVAE, judged: Judged, folder: Path) -> None:
     """samples.png, reconstructions.png, walks.png, and plane.png of a model that has one."""
     shown = judged.first(2 * SHOWN)
-    means = judged.images.means[0]
+    means = torch.cat(judged.images.means, dim=1)
     pictures = {
         "samples": contact_sheet(in_columns(samples(model, SHOWN**2), SHOWN)),
         "reconstructions": reconstructions(model, shown, SHOWN),

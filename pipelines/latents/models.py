@@ -12,11 +12,12 @@ from common.files import read_json
 from common.model_io import CONFIG_NAME, load_pretrained
 from pipelines.model_folders import INDEX_NAME, any_model_folder, stage_folder
 from stage1_vae.encode import spec_of
-from stage1_vae.vae import VAE
+from stage1_vae.model import LikelihoodVAE
+from stage1_vae.models import MODEL_CLASSES
 from stage2_prior.latents import LATENT_PRIORS, LatentPriorModel
 
 KIND = "latent"  # of an assembled model of a VAE and a prior over its latents
-VAES = {VAE.kind: VAE}
+VAES = MODEL_CLASSES
 
 
 def is_vae(folder_or_hub_id: str | Path) -> bool:
@@ -31,7 +32,9 @@ def is_vae(folder_or_hub_id: str | Path) -> bool:
     return read_json(folder / CONFIG_NAME).get("kind") in VAES
 
 
-def load_vae(folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None) -> VAE:
+def load_vae(
+    folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None
+) -> LikelihoodVAE:
     """The VAE of an assembled model, of a run or model folder, or of a hub id. Arguments and errors: those of
     `common.model_io.load_pretrained`."""
     return load_pretrained(stage_folder(folder_or_hub_id, "stage1", revision), VAES, device=device)
@@ -45,7 +48,7 @@ def load_latent_prior(
     return load_pretrained(stage_folder(folder_or_hub_id, "stage2", revision), LATENT_PRIORS, device=device)
 
 
-def check_fit(vae: VAE, prior: LatentPriorModel) -> None:
+def check_fit(vae: LikelihoodVAE, prior: LatentPriorModel) -> None:
     """Raises UserError unless `prior` was trained on latents of exactly this VAE."""
     ours, theirs = spec_of(vae), prior.latent_spec
     if ours != theirs:
@@ -62,7 +65,7 @@ def check_fit(vae: VAE, prior: LatentPriorModel) -> None:
         )
 
 
-def check_latents_of(latents: LatentDataset, vae: VAE) -> None:
+def check_latents_of(latents: LatentDataset, vae: LikelihoodVAE) -> None:
     """Raises UserError unless this VAE made the latents; of latents that do not say who did, only their shape is
     compared."""
     recorded, actual, spec = latents.stage1_fingerprint, vae.fingerprint(), spec_of(vae)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self, Unpack, get_args
+from typing import NamedTuple, Self, Unpack, get_args
 
 import torch
 from PIL import Image
@@ -28,17 +28,9 @@ from pipelines.model_folders import INDEX_NAME, any_model_folder
 from pipelines.pictures import to_pil
 from stage1_vae.decoders import FactorisedDecoder
 from stage1_vae.evaluation import mixed
+from stage1_vae.model import LikelihoodVAE, Pixels
 from stage1_vae.vae import VAE
 from stage2_prior.latents import LatentPriorModel
-
-Pixels = Literal["mean", "mode", "sample"]
-"""What is shown of p(x|z): its mean, its most likely image, or one drawn from it."""
-
-
-class SamplesLatents(Protocol):
-    """A prior over latents, of the VAE's own or learned after it."""
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor: ...
 
 
 class Drawn(NamedTuple):
@@ -71,20 +63,19 @@ class LatentPipeline:
     sequence of them (pipelines/image_input.py), of the size and channels of the model.
     """
 
-    def __init__(self, vae: VAE, prior: SamplesLatents | None = None) -> None:
+    def __init__(self, vae: LikelihoodVAE, prior: LatentPriorModel | None = None) -> None:
         """prior: learned over the latents of exactly this VAE; None: the one that it was trained with. Raises UserError
         for a prior of another one."""
-        if isinstance(prior, LatentPriorModel):
+        if prior is not None:
             check_fit(vae, prior.eval())
-        self.vae = vae.eval()
-        self.prior: SamplesLatents = vae.prior if prior is None else prior
+        self.vae, self.prior = vae.eval(), prior
         self.compared = vae, weight_types(vae)  # what a learned prior was found to fit
         self.source: Path | None = None  # folder that it was opened from
 
     def __repr__(self) -> str:
-        kind = self.prior.kind if isinstance(self.prior, LatentPriorModel) else self.vae.config.prior.kind
-        models = (self.vae, self.prior) if isinstance(self.prior, LatentPriorModel) else (self.vae,)
-        return f"LatentPipeline({', '.join([f'vae + {kind}', *self.vae.traits(), weights_of(*models)])})"
+        models = (self.vae,) if self.prior is None else (self.vae, self.prior)
+        kinds = " + ".join(model.kind for model in models)
+        return f"LatentPipeline({', '.join([kinds, *self.vae.traits(), weights_of(*models)])})"
 
     @property
     def device(self) -> torch.device:
@@ -93,13 +84,18 @@ class LatentPipeline:
     @property
     def dtype(self) -> torch.dtype:
         """What the networks compute in."""
-        return next(self.vae.encoder.parameters()).dtype
+        return next(self.vae.parameters()).dtype
 
     def to(self, device: torch.device | str | torch.dtype) -> Self:
         """Moves the models to a device, or casts the networks of the VAE to a type such as torch.bfloat16: that changes
         the last bits of pixels. Images, posteriors, priors and the latents that they draw stay float32. Raises
         UserError for a type where pixels are told one after another: a last bit would change all that follow."""
         if isinstance(device, torch.dtype):
+            if not isinstance(self.vae, VAE):
+                raise UserError(
+                    f"dtype={device} for a {self.vae.kind}, expected none: the distributions of its groups go by each "
+                    "other; leave it out"
+                )
             if not isinstance(self.vae.decoder, FactorisedDecoder):
                 raise UserError(
                     f"dtype={device} for a VAE with a decoder {self.vae.config.decoder.kind}, expected none: its "
@@ -109,7 +105,7 @@ class LatentPipeline:
             self.vae.decoder.network.to(device)
             return self
         self.vae.to(device)
-        if isinstance(self.prior, torch.nn.Module):
+        if self.prior is not None:
             self.prior.to(device)
         return self
 
@@ -162,14 +158,15 @@ class LatentPipeline:
     @torch.no_grad()
     def sample(self, indices: Sequence[int], seed: int, pixels: Pixels = "mean") -> Drawn:
         """Samples `indices` of `seed`, as one batch."""
-        latents = torch.cat([self.prior.sample(1, self.generator(seed, index)) for index in indices])
+        draw = self.vae.draw_latents if self.prior is None else self.prior.sample
+        latents = torch.cat([draw(1, self.generator(seed, index)) for index in indices])
         if pixels != "sample":
             return Drawn(self.decode(latents, pixels), latents)
         images = [
-            self.vae.decoder.sample(latents[i : i + 1], self.generator(seed, index, stream=1))
+            self.vae.pixels(latents[i : i + 1], "sample", self.generator(seed, index, stream=1))
             for i, index in enumerate(indices)
         ]
-        return Drawn(torch.cat(images).clamp(-1, 1), latents)
+        return Drawn(torch.cat(images), latents)
 
     def generator(self, seed: int, index: int, stream: int = 0) -> torch.Generator:
         """Of the random numbers of one sample."""
@@ -187,10 +184,7 @@ class LatentPipeline:
     @torch.no_grad()
     def decode(self, latents: Tensor, pixels: Pixels = "mean") -> Tensor:
         """n *shape -> n c H W, float32 in [-1, 1]."""
-        latents = latents.to(self.device)
-        decoder = self.vae.decoder
-        shown = {"mean": decoder.mean, "mode": decoder.mode, "sample": decoder.sample}[pixels]
-        return shown(latents).float().clamp(-1, 1)
+        return self.vae.pixels(latents.to(self.device), pixels).float()
 
     def reconstruct(self, images: Pictures) -> Tensor:
         """Images as the means of their posteriors tell them, the same shape."""
@@ -210,7 +204,7 @@ class LatentPipeline:
     def fingerprint(self) -> str:
         """SHA-256 of the models: equal where the same settings give the same samples."""
         parts = [self.vae.fingerprint()]
-        if isinstance(self.prior, PretrainedModel):
+        if self.prior is not None:
             parts.append(self.prior.fingerprint())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
@@ -220,14 +214,14 @@ class LatentPipeline:
         folder = Path(folder)
         check_replaceable(folder, INDEX_NAME)
         known, types = self.compared
-        if isinstance(self.prior, LatentPriorModel):
+        if self.prior is not None:
             if self.vae is known and types != weight_types(known) and self.prior.stage1_fingerprint is not None:
                 self.prior.stage1_fingerprint = known.fingerprint()
             check_fit(self.vae, self.prior)
         index = {"kind": KIND, "zellige_version": version("zellige"), "fingerprint": self.fingerprint()}
         with atomic_folder(folder) as temporary:
             self.vae.save_pretrained(temporary / "stage1")
-            if isinstance(self.prior, PretrainedModel):
+            if self.prior is not None:
                 self.prior.save_pretrained(temporary / "stage2")
             (temporary / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         return folder
@@ -276,16 +270,14 @@ class LatentPipeline:
 
     def parts(self) -> dict[str, PretrainedModel]:
         """Its models by what they are called."""
-        learned = {"prior": self.prior} if isinstance(self.prior, LatentPriorModel) else {}
+        learned: dict[str, PretrainedModel] = {} if self.prior is None else {"prior": self.prior}
         return {"VAE": self.vae, **learned}
 
     def card_traits(self) -> CardTraits:
         """What a model card says of it."""
-        config = self.vae.config
-        prior = self.prior.kind if isinstance(self.prior, LatentPriorModel) else config.prior.kind
+        learned = "" if self.prior is None else f", and a {self.prior.kind} prior learned over its latents"
         return CardTraits(
-            what=f"A variational autoencoder of images: latents of a {prior} prior, posteriors of the family "
-            f"{config.posterior.kind}, and a likelihood {config.likelihood.kind} of pixels.",
+            what=f"A variational autoencoder of images: {self.vae.family()}{learned}.",
             task="unconditional-image-generation",
             class_names=(),
             settings={},

@@ -26,7 +26,7 @@ def facts_of(found: Findings) -> list[tuple[str, str]]:
     if models.vae is not None:
         vae = models.vae.vae
         shape = "x".join(map(str, vae.shape))
-        facts.append(("Kind", f"VAE, {vae.config.posterior.kind} posterior, {vae.config.likelihood.kind} likelihood"))
+        facts.append(("Kind", f"VAE: {vae.family()}"))
         facts.append(
             ("Latents of an image", f"{shape} for {vae.image_size[0]}x{vae.image_size[1]}x{vae.config.channels}")
         )

@@ -15,7 +15,7 @@ from images.datasets import DataConfig, ImageDataset, image_datasets, open_image
 from images.sources import DOWNLOADS
 from pipelines.report.collect import Subject
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
-from stage1_vae.vae import VAE
+from stage1_vae.model import LikelihoodVAE
 
 BATCH = 256  # images that are read at a time
 
@@ -70,7 +70,7 @@ def is_at_hand(data: DataConfig) -> bool:
     )
 
 
-def binarised_of(subject: Subject, vae: VAE) -> Binarised | None:
+def binarised_of(subject: Subject, vae: LikelihoodVAE) -> Binarised | None:
     """How the images of a VAE were made black and white, as it says itself, or else its run; None where neither does.
     A model of an earlier version does not record it."""
     if vae.binarised is not None:

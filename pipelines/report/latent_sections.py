@@ -11,7 +11,7 @@ from pipelines.report.findings import Asked, Findings, Missing
 from pipelines.report.images import Sets, Shown, binarised_of
 from pipelines.report.measured_images import held_out_of, images_to_measure
 from pipelines.report.reconstructions import reconstruct_images
-from stage1_vae.vae import VAE
+from stage1_vae.model import LikelihoodVAE
 
 
 def of_vae(found: Findings, asked: Asked) -> None:
@@ -51,7 +51,7 @@ def of_vae(found: Findings, asked: Asked) -> None:
         found.memorisation = Missing("Name the run in place of its model: it records where its training images are.")
 
 
-def likelihood_note(vae: VAE, sets: Sets) -> str:
+def likelihood_note(vae: LikelihoodVAE, sets: Sets) -> str:
     """What a person should know of a likelihood of such images; empty where it is one."""
     if vae.config.likelihood.kind == "bernoulli" and not sets.binarised:
         return "grey images under a likelihood of black and white: the ELBO is none"

@@ -64,10 +64,10 @@ def latents_of(pipeline: LatentPipeline, images: Shown, seed: int, batch_size: i
     found: ImageFigures = joined(parts)
     kl = torch.cat([group.mean(dim=0).flatten() for group in found.kl])
     ordered = kl.sort(descending=True).values.clamp(min=0).tolist()
-    active = int(active_units(found.means[0]).sum())
+    means = torch.cat(found.means, dim=1)
+    active = int(active_units(means).sum())
     elbo = mean_of(found.elbo, found.elbo_error)
     said = f"KL of {len(ordered)} numbers, the largest first: from {ordered[0]:.2f} to {ordered[-1]:.2f} nats."
-    means = found.means[0]
     variances = means.var(dim=0) if len(means) > 1 else torch.ones(means.shape[1])
     first = to_float(images.pixels[0]).to(pipeline.device)
     walks = [

@@ -68,7 +68,7 @@ class Models:
         found: dict[str, PretrainedModel] = {name: part for name, part in named.items() if part is not None}
         if self.vae is not None:
             found["VAE"] = self.vae.vae
-            if isinstance(self.vae.prior, PretrainedModel):
+            if self.vae.prior is not None:
                 found["prior over latents"] = self.vae.prior
         return found
 

@@ -28,6 +28,7 @@ from stage1_vae.exact.distributions import (
 )
 from stage1_vae.exact.networks import exact_encoder
 from stage1_vae.likelihoods import Likelihood
+from stage1_vae.model import LikelihoodVAE
 from stage1_vae.posteriors import DiagonalGaussianLayer
 from stage1_vae.priors import StandardNormal
 from stage1_vae.vae import VAE
@@ -52,10 +53,10 @@ class ExactVAE:
     white.
     """
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, vae: LikelihoodVAE) -> None:
         """Raises UserError for a model whose images cannot be coded without loss, and for a device that computes
         otherwise than others."""
-        check_can_code(vae)
+        vae = check_can_code(vae)
         self.device = next(vae.parameters()).device
         check_device(self.device)
         self.latents = math.prod(vae.shape)
@@ -84,8 +85,13 @@ class ExactVAE:
         return self.decoder.walk(latents_of(bins.flatten()).view(bins.shape), chosen)
 
 
-def check_can_code(vae: VAE) -> None:
-    """Raises UserError unless images can be coded with this model without loss."""
+def check_can_code(vae: LikelihoodVAE) -> VAE:
+    """The model, whose images can be coded without loss. Raises UserError for any other."""
+    if not isinstance(vae, VAE):
+        raise UserError(
+            f"mode=lossless, but this model is a {vae.kind}, expected a VAE of one group of latents; name such a one, "
+            "or take PNG"
+        )
     config = vae.config
     if not isinstance(vae.decoder, DECODERS):
         raise UserError(
@@ -110,3 +116,4 @@ def check_can_code(vae: VAE) -> None:
         )
     if not all(bool(tensor.isfinite().all()) for tensor in vae.state_dict().values()):
         raise UserError("the weights of this model are not finite: they are damaged; take an earlier checkpoint")
+    return vae

@@ -18,7 +18,7 @@ class Terms(NamedTuple):
     log_likelihood: Tensor  # k b: log p(x|z)
     log_prior: tuple[Tensor, ...]  # of each group, k b n: log p(z) as n terms that add up
     log_posterior: tuple[Tensor, ...]  # of each group, k b n: log q(z|x), likewise
-    exact_kl: tuple[Tensor | None, ...]  # of each group, b n: KL(q(z|x) || p(z)) in closed form, where there is one
+    exact_kl: tuple[Tensor | None, ...]  # of each group: KL(q || p) in closed form, if any; b n, or k b n of each draw
     posteriors: tuple[Posterior, ...] = ()  # of each group: q(z|x), of which the latents are draws unless moved
     priors: tuple[LatentPrior, ...] = ()  # of each group: p(z)
 
@@ -34,7 +34,7 @@ class Terms(NamedTuple):
     def kl(self) -> tuple[Tensor, ...]:
         """Of each group, b n: KL(q(z|x) || p(z)), in closed form where there is one, else estimated from the draws."""
         return tuple(
-            sampled_kl(log_prior, log_posterior) if exact is None else exact
+            sampled_kl(log_prior, log_posterior) if exact is None else exact.mean(0) if exact.ndim > 2 else exact
             for log_prior, log_posterior, exact in zip(self.log_prior, self.log_posterior, self.exact_kl, strict=True)
         )
 

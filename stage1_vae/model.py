@@ -1,0 +1,118 @@
+"""What training, judging and generating ask of every likelihood VAE, of one group of latents or of a hierarchy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.model_io import PretrainedModel
+from stage1_vae.binarise import Binarised
+from stage1_vae.objectives.terms import Terms
+from stage1_vae.posteriors.base import LatentShape
+
+Pixels = Literal["mean", "mode", "sample"]
+"""What is shown of p(x|z): its mean, its most likely image, or one drawn from it."""
+
+
+class Move(Protocol):
+    def __call__(
+        self, latents: Tensor, log_posterior: Tensor, log_joint: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Other latents in the place of draws, k b *shape, and how likely it was to come there, log q, k b n, like what
+        is given. log_joint: log p(x, z) of latents, k b *shape -> k b."""
+        ...
+
+
+class NoiseSource(Protocol):
+    """Where the noise of one image's latents comes from, which depends on nothing learned: a posterior is one."""
+
+    def noise(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """`count 1 *shape`, float32"""
+        ...
+
+
+class LikelihoodVAE(PretrainedModel):
+    """Images, b c H W in [-1, 1] and of one size, <-> latents, b *shape: those of all groups, one after another in one
+    vector, where there are several.
+
+    config: has at least `channels` and `likelihood`.
+    """
+
+    config: Any
+    image_size: tuple[int, int]  # (H, W) of all images
+    binarised: Binarised | None  # how those that it was trained on were made black and white; None: not known
+    shape: LatentShape
+    discrete: bool  # whether the likelihood is a probability of images whose pixels have finitely many values
+    mean_is_drawn: bool = False  # whether the mean image has no closed form and is one draw
+
+    def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
+        """What objectives are made of: b c H W in [-1, 1], and `draws` draws of the latents of each image, or those of
+        `noise`, k b *shape, as `noise_source` gives it. With draws=0 the posterior's mean is the one draw. `move`
+        replaces the draws before anything is computed of them; there is no closed KL then."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
+        """`terms`, by the name under which a wrapped model (DDP, compile) is called."""
+        return self.terms(images, draws, noise, move)
+
+    def noise_source(self, image: Tensor) -> NoiseSource:
+        """Of one image, 1 c H W: the noise of all."""
+        raise NotImplementedError
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """The weights of p(z) and p(x|z): all but those of q(z|x)."""
+        raise NotImplementedError
+
+    @property
+    def start_images(self) -> int:
+        """How many training images `start` is best given; 0 for none."""
+        return 0
+
+    def start(self, images: Tensor) -> None:
+        """Before the first step: what the model takes from training images, b c H W in [-1, 1], the same ones on all
+        processes."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The means of their posteriors: b c H W -> b *shape. Of a hierarchy each group's, given those above it."""
+        raise NotImplementedError
+
+    def group_means(self, images: Tensor) -> tuple[Tensor, ...]:
+        """`encode`, parted into groups: b n each."""
+        return (self.encode(images).flatten(1),)
+
+    def pixels(self, latents: Tensor, shown: Pixels, generator: torch.Generator | None = None) -> Tensor:
+        """n *shape -> n c H W in [-1, 1]"""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """n *shape -> n c H W in [-1, 1]: the mean image of each."""
+        return self.pixels(latents, "mean")
+
+    def draw_latents(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """count *shape, drawn from p(z)."""
+        raise NotImplementedError
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Images of latents that the prior draws: count c H W."""
+        return self.decode(self.draw_latents(count, generator))
+
+    def traits(self) -> list[str]:
+        (height, width), shape = self.image_size, "x".join(map(str, self.shape))
+        return [f"{shape} latents ({height}x{width}x{self.config.channels} images)"]
+
+    def family(self) -> str:
+        """One line: of which prior, posterior and likelihood it is."""
+        raise NotImplementedError
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises UserError unless they are float b c H W of this model's channels and size."""
+        expected = (self.config.channels, *self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected or not images.is_floating_point():
+            raise UserError(
+                f"got images of shape {tuple(images.shape)} and type {images.dtype}, expected floats in [-1, 1] of "
+                f"(batch, {', '.join(map(str, expected))}): a VAE knows one size; resize or crop them"
+            )

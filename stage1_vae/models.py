@@ -1,0 +1,22 @@
+"""Likelihood VAEs of images by the `kind` of their config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stage1_vae.binarise import Binarised
+from stage1_vae.model import LikelihoodVAE
+from stage1_vae.vae import VAE, VAEConfig
+
+ModelConfig = VAEConfig
+
+MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class of its own
+    "vae": (VAE, VAEConfig),
+}
+MODEL_CLASSES: dict[str, type[LikelihoodVAE]] = {kind: model for kind, (model, _) in MODELS.items()}
+
+
+def build_model(config: ModelConfig, image_size: tuple[int, int], binarised: Binarised | None) -> LikelihoodVAE:
+    """image_size: (H, W). Raises UserError for a size that the model cannot have."""
+    model: LikelihoodVAE = MODELS[config.kind][0](config, image_size, binarised)
+    return model
