@@ -55,11 +55,18 @@ class CardOptions(TypedDict, total=False):
 
     license: str  # as the hub writes it: "mit", "apache-2.0", "cc-by-nc-4.0", "other"
     datasets: str | Sequence[str]  # hub ids of the training images, such as "ylecun/mnist"
-    runs: Sequence[
-        str | Path
-    ]  # run folders that the model comes from, whose recipes are shown; left out: those beside it
+    runs: Sequence[str | Path]  # run folders that it comes from, whose recipes are shown; left out: those beside it
     evaluation: str | Path  # what `zellige evaluate --out` wrote of it; left out: evaluation.json in its folder
     picture: str | Path  # a picture file to show; left out: samples are drawn
+
+
+class PushOptions(CardOptions, total=False):
+    """How a model goes to the hub: `common.hub.upload_to_hub`."""
+
+    private: bool | None
+    token: str | None
+    commit_message: str | None
+    revision: str | None
 
 
 class Pipeline(Protocol):
@@ -113,33 +120,25 @@ def write_card(folder: Path, pipeline: Pipeline, hub_id: str, options: CardOptio
     return path
 
 
-def push(
-    pipeline: Pipeline,
-    hub_id: str,
-    *,
-    private: bool | None,
-    token: str | None,
-    commit_message: str | None,
-    revision: str | None,
-    options: CardOptions,
-) -> str:
+def push(pipeline: Pipeline, hub_id: str, options: PushOptions) -> str:
     """Uploads a pipeline with its card, and returns the address. A card that lies in its folder, written for exactly
     this model, goes as it is unless something is said for another. Raises UserError."""
+    card_options: Any = {name: value for name, value in options.items() if name in CardOptions.__annotations__}
     with TemporaryDirectory() as place:
         folder = pipeline.save_pretrained(Path(place) / "model")
-        if not options and (card := card_beside(pipeline)) is not None:
+        if not card_options and (card := card_beside(pipeline)) is not None:
             for name in (CARD_NAME, PICTURE_NAME):
                 if (card.parent / name).is_file():
                     copyfile(card.parent / name, folder / name)
         else:
-            write_card(folder, pipeline, hub_id, options)
+            write_card(folder, pipeline, hub_id, card_options)
         return upload_to_hub(
             folder,
             hub_id,
-            private=private,
-            token=token,
-            commit_message=commit_message or f"A model of zellige {version('zellige')}",
-            revision=revision,
+            private=options.get("private"),
+            token=options.get("token"),
+            commit_message=options.get("commit_message") or f"A model of zellige {version('zellige')}",
+            revision=options.get("revision"),
             replaced=FILES,
         )
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -16,20 +14,19 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
-from common.files import atomic_folder, check_replaceable, read_json
+from common.files import check_replaceable
 from common.model_io import PretrainedModel, check_type, weight_types
 from common.processes import usable_device
 from common.progress import BAR_AFTER, progress_bar
 from common.short_repr import weights_of
-from common.wording import counted
 from pipelines.any_size import encode_any_size, in_one_layout, reconstruct
 from pipelines.codec.codec import Codec
-from pipelines.codec.tables import CodeTables, load_tables
+from pipelines.codec.tables import CodeTables
 from pipelines.generated import Generated, together
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.known_codes import codes_at, codes_but_a_share, codes_of_kept_pixels, random_places
 from pipelines.masks import Mask, mask_of, pasted
-from pipelines.model_card import SAMPLES, CardOptions, CardTraits, Use, push
+from pipelines.model_card import SAMPLES, CardTraits, PushOptions, push
 from pipelines.model_folders import INDEX_NAME, pipeline_folder
 from pipelines.prior_requests import (
     Labels,
@@ -41,7 +38,9 @@ from pipelines.prior_requests import (
     text_encoder_of,
     with_settings,
 )
-from pipelines.stages import KIND, check_fit, load_stages
+from pipelines.stages import check_fit
+from pipelines.two_stage_card import traits_of_stages
+from pipelines.two_stage_folder import TwoStageParts, read_two_stage, write_two_stage
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
@@ -424,18 +423,8 @@ class TwoStagePipeline:
         if self.autoencoder is known and types != weight_types(known) and self.prior.stage1_fingerprint is not None:
             self.prior.stage1_fingerprint = known.fingerprint()
         check_fit(self.autoencoder, self.prior)
-        index = {
-            "kind": KIND,
-            "zellige_version": version("zellige"),
-            "fingerprint": self.fingerprint(),
-            "sampling": asdict(self.sampling),
-        }
-        with atomic_folder(folder) as temporary:
-            self.autoencoder.save_pretrained(temporary / "stage1")
-            self.prior.save_pretrained(temporary / "stage2")
-            if self.tables is not None:
-                self.tables.save(temporary)
-            (temporary / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        parts = TwoStageParts(self.autoencoder, self.prior, self.sampling, self.tables)
+        write_two_stage(folder, parts, self.fingerprint())
         return folder
 
     @classmethod
@@ -454,37 +443,17 @@ class TwoStagePipeline:
         """
         check_type(dtype)
         folder = pipeline_folder(folder_or_hub_id, revision)
-        autoencoder, prior = load_stages(folder)
-        sampling = read_sampling(folder, read_json(folder / INDEX_NAME))
-        pipeline = cls(autoencoder, prior, sampling, load_tables(folder)).to(usable_device(device))
+        pipeline = cls(*read_two_stage(folder)).to(usable_device(device))
         pipeline.source = folder
         return pipeline if dtype is None else pipeline.to(dtype)
 
-    def push_to_hub(
-        self,
-        hub_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
-        revision: str | None = None,
-        **card: Unpack[CardOptions],
-    ) -> str:
+    def push_to_hub(self, hub_id: str, **options: Unpack[PushOptions]) -> str:
         """Uploads the pipeline with a model card to the Hugging Face hub, and returns its address there.
 
-        hub_id: owner/name; private, token, revision: as for `common.hub.upload_to_hub`; card: what the card says that
-        no model knows, `license="mit", datasets=["ylecun/mnist"]` (`pipelines.model_card.CardOptions`). Raises
-        UserError.
+        hub_id: owner/name; options: how it goes there, `private=True`, and what the card says that no model knows,
+        `license="mit", datasets=["ylecun/mnist"]` (`pipelines.model_card.PushOptions`). Raises UserError.
         """
-        return push(
-            self,
-            hub_id,
-            private=private,
-            token=token,
-            commit_message=commit_message,
-            revision=revision,
-            options=card,
-        )
+        return push(self, hub_id, options)
 
     def parts(self) -> dict[str, PretrainedModel]:
         """Its models by what they are called."""
@@ -492,30 +461,4 @@ class TwoStagePipeline:
 
     def card_traits(self) -> CardTraits:
         """What a model card says of it."""
-        prior, defaults = self.prior, asdict(SamplingConfig())
-        asked = f" of {counted(self.num_classes, 'class', 'classes')}" if self.num_classes else ""
-        use = Use()
-        if prior.reads_prompts:
-            asked, use = " from a text", Use('--num 4 --prompt "WHAT TO DRAW"', '4, prompts="WHAT TO DRAW"')
-        elif prior.given:
-            asked, use = " from other codes", Use("--num 4 --given CODES", "4, given=codes")
-        # Nobody gives other codes here, nor a text to a prior that cannot do without.
-        alone = not prior.given and (prior.knows_null_label or not prior.reads_prompts)
-        return CardTraits(
-            what=f"A two-stage generator of images{asked}: a {prior.kind} prior draws the codes that a "
-            f"{self.autoencoder.kind} autoencoder turns into pixels.",
-            task="text-to-image" if prior.reads_prompts else "unconditional-image-generation",
-            class_names=self.class_names or (),
-            settings={name: value for name, value in asdict(self.sampling).items() if value != defaults[name]},
-            samples=(lambda: self.generate(SAMPLES).pil()) if alone else None,
-            use=use,
-        )
-
-
-def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:
-    try:
-        return SamplingConfig(**index.get("sampling", {}))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / INDEX_NAME} has sampling settings that this version does not take: {error}"
-        ) from error
+        return traits_of_stages(self.autoencoder, self.prior, self.sampling, lambda: self.generate(SAMPLES).pil())

@@ -23,7 +23,7 @@ from common.wording import either
 from pipelines.generated import images_in_words, save_numbered, sheet_png
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.latents.models import KIND, check_fit, load_latent_prior, load_vae
-from pipelines.model_card import SAMPLES, CardOptions, CardTraits, push
+from pipelines.model_card import SAMPLES, CardTraits, PushOptions, push
 from pipelines.model_folders import INDEX_NAME, any_model_folder
 from pipelines.pictures import to_pil
 from stage1_vae.decoders import FactorisedDecoder
@@ -75,7 +75,7 @@ class LatentPipeline:
     def __repr__(self) -> str:
         models = (self.vae,) if self.prior is None else (self.vae, self.prior)
         kinds = " + ".join(model.kind for model in models)
-        return f"LatentPipeline({', '.join([kinds, *self.vae.traits(), weights_of(*models)])})"
+        return f"LatentPipeline({', '.join([kinds, self.vae.family(), *self.vae.traits(), weights_of(*models)])})"
 
     @property
     def device(self) -> torch.device:
@@ -247,26 +247,9 @@ class LatentPipeline:
         pipeline.source = folder
         return pipeline if dtype is None else pipeline.to(dtype)
 
-    def push_to_hub(
-        self,
-        hub_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str | None = None,
-        revision: str | None = None,
-        **card: Unpack[CardOptions],
-    ) -> str:
+    def push_to_hub(self, hub_id: str, **options: Unpack[PushOptions]) -> str:
         """Uploads the pipeline with a model card, and returns its address: as `TwoStagePipeline.push_to_hub`."""
-        return push(
-            self,
-            hub_id,
-            private=private,
-            token=token,
-            commit_message=commit_message,
-            revision=revision,
-            options=card,
-        )
+        return push(self, hub_id, options)
 
     def parts(self) -> dict[str, PretrainedModel]:
         """Its models by what they are called."""
