@@ -25,6 +25,7 @@ from stage1_vae.networks import (
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors import POSTERIORS, DiagonalGaussianConfig, Posterior, PosteriorConfig, build_posterior
 from stage1_vae.posteriors.base import LatentShape
+from stage1_vae.posteriors.matrix_normal import MatrixNormalConfig
 from stage1_vae.priors import PRIORS, LatentPriorConfig, StandardNormalConfig
 
 
@@ -49,6 +50,11 @@ class VAEConfig:
             raise UserError(
                 "model.encoder.skip=True, expected False: skip connections lead from latents to the layers of a decoder"
             )
+        if self.posterior.kind == "matrix_normal" and getattr(self.encoder, "map", False):
+            raise UserError(
+                "model.encoder.map=True with model.posterior.kind=matrix_normal, expected False: of each map rows and "
+                "columns are told, by numbers that have no place on a map"
+            )
         sphere = self.posterior.kind == "von_mises_fisher"
         if sphere != (self.prior.kind == "uniform_sphere") and self.prior.kind != "vamp":
             raise UserError(
@@ -71,6 +77,8 @@ class VAE(LikelihoodVAE):
         self.config = config
         self.image_size = image_size
         self.shape: LatentShape = latent_shape(config.encoder, config.latents, image_size)
+        if isinstance(config.posterior, MatrixNormalConfig):
+            self.shape = (config.latents, config.posterior.height, config.posterior.width)
         images = (config.channels, *image_size)
         self.posterior_layer = build_posterior(config.posterior, self.shape)
         self.encoder = build_encoder(config.encoder, images, self.posterior_layer.features)

@@ -11,16 +11,19 @@ from stage1_vae.decoders.pixelcnn import PixelCNNDecoder
 from stage1_vae.likelihoods import Likelihood
 from stage1_vae.networks import ConvolutionalConfig, DenseConfig, build_decoder_network, network_config
 from stage1_vae.networks.pixelcnn import PixelCNNDecoderConfig
+from stage1_vae.networks.spatial import SpatialConfig, SpatialDecoder
 from stage1_vae.posteriors.base import LatentShape
 
-DecoderConfig = DenseConfig | ConvolutionalConfig | InterleavedConfig | PixelCNNDecoderConfig
+DecoderConfig = DenseConfig | ConvolutionalConfig | InterleavedConfig | PixelCNNDecoderConfig | SpatialConfig
 
 
 def decoder_config(fields: dict[str, Any]) -> DecoderConfig:
     """The config that `dataclasses.asdict` made `fields` of."""
     if fields["kind"] == "pixelcnn":
         return PixelCNNDecoderConfig(**{**fields, "network": network_config(fields["network"])})
-    return InterleavedConfig(**fields) if fields["kind"] == "interleaved" else network_config(fields)
+    if fields["kind"] in ("interleaved", "spatial"):
+        return InterleavedConfig(**fields) if fields["kind"] == "interleaved" else SpatialConfig(**fields)
+    return network_config(fields)
 
 
 def build_decoder(
@@ -31,6 +34,8 @@ def build_decoder(
         return PixelCNNDecoder(config, likelihood, shape, image_size)
     if isinstance(config, InterleavedConfig):
         return InterleavedDecoder(config, likelihood, shape, image_size)
+    if isinstance(config, SpatialConfig):
+        return FactorisedDecoder(SpatialDecoder(config, shape, (likelihood.outputs, *image_size)), likelihood)
     return FactorisedDecoder(build_decoder_network(config, shape, (likelihood.outputs, *image_size)), likelihood)
 
 
@@ -42,6 +47,7 @@ __all__ = [
     "InterleavedDecoder",
     "PixelCNNDecoder",
     "PixelCNNDecoderConfig",
+    "SpatialConfig",
     "build_decoder",
     "decoder_config",
 ]

@@ -14,6 +14,7 @@ from stage1_vae.posteriors.inverse_autoregressive import (
     InverseAutoregressiveLayer,
 )
 from stage1_vae.posteriors.linear_flows import LinearFlows, LinearFlowsConfig, LinearFlowsLayer
+from stage1_vae.posteriors.matrix_normal import MatrixNormalConfig, MatrixNormalLayer
 from stage1_vae.posteriors.rank_one import RankOne, RankOneConfig, RankOneLayer
 from stage1_vae.posteriors.von_mises_fisher import VonMisesFisher, VonMisesFisherConfig, VonMisesFisherLayer
 
@@ -25,6 +26,7 @@ PosteriorConfig = (
     | InverseAutoregressiveConfig
     | LinearFlowsConfig
     | VonMisesFisherConfig
+    | MatrixNormalConfig
 )
 
 POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config class of its own
@@ -35,6 +37,7 @@ POSTERIORS: dict[str, Any] = {  # classes of PosteriorLayer, each with a config 
     "inverse_autoregressive": (InverseAutoregressiveLayer, InverseAutoregressiveConfig),
     "linear_flows": (LinearFlowsLayer, LinearFlowsConfig),
     "von_mises_fisher": (VonMisesFisherLayer, VonMisesFisherConfig),
+    "matrix_normal": (MatrixNormalLayer, MatrixNormalConfig),
 }
 
 
@@ -61,6 +64,8 @@ __all__ = [
     "LinearFlows",
     "LinearFlowsConfig",
     "LinearFlowsLayer",
+    "MatrixNormalConfig",
+    "MatrixNormalLayer",
     "Posterior",
     "PosteriorConfig",
     "PosteriorLayer",

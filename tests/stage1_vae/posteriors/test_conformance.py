@@ -22,6 +22,8 @@ from stage1_vae.posteriors import (
     FullCovarianceConfig,
     InverseAutoregressiveConfig,
     LinearFlowsConfig,
+    MatrixNormalConfig,
+    MatrixNormalLayer,
     Posterior,
     PosteriorConfig,
     PosteriorLayer,
@@ -83,6 +85,8 @@ ROWS: dict[str, Row] = {
     ),
     "planar flows, elu": Row(LinearFlowsConfig(flows=("planar",) * 2, activation="elu"), (3,), {}, closed_kl=False),
     "radial flows of one number": Row(LinearFlowsConfig(flows=("radial",) * 2), (1,), {}, closed_kl=False),
+    "matrix-variate normal": Row(MatrixNormalConfig(height=2, width=3), (2, 2, 3), {"rank": "full"}),
+    "matrix-variate normal of full rank": Row(MatrixNormalConfig(height=2, width=3, rank="full"), (2, 2, 3), {}),
     "von Mises-Fisher": Row(
         VonMisesFisherConfig(), (5,), {"concentration": 20.0}, UniformSphereConfig(), normal_noise=False
     ),
@@ -109,7 +113,8 @@ def layer_of(row: Row, config: Any = None) -> PosteriorLayer:
 
 
 def features_for(layer: PosteriorLayer, shape: LatentShape, batch: int = BATCH) -> Tensor:
-    return torch.randn(batch, layer.features, *shape[1:], generator=seeded(6))
+    places = () if isinstance(layer, MatrixNormalLayer) else shape[1:]  # it reads one vector, of maps too
+    return torch.randn(batch, layer.features, *places, generator=seeded(6))
 
 
 def posterior_of(row: Row) -> Posterior:
@@ -126,7 +131,8 @@ def test_every_kind_has_a_row():
 def test_every_field_is_changed_in_some_row():
     for kind, (_, config) in POSTERIORS.items():
         changed = {name for row in ROWS.values() if row.config.kind == kind for name in row.changes}
-        assert changed == {field.name for field in fields(config)} - {"kind"}, kind
+        shape = {"height", "width"}  # of the latents: no other distribution, but other latents
+        assert changed == {field.name for field in fields(config)} - {"kind"} - shape, kind
 
 
 def test_noise_is_drawn_from_the_generator(row: Row):
