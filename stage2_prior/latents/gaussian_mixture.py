@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from codes.latents import LatentSpec
 from common.errors import UserError, check_fields
+from common.expectation_maximisation import Covariance, Mixture, fit_mixture
 from stage2_prior.latents.base import LatentPriorModel
-from stage2_prior.latents.expectation_maximisation import Covariance, Mixture, fit_mixture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 
 from codes.latents import LatentSpec
 from common.errors import UserError
+from common.expectation_maximisation import Mixture, fit_mixture, improved
 from common.model_io import load_pretrained
 from stage2_prior.latents import (
     LATENT_PRIORS,
@@ -23,7 +24,6 @@ from stage2_prior.latents import (
     SecondVAE,
     SecondVAEConfig,
 )
-from stage2_prior.latents.expectation_maximisation import Mixture, fit_mixture, improved
 from tests.golden import GoldenVAE, golden_vae
 
 
