@@ -33,19 +33,32 @@ class Mixture(NamedTuple):
 
 
 def fit_mixture(
-    z: Tensor, components: int, covariance: Covariance, iterations: int, smallest_scale: float
+    z: Tensor,
+    components: int,
+    covariance: Covariance,
+    iterations: int,
+    smallest_scale: float,
+    kmeans_iterations: int = 0,
 ) -> tuple[Mixture, list[float]]:
     """A mixture of vectors n d, and the mean log-likelihood in nats before each iteration and after the last.
 
     It starts from `components` vectors that lie apart (k-means++, Arthur and Vassilvitskii 2007), drawn by the global
-    generator, with the covariance of all. To each variance smallest_scale^2 is added, so that none vanishes.
+    generator, or from the means that k-means makes of them, with the covariance of all vectors around these. To each variance
+    smallest_scale^2 is added, so that none vanishes.
     """
     z = z.double()
-    centred = z - z.mean(0)
-    everything = (centred.T @ centred / len(z)).repeat(components, 1, 1)
+    means = vectors_apart(z, components)
+    around = z - z.mean(0)
+    for _ in range(kmeans_iterations):
+        nearest = torch.cat([torch.cdist(part, means).argmin(1) for part in z.split(CHUNK)])
+        counts = nearest.bincount(minlength=components).unsqueeze(1)
+        sums = torch.zeros_like(means).index_add_(0, nearest, z)
+        around = z - means[nearest]
+        means = torch.where(counts > 0, sums / counts.clamp(min=1), means)
+    everything = (around.T @ around / len(z)).repeat(components, 1, 1)
     mixture = Mixture(
         torch.full((components,), -math.log(components), dtype=torch.float64, device=z.device),
-        vectors_apart(z, components),
+        means,
         triangles_of(everything, smallest_scale)
         if covariance == "full"
         else scales_of(everything.diagonal(dim1=1, dim2=2), smallest_scale),

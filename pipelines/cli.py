@@ -121,6 +121,10 @@ COMMANDS = {
         "measure reconstructions, codes, likelihood and samples, and say how",
         from_options("evaluate", "pipelines.commands.evaluate", "EvaluateConfig", "evaluate"),
     ),
+    "cluster": Command(
+        "sort images into the clusters of a VAE",
+        from_options("cluster", "pipelines.commands.cluster", "ClusterConfig", "cluster_images"),
+    ),
     "diagnose": Command(
         "tell why samples look bad although reconstructions are good: one page",
         from_options("diagnose", "pipelines.commands.diagnose", "DiagnoseConfig", "diagnose"),

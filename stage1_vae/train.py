@@ -28,6 +28,7 @@ from stage1_vae.objectives import ELBOConfig, ObjectiveConfig, build_objective
 from stage1_vae.objectives.base import Objective, TrainingFacts
 from stage1_vae.objectives.terms import elbo, total_kl
 from stage1_vae.pictures import preview
+from stage1_vae.start import take_networks
 from training.loop import FitResult, TrainConfig, fit
 from training.run_folder import RunFacts, check_stage, defaults_of
 from training.schedules import step_seed
@@ -45,6 +46,7 @@ class Stage1VAEConfig:
     train: TrainConfig
     objective: ObjectiveConfig = field(default_factory=ELBOConfig)
     binarised: Binarisation = "none"  # grey to black and white: white from half on, or drawn by chance once, or anew
+    start_from: str | None = None  # run or model folder of a VAE whose encoder and decoder this one begins with
     binarised_seed: int = 0  # of that chance; apart from train.seed, so that runs see the same images
 
     __repr__ = changes
@@ -179,6 +181,8 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     torch.manual_seed(seed)
     binarised = Binarised(config.binarised, config.binarised_seed)
     model = build_model(config.model, (config.data.height, config.data.width), binarised)
+    if config.start_from is not None and not any((run / "checkpoints").glob("step_*")):
+        take_networks(model, config.start_from)
     if count := min(model.start_images, len(train_data)):
         chosen = [i * len(train_data) // count for i in range(count)]
         model.start(to_float(train_data.fetch(chosen, chosen)["images"]))
