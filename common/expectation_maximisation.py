@@ -43,8 +43,8 @@ def fit_mixture(
     """A mixture of vectors n d, and the mean log-likelihood in nats before each iteration and after the last.
 
     It starts from `components` vectors that lie apart (k-means++, Arthur and Vassilvitskii 2007), drawn by the global
-    generator, or from the means that k-means makes of them, with the covariance of all vectors around these. To each variance
-    smallest_scale^2 is added, so that none vanishes.
+    generator, or from the means that k-means makes of them, with the covariance of all vectors around these. To each
+    variance smallest_scale^2 is added, so that none vanishes.
     """
     z = z.double()
     means = vectors_apart(z, components)

@@ -250,6 +250,14 @@ PICTURES = {
         },
         [("class", "blocks"), ("blocks", "logits"), ("logits", "codes"), ("codes", "grow"), ("grow", "sums", "next scale"), ("sums", "blocks")],
     ),
+    "clusters": picture(
+        "Clusters: a prior of K Gaussians over latents",
+        {
+            "images": (0, 0, "images", "data"), "encoder": (1, 0, "encoder:|q of z", "network"), "z": (2, 0, "z", "data"),
+            "which": (3, 0, "cluster y of z:|Bayes or network", "choice"), "decoder": (2, 1, "decoder:|p of the image", "network"), "prior": (3, 1, "K Gaussians:|p of z, by y", "network"),
+        },
+        [("images", "encoder"), ("encoder", "z"), ("z", "which"), ("z", "decoder"), ("prior", "which")],
+    ),
     "latent_priors": picture(
         "Priors over latents: p(z) fitted on encoded images",
         {
