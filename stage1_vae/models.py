@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from stage1_vae.binarise import Binarised
+from stage1_vae.hierarchies.deep_latent_gaussian import DeepLatentGaussian, DeepLatentGaussianConfig
+from stage1_vae.hierarchies.markov import MarkovConfig, MarkovHierarchy
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.vae import VAE, VAEConfig
 
-ModelConfig = VAEConfig
+ModelConfig = VAEConfig | MarkovConfig | DeepLatentGaussianConfig
 
 MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class of its own
     "vae": (VAE, VAEConfig),
+    "markov": (MarkovHierarchy, MarkovConfig),
+    "deep_latent_gaussian": (DeepLatentGaussian, DeepLatentGaussianConfig),
 }
 MODEL_CLASSES: dict[str, type[LikelihoodVAE]] = {kind: model for kind, (model, _) in MODELS.items()}
 

@@ -21,10 +21,11 @@ from images.run_facts import check_apart, fingerprint_of
 from metrics.in_training import OfReconstructions, network_of
 from metrics.similarity import psnr
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
+from stage1_vae.hierarchies.base import HierarchicalVAE
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.model import LikelihoodVAE, NoiseSource
-from stage1_vae.models import ModelConfig, build_model
-from stage1_vae.objectives import ELBOConfig, ObjectiveConfig, build_objective
+from stage1_vae.models import MODELS, ModelConfig, build_model
+from stage1_vae.objectives import ELBOConfig, ImportanceConfig, ObjectiveConfig, build_objective
 from stage1_vae.objectives.base import Objective, TrainingFacts
 from stage1_vae.objectives.terms import elbo, total_kl
 from stage1_vae.pictures import preview
@@ -61,6 +62,7 @@ class Stage1VAEConfig:
             raise UserError(
                 f"data.aspect_buckets={self.data.aspect_buckets}, expected 0: a VAE knows images of one size"
             )
+        check_objective(self.model, self.objective)
         if self.binarised_seed < 0:
             raise UserError(f"binarised_seed={self.binarised_seed}, expected 0 or more")
 
@@ -68,6 +70,23 @@ class Stage1VAEConfig:
     def images_are_as_modelled(self) -> bool:
         """Whether a likelihood of binary images gets binary ones."""
         return self.binarised != "none" or not isinstance(self.model.likelihood, BernoulliConfig)
+
+
+def check_objective(model: ModelConfig, objective: ObjectiveConfig) -> None:
+    """Raises UserError for an objective of the one posterior of a model that has one for each of its groups."""
+    if not issubclass(MODELS[model.kind][0], HierarchicalVAE):
+        return
+    if not isinstance(objective, ELBOConfig | ImportanceConfig):
+        raise UserError(
+            f"objective.kind={objective.kind} with model.kind={model.kind}, expected elbo or importance: the others ask "
+            "for one posterior of all latents, and a hierarchy has one for each group, given other groups"
+        )
+    if isinstance(objective, ImportanceConfig) and not objective.is_plain:
+        raise UserError(
+            f"objective.gradient={objective.gradient} and objective.generator_over_all={objective.generator_over_all} "
+            f"with model.kind={model.kind}, expected reparameterised and false: the others part the gradient at the one "
+            "posterior of all latents, and a hierarchy has one for each group"
+        )
 
 
 class VAETask:

@@ -10,11 +10,11 @@ from typing import Any
 
 from stage1_vae.decoders import InterleavedConfig, PixelCNNDecoderConfig
 from stage1_vae.likelihoods import LIKELIHOODS
+from stage1_vae.models import MODELS
 from stage1_vae.networks import NETWORKS
 from stage1_vae.networks.spatial import SpatialConfig
 from stage1_vae.posteriors import POSTERIORS
 from stage1_vae.priors import PRIORS as PRIORS_OF_VAES
-from stage1_vae.vae import VAEConfig
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.quantizers import QUANTIZERS
 from stage2_prior.latents import LATENT_PRIORS
@@ -35,7 +35,8 @@ def defaults() -> dict[str, dict[str, Any]]:
     classes = [model.config_class for model in models]
     for kinds in (POSTERIORS, PRIORS_OF_VAES, LIKELIHOODS, NETWORKS):
         classes += [kind[-1] for kind in kinds.values()]
-    classes += [VAEConfig, InterleavedConfig, PixelCNNDecoderConfig, SpatialConfig]
+    classes += [config for _, config in MODELS.values()]
+    classes += [InterleavedConfig, PixelCNNDecoderConfig, SpatialConfig]
     return {one.__name__: {field.name: default_of(field) for field in fields(one)} for one in classes}
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage1_vae.binarise import Binarised
@@ -38,6 +39,12 @@ class Normal(NamedTuple):
     def draw(self, noise: Tensor) -> Tensor:
         return self.mean + self.log_scale.exp() * noise
 
+    @classmethod
+    def standard(cls, like: Tensor) -> Normal:
+        """N(0, I) of as many numbers, n *shape."""
+        zeros = torch.zeros_like(like)
+        return cls(zeros, zeros)
+
     def log_density(self, latents: Tensor) -> Tensor:
         """n *shape -> n d, of each number, in nats."""
         noise = (latents - self.mean) * (-self.log_scale).exp()
@@ -55,6 +62,14 @@ def normal_kl(posterior: Normal, prior: Normal) -> Tensor:
     difference = (posterior.mean - prior.mean) * (-prior.log_scale).exp()
     log_ratio = posterior.log_scale - prior.log_scale
     return (0.5 * ((2 * log_ratio).exp() + difference.square() - 1) - log_ratio).flatten(1)
+
+
+def product(first: Normal, second: Normal) -> Normal:
+    """The Gaussian whose density is proportional to the product of two: precisions, 1 / s^2, add up, and each mean
+    counts by its share of the sum."""
+    share = torch.sigmoid(2 * (second.log_scale - first.log_scale))  # of the first's precision
+    log_scale = first.log_scale + 0.5 * F.logsigmoid(2 * (second.log_scale - first.log_scale))
+    return Normal(second.mean + share * (first.mean - second.mean), log_scale)
 
 
 class Group(NamedTuple):

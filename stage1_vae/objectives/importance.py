@@ -56,6 +56,11 @@ class ImportanceConfig:
             ],
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its gradient is that of its value, for all weights."""
+        return self.gradient == "reparameterised" and not self.generator_over_all
+
 
 class ImportanceWeighted(Objective):
     config: ImportanceConfig
@@ -67,7 +72,7 @@ class ImportanceWeighted(Objective):
     def loss(self, model: nn.Module, images: Tensor, step: int, noise: Tensor | None = None) -> ObjectiveOutput:
         config = self.config
         draws, share = config.draws * config.estimates, config.elbo_share
-        if config.gradient == "reparameterised" and not config.generator_over_all:
+        if config.is_plain:
             terms: Terms = model(images, draws, noise)
             bound = combined_bound(terms.log_weights, config.estimates, share)
         else:
