@@ -43,7 +43,8 @@ from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.objectives import ELBOConfig, build_objective
 from stage1_vae.objectives.base import TrainingFacts
 from stage1_vae.objectives.importance import ImportanceConfig
-from stage1_vae.train import Stage1VAEConfig, VAETask
+from stage1_vae.task import VAETask
+from stage1_vae.train import Stage1VAEConfig
 from stage1_vae.vae import VAE, VAEConfig
 from training.config import TrainConfig
 from training.loop import fit

@@ -20,7 +20,8 @@ from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.objectives import ELBOConfig, ImportanceConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import elbo
 from stage1_vae.priors import VampPriorConfig
-from stage1_vae.train import Stage1VAEConfig, VAETask, noise_of, train_vae
+from stage1_vae.task import VAETask, noise_of
+from stage1_vae.train import Stage1VAEConfig, train_vae
 from stage1_vae.vae import VAE, VAEConfig
 from training.config import TrainConfig
 
