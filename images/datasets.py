@@ -38,6 +38,8 @@ class DataConfig:
     validation_share: float = 0.02  # how many, of each class alike; at least one image, unless 0
     validation_count: int | None = None  # how many, in place of the share
     validation_seed: int = 0  # which ones; apart from train.seed, so that runs hold out the same
+    labels_per_class: int | None = None  # keep the labels of so many training images of each class; None: all of them
+    labels_seed: int = 0  # which ones; apart from train.seed, so that runs know the same
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
 
     __repr__ = changes
@@ -63,6 +65,8 @@ class DataConfig:
             ),
             ("validation_share", 0 <= self.validation_share < 1, "0 or more, less than 1"),
             ("validation_count", (self.validation_count or 0) >= 0, "0 or more images"),
+            ("labels_per_class", (self.labels_per_class or 1) >= 1, "at least 1 of each class"),
+            ("labels_seed", self.labels_seed >= 0, "0 or more"),
             ("max_bad_share", 0 <= self.max_bad_share <= 1, "from 0 to 1"),
         ):
             if not valid:
@@ -104,7 +108,8 @@ def image_datasets(
 
     The held-out part is empty if none is asked for. seed: of the augmentation; bad_files: text file that gets
     the names of unreadable images. With `config.aspect_buckets` the sides of every shape are multiples of `stride`, and
-    at least `batch_size` training images have it. Raises UserError.
+    at least `batch_size` training images have it. With `config.labels_per_class` the labels of all other training
+    images are -1; held-out ones keep theirs. Raises UserError.
     """
     source = open_images(config)
     if config.validation_path is None:
@@ -126,8 +131,13 @@ def image_datasets(
         buckets = validation_buckets = Buckets(tuple(shapes), nearest_shapes(sizes, shapes))
         if validation_source is not source:
             validation_buckets = Buckets(tuple(shapes), nearest_shapes(read_sizes(validation_source), shapes))
+    train_data = ImageDataset(
+        source, config, indices=train, augment_seed=augment_seed, buckets=buckets, bad_images=bad_images
+    )
+    if config.labels_per_class is not None:
+        train_data.labels = some_labels(train_data.labels, config.labels_per_class, config.labels_seed, config.path)
     return (
-        ImageDataset(source, config, indices=train, augment_seed=augment_seed, buckets=buckets, bad_images=bad_images),
+        train_data,
         ImageDataset(validation_source, config, indices=held_out, buckets=validation_buckets, bad_images=bad_images),
     )
 
@@ -157,6 +167,25 @@ def split_indices(images: int, labels: np.ndarray | None, held_out: int, seed: i
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
+def some_labels(labels: np.ndarray, of_each: int, seed: int, path: str) -> np.ndarray:
+    """`labels`, n, but -1 for all images except `of_each` random ones of every class. path: of these images, for
+    messages. Raises UserError for classes that have fewer."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    kept = np.full(len(labels), -1)
+    classes = np.unique(labels[labels >= 0])
+    if not len(classes):
+        raise UserError(f"data.labels_per_class={of_each}, but {path} has no classes: sort its images into subfolders")
+    for label in classes:
+        chosen = order[labels[order] == label][:of_each]
+        if len(chosen) < of_each:
+            raise UserError(
+                f"data.labels_per_class={of_each}, but {path} has {len(chosen)} training images of class {label}: "
+                "lower it, or leave it out to keep all labels"
+            )
+        kept[chosen] = label
+    return kept
+
+
 def take_classes_of(source: ImageSource, validation: ImageSource) -> None:
     """Numbers the classes of `validation` as `source` does. Raises UserError when that cannot be."""
     if source.class_names is None:
@@ -172,7 +201,7 @@ def take_classes_of(source: ImageSource, validation: ImageSource) -> None:
             f"{validation.title} has classes that {source.title} has not: {', '.join(sorted(unknown))}; "
             "held-out images must be of the classes that are trained on"
         )
-    numbers = np.array([source.class_names.index(name) for name in validation.class_names])
+    numbers = np.array([*(source.class_names.index(name) for name in validation.class_names), -1])  # -1 stays -1
     validation.labels, validation.class_names = numbers[validation.labels], source.class_names
 
 
@@ -180,8 +209,8 @@ class ImageDataset:
     """training.task.Dataset over images of a source. A batch is {"images": uint8 b c H W, "labels": int64 b}.
 
     H x W is `config.image_size`; with `buckets` it is the shape of the images' bucket, which is their group. Labels
-    are -1 where the source has no classes. A file that cannot be read is recorded, and the next one of the dataset that
-    can be takes its place.
+    are -1 where they are not known, and where the source has no classes. A file that cannot be read is recorded, and
+    the next one of the dataset that can be takes its place.
     """
 
     def __init__(

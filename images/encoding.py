@@ -28,7 +28,8 @@ from images.sources import FileSource
 from training.data import Loader, explain_dead_workers
 from training.task import Batch
 
-NOTHING_DEPENDS_ON = ("aspect_buckets", "aspect_limit", "max_bad_share")  # of the data's fields
+# Of the data's fields.
+NOTHING_DEPENDS_ON = ("aspect_buckets", "aspect_limit", "labels_per_class", "labels_seed", "max_bad_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,12 @@ def recorded_config(model: str | Path) -> dict[str, Any] | None:
 
 def data_config(config: EncodeConfig, size: int | tuple[int, int], channels: int) -> DataConfig:
     """The stage-one run's data config with the given fields in place of its own; all images at one size, as a prior's
-    grid of codes has one. size, channels: of the images of a model without its run. Raises UserError."""
+    grid of codes has one, and with all their labels. size, channels: of the images of a model without its run. Raises
+    UserError."""
     run = recorded_config(config.model)
     given = {name: value for name, value in asdict(config.data).items() if value is not None}
     if run is not None:
-        data = replace(DataConfig(**run["data"]), aspect_buckets=0)
+        data = replace(DataConfig(**run["data"]), aspect_buckets=0, labels_per_class=None)
         if "path" in given and not same_path(given["path"], data.path):
             data = replace(data, validation_path=None, validation_count=None)
         if "validation_share" in given:  # the run's own choices would go before it

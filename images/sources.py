@@ -20,6 +20,7 @@ from common.wording import counted
 from images.files import SUFFIXES, read_image, read_size, scale_to_cover, scan_folder, to_array
 
 Split = Literal["train", "test"]
+UNLABELLED = "unlabelled"  # folder of images whose class is not known, beside those of classes
 LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601 times 2**16: RGB to grey exactly as PIL does
 
 
@@ -27,7 +28,7 @@ class ImageSource(Protocol):
     """Images by index, with or without classes."""
 
     title: str  # what the user named, for messages
-    labels: np.ndarray | None  # n, int64
+    labels: np.ndarray | None  # n, int64, -1 where the class of an image is not known; None: there are no classes
     class_names: tuple[str, ...] | None
 
     def __len__(self) -> int: ...
@@ -125,11 +126,11 @@ class FileSource:
         labels: np.ndarray | None = None,
         class_names: Sequence[str] | None = None,
     ):
-        """paths: n, bytes, relative to `root`; labels: n."""
+        """paths: n, bytes, relative to `root`; labels: n, -1 where the class of an image is not known."""
         self.title = str(root)
         self.root = root
         self.paths = paths
-        self.labels, self.class_names = check_labels(self.title, len(paths), labels, class_names)
+        self.labels, self.class_names = check_labels(self.title, len(paths), labels, class_names, lowest=-1)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -153,9 +154,9 @@ class FileSource:
 
 
 def check_labels(
-    title: str, count: int, labels: np.ndarray | None, class_names: Sequence[str] | None
+    title: str, count: int, labels: np.ndarray | None, class_names: Sequence[str] | None, *, lowest: int = 0
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """Labels as int64 with one name for each class, or None twice. Raises UserError."""
+    """Labels, `lowest` or more, as int64 with one name for each class, or None twice. Raises UserError."""
     if labels is None:
         return None, None
     labels = np.asarray(labels)
@@ -165,7 +166,7 @@ def check_labels(
         )
     labels = labels.reshape(-1).astype(np.int64)
     names = tuple(map(str, range(labels.max() + 1)) if class_names is None else class_names)
-    if labels.min() < 0 or labels.max() >= len(names):
+    if labels.min() < lowest or labels.max() >= len(names):
         raise UserError(
             f"the labels of {title} go from {labels.min()} to {labels.max()}, "
             f"expected 0 to {len(names) - 1}: it has {counted(len(names), 'class', 'classes')}"
@@ -192,7 +193,8 @@ def open_source(path: str, split: Split, download_folder: Path) -> ImageSource:
 
 
 def open_folder(root: Path) -> FileSource:
-    """All images below `root`; its subfolders are classes if they are two or more and every image is in one.
+    """All images below `root`; its subfolders are classes if they are two or more and every image is in one. Those of a
+    subfolder `unlabelled` beside them are of classes that nobody has said.
 
     Prints which pictures it passes over, in formats that cannot be read. Raises UserError when there are no images, or
     subfolders such as train and test.
@@ -205,16 +207,17 @@ def open_folder(root: Path) -> FileSource:
     if unread and process_state().is_main_process:
         print(f"{root}: passed over {passed_over}, which cannot be read; convert them to use them", flush=True)
     folders = [path.split(b"/", 1)[0] if b"/" in path else b"" for path in paths.tolist()]
-    names, labels = np.unique(np.array(folders), return_inverse=True)
-    classes = tuple(os.fsdecode(name) for name in names)
-    if len(classes) == 1 or "" in classes:
+    classes = tuple(os.fsdecode(name) for name in sorted(set(folders)))
+    known = tuple(name for name in classes if name != UNLABELLED)
+    if len(known) < 2 or "" in known:
         return FileSource(root, paths)
     if {name.lower() for name in classes} <= {"train", "training", "test", "val", "valid", "validation"}:
         raise UserError(
             f"{root} holds the parts of a data set ({', '.join(classes)}), not classes: name one, such as "
             f"data.path={root / classes[-1]}, and another as data.validation_path if it is to be held out"
         )
-    return FileSource(root, paths, labels, classes)
+    numbers = {os.fsencode(name): number for number, name in enumerate(known)}
+    return FileSource(root, paths, np.array([numbers.get(folder, -1) for folder in folders]), known)
 
 
 def open_npz(path: Path, split: Split) -> ArraySource:

@@ -59,6 +59,11 @@ class Stage1Config:
                 f"model.channels={self.model.channels} and data.channels={self.data.channels} differ: "
                 "give both the number of channels that the images have"
             )
+        if self.data.labels_per_class is not None:
+            raise UserError(
+                f"data.labels_per_class={self.data.labels_per_class}, expected none: autoencoders look at no labels; "
+                "leave it out"
+            )
         if H % self.model.stride or W % self.model.stride:
             raise UserError(
                 f"data.image_size={H}x{W} does not fit a model whose codes stand for {self.model.stride}x"

@@ -4,7 +4,8 @@ Every epoch is a fresh permutation; the epochs stand one after another in an end
 takes draws [s * batch_size, (s + 1) * batch_size), also across the end of an epoch. So nothing about the
 position in the data needs saving, and neither restarts nor workers, processes or accumulation change what a
 step sees. Where not all samples fit into one batch, images of several shapes say, each group of those that do
-has such a row of its own, and every step takes its samples from one of them.
+has such a row of its own, and every step takes its samples from one of them. Where rare samples are to have a part of
+every batch, they and the others have such rows, and every step takes so many samples from each of the two.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,8 +105,52 @@ class GroupedOrder:
         return epoch
 
 
-def sample_order(dataset: Dataset, batch_size: int, seed: int) -> SampleOrder | GroupedOrder:
+class Mixture(NamedTuple):
+    """Samples that have a part of every batch to themselves, and the others, of which there is at least one."""
+
+    members: NDArray[np.bool_]  # n
+    share: float  # of a batch, above 0 and below 1
+
+    def count(self, batch_size: int) -> int:
+        """How many of a batch of two or more samples are members: at least one, and not all."""
+        return min(max(1, round(self.share * batch_size)), batch_size - 1)
+
+
+class MixedOrder:
+    """The endless row of draws over samples of two kinds, members of a mixture and others: each batch holds so many of
+    one and of the other, spread evenly, so that parts of a batch are mixed alike. Each kind has its own endless row of
+    permutations."""
+
+    def __init__(self, mixture: Mixture, batch_size: int, seed: int):
+        if batch_size < 2:
+            raise UserError(
+                f"train.batch_size={batch_size}, expected at least 2: every batch holds images of two kinds"
+            )
+        self.batch_size = batch_size
+        self.kinds = [np.flatnonzero(~mixture.members), np.flatnonzero(mixture.members)]
+        count = mixture.count(batch_size)
+        self.counts = [batch_size - count, count]  # of a batch
+        reached = np.arange(batch_size + 1) * count // batch_size  # members before each place of a batch
+        self.kind_at = np.diff(reached)  # batch_size, 0 or 1
+        self.rank_at = np.where(self.kind_at == 1, reached[:-1], np.arange(batch_size) - reached[:-1])
+        self.rows = [SampleOrder(len(kind), seed + number * 2**32) for number, kind in enumerate(self.kinds)]
+
+    def samples(self, draws: range) -> list[Sample]:
+        return [(self.sample(draw), draw) for draw in draws]
+
+    def sample(self, draw: int) -> int:
+        step, place = divmod(draw, self.batch_size)
+        kind = self.kind_at[place]
+        number = step * self.counts[kind] + int(self.rank_at[place])  # in the row of its kind
+        index, _ = self.rows[kind].samples(range(number, number + 1))[0]
+        return int(self.kinds[kind][index])
+
+
+def sample_order(dataset: Dataset, batch_size: int, seed: int) -> SampleOrder | GroupedOrder | MixedOrder:
     """What a run of this seed draws from `dataset`. Raises UserError for an empty one."""
+    mixture: Mixture | None = getattr(dataset, "mixture", None)
+    if mixture is not None:
+        return MixedOrder(mixture, batch_size, seed)
     groups = groups_of(dataset)
     return SampleOrder(len(dataset), seed) if groups is None else GroupedOrder(groups, batch_size, seed)
 

@@ -118,7 +118,8 @@ class Dataset(Protocol):
     """Samples by index, fetched a batch at a time.
 
     One whose samples cannot all share a batch, such as images of several shapes, has an attribute `groups` besides, n
-    integers: a batch then holds samples of one group only (training.data.groups_of).
+    integers: a batch then holds samples of one group only (training.data.groups_of). One that wants some of its samples
+    in every batch, however rare they are, has an attribute `mixture` instead (training.data.Mixture).
     """
 
     def __len__(self) -> int: ...

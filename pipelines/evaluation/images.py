@@ -62,7 +62,7 @@ def with_classes_of(images: ImageDataset, known: Sequence[str] | None) -> ImageD
         if known is None or not set(names) <= set(known):
             source.labels = np.full(len(source), -1)  # other classes than the prior's: any class
         else:
-            source.labels = np.array([known.index(name) for name in names])[source.labels]
+            source.labels = np.array([*(known.index(name) for name in names), -1])[source.labels]  # -1 stays -1
     return ImageDataset(source, images.config, bad_images=images.bad_images)
 
 

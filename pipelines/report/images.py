@@ -56,7 +56,8 @@ def recorded_data(subject: Subject) -> DataConfig | None:
         data: Any = run.config.get("data")
         if isinstance(data, dict) and isinstance(data.get("path"), str):
             try:
-                return replace(DataConfig(**data), aspect_buckets=0, crop="center", flip=False, shift=0)
+                given = replace(DataConfig(**data), crop="center", flip=False, shift=0)
+                return replace(given, aspect_buckets=0, labels_per_class=None)
             except (TypeError, AttributeError, UserError):
                 return None
     return None

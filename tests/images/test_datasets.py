@@ -165,6 +165,47 @@ def test_a_validation_folder_without_classes(tmp_path: Path) -> None:
     assert parts[1].fetch([0], [0])["labels"].tolist() == [-1]
 
 
+def partly(folder: Path, **changes: Any) -> tuple[ImageDataset, ImageDataset]:
+    return image_datasets(config(path=str(folder), labels_per_class=3, validation_count=4, **changes), seed=0)
+
+
+def test_so_many_labels_of_each_class_are_kept_and_all_of_the_held_out_ones(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, per_class=10)
+    train, held_out = partly(folder)
+    assert np.bincount(train.labels + 1).tolist() == [10, 3, 3]
+    assert sorted(held_out.labels.tolist()) == [0, 0, 1, 1]
+    whole, _ = image_datasets(config(path=str(folder), validation_count=4), seed=0)
+    known = train.labels >= 0
+    assert (train.labels[known] == whole.labels[known]).all()
+    assert train.fetch([0, 1, 2], [0, 1, 2])["labels"].tolist() == train.labels[:3].tolist()
+
+
+def test_which_labels_are_kept_goes_by_their_seed_alone(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, per_class=10)
+    first, _ = partly(folder)
+    again, _ = image_datasets(config(path=str(folder), labels_per_class=3, validation_count=4), seed=7)
+    other, _ = partly(folder, labels_seed=1)
+    assert (again.labels == first.labels).all()
+    assert (other.labels != first.labels).any()
+
+
+def test_more_labels_than_there_are_are_refused(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path, per_class=4)
+    with pytest.raises(UserError, match=r"data.labels_per_class=3, but .* has 2 training images of class 0: lower it"):
+        partly(folder)
+
+
+def test_classes_of_held_out_images_may_be_unknown_too(tmp_path: Path) -> None:
+    train, held_out = save_folder(tmp_path / "train", per_class=2), save_folder(tmp_path / "held_out", per_class=1)
+    (held_out / "a").rename(held_out / "unlabelled")
+    Image.new("L", (8, 8)).save(train / "a" / "more.png")
+    with pytest.raises(UserError, match="has none: sort the held-out images alike"):
+        image_datasets(config(path=str(train), validation_path=str(held_out)), seed=0)
+    save_folder(held_out, per_class=1)
+    _, images = image_datasets(config(path=str(train), validation_path=str(held_out)), seed=0)
+    assert images.labels.tolist() == [0, 1, -1]
+
+
 def test_an_exact_batch() -> None:
     source = numbered(5, 6, 9)
     batch = ImageDataset(source, config(image_size=(6, 9))).fetch([3, 0], [0, 1])

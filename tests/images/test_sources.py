@@ -43,6 +43,20 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     assert source.read(1, 8, 8, 3)[0, 0, 0] == 1  # the second that was saved
 
 
+def test_images_in_a_folder_called_unlabelled_are_of_unknown_classes(tmp_path: Path) -> None:
+    save_images(tmp_path, "zebra/a.png", "unlabelled/deep/b.png", "cat/c.png", "unlabelled/d.png")
+    source = open_path(tmp_path)
+    assert source.class_names == ("cat", "zebra")
+    assert source.labels is not None
+    of_file = {source.name(index): label for index, label in enumerate(source.labels.tolist())}
+    assert of_file == {"cat/c.png": 0, "unlabelled/d.png": -1, "unlabelled/deep/b.png": -1, "zebra/a.png": 1}
+
+
+def test_one_class_beside_unlabelled_images_tells_nothing(tmp_path: Path) -> None:
+    save_images(tmp_path, "cat/a.png", "unlabelled/b.png")
+    assert open_path(tmp_path).labels is None
+
+
 @pytest.mark.parametrize("names", [("a.png", "b.png"), ("dog/a.png", "b.png"), ("images/a.png", "images/b.png")])
 def test_other_folders_have_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     save_images(tmp_path, *names)

@@ -11,7 +11,17 @@ import torch
 
 from common.errors import UserError
 from tests.training.toy import ToyData
-from training.data import GroupedOrder, Loader, SampleOrder, Share, batches_of, explain_dead_workers, sample_order
+from training.data import (
+    GroupedOrder,
+    Loader,
+    MixedOrder,
+    Mixture,
+    SampleOrder,
+    Share,
+    batches_of,
+    explain_dead_workers,
+    sample_order,
+)
 
 
 def share(batch_size: int, accumulate: int = 1, processes: int = 1, process: int = 0) -> Share:
@@ -243,3 +253,39 @@ def test_loading_leaves_the_global_random_numbers_alone():
     torch.manual_seed(0)
     list(Loader(ToyData(8), [[(0, 0)]], workers=0, prefetch=1, device=torch.device("cpu")))
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+# ---- two kinds in every batch ---------------------------------------------------------------------------------------
+
+
+def mixed(batch_size: int, seed: int = 0) -> MixedOrder:
+    """Samples 0, 10, 20, 30 and 40 of 50 are the members, a quarter of each batch."""
+    return MixedOrder(Mixture(np.arange(50) % 10 == 0, 0.25), batch_size, seed)
+
+
+def test_every_batch_holds_so_many_of_each_kind_and_so_do_its_parts():
+    order = mixed(16)
+    for step in range(30):
+        members = [index % 10 == 0 for index, _ in order.samples(range(16 * step, 16 * step + 16))]
+        assert sum(members) == 4
+        assert all(sum(members[start : start + 4]) == 1 for start in range(0, 16, 4))
+
+
+def test_each_kind_shows_all_its_samples_before_it_shows_one_again():
+    drawn = [index for index, _ in mixed(16).samples(range(16 * 15))]
+    members, others = [i for i in drawn if i % 10 == 0], [i for i in drawn if i % 10]
+    assert all(sorted(members[start : start + 5]) == [0, 10, 20, 30, 40] for start in range(0, 60, 5))
+    assert all(len(set(others[start : start + 45])) == 45 for start in range(0, 180, 45))
+    assert members[:5] != members[5:10]
+
+
+def test_what_a_draw_of_a_mixture_is_depends_on_its_number_and_the_seed_alone():
+    order, whole = mixed(8), mixed(8).samples(range(400))
+    assert [order.samples(range(draw, draw + 1))[0] for draw in reversed(range(400))] == whole[::-1]
+    assert mixed(8, seed=1).samples(range(400)) != whole
+
+
+def test_a_mixture_leaves_room_for_both_kinds():
+    assert [Mixture(np.ones(1, bool), share).count(10) for share in (0.01, 0.34, 0.99)] == [1, 3, 9]
+    with pytest.raises(UserError, match=r"train\.batch_size=1, expected at least 2"):
+        mixed(1)
