@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from images.datasets import ImageDataset, uniforms
+from training.data import Mixture
 from training.task import Batch
 
 Binarisation = Literal["none", "threshold", "once", "anew"]
@@ -45,6 +46,7 @@ class NumberedImages:
         """seed: of the draws. training: whether `anew` draws again at every fetch."""
         self.images, self.binarised, self.seed, self.training = images, binarised, seed, training
         self.labels, self.class_names = images.labels, images.class_names
+        self.mixture: Mixture | None = None  # of training: which images have a part of every batch to themselves
 
     def __len__(self) -> int:
         return len(self.images)

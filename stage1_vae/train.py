@@ -11,15 +11,18 @@ from common.errors import UserError
 from common.processes import process_state
 from common.runs import VAE as STAGE
 from common.short_repr import changes
+from common.wording import either
 from images.datasets import DataConfig, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.run_facts import check_apart, fingerprint_of
 from metrics.in_training import OfReconstructions, network_of
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.hierarchies.base import HierarchicalVAE
+from stage1_vae.labels.base import LabelledVAE
+from stage1_vae.labels.task import SemiSupervisedTask
 from stage1_vae.likelihoods import BernoulliConfig
-from stage1_vae.models import MODELS, ModelConfig, build_model
-from stage1_vae.objectives import ELBOConfig, ImportanceConfig, ObjectiveConfig, build_objective
+from stage1_vae.models import LABELLED, MODELS, ModelConfig, build_model
+from stage1_vae.objectives import ELBOConfig, ImportanceConfig, ObjectiveConfig, SemiSupervisedConfig, build_objective
 from stage1_vae.objectives.base import TrainingFacts
 from stage1_vae.start import take_networks
 from stage1_vae.task import VAETask
@@ -52,6 +55,17 @@ class Stage1VAEConfig:
                 f"data.aspect_buckets={self.data.aspect_buckets}, expected 0: a VAE knows images of one size"
             )
         check_objective(self.model, self.objective)
+        labelled = self.model.kind in LABELLED
+        if labelled != isinstance(self.objective, SemiSupervisedConfig):
+            raise UserError(
+                f"model.kind={self.model.kind} with objective.kind={self.objective.kind}, expected either "
+                f"{either(LABELLED)} with semi_supervised, or neither: both are of images of which some say their class"
+            )
+        if self.data.labels_per_class is not None and not labelled:
+            raise UserError(
+                f"data.labels_per_class={self.data.labels_per_class} with model.kind={self.model.kind}, which looks at "
+                "no labels; leave it out"
+            )
         if self.binarised_seed < 0:
             raise UserError(f"binarised_seed={self.binarised_seed}, expected 0 or more")
 
@@ -67,14 +81,14 @@ def check_objective(model: ModelConfig, objective: ObjectiveConfig) -> None:
         return
     if not isinstance(objective, ELBOConfig | ImportanceConfig):
         raise UserError(
-            f"objective.kind={objective.kind} with model.kind={model.kind}, expected elbo or importance: the others ask "
-            "for one posterior of all latents, and a hierarchy has one for each group, given other groups"
+            f"objective.kind={objective.kind} with model.kind={model.kind}, expected elbo or importance: the others "
+            "ask for one posterior of all latents, and a hierarchy has one for each group, given other groups"
         )
     if isinstance(objective, ImportanceConfig) and not objective.is_plain:
         raise UserError(
             f"objective.gradient={objective.gradient} and objective.generator_over_all={objective.generator_over_all} "
-            f"with model.kind={model.kind}, expected reparameterised and false: the others part the gradient at the one "
-            "posterior of all latents, and a hierarchy has one for each group"
+            f"with model.kind={model.kind}, expected reparameterised and false: the others part the gradient at the "
+            "one posterior of all latents, and a hierarchy has one for each group"
         )
 
 
@@ -94,14 +108,24 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     model = build_model(config.model, (config.data.height, config.data.width), binarised)
     if config.start_from is not None and not any((run / "checkpoints").glob("step_*")):
         take_networks(model, config.start_from)
+    task_class = VAETask
+    if isinstance(model, LabelledVAE):
+        model.name_classes(train_images.class_names)
+        task_class = SemiSupervisedTask
     if count := min(model.start_images, len(train_data)):
         chosen = [i * len(train_data) // count for i in range(count)]
         model.start(to_float(train_data.fetch(chosen, chosen)["images"]))
-    objective = build_objective(
-        config.objective,
-        TrainingFacts(len(train_data), config.train.steps, model.shape, tuple(model.generator_parameters())),
+    facts_of_training = TrainingFacts(
+        images=len(train_data),
+        steps=config.train.steps,
+        latent_shape=model.shape,
+        generator=tuple(model.generator_parameters()),
+        labels=train_data.labels,
+        batch_size=config.train.batch_size,
     )
-    task = VAETask(
+    objective = build_objective(config.objective, facts_of_training)
+    train_data.mixture = objective.mixture
+    task = task_class(
         model,
         objective,
         validation_data,

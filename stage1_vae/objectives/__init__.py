@@ -11,6 +11,7 @@ from stage1_vae.objectives.elbo import ELBO, ELBOConfig
 from stage1_vae.objectives.hamiltonian import Hamiltonian, HamiltonianConfig
 from stage1_vae.objectives.importance import ImportanceConfig, ImportanceWeighted
 from stage1_vae.objectives.information import AutoencoderConfig, DeterministicAutoencoder, InfoVAE, InfoVAEConfig
+from stage1_vae.objectives.semi_supervised import SemiSupervised, SemiSupervisedConfig
 from stage1_vae.objectives.total_correlation import BetaTC, BetaTCConfig, Factor, FactorConfig
 
 ObjectiveConfig = (
@@ -25,6 +26,7 @@ ObjectiveConfig = (
     )
     | HamiltonianConfig
     | AggressiveConfig
+    | SemiSupervisedConfig
 )
 
 OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class of its own
@@ -37,6 +39,7 @@ OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class
     "factor": (Factor, FactorConfig),
     "hamiltonian": (Hamiltonian, HamiltonianConfig),
     "aggressive": (Aggressive, AggressiveConfig),
+    "semi_supervised": (SemiSupervised, SemiSupervisedConfig),
 }
 
 
@@ -67,6 +70,8 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "ObjectiveOutput",
+    "SemiSupervised",
+    "SemiSupervisedConfig",
     "TrainingFacts",
     "build_objective",
 ]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors.base import LatentShape
+from training.data import Mixture
 from training.task import Companion, Guard
+
+NO_LABELS = np.zeros(0, dtype=np.int64)
 
 
 class TrainingFacts(NamedTuple):
@@ -19,6 +23,8 @@ class TrainingFacts(NamedTuple):
     steps: int  # of the whole training
     latent_shape: LatentShape  # of an image
     generator: tuple[nn.Parameter, ...]  # weights of p(z) and p(x|z)
+    labels: np.ndarray = NO_LABELS  # n, int64, of the images, -1 where the class is not known
+    batch_size: int = 0  # images of a step; 0: not known
 
 
 class ObjectiveOutput(NamedTuple):
@@ -38,6 +44,7 @@ class Objective:
     deterministic: bool = False  # whether validations look at the posteriors' means, not at draws
     companions: dict[str, Companion]  # networks that learn beside the model, by name: training.task.Companion
     guard: Guard | None  # judges validations, where an objective must; it is part of a checkpoint
+    mixture: Mixture | None = None  # which images have a part of every batch to themselves
 
     def __init__(self, config: Any, facts: TrainingFacts) -> None:
         self.config, self.facts = config, facts

@@ -21,11 +21,15 @@ class Terms(NamedTuple):
     exact_kl: tuple[Tensor | None, ...]  # of each group: KL(q || p) in closed form, if any; b n, or k b n of each draw
     posteriors: tuple[Posterior, ...] = ()  # of each group: q(z|x), of which the latents are draws unless moved
     priors: tuple[LatentPrior, ...] = ()  # of each group: p(z)
+    summed: Tensor | None = None  # k b: log-weights in which a group of few values is summed over; None: there is none
 
     @property
     def log_weights(self) -> Tensor:
         """k b: log p(x|z) + log p(z) - log q(z|x), of which the ELBO is the mean, and the log of whose exponential's
-        mean is the importance-weighted bound."""
+        mean is the importance-weighted bound. Where a group is summed over, log sum_y p(x|y,z) p(y) p(z) / q(z|x,y),
+        whose mean is no less than the ELBO."""
+        if self.summed is not None:
+            return self.summed
         prior = torch.stack([part.sum(-1) for part in self.log_prior]).sum(0)
         posterior = torch.stack([part.sum(-1) for part in self.log_posterior]).sum(0)
         return self.log_likelihood + prior - posterior

@@ -1,0 +1,1 @@
+"""Likelihood VAEs that know classes, of which only some images say theirs."""
