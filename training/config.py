@@ -24,6 +24,7 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
     final_learning_rate: float = 0.0  # where the cosine ends, as a factor of the peak
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 is off
+    skip_grad_norm: float = 0.0  # steps whose gradient has a larger norm, before that, change no weights; 0 is off
     precision: Literal["no", "bf16", "fp16"] = "no"  # autocast type; weights stay float32
     compile: bool = False  # torch.compile the model
     ema_decay: float = 0.0  # moving average of the weights, validated and saved in their place; 0 is off
@@ -48,7 +49,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = "steps batch_size accumulate log_every save_every keep_newest max_nonfinite_steps prefetch"
         not_negative = (
-            "weight_decay warmup_steps final_learning_rate max_grad_norm ema_decay "
+            "weight_decay warmup_steps final_learning_rate max_grad_norm skip_grad_norm ema_decay "
             "validate_every evaluate_every preview_every patience seed workers"
         )
         for names, minimum in ((positive, 1), (not_negative, 0)):

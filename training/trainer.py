@@ -44,7 +44,9 @@ class Progress:
 
     step: int = 0  # steps done, skipped ones included
     skipped_steps: int = 0
-    nonfinite_in_a_row: int = 0
+    nonfinite_in_a_row: int = 0  # skipped for any reason
+    large_gradients: int = 0  # steps skipped for a norm above train.skip_grad_norm
+    smallest_skipped: float | None = None  # norm of those in a row; None: the last step was not one of them
     companion_skips: dict[str, int] = field(default_factory=dict)  # steps that passed over a companion alone
     validation: dict[str, float] = field(default_factory=dict)  # metrics of the last one
     # Of the best one, whose weights are in run/model; where the task has a guard, of the last one that it kept.
@@ -148,7 +150,8 @@ class Trainer:
     # ---- a step --------------------------------------------------------------------------------------------
 
     def step(self, stop: StopRequest) -> StepReport:
-        """One optimiser step, or a skipped one when the loss or the gradient is not finite on any process."""
+        """One optimiser step, or a skipped one when the loss or the gradient is not finite on any process, or the
+        gradient is larger than the config lets pass."""
         begin, waited = time.perf_counter(), self.loader.seconds_waited
         self._seed(self.accelerator.process_index)
         scaler = self.accelerator.scaler
@@ -162,10 +165,11 @@ class Trainer:
         figures = self._figures(parts, **norms, stops=stops)
         self.stopping = figures.pop("stops") > 0
 
-        if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
+        finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
+        if finite and figures["grad_norm"] <= (self.config.skip_grad_norm or math.inf):
             self._update(figures, learning)
         else:
-            self._skip()
+            self._skip(figures["grad_norm"] if finite else None)
         for learner in (self.learner, *learning.values()):
             learner.forget()
         if scaler is not None:
@@ -213,24 +217,38 @@ class Trainer:
         self.health = self.task.after_step(self.progress.step)
         if self.ema:
             self.ema.update(self.progress.step)
-        self.progress.nonfinite_in_a_row = 0
+        self.progress.nonfinite_in_a_row, self.progress.smallest_skipped = 0, None
         for name, value in figures.items():
             total, steps = self.progress.sums.get(name, (0.0, 0))
             self.progress.sums[name] = [total + value, steps + 1]
 
-    def _skip(self) -> None:
+    def _skip(self, norm: float | None) -> None:
+        """norm: of a gradient that is too large; None: it or the loss is not finite."""
         self.task.discard_step()
         self.health = {}
-        self.progress.skipped_steps += 1
-        self.progress.nonfinite_in_a_row += 1
-        if self.progress.nonfinite_in_a_row >= self.config.max_nonfinite_steps:
-            saved = self.checkpoints.steps()
-            good = f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "none is saved yet"
+        progress = self.progress
+        progress.skipped_steps += 1
+        progress.nonfinite_in_a_row += 1
+        if norm is not None:
+            progress.large_gradients += 1
+            before = progress.smallest_skipped
+            progress.smallest_skipped = norm if before is None else min(norm, before)
+        if progress.nonfinite_in_a_row < self.config.max_nonfinite_steps:
+            return
+        saved = self.checkpoints.steps()
+        good = f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "none is saved yet"
+        row = f"{progress.nonfinite_in_a_row} steps in a row, up to step {progress.step + 1},"
+        if progress.smallest_skipped is None:
             raise UserError(
-                f"{self.progress.nonfinite_in_a_row} steps in a row, up to step {self.progress.step + 1}, had a loss "
-                f"or gradient that is not finite; they were skipped and changed no weights; {good}; start another "
-                "run with a lower train.learning_rate, a longer train.warmup_steps or train.precision=no"
+                f"{row} had a loss or gradient that is not finite; they were skipped and changed no weights; {good}; "
+                "start another run with a lower train.learning_rate, a longer train.warmup_steps or train.precision=no"
             )
+        raise UserError(
+            f"{row} were skipped and changed no weights, as their gradients' norms, {progress.smallest_skipped:.4g} and "
+            f"more, are above train.skip_grad_norm={self.config.skip_grad_norm:g}, or not finite; {good}; start another "
+            "run with a larger train.skip_grad_norm, some two times the usual grad_norm of the log, or, where it was "
+            "never reached before, with a lower train.learning_rate or a longer train.warmup_steps"
+        )
 
     def metrics_since_last_line(self) -> dict[str, float]:
         """Means over the steps since the last call, skipped ones left out; and what describes the last one."""
@@ -242,6 +260,7 @@ class Trainer:
             **{name: float(value) for name, value in self.health.items()},
             "learning_rate": self._learning_rate(progress.step - 1),
             "skipped_steps": progress.skipped_steps,
+            **({"large_gradients": progress.large_gradients} if self.config.skip_grad_norm else {}),
             **{f"{name}_learning_rate": one.schedule(progress.step - 1) for name, one in self.companions.items()},
             **{f"{name}_skipped_steps": progress.companion_skips.get(name, 0) for name in self.companions},
             **({} if self.task.guard is None else {"rollbacks": progress.rollbacks}),

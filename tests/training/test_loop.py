@@ -431,6 +431,30 @@ def test_single_ones_do_not_add_up(tmp_path: Path):
     assert task.discarded == 6
 
 
+def test_a_large_gradient_is_passed_over_and_counted(tmp_path: Path):
+    """Of a norm that some steps have and others have not: weights are then those of a run without the former."""
+    toy_fit(tmp_path / "all", toy_config(steps=12, log_every=1, learning_rate=1e-9))
+    norms = [line["grad_norm"] for line in metrics(tmp_path / "all", "train")]
+    limit = sorted(norms)[8]  # of 12: three are above
+    config = toy_config(steps=12, log_every=1, learning_rate=1e-9, skip_grad_norm=limit * 1.0001)
+    task = toy_task()
+    toy_fit(tmp_path / "some", config, task=task)
+    lines = metrics(tmp_path / "some", "train")
+    above = [norm > limit * 1.0001 for norm in norms]
+    assert sum(above) == 3
+    assert [line["large_gradients"] for line in lines] == [sum(above[: step + 1]) for step in range(12)]
+    assert lines[-1]["skipped_steps"] == task.discarded == 3
+    assert task.ended == [step for step in range(12) if not above[step]]
+
+
+def test_gradients_that_stay_too_large_stop_the_run_with_advice(tmp_path: Path):
+    """The average of the weights stays as it is too."""
+    config = toy_config(skip_grad_norm=1e-6, max_nonfinite_steps=5, ema_decay=0.5)
+    advice = r"5 steps in a row, up to step 5, .* norms, [\d.]+ and more, .*skip_grad_norm=1e-06.*larger train.skip_grad"
+    with pytest.raises(UserError, match=advice):
+        toy_fit(tmp_path, config)
+
+
 # ---- validation, the best weights, the end -----------------------------------------------------------------
 
 
