@@ -7,18 +7,20 @@ from typing import Any
 from stage1_vae.binarise import Binarised
 from stage1_vae.hierarchies.deep_latent_gaussian import DeepLatentGaussian, DeepLatentGaussianConfig
 from stage1_vae.hierarchies.markov import MarkovConfig, MarkovHierarchy
+from stage1_vae.hierarchies.vdvae import VDVAE, VDVAEConfig
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.labels.m2 import M2, M2Config
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.vae import VAE, VAEConfig
 
-ModelConfig = VAEConfig | MarkovConfig | DeepLatentGaussianConfig | M2Config
+ModelConfig = VAEConfig | MarkovConfig | DeepLatentGaussianConfig | M2Config | VDVAEConfig
 
 MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class of its own
     "vae": (VAE, VAEConfig),
     "markov": (MarkovHierarchy, MarkovConfig),
     "deep_latent_gaussian": (DeepLatentGaussian, DeepLatentGaussianConfig),
     "m2": (M2, M2Config),
+    "vdvae": (VDVAE, VDVAEConfig),
 }
 MODEL_CLASSES: dict[str, type[LikelihoodVAE]] = {kind: model for kind, (model, _) in MODELS.items()}
 LABELLED = tuple(kind for kind, model in MODEL_CLASSES.items() if issubclass(model, LabelledVAE))  # that know classes

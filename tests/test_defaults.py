@@ -33,9 +33,8 @@ def default_of(field: Field[Any]) -> Any:
 def defaults() -> dict[str, dict[str, Any]]:
     models = (*AUTOENCODERS.values(), *QUANTIZERS.values(), *PRIORS.values(), *LATENT_PRIORS.values())
     classes = [model.config_class for model in models]
-    for kinds in (POSTERIORS, PRIORS_OF_VAES, LIKELIHOODS, NETWORKS):
+    for kinds in (POSTERIORS, PRIORS_OF_VAES, LIKELIHOODS, NETWORKS, MODELS):
         classes += [kind[-1] for kind in kinds.values()]
-    classes += [config for _, config in MODELS.values()]
     classes += [InterleavedConfig, PixelCNNDecoderConfig, SpatialConfig]
     return {one.__name__: {field.name: default_of(field) for field in fields(one)} for one in classes}
 

@@ -244,10 +244,10 @@ class Trainer:
                 "start another run with a lower train.learning_rate, a longer train.warmup_steps or train.precision=no"
             )
         raise UserError(
-            f"{row} were skipped and changed no weights, as their gradients' norms, {progress.smallest_skipped:.4g} and "
-            f"more, are above train.skip_grad_norm={self.config.skip_grad_norm:g}, or not finite; {good}; start another "
-            "run with a larger train.skip_grad_norm, some two times the usual grad_norm of the log, or, where it was "
-            "never reached before, with a lower train.learning_rate or a longer train.warmup_steps"
+            f"{row} were skipped and changed no weights, as their gradients' norms, {progress.smallest_skipped:.4g} "
+            f"and more, are above train.skip_grad_norm={self.config.skip_grad_norm:g}, or not finite; {good}; start "
+            "another run with a larger train.skip_grad_norm, some two times the usual grad_norm of the log, or, where "
+            "it was not reached before, with a lower train.learning_rate or a longer train.warmup_steps"
         )
 
     def metrics_since_last_line(self) -> dict[str, float]:

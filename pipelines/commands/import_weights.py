@@ -1,4 +1,4 @@
-"""`zellige import`: an autoencoder or a prior that another project published becomes a model folder."""
+"""`zellige import`: an autoencoder, a VAE or a prior that another project published becomes a model folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from common.files import check_replaceable
 from common.foreign_weights import read_original_config, read_weights
 from common.model_io import CONFIG_NAME, load_pretrained
 from pipelines.model_folders import stage_folder
+from stage1_vae import imports as vaes
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage1_vq.imports import KINDS
 from stage1_vq.imports.dalle import import_dalle, read_dalle_pickle
@@ -35,6 +36,7 @@ class ImportConfig:
         "llamagen-gpt",
         "var",
         "pixelsnail",
+        "vdvae",
     ]  # the project and model that the weights are from
     weights: str  # the published file; for dalle encoder.pkl, or the folder of both files
     decoder: str | None = None  # dalle: decoder.pkl, if it is not beside the encoder
@@ -49,6 +51,8 @@ def import_weights(config: ImportConfig) -> str:
     check_replaceable(Path(config.out), CONFIG_NAME)
     if config.decoder is not None and config.kind != "dalle":
         raise UserError(f"--decoder is for --kind dalle, whose model lies in two files; leave it out for {config.kind}")
+    if config.kind in vaes.KINDS:
+        return import_vae(config)
     return import_prior(config) if config.kind in stage2.KINDS else import_autoencoder(config)
 
 
@@ -64,6 +68,21 @@ def import_autoencoder(config: ImportConfig) -> str:
     return (
         f"{codes}: the {model.kind} model is in {folder}; "
         f"next: zellige encode --model {folder} --data.path DIR --out CODES"
+    )
+
+
+def import_vae(config: ImportConfig) -> str:
+    for option, value in (("stage1", config.stage1), ("image_size", config.image_size)):
+        if value is not None:
+            raise UserError(f"--{option} is not for --kind {config.kind}, a VAE of images of one size; leave it out")
+    kind, given = vaes.KINDS[config.kind], Path(config.weights)
+    averaged = kind.averaged(given)
+    model = kind.build(read_weights(averaged or given, kind.places), original_config(config))
+    folder = model.save_pretrained(config.out)
+    taken = "" if averaged is None else f", of the averaged weights beside it, {averaged}"
+    return (
+        f"{', '.join(model.traits())}: the {model.kind} model is in {folder}{taken}; "
+        f"next: zellige generate --model {folder} --num 64 --out IMAGES"
     )
 
 

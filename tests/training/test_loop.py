@@ -450,7 +450,9 @@ def test_a_large_gradient_is_passed_over_and_counted(tmp_path: Path):
 def test_gradients_that_stay_too_large_stop_the_run_with_advice(tmp_path: Path):
     """The average of the weights stays as it is too."""
     config = toy_config(skip_grad_norm=1e-6, max_nonfinite_steps=5, ema_decay=0.5)
-    advice = r"5 steps in a row, up to step 5, .* norms, [\d.]+ and more, .*skip_grad_norm=1e-06.*larger train.skip_grad"
+    advice = (
+        r"5 steps in a row, up to step 5, .* norms, [\d.]+ and more, .*skip_grad_norm=1e-06.*larger train.skip_grad"
+    )
     with pytest.raises(UserError, match=advice):
         toy_fit(tmp_path, config)
 

@@ -1,0 +1,23 @@
+"""Likelihood VAEs that other projects published, by the `--kind` of `zellige import`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from stage1_vae.imports.vdvae import averaged_beside, import_vdvae
+from stage1_vae.model import LikelihoodVAE
+
+
+class Kind(NamedTuple):
+    build: Callable[..., LikelihoodVAE]  # of a state dict, and a config or None
+    places: tuple[str, ...] = ()  # in the file, where the state dict may lie, the best first; or it is the file itself
+    averaged: Callable[[Path], Path | None] = lambda path: None  # of a file: another beside it, of averaged weights
+
+
+KINDS = {
+    "vdvae": Kind(import_vdvae, averaged=averaged_beside),
+}
+
+__all__ = ["KINDS", "Kind"]
