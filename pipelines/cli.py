@@ -121,6 +121,10 @@ COMMANDS = {
         "measure reconstructions, codes, likelihood and samples, and say how",
         from_options("evaluate", "pipelines.commands.evaluate", "EvaluateConfig", "evaluate"),
     ),
+    "translate": Command(
+        "tell classes or texts of images, images of those, or images of their halves",
+        from_options("translate", "pipelines.commands.translate", "TranslateConfig", "translate"),
+    ),
     "cluster": Command(
         "sort images into the clusters of a VAE",
         from_options("cluster", "pipelines.commands.cluster", "ClusterConfig", "cluster_images"),

@@ -10,10 +10,11 @@ from stage1_vae.hierarchies.markov import MarkovConfig, MarkovHierarchy
 from stage1_vae.hierarchies.vdvae import VDVAE, VDVAEConfig
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.labels.m2 import M2, M2Config
+from stage1_vae.modalities.multimodal import Multimodal, MultimodalConfig
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.vae import VAE, VAEConfig
 
-ModelConfig = VAEConfig | MarkovConfig | DeepLatentGaussianConfig | M2Config | VDVAEConfig
+ModelConfig = VAEConfig | MarkovConfig | DeepLatentGaussianConfig | M2Config | VDVAEConfig | MultimodalConfig
 
 MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class of its own
     "vae": (VAE, VAEConfig),
@@ -21,6 +22,7 @@ MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class
     "deep_latent_gaussian": (DeepLatentGaussian, DeepLatentGaussianConfig),
     "m2": (M2, M2Config),
     "vdvae": (VDVAE, VDVAEConfig),
+    "multimodal": (Multimodal, MultimodalConfig),
 }
 MODEL_CLASSES: dict[str, type[LikelihoodVAE]] = {kind: model for kind, (model, _) in MODELS.items()}
 LABELLED = tuple(kind for kind, model in MODEL_CLASSES.items() if issubclass(model, LabelledVAE))  # that know classes

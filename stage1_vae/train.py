@@ -21,8 +21,18 @@ from stage1_vae.hierarchies.base import HierarchicalVAE
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.labels.task import SemiSupervisedTask
 from stage1_vae.likelihoods import BernoulliConfig
+from stage1_vae.modalities.multimodal import Multimodal, MultimodalConfig
+from stage1_vae.modalities.task import MultimodalTask, symbols_of
 from stage1_vae.models import LABELLED, MODELS, ModelConfig, build_model
-from stage1_vae.objectives import ELBOConfig, ImportanceConfig, ObjectiveConfig, SemiSupervisedConfig, build_objective
+from stage1_vae.objectives import (
+    ELBOConfig,
+    ImportanceConfig,
+    MixtureBoundConfig,
+    ObjectiveConfig,
+    SemiSupervisedConfig,
+    SubsampledConfig,
+    build_objective,
+)
 from stage1_vae.objectives.base import TrainingFacts
 from stage1_vae.start import take_networks
 from stage1_vae.task import VAETask
@@ -76,7 +86,20 @@ class Stage1VAEConfig:
 
 
 def check_objective(model: ModelConfig, objective: ObjectiveConfig) -> None:
-    """Raises UserError for an objective of the one posterior of a model that has one for each of its groups."""
+    """Raises UserError for an objective of another kind of model."""
+    several = isinstance(objective, SubsampledConfig | MixtureBoundConfig)
+    if several != isinstance(model, MultimodalConfig):
+        raise UserError(
+            f"model.kind={model.kind} with objective.kind={objective.kind}, expected either multimodal with subsampled "
+            "or mixture_bound, or neither: both are of several modalities"
+        )
+    if isinstance(model, MultimodalConfig):
+        fitting = "subsampled" if model.experts == "product" else "mixture_bound"
+        if objective.kind != fitting:
+            raise UserError(
+                f"model.experts={model.experts} with objective.kind={objective.kind}, expected {fitting}: the other is "
+                "of the other kind of posterior"
+            )
     if not issubclass(MODELS[model.kind][0], HierarchicalVAE):
         return
     if not isinstance(objective, ELBOConfig | ImportanceConfig):
@@ -112,6 +135,9 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     if isinstance(model, LabelledVAE):
         model.name_classes(train_images.class_names)
         task_class = SemiSupervisedTask
+    elif isinstance(model, Multimodal):
+        model.class_names = train_images.class_names
+        task_class = MultimodalTask
     if count := min(model.start_images, len(train_data)):
         chosen = [i * len(train_data) // count for i in range(count)]
         model.start(to_float(train_data.fetch(chosen, chosen)["images"]))
@@ -133,6 +159,9 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
         seed=seed,
         as_modelled=config.images_are_as_modelled,
     )
+    if isinstance(model, Multimodal) and isinstance(task, MultimodalTask):
+        task.symbols = symbols_of(model.config, train_images)
+        task.held_out_symbols = symbols_of(model.config, held_out)
     bad_images = train_images.bad_images
 
     def known_bad_images() -> str:

@@ -11,6 +11,7 @@ from stage1_vae.objectives.elbo import ELBO, ELBOConfig
 from stage1_vae.objectives.hamiltonian import Hamiltonian, HamiltonianConfig
 from stage1_vae.objectives.importance import ImportanceConfig, ImportanceWeighted
 from stage1_vae.objectives.information import AutoencoderConfig, DeterministicAutoencoder, InfoVAE, InfoVAEConfig
+from stage1_vae.objectives.multimodal import MixtureBound, MixtureBoundConfig, Subsampled, SubsampledConfig
 from stage1_vae.objectives.semi_supervised import SemiSupervised, SemiSupervisedConfig
 from stage1_vae.objectives.total_correlation import BetaTC, BetaTCConfig, Factor, FactorConfig
 
@@ -26,6 +27,8 @@ ObjectiveConfig = (
     )
     | HamiltonianConfig
     | AggressiveConfig
+    | SubsampledConfig
+    | MixtureBoundConfig
     | SemiSupervisedConfig
 )
 
@@ -39,6 +42,8 @@ OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class
     "factor": (Factor, FactorConfig),
     "hamiltonian": (Hamiltonian, HamiltonianConfig),
     "aggressive": (Aggressive, AggressiveConfig),
+    "subsampled": (Subsampled, SubsampledConfig),
+    "mixture_bound": (MixtureBound, MixtureBoundConfig),
     "semi_supervised": (SemiSupervised, SemiSupervisedConfig),
 }
 
@@ -67,11 +72,15 @@ __all__ = [
     "ImportanceWeighted",
     "InfoVAE",
     "InfoVAEConfig",
+    "MixtureBound",
+    "MixtureBoundConfig",
     "Objective",
     "ObjectiveConfig",
     "ObjectiveOutput",
     "SemiSupervised",
     "SemiSupervisedConfig",
+    "Subsampled",
+    "SubsampledConfig",
     "TrainingFacts",
     "build_objective",
 ]
