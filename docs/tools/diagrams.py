@@ -254,10 +254,9 @@ PICTURES = {
         "Modalities: an expert for each, one posterior",
         {
             "image": (0, 0, "image", "data"), "other": (0, 1, "class, text,|half, copy", "data"), "first": (1, 0, "expert of|the image", "network"),
-            "second": (1, 1, "expert of|the other", "network"), "joint": (2, 0, "product with N(0, I),|or mixture: z", "choice"), "decoder": (3, 0, "decoder of|the image", "network"),
-            "back": (3, 1, "decoder of|the other", "network"),
+            "second": (1, 1, "expert of|the other", "network"), "joint": (2, 0, "product with p(z),|or mixture: z", "choice"), "decoder": (3, 0, "a decoder|of each", "network"),
         },
-        [("image", "first"), ("other", "second"), ("first", "joint"), ("second", "joint"), ("joint", "decoder"), ("joint", "back")],
+        [("image", "first"), ("other", "second"), ("first", "joint"), ("second", "joint"), ("joint", "decoder")],
     ),
     "clusters": picture(
         "Clusters: a prior of K Gaussians over latents",

@@ -1,4 +1,4 @@
-"""`zellige translate`: from one modality of a VAE to the other: images to classes, those to images, halves to wholes."""
+"""`zellige translate`: from one modality of a VAE to the other: images to classes and back, halves to wholes."""
 
 from __future__ import annotations
 
