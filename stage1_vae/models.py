@@ -9,12 +9,16 @@ from stage1_vae.hierarchies.deep_latent_gaussian import DeepLatentGaussian, Deep
 from stage1_vae.hierarchies.markov import MarkovConfig, MarkovHierarchy
 from stage1_vae.hierarchies.vdvae import VDVAE, VDVAEConfig
 from stage1_vae.labels.base import LabelledVAE
+from stage1_vae.labels.m1m2 import M1M2, M1M2Config
 from stage1_vae.labels.m2 import M2, M2Config
 from stage1_vae.modalities.multimodal import Multimodal, MultimodalConfig
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.vae import VAE, VAEConfig
 
-ModelConfig = VAEConfig | MarkovConfig | DeepLatentGaussianConfig | M2Config | VDVAEConfig | MultimodalConfig
+ModelConfig = (
+    VAEConfig | MarkovConfig | DeepLatentGaussianConfig | M2Config | VDVAEConfig | MultimodalConfig | M1M2Config
+)
+
 
 MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class of its own
     "vae": (VAE, VAEConfig),
@@ -23,6 +27,7 @@ MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class
     "m2": (M2, M2Config),
     "vdvae": (VDVAE, VDVAEConfig),
     "multimodal": (Multimodal, MultimodalConfig),
+    "m1m2": (M1M2, M1M2Config),
 }
 MODEL_CLASSES: dict[str, type[LikelihoodVAE]] = {kind: model for kind, (model, _) in MODELS.items()}
 LABELLED = tuple(kind for kind, model in MODEL_CLASSES.items() if issubclass(model, LabelledVAE))  # that know classes

@@ -73,13 +73,13 @@ class SemiSupervised(Objective):
         assert labels is not None, "the task of labelled models gives them"
         terms: Terms = model(images, self.config.draws, noise, labels=labels)
         known = labels >= 0
-        bound, right = elbo(terms), -terms.log_posterior[0][0, :, 0]
+        bound, of_label = elbo(terms), -terms.log_posterior[0].mean(0)[:, 0]
 
         def mean(values: Tensor, weights: dict[bool, float]) -> Tensor:
             return (values * torch.where(known, weights[True], weights[False])).mean()
 
         labelled = {True: self.of_kind[True], False: 0.0}
-        classification = mean(right, labelled)
+        classification = mean(of_label, labelled)
         weights = {True: self.weight[True] * self.config.labelled_weight, False: self.weight[False]}
         found = {"classification": classification, "labelled_elbo": mean(bound, labelled)}
         if self.mixture is not None:
