@@ -113,6 +113,10 @@ COMMANDS = {
         "draw a share of the codes of images anew",
         from_options("vary", "pipelines.commands.vary", "VaryConfig", "vary_files"),
     ),
+    "analogies": Command(
+        "keep the style of images and change their class, with a VAE that knows some",
+        from_options("analogies", "pipelines.commands.analogies", "AnalogiesConfig", "analogy_files"),
+    ),
     "interpolate": Command(
         "walk from one image to another, code by code",
         from_options("interpolate", "pipelines.commands.interpolate", "InterpolateConfig", "interpolate_files"),

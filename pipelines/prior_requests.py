@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,16 @@ from stage2_prior.text_encoder import TextEncoder
 Asked = TypeVar("Asked", bound=int | str | Sequence[Any] | None)
 Labels = int | str | Sequence[int | str] | None
 """A class by number or name, for all images, or one for each."""
+
+
+class KnowsClasses(Protocol):
+    """A prior over codes, or a pipeline of latents."""
+
+    @property
+    def num_classes(self) -> int: ...  # 0: it knows none
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
 
 
 # What diffusers calls it, and how the same is said here.
@@ -48,7 +58,7 @@ def part_of(asked: Asked, images: slice) -> Asked:
     return asked[images] if is_one_for_each(asked) else asked  # type: ignore[return-value]
 
 
-def labels_of(prior: Prior, indices: Sequence[int], labels: Labels = None) -> list[int] | None:
+def labels_of(prior: KnowsClasses, indices: Sequence[int], labels: Labels = None) -> list[int] | None:
     """The class of each sample, by what `TwoStagePipeline.generate` is given as `labels`; None for a prior without
     classes. Raises UserError for classes that the prior does not have."""
     if prior.num_classes == 0:

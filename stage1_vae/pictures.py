@@ -11,6 +11,7 @@ from torch import Tensor
 
 from images.datasets import to_float
 from images.sheets import contact_sheet, to_pil, to_tensor
+from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.priors import StandardNormal
 from stage1_vae.vae import VAE
@@ -79,6 +80,22 @@ def latent_walks(model: LikelihoodVAE, image: Tensor, variances: Tensor) -> Imag
     titles = [[f"{value + 0.0:+.1f}" for value in walk_values().tolist()]] + [[] for _ in rows[1:]]
     pictures = [list(map(to_pil, images)) for _, images in rows]
     return contact_sheet(pictures, [f"z{number}" for number, _ in rows], titles, legible=SIDE)
+
+
+@torch.no_grad()
+def analogies(model: LabelledVAE, images: Tensor) -> Tensor:
+    """The style of each image, b c H W, in every class: b K c H W in [-1, 1]."""
+    latents = model.encode(images)
+    labels = torch.arange(model.num_classes, device=images.device)
+    in_classes = [model.decode(model.in_class(latents, label.expand(len(images)))) for label in labels]
+    return torch.stack(in_classes, dim=1)
+
+
+def analogy_sheet(model: LabelledVAE, images: Tensor) -> Image.Image:
+    """A row for each image, b c H W: itself, then its style in every class."""
+    rows = [[to_pil(image), *map(to_pil, made)] for image, made in zip(images, analogies(model, images), strict=True)]
+    names = model.class_names or tuple(map(str, range(model.num_classes)))
+    return contact_sheet(rows, titles=[["real", *names], *([] for _ in rows[1:])], legible=SIDE)
 
 
 def walk_values() -> Tensor:

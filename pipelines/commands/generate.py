@@ -168,14 +168,14 @@ def generate_files(config: GenerateConfig) -> str:
 
 def asked_of_vae(config: GenerateConfig) -> LatentSettings:
     """Raises UserError for what priors over codes are asked, and a VAE's latents are not."""
-    asked = {"num", "out", "format", "model", "seed", "pixels", "device"}
+    asked = {"num", "out", "format", "model", "label", "seed", "pixels", "device"}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name not in asked and value != field.default:
             raise UserError(
                 f"{field.name}={value}, expected it left out: {config.model} is a VAE, which draws without it"
             )
-    return LatentSettings(config.seed, config.pixels or "mean")
+    return LatentSettings(config.seed, config.pixels or "mean", config.label)
 
 
 def recorded_batch_size(out: Path) -> int | None:

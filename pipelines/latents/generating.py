@@ -9,9 +9,11 @@ from typing import NamedTuple
 from common.owned_folder import SHEET_NAME
 from common.progress import progress_bar
 from pipelines.devices import open_device
+from pipelines.labels import class_number
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.one_by_one import Use, sample_each
 from pipelines.pictures import is_complete_png, save_png
+from pipelines.prior_requests import labels_of
 from pipelines.sample_folders import recorded_samples, sheet, summary, write_npz, write_samples
 from pipelines.settings import results_folder
 from stage1_vae.model import Pixels
@@ -24,6 +26,7 @@ class LatentSettings(NamedTuple):
 
     seed: int
     pixels: Pixels
+    label: int | str | None = None  # of a VAE that knows classes; None: all in turn
 
 
 def generate_from_latents(
@@ -37,8 +40,14 @@ def generate_from_latents(
     """
     state, device = open_device(device_name)
     pipeline = LatentPipeline.from_pretrained(model).to(device)
-    settings = {"model": pipeline.fingerprint(), **asked._asdict()}
-    with results_folder(out, "generate", settings, state):
+    label = class_number(pipeline.class_names, asked.label)
+
+    def classes_of(samples: Sequence[int]) -> list[int] | None:
+        return labels_of(pipeline, samples, label)
+
+    classes_of(range(num))  # refuses a label that the model does not have
+    settings = {"model": pipeline.fingerprint(), **asked._asdict(), "label": label}
+    with results_folder(out, "generate", settings, state, defaults={"label": None}):
         missing = [i for i in range(num) if not is_complete_png(out / f"{i:06d}.png")]
         state.wait_for_everyone()  # all have looked before one writes
         mine = missing[state.process_index :: state.num_processes]
@@ -46,15 +55,17 @@ def generate_from_latents(
             for start in range(0, len(mine), AT_ONCE):
                 some = mine[start : start + AT_ONCE]
                 write = to_files([out / f"{i:06d}.png" for i in some])
-                sample_each(pipeline, some, asked.seed, asked.pixels, write)
+                sample_each(pipeline, some, asked.seed, asked.pixels, write, classes_of(some))
                 progress.update(len(some))
         state.wait_for_everyone()
         if state.is_main_process:
             there = max(num, recorded_samples(out))  # an earlier run may have made more
-            write_samples(out, settings, None, there, None)
-            save_png(sheet(out, there, None, None), out / SHEET_NAME)
+            labels = classes_of(range(there))
+            write_samples(out, settings, labels, there, pipeline.class_names)
+            turns = labels if label is None else None
+            save_png(sheet(out, there, turns, pipeline.class_names), out / SHEET_NAME)
             if as_npz:
-                write_npz(out, num, None)
+                write_npz(out, num, labels)
     return summary(out, num, len(missing), as_npz=as_npz)
 
 

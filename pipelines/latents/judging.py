@@ -18,7 +18,7 @@ from common.wording import counted
 from images.datasets import to_float
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.gathering import Values, joined, know_all_bad_images, one_thread, results_of_all
-from pipelines.evaluation.images import check_some, digests, evenly, images_of_size, in_batches
+from pipelines.evaluation.images import check_some, digests, evenly, images_of_size, in_batches, with_classes_of
 from pipelines.evaluation.outcome import Outcome
 from pipelines.evaluation.protocol import of_images
 from pipelines.evaluation.reconstruction import Reconstruction
@@ -27,9 +27,10 @@ from pipelines.pictures import contact_sheet, in_columns, save_png
 from stage1_vae.aggregate import Aggregate, AggregateFigures
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.evaluation import ImageFigures, Mean, active_units, draws_at_once, judge, mean_of
+from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.likelihoods import bits_per_dimension
 from stage1_vae.model import LikelihoodVAE
-from stage1_vae.pictures import has_plane, latent_plane, latent_walks, reconstructions, samples
+from stage1_vae.pictures import analogy_sheet, has_plane, latent_plane, latent_walks, reconstructions, samples
 from stage1_vae.vae import VAE
 
 TITLE = "likelihood"
@@ -62,6 +63,8 @@ def judge_vae(
     how = binarisation_of(model, config.binarised)
     data = config.data
     images = images_of_size(str(data.path), data.split, data.max_bad_share, model.image_size, model.config.channels)
+    if isinstance(model, LabelledVAE):
+        images = with_classes_of(images, model.class_names)
     chosen = evenly(config.num, len(images))
     numbered, draws = NumberedImages(images, how.how, how.seed, training=False), config.draws or DRAWS
     seen, values = measured(config, model, reconstruction, numbered, chosen, draws, state)
@@ -90,6 +93,8 @@ def judge_vae(
         f"ELBO {bound.value:.2f}",
         f"{figures['active_units']} of {math.prod(model.shape)} units active ({how})",
     ]
+    if "accuracy" in figures:
+        outcome.says.insert(0, f"{100 * figures['accuracy'].value:.2f}% of classes told right")
     if config.pictures is not None:
         write_pictures(model, judged, Path(config.pictures))
         outcome.says[-1] += f", pictures in {config.pictures}"
@@ -116,6 +121,9 @@ def measured(
             return None
         images, numbers = to_float(batch["images"]).to(device), batch["numbers"].tolist()
         values = {"labels": batch["labels"].numpy(), "sha256": digests(batch["images"])}
+        if isinstance(model, LabelledVAE):
+            with torch.inference_mode():
+                values["told"] = model.class_log_probabilities(images).argmax(dim=-1).cpu().numpy()
         if reconstruction.network is not None:
             values["features"] = reconstruction.network(batch["images"].to(device)).cpu().numpy()
         if not model.mean_is_drawn:
@@ -146,6 +154,7 @@ class Judged:
         self.data, self.indices, self.images = data, batches, images
         self.psnr = torch.from_numpy(values["psnr"]) if "psnr" in values else None  # of the mean image, if there is one
         self.labels = values["labels"]
+        self.told = values.get("told")  # the class of each image by q(y|x), of a VAE that knows classes
         self.aggregate = self.aggregate_of(model) if isinstance(model, VAE) else None
 
     def aggregate_of(self, model: VAE) -> AggregateFigures:
@@ -205,6 +214,10 @@ def figures_and_notes(
     figures |= {f"L_{k}": mean_of(bound, found.bound_errors[k]) for k, bound in found.bounds.items()}
     if judged.psnr is not None:
         figures["psnr"] = mean_of(judged.psnr, torch.zeros_like(judged.psnr))
+    if judged.told is not None and (judged.labels >= 0).any():
+        known = judged.labels >= 0
+        figures["labelled_images"] = int(known.sum())
+        figures["accuracy"] = mean_of(torch.from_numpy(judged.told == judged.labels)[known].double())
     figures["active_units"] = sum(active)
     if len(kl) > 1:
         figures |= {f"active_units_of_group_{place}": count for place, count in enumerate(active)}
@@ -294,14 +307,19 @@ def as_record(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_pictures(model: LikelihoodVAE, judged: Judged, folder: Path) -> None:
-    """samples.png, reconstructions.png, walks.png, and plane.png of a model that has one."""
+    """samples.png, reconstructions.png, walks.png, or analogies.png of a VAE that knows classes, and plane.png of one
+    that has such."""
     shown = judged.first(2 * SHOWN)
     means = torch.cat(judged.images.means, dim=1)
     pictures = {
         "samples": contact_sheet(in_columns(samples(model, SHOWN**2), SHOWN)),
         "reconstructions": reconstructions(model, shown, SHOWN),
-        "walks": latent_walks(model, shown[0], means.var(dim=0) if len(means) > 1 else torch.ones(means.shape[1])),
     }
+    if isinstance(model, LabelledVAE):
+        pictures["analogies"] = analogy_sheet(model, shown[:SHOWN])
+    else:
+        variances = means.var(dim=0) if len(means) > 1 else torch.ones(means.shape[1])
+        pictures["walks"] = latent_walks(model, shown[0], variances)
     if has_plane(model):
         pictures["plane"] = latent_plane(model, means.float(), judged.labels)
     for name, picture in pictures.items():

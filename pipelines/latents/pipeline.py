@@ -26,9 +26,12 @@ from pipelines.latents.models import KIND, check_fit, load_latent_prior, load_va
 from pipelines.model_card import SAMPLES, CardTraits, PushOptions, push
 from pipelines.model_folders import INDEX_NAME, any_model_folder
 from pipelines.pictures import to_pil
+from pipelines.prior_requests import Labels, labels_of
 from stage1_vae.decoders import FactorisedDecoder
 from stage1_vae.evaluation import mixed
+from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.model import LikelihoodVAE, Pixels
+from stage1_vae.pictures import analogies
 from stage1_vae.vae import VAE
 from stage2_prior.latents import LatentPriorModel
 
@@ -78,6 +81,15 @@ class LatentPipeline:
         return f"LatentPipeline({', '.join([kinds, self.vae.family(), *self.vae.traits(), weights_of(*models)])})"
 
     @property
+    def num_classes(self) -> int:
+        """Which it draws as asked; 0 for a VAE that knows none, and where a learned prior draws the latents."""
+        return self.vae.num_classes if isinstance(self.vae, LabelledVAE) and self.prior is None else 0
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.vae.class_names if isinstance(self.vae, LabelledVAE) else None
+
+    @property
     def device(self) -> torch.device:
         return next(self.vae.parameters()).device
 
@@ -113,6 +125,7 @@ class LatentPipeline:
         self,
         num: int,
         *,
+        labels: Labels = None,
         seed: int = 0,
         first_index: int = 0,
         batch_size: int = 64,
@@ -121,11 +134,18 @@ class LatentPipeline:
     ) -> Drawn:
         """New images: samples first_index, first_index + 1, ... of `seed`.
 
-        Sample i of seed s has the same latents whatever the batch size; its pixels agree to rounding. progress: whether
-        a terminal shows a bar where it takes longer than a second. Raises UserError.
+        labels: of a VAE that knows classes, one by number or name for all images, or one for each; left out, all
+        classes in turn. Sample i of seed s has the same latents whatever the batch size; its pixels agree to rounding.
+        progress: whether a terminal shows a bar where it takes longer than a second. Raises UserError.
         """
         batches = self.stream(
-            num, seed=seed, first_index=first_index, batch_size=batch_size, pixels=pixels, progress=progress
+            num,
+            labels=labels,
+            seed=seed,
+            first_index=first_index,
+            batch_size=batch_size,
+            pixels=pixels,
+            progress=progress,
         )
         return Drawn(*map(torch.cat, zip(*batches, strict=True)))
 
@@ -133,6 +153,7 @@ class LatentPipeline:
         self,
         num: int,
         *,
+        labels: Labels = None,
         seed: int = 0,
         first_index: int = 0,
         batch_size: int = 64,
@@ -145,21 +166,32 @@ class LatentPipeline:
             raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
         if pixels not in get_args(Pixels):
             raise UserError(f"got pixels={pixels!r}, expected {either(get_args(Pixels))}")
+        chosen = labels_of(self, range(first_index, first_index + num), labels)
 
         def batches() -> Iterator[Drawn]:
             with progress_bar(num, "images", shown=progress, delay=BAR_AFTER) as bar:
-                for start in range(first_index, first_index + num, batch_size):
-                    made = self.sample(range(start, min(start + batch_size, first_index + num)), seed, pixels)
+                for start in range(0, num, batch_size):
+                    few = range(start, min(start + batch_size, num))
+                    asked = None if chosen is None else chosen[few.start : few.stop]
+                    made = self.sample([first_index + i for i in few], seed, pixels, asked)
                     bar.update(len(made.images))
                     yield made
 
         return batches()
 
     @torch.no_grad()
-    def sample(self, indices: Sequence[int], seed: int, pixels: Pixels = "mean") -> Drawn:
-        """Samples `indices` of `seed`, as one batch."""
-        draw = self.vae.draw_latents if self.prior is None else self.prior.sample
-        latents = torch.cat([draw(1, self.generator(seed, index)) for index in indices])
+    def sample(
+        self, indices: Sequence[int], seed: int, pixels: Pixels = "mean", labels: Sequence[int] | None = None
+    ) -> Drawn:
+        """Samples `indices` of `seed`, as one batch. labels: of a VAE that knows classes, one for each; left out, all
+        in turn."""
+        chosen = labels_of(self, indices, labels)
+        latents = torch.cat(
+            [
+                self.draw_latents(self.generator(seed, index), None if chosen is None else chosen[i])
+                for i, index in enumerate(indices)
+            ]
+        )
         if pixels != "sample":
             return Drawn(self.decode(latents, pixels), latents)
         images = [
@@ -167,6 +199,15 @@ class LatentPipeline:
             for i, index in enumerate(indices)
         ]
         return Drawn(torch.cat(images), latents)
+
+    def draw_latents(self, generator: torch.Generator, label: int | None) -> Tensor:
+        """1 *shape; label: of a VAE that knows classes."""
+        if self.prior is not None:
+            return self.prior.sample(1, generator)
+        if isinstance(self.vae, LabelledVAE):
+            labels = None if label is None else torch.tensor([label], device=self.device)
+            return self.vae.draw_latents(1, generator, labels=labels)
+        return self.vae.draw_latents(1, generator)
 
     def generator(self, seed: int, index: int, stream: int = 0) -> torch.Generator:
         """Of the random numbers of one sample."""
@@ -200,6 +241,13 @@ class LatentPipeline:
         shares = torch.linspace(0, 1, steps, device=start.device)
         latents = torch.stack([on_the_way(start, end, float(share)) for share in shares])
         return Drawn(self.decode(latents), latents)
+
+    @torch.no_grad()
+    def analogies(self, images: Pictures) -> Tensor:
+        """The style of each image in every class: b K c H W in [-1, 1]. Raises UserError for a VAE without classes."""
+        if not isinstance(self.vae, LabelledVAE):
+            raise UserError(f"a {self.vae.kind} knows no classes, expected one that does, such as an m2")
+        return analogies(self.vae, self.images(images))
 
     def fingerprint(self) -> str:
         """SHA-256 of the models: equal where the same settings give the same samples."""
@@ -262,7 +310,7 @@ class LatentPipeline:
         return CardTraits(
             what=f"A variational autoencoder of images: {self.vae.family()}{learned}.",
             task="unconditional-image-generation",
-            class_names=(),
+            class_names=(self.class_names or ()) if self.num_classes else (),
             settings={},
             samples=lambda: self.generate(SAMPLES).pil(),
         )

@@ -75,12 +75,17 @@ def test_latents_are_normal(model: str):
     assert ((latents.T.cov() - torch.eye(3)).abs() < 0.1).all()
 
 
-@pytest.mark.parametrize("option", [{"label": 3}, {"temperature": 0.9}, {"top_k": 5}, {"size": (20, 16)}])
+@pytest.mark.parametrize("option", [{"temperature": 0.9}, {"top_k": 5}, {"size": (20, 16)}])
 def test_what_priors_over_codes_are_asked_is_refused(model: str, tmp_path: Path, option):
     name = next(iter(option))
     with pytest.raises(UserError, match=f"{name}=.*expected it left out: .* is a VAE"):
         generate_files(GenerateConfig(model=model, out=str(tmp_path), num=3, **option))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_vae_without_classes_draws_none(model: str, tmp_path: Path):
+    with pytest.raises(UserError, match="this model has no classes, so a label cannot be chosen"):
+        generate_files(GenerateConfig(model=model, out=str(tmp_path / "drawn"), num=3, label=3))
 
 
 def test_reconstruct_shows_images_at_the_size_of_the_model(model: str, picture: Path, tmp_path: Path):
