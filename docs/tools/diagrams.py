@@ -183,6 +183,16 @@ PICTURES = {
         [("images", "encoder"), ("encoder", "q"), ("q", "z"), ("q", "kl"), ("prior", "kl"), ("z", "decoder"), ("decoder", "log"),
          ("log", "elbo"), ("kl", "elbo")],
     ),
+    "m2": picture(
+        "M2: what the bounds of images with and without a label are made of",
+        {
+            "images": (0, 0, "images x|b c H W", "data"), "classifier": (1, 0, "classifier", "network"), "q": (2, 0, "q(y given x)", "choice"),
+            "label": (3, 0, "label y, or|every class", "data"), "encoder": (1, 1, "encoder", "network"), "z": (2, 1, "style z|of each class", "data"),
+            "decoder": (3, 1, "decoder,|likelihood", "network"), "bound": (3, 2, "-L(x, y)|of each class", "loss"), "whole": (2, 2, "-U(x): mean by|q, and entropy", "loss"),
+        },
+        [("images", "classifier"), ("classifier", "q"), ("images", "encoder"), ("encoder", "z"), ("z", "decoder"), ("label", "decoder"),
+         ("decoder", "bound"), ("bound", "whole")],
+    ),
     "transformer": picture(
         "Transformer: each code from those before it",
         {
