@@ -29,9 +29,7 @@ class SemiSupervisedConfig:
     kind: Literal["semi_supervised"] = "semi_supervised"
     draws: int = 1  # of the latents of each image
     alpha: float = 0.1  # weight of the classifier's loss, in nats per labelled image, beside bounds per image
-    labelled_weight: float = 1.0  # of a labelled image's bound, as if so many images were like it
     labelled_share: float = 0.5  # of each batch, which has no effect on what is estimated
-    classifier_start: int = 0  # steps in which the classifier learns from labels alone; the rest, from unlabelled too
 
     def __post_init__(self) -> None:
         check_fields(
@@ -39,9 +37,7 @@ class SemiSupervisedConfig:
             [
                 ("draws", self.draws >= 1, "at least 1"),
                 ("alpha", self.alpha >= 0, "0 or more; 0.1 is the paper's 0.1 N"),
-                ("labelled_weight", self.labelled_weight > 0, "above 0; 1 is the bound of all images"),
                 ("labelled_share", 0 < self.labelled_share < 1, "a share of each batch above 0 and below 1"),
-                ("classifier_start", self.classifier_start >= 0, "0 steps or more"),
             ],
         )
 
@@ -80,11 +76,10 @@ class SemiSupervised(Objective):
 
         labelled = {True: self.of_kind[True], False: 0.0}
         classification = mean(of_label, labelled)
-        weights = {True: self.weight[True] * self.config.labelled_weight, False: self.weight[False]}
         found = {"classification": classification, "labelled_elbo": mean(bound, labelled)}
         if self.mixture is not None:
             found["unlabelled_elbo"] = mean(bound, {True: 0.0, False: self.of_kind[False]})
-        loss = self.config.alpha * classification - mean(bound, weights)
+        loss = self.config.alpha * classification - mean(bound, self.weight)
         return ObjectiveOutput(loss, {name: value.detach() for name, value in found.items()})
 
 

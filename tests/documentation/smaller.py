@@ -78,6 +78,8 @@ def overrides(words: list[str]) -> list[str]:
             options += ["--data.image_size", "32"]
         if "validation_count" in data and "--data.validation_count" not in words:
             options += ["--data.validation_count", "4"]
+        if "labels_per_class" in data:
+            options += ["--data.labels_per_class", "1"]
     replaced = tuple(f"{word.removesuffix('.kind')}." for word in words if word.endswith(".kind"))
     for path, value in fields_of(recipe["model"], "model"):
         if not f"--{path}".startswith(replaced):  # fields of a kind that the command gives another for
