@@ -15,9 +15,12 @@ RUN_CONFIG_NAME = "config.yaml"  # what the run is: itself a recipe
 FACTS_NAME = "run.json"  # of which stage it is, and fingerprints of its data; earlier versions wrote none
 
 VAE = "stage one (VAE)"
+TABLE = "stage one (table)"
 
-# Fields that only recipes of one stage have; those of a VAE have data besides, as those of stage one do.
+# Fields that only recipes of one stage have; those of a table have an objective besides, as those of a VAE do, and
+# those of a VAE data, as those of stage one do: the first of several counts.
 FIELDS_OF = {
+    TABLE: {"table"},
     VAE: {"objective"},
     "stage one": {"data", "perceptual", "adversarial"},
     "stage two": {"codes", "label_dropout", "num_classes", "level", "given", "captions", "draws", "latents"},
@@ -39,8 +42,7 @@ def is_config_of_run(config: dict[str, Any]) -> bool:
 
 
 def stage_of_run(run: Path) -> str | None:
-    """`stage one`, `stage one (VAE)` or `stage two`, whose training a folder holds; None where it holds none of a
-    stage."""
+    """The stage whose training a folder holds, one of `FIELDS_OF`; None where it holds none of a stage."""
     with suppress(UserError, OSError, KeyError, TypeError):
         stage = read_json(run / FACTS_NAME)["stage"]
         if stage in FIELDS_OF:
@@ -53,4 +55,4 @@ def stage_of_recipe(recipe: Any) -> str | None:
     if not isinstance(recipe, dict):
         return None
     stages = [stage for stage, names in FIELDS_OF.items() if recipe.keys() & names]
-    return stages[0] if len(stages) == 1 or stages[:2] == [VAE, "stage one"] else None
+    return stages[0] if len(stages) == 1 or stages in ([TABLE, VAE], [VAE, "stage one"]) else None

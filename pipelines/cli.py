@@ -88,6 +88,10 @@ COMMANDS = {
         "train a likelihood VAE: images to continuous latents and back",
         from_arguments("pipelines.commands.train_vae"),
     ),
+    "train-table": Command(
+        "train a likelihood VAE of a table: rows of numbers, some missing, or of counts",
+        from_arguments("pipelines.commands.train_table"),
+    ),
     "encode": Command(
         "turn images into code shards, with a trained autoencoder",
         from_options("encode", "pipelines.commands.encode", "EncodeConfig", "encode_images"),
@@ -108,6 +112,14 @@ COMMANDS = {
     "inpaint": Command(
         "draw what is not kept of images",
         from_options("inpaint", "pipelines.commands.inpaint", "InpaintConfig", "inpaint_files"),
+    ),
+    "impute": Command(
+        "fill in the missing numbers of a table",
+        from_options("impute", "pipelines.commands.impute", "ImputeConfig", "impute_file"),
+    ),
+    "encode-table": Command(
+        "turn the rows of a table into latents, and counts into denoised ones",
+        from_options("encode-table", "pipelines.commands.encode_table", "EncodeTableConfig", "encode_file"),
     ),
     "vary": Command(
         "draw a share of the codes of images anew",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+import stage1_vae.tables.train
 import stage1_vae.train
 import stage1_vq.train
 import stage2_prior.train
@@ -25,6 +26,7 @@ from pipelines.latents.models import check_latents_of, load_vae
 from pipelines.options import read_recipe
 from pipelines.stages import check_made_by, load_autoencoder
 from stage1_vae.model import LikelihoodVAE
+from stage1_vae.tables.train import Stage1TableConfig
 from stage1_vae.train import Stage1VAEConfig
 from stage1_vq.autoencoders import Autoencoder
 from stage1_vq.train import Stage1Config
@@ -34,10 +36,11 @@ from training.loop import FitResult
 
 PREVIEW_SIDE = 112  # pixels: smaller images are magnified in previews
 
-Config = TypeVar("Config", Stage1Config, Stage1VAEConfig, Stage2Config, Stage2LatentConfig)
+Config = TypeVar("Config", Stage1Config, Stage1VAEConfig, Stage1TableConfig, Stage2Config, Stage2LatentConfig)
 RECIPES: dict[type, tuple[str, str]] = {  # the command that takes such a config, and the folder of its recipes
     Stage1Config: ("train-stage1", "stage1"),
     Stage1VAEConfig: ("train-vae", "vae"),
+    Stage1TableConfig: ("train-table", "tables"),
     Stage2Config: ("train-stage2", "stage2"),
     Stage2LatentConfig: ("train-stage2", "stage2"),
 }
@@ -78,6 +81,13 @@ def train_vae(config: Stage1VAEConfig, run: str | Path, *, device: str | None = 
     return stage1_vae.train.train_vae(config, Path(run))
 
 
+def train_table(config: Stage1TableConfig, run: str | Path, *, device: str | None = None) -> FitResult:
+    """Trains a likelihood VAE of a table; otherwise as `train_stage1`."""
+    check_table(config.table.path)
+    use_device(device)
+    return stage1_vae.tables.train.train_table(config, Path(run))
+
+
 def train_stage2(config: Stage2Config | Stage2LatentConfig, run: str | Path, *, device: str | None = None) -> FitResult:
     """Trains a prior on the code shards in `config.codes`, or one over latents on latent shards; otherwise as
     `train_stage1`. With `config.decoder` the previews show samples as images, and evaluations judge them."""
@@ -100,6 +110,12 @@ def check_images(path: str) -> None:
         raise UserError(
             "data.path is empty: expected a folder of images, an .npz file or a name such as cifar10; give --data.path"
         )
+
+
+def check_table(path: str) -> None:
+    """Raises UserError where a config names no table."""
+    if not path:
+        raise UserError("table.path is empty: expected a CSV file with a header; give --table.path")
 
 
 def shards_of(config: Stage2Config | Stage2LatentConfig) -> Path:

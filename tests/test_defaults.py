@@ -15,6 +15,8 @@ from stage1_vae.networks import NETWORKS
 from stage1_vae.networks.spatial import SpatialConfig
 from stage1_vae.posteriors import POSTERIORS
 from stage1_vae.priors import PRIORS as PRIORS_OF_VAES
+from stage1_vae.tables.masks import MASKS
+from stage1_vae.tables.models import MODELS as TABLE_MODELS
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.quantizers import QUANTIZERS
 from stage2_prior.latents import LATENT_PRIORS
@@ -33,7 +35,7 @@ def default_of(field: Field[Any]) -> Any:
 def defaults() -> dict[str, dict[str, Any]]:
     models = (*AUTOENCODERS.values(), *QUANTIZERS.values(), *PRIORS.values(), *LATENT_PRIORS.values())
     classes = [model.config_class for model in models]
-    for kinds in (POSTERIORS, PRIORS_OF_VAES, LIKELIHOODS, NETWORKS, MODELS):
+    for kinds in (POSTERIORS, PRIORS_OF_VAES, LIKELIHOODS, NETWORKS, MODELS, MASKS, TABLE_MODELS):
         classes += [kind[-1] for kind in kinds.values()]
     classes += [InterleavedConfig, PixelCNNDecoderConfig, SpatialConfig]
     return {one.__name__: {field.name: default_of(field) for field in fields(one)} for one in classes}

@@ -41,8 +41,13 @@ if TYPE_CHECKING:
     from pipelines.trainings import read_config as read_config
     from pipelines.trainings import train_stage1 as train_stage1
     from pipelines.trainings import train_stage2 as train_stage2
+    from pipelines.trainings import train_table as train_table
     from pipelines.trainings import train_vae as train_vae
     from pipelines.two_stage import TwoStagePipeline as TwoStagePipeline
+    from stage1_vae.tables.data import read_table as read_table
+    from stage1_vae.tables.miwae import impute as impute
+    from stage1_vae.tables.models import load_table_model as load_table_model
+    from stage1_vae.tables.train import Stage1TableConfig as Stage1TableConfig
     from stage1_vae.train import Stage1VAEConfig as Stage1VAEConfig
     from stage1_vq.train import Stage1Config as Stage1Config
     from stage2_prior.sampling import SamplingConfig as SamplingConfig
@@ -64,16 +69,21 @@ MODULES = {
     "load_autoencoder": "pipelines.stages",
     "load_prior": "pipelines.stages",
     "load_vae": "pipelines.latents.models",
+    "load_table_model": "stage1_vae.tables.models",
+    "read_table": "stage1_vae.tables.data",
+    "impute": "stage1_vae.tables.miwae",
     "load_latent_prior": "pipelines.latents.models",
     "write_model_card": "pipelines.opening",
     "read_config": "pipelines.trainings",
     "train_stage1": "pipelines.trainings",
     "train_vae": "pipelines.trainings",
+    "train_table": "pipelines.trainings",
     "encode_images": "pipelines.commands.encode",
     "train_stage2": "pipelines.trainings",
     "assemble": "pipelines.commands.assemble",
     "Stage1Config": "stage1_vq.train",
     "Stage1VAEConfig": "stage1_vae.train",
+    "Stage1TableConfig": "stage1_vae.tables.train",
     "EncodeConfig": "images.encoding",
     "Stage2Config": "stage2_prior.train",
     "Stage2LatentConfig": "stage2_prior.train_latents",

@@ -19,6 +19,7 @@ are read: [command line](../command-line.md#recipes-and-options).
 STAGES = {
     "stage1": ("Stage one: images to codes", "train-stage1"),
     "vae": ("Likelihood VAEs: images to latents", "train-vae"),
+    "tables": ("Likelihood VAEs of tables", "train-table"),
     "stage2": ("Stage two: priors", "train-stage2"),
 }
 SENTENCE = re.compile(r"(?<!et al)\. (?=[A-Z0-9])|; |: (?=[a-z0-9])")
@@ -45,7 +46,13 @@ def page() -> str:
     parts = [HEAD]
     for stage, (title, command) in STAGES.items():
         paths = sorted((ROOT / "configs" / stage).glob("*.yaml"))
-        columns = ["recipe", "model", *(["pixels"] if stage != "stage2" else []), "steps of images", "what it is"]
+        columns = [
+            "recipe",
+            "model",
+            *(["pixels"] if stage in ("stage1", "vae") else []),
+            "steps of samples",
+            "what it is",
+        ]
         parts.append(f"## {title}\n\n`zellige {command} --config NAME`\n")
         parts.append(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         parts.append("\n".join(map(row, paths)) + "\n")

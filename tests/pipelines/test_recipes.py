@@ -14,9 +14,13 @@ from codes.spec import CodeSpec
 from pipelines.options import read_recipe
 from stage1_vae.binarise import Binarised
 from stage1_vae.labels.m1m2 import M1M2, M1M2Config
+from stage1_vae.modalities.multimodal import Multimodal
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.models import build_model
 from stage1_vae.objectives.terms import elbo
+from stage1_vae.tables.data import read_table
+from stage1_vae.tables.models import build_model as build_table_model
+from stage1_vae.tables.train import Stage1TableConfig
 from stage1_vae.train import Stage1VAEConfig
 from stage1_vae.vae import VAE
 from stage1_vq.autoencoders import AUTOENCODERS
@@ -298,8 +302,25 @@ def test_recipes_of_vaes_have_a_bound_with_a_gradient_everywhere(name):
     else:
         vae = build_model(config.model, size, binarised)
     images = torch.rand(2, config.data.channels, config.data.height, config.data.width).round() * 2 - 1
-    loss = -elbo(vae(images)).mean()
+    told = (vae(images),)
+    if isinstance(vae, Multimodal):  # the other modality of these images is not in them
+        symbols = torch.tensor([[0], [1]]) if vae.config.pair == "image_label" else None
+        noise = torch.randn(3 if vae.is_product else 2, 1, 2, vae.config.latents)
+        told = vae(images, noise=noise, symbols=symbols, training=True)
+    loss = -torch.stack([elbo(terms).mean() for terms in told]).sum()
     loss.backward()
     assert torch.isfinite(loss)
     learning = [(name, weight) for name, weight in vae.named_parameters() if weight.requires_grad]
     assert [name for name, weight in learning if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("name", recipes("tables"))
+def test_recipes_of_tables_have_a_bound_with_a_gradient_everywhere(name, tmp_path):
+    config, run = read_recipe("train-table", Stage1TableConfig, "tables", ["--config", name])
+    assert run == Path("runs") / name
+    (tmp_path / "t.csv").write_text("a,b,c\n1,2,0\n3,4,0\n0,1,5\n")
+    table = read_table(tmp_path / "t.csv")
+    torch.manual_seed(0)
+    model = build_table_model(config.model, table, config.table)
+    (-model(model.rows(table), 2).log_weights.mean()).backward()
+    assert [weight for weight, tensor in model.named_parameters() if tensor.grad is None] == []

@@ -1,0 +1,78 @@
+"""`zellige train-table` and `zellige impute`, as a person calls them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+
+TABLE = "who,a,b,note\nx,1.50,2,n1\ny,,4,n2\nz,3,,n3\nu,4,8.0,n4\nv,,,n5\n"
+QUICK = "--train.steps 3 --train.batch_size 4 --train.log_every 3 --train.tracker none --model.hidden [4]"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tables")
+    (folder / "t.csv").write_text("".join(line.rpartition(",")[0] + "\n" for line in TABLE.splitlines()))
+    line = f"train-table --config miwae --table.path {folder / 't.csv'} --table.id_column who --run {folder / 'run'}"
+    assert main([*line.split(), *QUICK.split()]) == 0
+    return folder / "run"
+
+
+def read(path: Path) -> list[list[str]]:
+    with path.open() as file:
+        return list(csv.reader(file))
+
+
+def test_only_what_is_missing_changes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "t.csv").write_text(TABLE)
+    assert main(f"impute --model {run} --table {tmp_path / 't.csv'} --out {tmp_path / 'f.csv'}".split()) == 0
+    assert "4 missing numbers of 10 filled in" in capsys.readouterr().out
+    before, after = read(tmp_path / "t.csv"), read(tmp_path / "f.csv")
+    for one, other in zip(before, after, strict=True):
+        assert all(a == b for a, b in zip(one, other, strict=True) if a)
+        assert all(float(b) < 1e3 for a, b in zip(one, other, strict=True) if not a)
+
+
+def test_several_tables_differ_in_what_was_missing(run: Path, tmp_path: Path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    line = f"impute --model {run} --table {tmp_path / 't.csv'} --out {tmp_path / 'f.csv'} --multiple 2 --draws 50"
+    assert main(line.split()) == 0
+    one, other = read(tmp_path / "f_1.csv"), read(tmp_path / "f_2.csv")
+    assert not (tmp_path / "f.csv").exists()
+    assert one[1] == other[1]
+    assert one[2][1] != other[2][1]
+    assert one[2][2:] == other[2][2:]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--table T --out T", "is the table itself, expected another file"),
+        ("--table T --out folder", "out=folder, expected a file to write such as filled.csv"),
+        ("--table T --out f.csv --draws 0", "draws=0, expected at least 1"),
+        ("--table other.csv --out f.csv", "other.csv has no column 'b', expected all 2 columns"),
+        ("--table nowhere.csv --out f.csv", "there is no file nowhere.csv, expected a table"),
+    ],
+)
+def test_mistakes_are_told(
+    run: Path,
+    tmp_path: Path,
+    line: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text(TABLE)
+    Path("other.csv").write_text("a,c\n1,2\n")
+    assert main(["impute", "--model", str(run), *line.replace("T", "t.csv").split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_training_without_a_table_says_what_is_needed(capsys: pytest.CaptureFixture[str]):
+    assert main(["train-table", "--config", "miwae"]) == 2
+    assert "table.path is empty: expected a CSV file with a header; give --table.path" in capsys.readouterr().err
