@@ -234,7 +234,7 @@ class Counts(TableVAE):
                     f"{table.path}, row {said.index(unknown) + 1}, column {column!r} holds {unknown!r}, expected one "
                     f"of {', '.join(names)}: the model was trained on these alone"
                 )
-            parts.append(np.array([[numbers[name]] for name in said], dtype=np.float64))
+            parts.append(np.array([numbers[name] for name in said], dtype=np.float64)[:, None])
         return torch.from_numpy(np.concatenate(parts, axis=1)).float()
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""`zellige train-table` and `zellige impute`, as a person calls them."""
+"""`zellige train-table`, `impute` and `encode-table`, as a person calls them."""
 
 from __future__ import annotations
 
@@ -76,3 +76,37 @@ def test_mistakes_are_told(
 def test_a_training_without_a_table_says_what_is_needed(capsys: pytest.CaptureFixture[str]):
     assert main(["train-table", "--config", "miwae"]) == 2
     assert "table.path is empty: expected a CSV file with a header; give --table.path" in capsys.readouterr().err
+
+
+COUNTS = "cell,run,g1,g2\nc1,x,3,0\nc2,y,0,5\nc3,x,10,1\nc4,y,2,2\nc5,x,1,1\nc6,y,4,4\n"
+
+
+def test_counts_become_latents_and_denoised_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table, run = tmp_path / "c.csv", tmp_path / "run"
+    table.write_text(COUNTS)
+    named = "--table.id_column cell --table.batch_column run"
+    line = f"train-table --config counts --table.path {table} {named} --run {run}"
+    quick = "--train.steps 3 --train.batch_size 4 --train.log_every 3 --train.tracker none --model.hidden 4"
+    assert main([*line.split(), *quick.split(), "--model.latents", "2"]) == 0
+    line = f"encode-table --model {run} --table {table} --id_column cell --out {tmp_path / 'z.csv'}"
+    assert main([*line.split(), "--denoised", str(tmp_path / "d.csv"), "--total", "100", "--batch", "x"]) == 0
+    latents, denoised = read(tmp_path / "z.csv"), read(tmp_path / "d.csv")
+    assert latents[0] == ["cell", "z1", "z2"]
+    assert denoised[0] == ["cell", "g1", "g2"]
+    names = [line.split(",")[0] for line in COUNTS.split()]
+    assert [row[0] for row in latents] == [row[0] for row in denoised] == names
+    assert all(sum(map(float, row[1:])) == pytest.approx(100, abs=0.01) for row in denoised[1:])
+    capsys.readouterr()
+    assert main(f"impute --model {run} --table {table} --out {tmp_path / 'f.csv'}".split()) == 2
+    assert "is a model of kind counts, expected miwae" in capsys.readouterr().err
+
+
+def test_denoising_is_of_counts_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "t.csv").write_text(TABLE)
+    line = f"encode-table --model {run} --table {tmp_path / 't.csv'} --out {tmp_path / 'z.csv'}"
+    assert main([*line.split(), "--denoised", str(tmp_path / "d.csv")]) == 2
+    assert "of a model of kind miwae, expected one of counts" in capsys.readouterr().err
+    assert main([*line.split(), "--total", "5"]) == 2
+    assert "total and batch are of the denoised counts" in capsys.readouterr().err
+    assert main(line.split()) == 0
+    assert len(read(tmp_path / "z.csv")[1]) == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from common.errors import UserError
 from common.runs import TABLE, stage_of_recipe, stage_of_run
-from stage1_vae.objectives import ImportanceConfig
+from stage1_vae.objectives import ELBOConfig, ImportanceConfig
+from stage1_vae.tables.counts import CountsConfig
 from stage1_vae.tables.data import TableConfig, read_table
 from stage1_vae.tables.masks import SelfMaskingConfig
 from stage1_vae.tables.miwae import MIWAE, MIWAEConfig
@@ -116,3 +118,23 @@ def test_what_cannot_be_is_refused(table: Path, tmp_path: Path):
 def test_a_recipe_with_a_table_is_one_of_tables():
     assert stage_of_recipe({"model": {}, "table": {}, "objective": {}}) == TABLE
     assert stage_of_recipe({"model": {}, "data": {}, "objective": {}}) == "stage one (VAE)"
+
+
+def test_counts_learn_with_and_without_held_out_rows(tmp_path: Path):
+    generator = np.random.default_rng(1)
+    cells = enumerate(generator.poisson(4, (40, 3)))
+    lines = ["batch,g1,g2,g3", *(f"b{i % 2},{a},{b},{1 + c}" for i, (a, b, c) in cells)]
+    (tmp_path / "c.csv").write_text("\n".join(lines))
+    for share in (0.0, 0.2):
+        settings = Stage1TableConfig(
+            model=CountsConfig(latents=2, hidden=8),
+            table=TableConfig(path=str(tmp_path / "c.csv"), batch_column="batch", validation_share=share),
+            objective=ELBOConfig(),
+            train=config(tmp_path, steps=20, validate_every=10, save_every=20).train,
+        )
+        result = train_table(settings, tmp_path / f"run{share}")
+        assert ("negative_bound" in result.metrics) == bool(share)
+    model = load_table_model(tmp_path / "run0.2")
+    assert model.kind == "counts"
+    with pytest.raises(UserError, match="batch are named as what is known of a row, expected no such column with"):
+        train_table(replace(settings, model=MIWAEConfig()), tmp_path / "other")
