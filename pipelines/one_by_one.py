@@ -41,18 +41,19 @@ def sample_each(
     pixels: Pixels,
     use: Use[Result],
     labels: Sequence[int] | None = None,
+    temperature: float | Sequence[float] = 1.0,
 ) -> list[Result]:
     """Draws and decodes samples `indices` of `seed`, of the classes `labels` of a VAE that knows some. On a CPU each by
     itself and by one thread, several at a time: a matrix product adds up in an order that depends on the number of rows
     and threads."""
     if pipeline.device.type != "cpu":
-        images = pipeline.sample(indices, seed, pixels, labels).images
+        images = pipeline.sample(indices, seed, pixels, labels, temperature).images
         with ThreadPoolExecutor() as pool:
             return list(pool.map(use, range(len(indices)), map(to_pil, images)))
 
     def sample(i: int) -> Result:
         label = None if labels is None else labels[i : i + 1]
-        return use(i, to_pil(pipeline.sample(indices[i : i + 1], seed, pixels, label).images[0]))
+        return use(i, to_pil(pipeline.sample(indices[i : i + 1], seed, pixels, label, temperature).images[0]))
 
     return by_one_thread_each(sample, len(indices))
 

@@ -44,3 +44,12 @@ class DrawingOptions(SamplingOptions):
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
+
+
+def check_temperatures(temperature: float | None, temperatures: tuple[float, ...] | None) -> None:
+    """Raises UserError where both are given."""
+    if temperature is not None and temperatures is not None:
+        raise UserError(
+            f"got temperature={temperature} and temperatures={temperatures}, expected one of the two: one for all "
+            "groups of latents, or one for each"
+        )

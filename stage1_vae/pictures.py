@@ -11,6 +11,7 @@ from torch import Tensor
 
 from images.datasets import to_float
 from images.sheets import contact_sheet, to_pil, to_tensor
+from stage1_vae.hierarchies.base import HierarchicalVAE
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.priors import StandardNormal
@@ -21,6 +22,7 @@ from training.task import Dataset
 
 SIDE = 56  # pixels: smaller images are magnified
 SAMPLE_SEED = 0
+LEVELS = 8  # rows of a hierarchy whose groups have one shape
 PLANE = 20  # images along each side of a plane of latents
 PLANE_MEANS = 2000  # posteriors whose means a preview shows on it
 WALKS, WALK_STEPS, REACH = 10, 11, 3.0  # numbers of the latents that are walked along, steps, and how far from 0
@@ -96,6 +98,36 @@ def analogy_sheet(model: LabelledVAE, images: Tensor) -> Image.Image:
     rows = [[to_pil(image), *map(to_pil, made)] for image, made in zip(images, analogies(model, images), strict=True)]
     names = model.class_names or tuple(map(str, range(model.num_classes)))
     return contact_sheet(rows, titles=[["real", *names], *([] for _ in rows[1:])], legible=SIDE)
+
+
+@torch.no_grad()
+def progressive(model: HierarchicalVAE, images: Tensor) -> Image.Image:
+    """What a hierarchy decodes by level. Above, of images, n c H W: each row takes more groups of latents from their
+    posteriors, from the top one down, and the prior's means below those. Below, likewise, of samples: each row draws
+    more groups from the prior, by the same noise, before it takes means."""
+    device, count = next(model.parameters()).device, len(images)
+    generator = torch.Generator(device).manual_seed(SAMPLE_SEED)
+    drawn = model.split(model.draw_latents(count, generator))
+    of_images = model.posterior_latents(images)
+    groups, nothing = len(drawn), torch.zeros(count, *model.shape, device=device)
+    rows, names = [list(map(to_pil, images))], ["real"]
+    for latents, what in ((of_images, "told"), (drawn, "drawn")):
+        for known in levels_shown(model):
+            _, outputs = model.draw(nothing, temperatures=0.0, known=latents[:known])
+            rows.append(list(map(to_pil, model.shown(outputs, "mean"))))
+            names.append(f"{known} of {groups} {what}")
+    return contact_sheet(rows, names, legible=SIDE)
+
+
+def levels_shown(model: HierarchicalVAE) -> list[int]:
+    """Of how many groups the rows of `progressive` are: none, up to the last of each resolution, all; of groups of one
+    shape some, evenly."""
+    shapes, count = model.group_shapes, len(model.group_shapes)
+    ends = [place for place in range(1, count) if shapes[place] != shapes[place - 1]]
+    if not ends:
+        rows = min(count, LEVELS)
+        ends = [row * count // rows for row in range(1, rows)]
+    return [0, *ends, count]
 
 
 def walk_values() -> Tensor:

@@ -21,7 +21,7 @@ from pipelines.one_by_one import Use, decode_each
 from pipelines.pictures import is_complete_png, save_png
 from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.sample_folders import names, recorded_samples, sheet, summary, write_npz, write_samples
-from pipelines.sampling_options import DrawingOptions
+from pipelines.sampling_options import DrawingOptions, check_temperatures
 from pipelines.settings import recorded_settings, results_folder
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
@@ -50,6 +50,7 @@ class GenerateConfig(DrawingOptions):
     judge: str | None = None  # timm:MODEL, or MODULE:FUNCTION that returns a classifier of b c H W in [-1, 1]
     judge_weights: str | None = None  # file with the weights of timm's model; left out: timm downloads them
     pixels: Literal["mean", "mode", "sample"] | None = None  # of a VAE: what is shown of a latent; left out: the mean
+    temperatures: tuple[float, ...] | None = None  # of a hierarchy of latents, one a group, the top one first
     cuda_graph: bool = False  # all steps of a batch as one graph: the same codes, sooner; not for maskgit, diffusion
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class GenerateConfig(DrawingOptions):
             raise UserError(
                 "got a judge with a prompt, given codes or a size, expected either: a judge knows classes of one size"
             )
+        check_temperatures(self.temperature, self.temperatures)
         if self.candidates < 1:
             raise UserError(f"candidates={self.candidates}, expected at least 1 for each image")
         if (self.candidates > 1) != (self.judge is not None):
@@ -90,6 +92,8 @@ def generate_files(config: GenerateConfig) -> str:
         return generate_from_latents(config.model, Path(config.out), config.num, asked_for_vae, config.device, as_npz)
     if config.pixels is not None:
         raise UserError(f"pixels={config.pixels}, expected none: {config.model} is no VAE and says one image of codes")
+    if config.temperatures is not None:
+        raise UserError(f"temperatures={config.temperatures}, expected none: {config.model} has no groups of latents")
     state, device = open_device(config.device)
     pipeline = TwoStagePipeline.from_pretrained(config.model).to(device)
     if config.text_encoder is not None:
@@ -168,14 +172,15 @@ def generate_files(config: GenerateConfig) -> str:
 
 def asked_of_vae(config: GenerateConfig) -> LatentSettings:
     """Raises UserError for what priors over codes are asked, and a VAE's latents are not."""
-    asked = {"num", "out", "format", "model", "label", "seed", "pixels", "device"}
+    asked = {"num", "out", "format", "model", "label", "seed", "pixels", "temperature", "temperatures", "device"}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name not in asked and value != field.default:
             raise UserError(
                 f"{field.name}={value}, expected it left out: {config.model} is a VAE, which draws without it"
             )
-    return LatentSettings(config.seed, config.pixels or "mean", config.label)
+    temperature = 1.0 if config.temperature is None else config.temperature
+    return LatentSettings(config.seed, config.pixels or "mean", config.label, config.temperatures or temperature)
 
 
 def recorded_batch_size(out: Path) -> int | None:

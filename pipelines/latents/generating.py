@@ -27,6 +27,7 @@ class LatentSettings(NamedTuple):
     seed: int
     pixels: Pixels
     label: int | str | None = None  # of a VAE that knows classes; None: all in turn
+    temperature: float | tuple[float, ...] = 1.0  # of a hierarchy: of all groups, or of each
 
 
 def generate_from_latents(
@@ -46,8 +47,9 @@ def generate_from_latents(
         return labels_of(pipeline, samples, label)
 
     classes_of(range(num))  # refuses a label that the model does not have
+    pipeline.check_temperature(asked.temperature)
     settings = {"model": pipeline.fingerprint(), **asked._asdict(), "label": label}
-    with results_folder(out, "generate", settings, state, defaults={"label": None}):
+    with results_folder(out, "generate", settings, state, defaults={"label": None, "temperature": 1.0}):
         missing = [i for i in range(num) if not is_complete_png(out / f"{i:06d}.png")]
         state.wait_for_everyone()  # all have looked before one writes
         mine = missing[state.process_index :: state.num_processes]
@@ -55,7 +57,7 @@ def generate_from_latents(
             for start in range(0, len(mine), AT_ONCE):
                 some = mine[start : start + AT_ONCE]
                 write = to_files([out / f"{i:06d}.png" for i in some])
-                sample_each(pipeline, some, asked.seed, asked.pixels, write, classes_of(some))
+                sample_each(pipeline, some, asked.seed, asked.pixels, write, classes_of(some), asked.temperature)
                 progress.update(len(some))
         state.wait_for_everyone()
         if state.is_main_process:

@@ -27,10 +27,19 @@ from pipelines.pictures import contact_sheet, in_columns, save_png
 from stage1_vae.aggregate import Aggregate, AggregateFigures
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.evaluation import ImageFigures, Mean, active_units, draws_at_once, judge, mean_of
+from stage1_vae.hierarchies.base import HierarchicalVAE
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.likelihoods import bits_per_dimension
 from stage1_vae.model import LikelihoodVAE
-from stage1_vae.pictures import analogy_sheet, has_plane, latent_plane, latent_walks, reconstructions, samples
+from stage1_vae.pictures import (
+    analogy_sheet,
+    has_plane,
+    latent_plane,
+    latent_walks,
+    progressive,
+    reconstructions,
+    samples,
+)
 from stage1_vae.vae import VAE
 
 TITLE = "likelihood"
@@ -307,8 +316,8 @@ def as_record(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_pictures(model: LikelihoodVAE, judged: Judged, folder: Path) -> None:
-    """samples.png, reconstructions.png, walks.png, or analogies.png of a VAE that knows classes, and plane.png of one
-    that has such."""
+    """samples.png, reconstructions.png, walks.png, or analogies.png of a VAE that knows classes, plane.png of one that
+    has such, and levels.png of a hierarchy."""
     shown = judged.first(2 * SHOWN)
     means = torch.cat(judged.images.means, dim=1)
     pictures = {
@@ -322,5 +331,7 @@ def write_pictures(model: LikelihoodVAE, judged: Judged, folder: Path) -> None:
         pictures["walks"] = latent_walks(model, shown[0], variances)
     if has_plane(model):
         pictures["plane"] = latent_plane(model, means.float(), judged.labels)
+    if isinstance(model, HierarchicalVAE):
+        pictures["levels"] = progressive(model, shown[:SHOWN])
     for name, picture in pictures.items():
         save_png(picture, folder / f"{name}.png")

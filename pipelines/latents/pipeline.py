@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Self, Unpack, get_args
@@ -29,6 +29,7 @@ from pipelines.pictures import to_pil
 from pipelines.prior_requests import Labels, labels_of
 from stage1_vae.decoders import FactorisedDecoder
 from stage1_vae.evaluation import mixed
+from stage1_vae.hierarchies.base import HierarchicalVAE
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.model import LikelihoodVAE, Pixels
 from stage1_vae.pictures import analogies
@@ -130,13 +131,16 @@ class LatentPipeline:
         first_index: int = 0,
         batch_size: int = 64,
         pixels: Pixels = "mean",
+        temperature: float | Sequence[float] = 1.0,
         progress: bool = True,
     ) -> Drawn:
         """New images: samples first_index, first_index + 1, ... of `seed`.
 
         labels: of a VAE that knows classes, one by number or name for all images, or one for each; left out, all
-        classes in turn. Sample i of seed s has the same latents whatever the batch size; its pixels agree to rounding.
-        progress: whether a terminal shows a bar where it takes longer than a second. Raises UserError.
+        classes in turn. temperature: of a hierarchy, of all groups or of each, the top one first: what their standard
+        deviations are multiplied by. Sample i of seed s has the same latents whatever the batch size; its pixels, and
+        the latents of a hierarchy, agree to rounding. progress: whether a terminal shows a bar where it takes longer
+        than a second. Raises UserError.
         """
         batches = self.stream(
             num,
@@ -145,6 +149,7 @@ class LatentPipeline:
             first_index=first_index,
             batch_size=batch_size,
             pixels=pixels,
+            temperature=temperature,
             progress=progress,
         )
         return Drawn(*map(torch.cat, zip(*batches, strict=True)))
@@ -158,6 +163,7 @@ class LatentPipeline:
         first_index: int = 0,
         batch_size: int = 64,
         pixels: Pixels = "mean",
+        temperature: float | Sequence[float] = 1.0,
         progress: bool = True,
     ) -> Iterator[Drawn]:
         """The images of `generate`, batch after batch, each made when it is asked for: any number of them in the memory
@@ -167,13 +173,14 @@ class LatentPipeline:
         if pixels not in get_args(Pixels):
             raise UserError(f"got pixels={pixels!r}, expected {either(get_args(Pixels))}")
         chosen = labels_of(self, range(first_index, first_index + num), labels)
+        self.check_temperature(temperature)
 
         def batches() -> Iterator[Drawn]:
             with progress_bar(num, "images", shown=progress, delay=BAR_AFTER) as bar:
                 for start in range(0, num, batch_size):
                     few = range(start, min(start + batch_size, num))
                     asked = None if chosen is None else chosen[few.start : few.stop]
-                    made = self.sample([first_index + i for i in few], seed, pixels, asked)
+                    made = self.sample([first_index + i for i in few], seed, pixels, asked, temperature)
                     bar.update(len(made.images))
                     yield made
 
@@ -181,16 +188,27 @@ class LatentPipeline:
 
     @torch.no_grad()
     def sample(
-        self, indices: Sequence[int], seed: int, pixels: Pixels = "mean", labels: Sequence[int] | None = None
+        self,
+        indices: Sequence[int],
+        seed: int,
+        pixels: Pixels = "mean",
+        labels: Sequence[int] | None = None,
+        temperature: float | Sequence[float] = 1.0,
     ) -> Drawn:
         """Samples `indices` of `seed`, as one batch. labels: of a VAE that knows classes, one for each; left out, all
         in turn."""
         chosen = labels_of(self, indices, labels)
+        generators = [self.generator(seed, index) for index in indices]
+        if self.prior is None and isinstance(self.vae, HierarchicalVAE):
+            noise = [torch.randn(1, *self.vae.shape, device=self.device, generator=one) for one in generators]
+            latents, outputs = self.vae.draw(torch.cat(noise), temperatures=temperature)
+            if pixels != "sample":
+                return Drawn(self.vae.shown(outputs, pixels).float(), latents)
+            streams = [self.generator(seed, index, stream=1) for index in indices]
+            shown = [self.vae.shown(one[None], "sample", own) for one, own in zip(outputs, streams, strict=True)]
+            return Drawn(torch.cat(shown), latents)
         latents = torch.cat(
-            [
-                self.draw_latents(self.generator(seed, index), None if chosen is None else chosen[i])
-                for i, index in enumerate(indices)
-            ]
+            [self.draw_latents(one, None if chosen is None else chosen[i]) for i, one in enumerate(generators)]
         )
         if pixels != "sample":
             return Drawn(self.decode(latents, pixels), latents)
@@ -208,6 +226,48 @@ class LatentPipeline:
             labels = None if label is None else torch.tensor([label], device=self.device)
             return self.vae.draw_latents(1, generator, labels=labels)
         return self.vae.draw_latents(1, generator)
+
+    def check_temperature(self, temperature: float | Sequence[float]) -> None:
+        """Raises UserError for one that the model does not draw at."""
+        if self.prior is None and isinstance(self.vae, HierarchicalVAE):
+            self.vae.temperatures(temperature)
+        elif temperature != 1:
+            raise UserError(
+                f"temperature={temperature}, expected it left out: the model is a VAE without a hierarchy of latents, "
+                "or with a prior learned over them, which draws without it"
+            )
+
+    @torch.no_grad()
+    def vary(
+        self,
+        image: Picture,
+        groups: Collection[int],
+        variants: int,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        pixels: Pixels = "mean",
+        temperature: float | Sequence[float] = 1.0,
+    ) -> Drawn:
+        """An image of which a hierarchy draws `groups` anew, 0 the top one, in so many variants; the others keep what
+        they have, one draw of the image's posterior for all variants. Raises UserError."""
+        vae, asked = self.vae, f"groups={sorted(groups)}"
+        if not isinstance(vae, HierarchicalVAE):
+            raise UserError(f"{asked}, expected a hierarchy of latents: this VAE has one group of them")
+        count = len(vae.group_shapes)
+        if not groups or not all(0 <= group < count for group in groups):
+            raise UserError(f"{asked}, expected at least one, from 0, the top one, to {count - 1}")
+        noise = torch.randn(1, *vae.shape, device=self.device, generator=self.generator(seed, first_index, stream=2))
+        kept = vae.posterior_latents(self.images([image]), noise)
+        known = [None if place in groups else one.expand(variants, *one.shape[1:]) for place, one in enumerate(kept)]
+        indices = range(first_index, first_index + variants)
+        drawn = [
+            torch.randn(1, *vae.shape, device=self.device, generator=self.generator(seed, index)) for index in indices
+        ]
+        latents, outputs = vae.draw(torch.cat(drawn), temperatures=temperature, known=known)
+        streams = [self.generator(seed, index, stream=1) for index in indices]
+        shown = [vae.shown(one[None], pixels, own) for one, own in zip(outputs, streams, strict=True)]
+        return Drawn(torch.cat(shown).float(), latents)
 
     def generator(self, seed: int, index: int, stream: int = 0) -> torch.Generator:
         """Of the random numbers of one sample."""

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
 from stage1_vae.binarise import Binarised
 from stage1_vae.likelihoods import LIKELIHOODS, build_likelihood
 from stage1_vae.model import LikelihoodVAE, Move, NoiseSource, Pixels
@@ -178,9 +179,14 @@ class HierarchicalVAE(LikelihoodVAE):
         return torch.cat(self.group_means(images), dim=1)
 
     def group_means(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(group.flatten(1) for group in self.posterior_latents(images))
+
+    def posterior_latents(self, images: Tensor, noise: Tensor | None = None) -> list[Tensor]:
+        """Of each group, b *shape: b c H W in [-1, 1], and noise, b N, of one draw; None: the means, each given those
+        of the other groups."""
         self.check_images(images)
-        groups, _ = self.infer(self.features(images), None)
-        return tuple(group.latents.flatten(1) for group in groups)
+        groups, _ = self.infer(self.features(images), None if noise is None else self.split(noise))
+        return [group.latents for group in groups]
 
     def pixels(self, latents: Tensor, shown: Pixels, generator: torch.Generator | None = None) -> Tensor:
         groups = self.split(latents)
@@ -200,22 +206,39 @@ class HierarchicalVAE(LikelihoodVAE):
         temperatures: float | Sequence[float] = 1.0,
         known: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """count N, drawn from p(z) from the top down. temperatures: by which standard deviations are multiplied, of all
-        groups or of each. known: latents that groups take instead, count *shape, of the top groups or, with None
-        between, of any."""
+        """count N, drawn from p(z) from the top down. temperatures, known: as `draw` has them."""
         device = next(self.parameters()).device
-        noise = self.split(torch.randn(count, *self.shape, device=device, generator=generator))
-        of_group = [temperatures] * len(noise) if isinstance(temperatures, float | int) else list(temperatures)
+        noise = torch.randn(count, *self.shape, device=device, generator=generator)
+        return self.draw(noise, temperatures=temperatures, known=known)[0]
+
+    def draw(
+        self, noise: Tensor, *, temperatures: float | Sequence[float] = 1.0, known: Sequence[Tensor | None] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Latents, n N, as p(z) gives them by noise, n N, from the top down, and what the likelihood is told of them, n
+        o H W. temperatures: by which standard deviations are multiplied, of all groups or of each; 0 takes the mean.
+        known: latents that groups take instead, n *shape, of the top groups or, with None between, of any. Raises
+        UserError."""
+        of_group, drawn = self.temperatures(temperatures), self.split(noise)
         taken: list[Tensor] = []
 
         def choose(place: int, prior: Normal) -> Tensor:
             given = known[place] if place < len(known) else None
-            drawn = prior.at_temperature(of_group[place]).draw(noise[place]) if given is None else given
-            taken.append(drawn)
-            return drawn
+            taken.append(prior.at_temperature(of_group[place]).draw(drawn[place]) if given is None else given)
+            return taken[-1]
 
-        self.generate(count, choose)
-        return self.joined(taken)
+        outputs = self.generate(len(noise), choose)
+        return self.joined(taken), outputs
+
+    def temperatures(self, given: float | Sequence[float]) -> list[float]:
+        """Of each group, by one number for all or one for each. Raises UserError."""
+        groups = len(self.group_shapes)
+        found = [float(given)] * groups if isinstance(given, float | int) else [float(one) for one in given]
+        if len(found) != groups or not all(0 <= one < math.inf for one in found):
+            raise UserError(
+                f"temperatures={given}, expected one of 0 or more for all, or one for each of the {groups} groups of "
+                "latents, the top one first; 1 draws as trained"
+            )
+        return found
 
     def arguments(self) -> dict[str, Any]:
         binarised = None if self.binarised is None else asdict(self.binarised)
