@@ -206,10 +206,11 @@ class Bottleneck(nn.Module):
         self.wide = convolution(middle, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.behind_narrow(self.narrow(F.gelu(x)))
+        return self.wide(self.behind_narrow(self.narrow(F.gelu(x))))
 
     def behind_narrow(self, narrowed: Tensor) -> Tensor:
-        return self.wide(F.gelu(self.second(F.gelu(self.first(F.gelu(narrowed))))))
+        """What the last convolution reads."""
+        return F.gelu(self.second(F.gelu(self.first(F.gelu(narrowed)))))
 
 
 def convolution(width: int, outputs: int, side: int) -> nn.Conv2d:
@@ -227,10 +228,10 @@ class Encoder(nn.Module):
         self.config = config
         self.layers, _ = config.layers
         self.first = convolution(config.channels, config.width_of(config.image_side), 3)
-        self.blocks = nn.ModuleList()
-        for side, _ in self.layers:
-            width = config.width_of(side)
-            self.blocks.append(Bottleneck(width, config.middle_of(side), width, side))
+        self.blocks: Sequence[Bottleneck] = nn.ModuleList(  # type: ignore[assignment]
+            Bottleneck(config.width_of(side), config.middle_of(side), config.width_of(side), side)
+            for side, _ in self.layers
+        )
         for block in self.blocks:
             block.wide.weight.data /= math.sqrt(len(self.layers))
 
@@ -270,17 +271,22 @@ class DecoderBlock(nn.Module):
     def posterior_of(self, active: Tensor, of_activation: Tensor) -> Normal:
         """q(z_l | x, z_above). active: the stream behind the GELU."""
         of_stream = F.conv2d(active, self.posterior.narrow.weight[:, : self.width], self.posterior.narrow.bias)
-        mean, log_scale = self.posterior.behind_narrow(of_stream + of_activation).chunk(2, dim=1)
+        hidden = self.posterior.behind_narrow(of_stream + of_activation)
+        mean, log_scale = self.posterior.wide(hidden).chunk(2, dim=1)
         return Normal(at_least_float(mean), at_least_float(log_scale))
 
     def forward(self, x: Tensor, latents_of: Callable[[Tensor, Normal], Tensor]) -> Tensor:
         """The stream, n w h h, with what this group adds. latents_of: (the stream behind the GELU, which the networks
         of prior and posterior both read, p(z_l | z_above)) -> the latents, n z h h."""
         active = F.gelu(x)
-        told = self.prior.behind_narrow(self.prior.narrow(active))
-        mean, log_scale, added = told.split([self.latents, self.latents, self.width], dim=1)
+        hidden = self.prior.behind_narrow(self.prior.narrow(active))
+        numbers, last = 2 * self.latents, self.prior.wide
+        mean, log_scale = F.conv2d(hidden, last.weight[:numbers], last.bias[:numbers]).chunk(2, dim=1)
         latents = latents_of(active, Normal(at_least_float(mean), at_least_float(log_scale)))
-        x = (x + added).add_(self.project(latents))
+        # what the prior's network adds and the projection of the latents, as one convolution of both
+        weight = torch.cat([last.weight[numbers:], self.project.weight], dim=1)
+        told = torch.cat([hidden, latents.to(hidden.dtype)], dim=1)
+        x = x + F.conv2d(told, weight, last.bias[numbers:] + self.project.bias)
         return x + self.residual(x)
 
 
@@ -291,7 +297,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         _, layers = config.layers
-        self.blocks = nn.ModuleList(DecoderBlock(config, layer) for layer in layers)
+        self.blocks: Sequence[DecoderBlock] = nn.ModuleList(  # type: ignore[assignment]
+            DecoderBlock(config, layer) for layer in layers
+        )
         for block in self.blocks:
             block.project.weight.data /= math.sqrt(len(layers))
             block.residual.wide.weight.data /= math.sqrt(len(layers))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.vdvae_step import published_pass
 from common.errors import UserError
 from common.foreign_weights import unwrapped
 from common.model_io import load_pretrained
@@ -115,10 +116,11 @@ def test_published_samples(name: str):
 
 
 @pytest.mark.parametrize(("name", "dataset"), [("vdvae_cifar10", "cifar10"), ("vdvae_ffhq1024", "ffhq_1024")])
-def test_published_sizes(name: str, dataset: str):
+def test_published_sizes(name: str, dataset: str, monkeypatch: pytest.MonkeyPatch):
     """Of the full-size models, which are recognised by the names of their weights alone."""
     shapes = json.loads(golden_file("real_shapes.json", GOLDEN_VAE).read_text())[name]
     weights = {f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda _: None)  # which takes its time there, too
     with torch.device("meta"):
         model = import_vdvae(unwrapped(weights))
     assert model.config == published_configs()[dataset]
@@ -157,49 +159,13 @@ def black_and_white(count: int, side: int = 8) -> Tensor:
     return torch.randint(0, 2, (count, 1, side, side), generator=torch.Generator().manual_seed(2)) * 2.0 - 1
 
 
-def plain_infer(model: VDVAE, images: Tensor, noise: list[Tensor]) -> tuple[list[tuple[Tensor, ...]], Tensor]:
-    """The published order of operations: concatenation of stream and activation, everything of each draw anew."""
-
-    def block(bottleneck: Any, x: Tensor) -> Tensor:
-        for layer in (bottleneck.narrow, bottleneck.first, bottleneck.second, bottleneck.wide):
-            x = layer(F.gelu(x))
-        return x
-
-    config = model.config
-    x = model.encoder.first((images * 127.5 + 127.5 + config.pixel_shift) * config.pixel_scale)
-    activations = {x.shape[2]: x}
-    for layer, own in zip(model.encoder.layers, model.encoder.blocks, strict=True):
-        x = x + block(own, x)
-        if layer.number:
-            x = F.avg_pool2d(x, layer.number)
-            wanted = config.width_of(x.shape[2])
-            x = torch.cat([x, x.new_zeros(len(x), wanted - x.shape[1], *x.shape[2:])], dim=1)
-        activations[x.shape[2]] = x
-    starts = zip(model.decoder.learned, model.decoder.starts, strict=True)
-    streams = {side: start.repeat(len(images), 1, 1, 1) for side, start in starts}
-    found = []
-    for own, drawn in zip(model.decoder.blocks, noise, strict=True):
-        x = streams.get(own.side, torch.zeros_like(activations[own.side]))
-        if own.added:
-            scale = own.side // own.added
-            x = x + streams[own.added][:, : x.shape[1]].repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        mean, log_scale = block(own.posterior, torch.cat([x, activations[own.side]], dim=1)).chunk(2, dim=1)
-        told, latents = block(own.prior, x), own.latents
-        z = mean + log_scale.exp() * drawn
-        x = x + told[:, 2 * latents :] + own.project(z)
-        streams[own.side] = x + block(own.residual, x)
-        found.append((z, mean, log_scale, told[:, :latents], told[:, latents : 2 * latents]))
-    x = streams[config.image_side] * model.decoder.gain + model.decoder.shift
-    return found, model.decoder.last(x)
-
-
 def test_terms_are_those_of_the_published_order_of_operations():
     """Of two draws, whose parts that depend on the image alone are computed once: KL of each group as torch has it,
     densities, the likelihood, and the gradient of the bound."""
     model, images = shaken(tiny()).double(), black_and_white(3).double()
     noise = torch.randn(2, 3, *model.shape, dtype=torch.float64)
     terms = model(images, noise=noise)
-    found, outputs = plain_infer(model, images.repeat(2, 1, 1, 1), model.split(noise.flatten(0, 1)))
+    found, outputs = published_pass(model, images.repeat(2, 1, 1, 1), model.split(noise.flatten(0, 1)))
     bound = torch.zeros(6, dtype=torch.float64)
     for place, (z, *parameters) in enumerate(found):
         posterior, prior = (

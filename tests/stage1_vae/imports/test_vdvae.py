@@ -13,9 +13,11 @@ from torch import Tensor
 from common.errors import UserError
 from pipelines.commands.import_weights import ImportConfig, import_weights
 from pipelines.latents.models import load_vae
+from pipelines.options import read_recipe
 from stage1_vae.hierarchies.vdvae import VDVAE, VDVAEConfig
-from stage1_vae.imports.vdvae import original_name
+from stage1_vae.imports.vdvae import original_name, published_configs
 from stage1_vae.likelihoods import LogisticMixtureConfig
+from stage1_vae.train import Stage1VAEConfig
 
 CONFIG: dict[str, Any] = {
     "dataset": "cifar10",
@@ -94,3 +96,18 @@ def test_options_of_other_kinds_are_refused(model: VDVAE, tmp_path: Path):
     other = ImportConfig(kind="vdvae", weights=config.weights, config=config.config, out=config.out, image_size=32)
     with pytest.raises(UserError, match="--image_size is not for --kind vdvae"):
         import_weights(other)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dataset"),
+    [
+        ("vdvae_cifar10_published", "cifar10"),
+        ("vdvae_imagenet32", "imagenet32"),
+        ("vdvae_imagenet64", "imagenet64"),
+    ],
+)
+def test_recipes_are_those_that_are_imported(recipe: str, dataset: str):
+    config, _ = read_recipe("train-vae", Stage1VAEConfig, "vae", ["--config", recipe])
+    assert config.model == published_configs()[dataset]
+    assert VDVAEConfig() == published_configs()["cifar10"]
+    assert config.train.betas == (0.9, 0.9)
