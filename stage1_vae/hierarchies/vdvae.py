@@ -213,11 +213,18 @@ class Bottleneck(nn.Module):
         return F.gelu(self.second(F.gelu(self.first(F.gelu(narrowed)))))
 
 
-def convolution(width: int, outputs: int, side: int) -> nn.Conv2d:
+class Convolution(nn.Conv2d):
     """Biases begin at 0, weights as torch has them."""
-    layer = nn.Conv2d(width, outputs, side, padding=side // 2)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
+
+    bias: nn.Parameter
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.bias)
+
+
+def convolution(width: int, outputs: int, side: int) -> Convolution:
+    return Convolution(width, outputs, side, padding=side // 2)
 
 
 class Encoder(nn.Module):

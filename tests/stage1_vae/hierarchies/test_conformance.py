@@ -25,6 +25,8 @@ from stage1_vae.evaluation import judge
 from stage1_vae.hierarchies.base import HierarchicalVAE, Normal, normal_kl, product
 from stage1_vae.hierarchies.deep_latent_gaussian import DeepLatentGaussianConfig
 from stage1_vae.hierarchies.markov import MarkovConfig
+from stage1_vae.hierarchies.vdvae import VDVAEConfig
+from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.models import MODEL_CLASSES, MODELS, ModelConfig, build_model
 from stage1_vae.objectives import OBJECTIVES, ELBOConfig, ImportanceConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import Terms, total_kl
@@ -58,6 +60,17 @@ ROWS: dict[str, Row] = {
     "ladder without batch normalisation": Row(MarkovConfig(**SMALL, inference="top_down")),
     "deep latent Gaussian": Row(DeepLatentGaussianConfig(**SMALL, activation="tanh")),
     "deep latent Gaussian, rank one": Row(DeepLatentGaussianConfig(**SMALL, posterior="rank_one", activation="tanh")),
+    "VD-VAE": Row(
+        VDVAEConfig(
+            channels=1,
+            width=4,
+            latents=1,
+            encoder_layers="4x1,4d2,2d2,1x1",
+            decoder_layers="1x1,2m1,4m2",
+            bottleneck_multiple=0.5,
+            likelihood=BernoulliConfig(),
+        )
+    ),
     "deep latent Gaussian, product": Row(DeepLatentGaussianConfig(**SMALL, posterior="product", activation="tanh")),
 }
 
