@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,32 @@ def global_mean(tensor: Tensor) -> Tensor:
         return tensor
     mean = sum_over_processes(tensor.detach().clone()) / dist.get_world_size()
     return tensor + (mean - tensor.detach())
+
+
+def moments_of_all(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and (biased) variance of each channel over the images of all processes, 1 c 1 1 each, with gradients to all
+    of them; and the number of values that each is of, a scalar. x: b c h w."""
+    total = sum_of_all(torch.cat([x.sum((0, 2, 3)), x.new_full((1,), x.numel() / x.shape[1])]))
+    count = total[-1].detach()
+    mean = (total[:-1] / count).view(1, -1, 1, 1)
+    squares = sum_of_all((x - mean).square().sum((0, 2, 3)))
+    return mean, (squares / count).view(1, -1, 1, 1), count
+
+
+def sum_of_all(tensor: Tensor) -> Tensor:
+    return SumOverProcesses.apply(tensor) if several_processes() else tensor
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Adds up each process's tensor; the gradient is the sum of the gradients that all processes have for the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return sum_over_processes(tensor.detach().clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return SumOverProcesses.apply(gradient.contiguous())  # itself, for the second derivatives of an R1 penalty
 
 
 def draw_rows(parts: Sequence[Tensor], count: int) -> Tensor:
