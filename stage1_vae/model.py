@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from stage1_vae.binarise import Binarised
+from stage1_vae.objectives.spectral import Regularised
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors.base import LatentShape
 
@@ -75,6 +76,16 @@ class LikelihoodVAE(PretrainedModel):
     def start(self, images: Tensor) -> None:
         """Before the first step: what the model takes from training images, b c H W in [-1, 1], the same ones on all
         processes."""
+
+    def after_step(self) -> None:
+        """After each optimiser step, but not after a skipped one: takes up what the step's forward passes noted."""
+
+    def discard_step(self) -> None:
+        """After a skipped step, in place of `after_step`."""
+
+    def regularised(self) -> Regularised | None:
+        """Weights whose size an objective may keep small; None: the model does not say."""
+        return None
 
     def encode(self, images: Tensor) -> Tensor:
         """The means of their posteriors: b c H W -> b *shape. Of a hierarchy each group's, given those above it."""

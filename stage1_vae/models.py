@@ -7,6 +7,7 @@ from typing import Any
 from stage1_vae.binarise import Binarised
 from stage1_vae.hierarchies.deep_latent_gaussian import DeepLatentGaussian, DeepLatentGaussianConfig
 from stage1_vae.hierarchies.markov import MarkovConfig, MarkovHierarchy
+from stage1_vae.hierarchies.nvae import NVAE, NVAEConfig
 from stage1_vae.hierarchies.vdvae import VDVAE, VDVAEConfig
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.labels.m1m2 import M1M2, M1M2Config
@@ -16,7 +17,14 @@ from stage1_vae.model import LikelihoodVAE
 from stage1_vae.vae import VAE, VAEConfig
 
 ModelConfig = (
-    VAEConfig | MarkovConfig | DeepLatentGaussianConfig | M2Config | VDVAEConfig | MultimodalConfig | M1M2Config
+    VAEConfig
+    | MarkovConfig
+    | DeepLatentGaussianConfig
+    | NVAEConfig
+    | M2Config
+    | VDVAEConfig
+    | MultimodalConfig
+    | M1M2Config
 )
 
 
@@ -24,6 +32,7 @@ MODELS: dict[str, Any] = {  # classes of LikelihoodVAE, each with a config class
     "vae": (VAE, VAEConfig),
     "markov": (MarkovHierarchy, MarkovConfig),
     "deep_latent_gaussian": (DeepLatentGaussian, DeepLatentGaussianConfig),
+    "nvae": (NVAE, NVAEConfig),
     "m2": (M2, M2Config),
     "vdvae": (VDVAE, VDVAEConfig),
     "multimodal": (Multimodal, MultimodalConfig),

@@ -25,6 +25,7 @@ from stage1_vae.modalities.multimodal import Multimodal, MultimodalConfig
 from stage1_vae.modalities.task import MultimodalTask, symbols_of
 from stage1_vae.models import LABELLED, MODELS, ModelConfig, build_model
 from stage1_vae.objectives import (
+    BalancedConfig,
     ELBOConfig,
     ImportanceConfig,
     MixtureBoundConfig,
@@ -102,9 +103,9 @@ def check_objective(model: ModelConfig, objective: ObjectiveConfig) -> None:
             )
     if not issubclass(MODELS[model.kind][0], HierarchicalVAE):
         return
-    if not isinstance(objective, ELBOConfig | ImportanceConfig):
+    if not isinstance(objective, ELBOConfig | BalancedConfig | ImportanceConfig):
         raise UserError(
-            f"objective.kind={objective.kind} with model.kind={model.kind}, expected elbo or importance: the others "
+            f"objective.kind={objective.kind} with model.kind={model.kind}, expected elbo, balanced or importance: the others "
             "ask for one posterior of all latents, and a hierarchy has one for each group, given other groups"
         )
     if isinstance(objective, ImportanceConfig) and not objective.is_plain:
@@ -148,6 +149,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
         generator=tuple(model.generator_parameters()),
         labels=train_data.labels,
         batch_size=config.train.batch_size,
+        regularised=model.regularised,
     )
     objective = build_objective(config.objective, facts_of_training)
     train_data.mixture = objective.mixture

@@ -83,6 +83,11 @@ def real_shapes(name: str) -> dict[str, Any]:
     return json.loads(golden_file("real_shapes.json").read_text())[name]["keys"]
 
 
+def real_shapes_vae(name: str) -> dict[str, Any]:
+    """Likewise, of a likelihood VAE."""
+    return json.loads(golden_file("real_shapes.json", GOLDEN_VAE).read_text())[name]
+
+
 def golden_file(name: str, folder: Path = GOLDEN) -> Path:
     path = folder / name
     if not path.is_file():

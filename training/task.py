@@ -39,6 +39,7 @@ class Companion(NamedTuple):
     module: nn.Module
     optimizer: OptimizerSettings | None = None  # None: it does not learn
     schedule: Schedule | None = None  # of one that learns
+    kept: bool = False  # of one that does not: whether its buffers change in a run, and belong into checkpoints
 
 
 class Verdict(NamedTuple):

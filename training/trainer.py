@@ -97,9 +97,10 @@ class Trainer:
         self.learner = Learner(task.model, settings, self._learning_rate)
         self.companions = {  # those that learn
             name: Learner(module, optimizer, schedule)
-            for name, (module, optimizer, schedule) in task.companions.items()
+            for name, (module, optimizer, schedule, _) in task.companions.items()
             if optimizer is not None and schedule is not None
         }
+        self.kept = {name: companion.module for name, companion in task.companions.items() if companion.kept}
 
     # ---- a run: opened, continued, ended -------------------------------------------------------------------
 
@@ -352,6 +353,7 @@ class Trainer:
         for name, companion in self.companions.items():
             tensors[name] = companion.module.state_dict()
             tensors[f"{name}_optimizer"] = companion.state()
+        tensors |= {name: module.state_dict() for name, module in self.kept.items()}
         scaler = self.accelerator.scaler
         state = {
             "progress": asdict(self.progress),
@@ -382,6 +384,8 @@ class Trainer:
             for name, companion in self.companions.items():
                 companion.module.load_state_dict(self.checkpoints.tensors(step, name))
                 companion.load_state(self.checkpoints.tensors(step, f"{name}_optimizer"))
+            for name, module in self.kept.items():
+                module.load_state_dict(self.checkpoints.tensors(step, name))
 
     @contextmanager
     def _explain_misfit(self, step: int) -> Iterator[None]:

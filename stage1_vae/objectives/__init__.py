@@ -6,6 +6,7 @@ from typing import Any
 
 from stage1_vae.objectives.adversarial import AdversarialAutoencoder, AdversarialAutoencoderConfig
 from stage1_vae.objectives.aggressive import Aggressive, AggressiveConfig
+from stage1_vae.objectives.balanced import Balanced, BalancedConfig
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import ELBO, ELBOConfig
 from stage1_vae.objectives.hamiltonian import Hamiltonian, HamiltonianConfig
@@ -25,6 +26,7 @@ ObjectiveConfig = (
         | BetaTCConfig
         | FactorConfig
     )
+    | BalancedConfig
     | HamiltonianConfig
     | AggressiveConfig
     | SubsampledConfig
@@ -34,6 +36,7 @@ ObjectiveConfig = (
 
 OBJECTIVES: dict[str, Any] = {  # classes of Objective, each with a config class of its own
     "elbo": (ELBO, ELBOConfig),
+    "balanced": (Balanced, BalancedConfig),
     "importance": (ImportanceWeighted, ImportanceConfig),
     "info": (InfoVAE, InfoVAEConfig),
     "autoencoder": (DeterministicAutoencoder, AutoencoderConfig),
@@ -60,6 +63,8 @@ __all__ = [
     "Aggressive",
     "AggressiveConfig",
     "AutoencoderConfig",
+    "Balanced",
+    "BalancedConfig",
     "BetaTC",
     "BetaTCConfig",
     "DeterministicAutoencoder",

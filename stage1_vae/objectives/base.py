@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
+from stage1_vae.objectives.spectral import Regularised
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors.base import LatentShape
 from training.data import Mixture
@@ -25,6 +26,7 @@ class TrainingFacts(NamedTuple):
     generator: tuple[nn.Parameter, ...]  # weights of p(z) and p(x|z)
     labels: np.ndarray = NO_LABELS  # n, int64, of the images, -1 where the class is not known
     batch_size: int = 0  # images of a step; 0: not known
+    regularised: Callable[[], Regularised | None] = lambda: None  # of the model as it is at the time of the call
 
 
 class ObjectiveOutput(NamedTuple):

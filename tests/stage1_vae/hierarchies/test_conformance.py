@@ -25,6 +25,7 @@ from stage1_vae.evaluation import judge
 from stage1_vae.hierarchies.base import HierarchicalVAE, Normal, normal_kl, product
 from stage1_vae.hierarchies.deep_latent_gaussian import DeepLatentGaussianConfig
 from stage1_vae.hierarchies.markov import MarkovConfig
+from stage1_vae.hierarchies.nvae import NVAEConfig
 from stage1_vae.hierarchies.vdvae import VDVAEConfig
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.models import MODEL_CLASSES, MODELS, ModelConfig, build_model
@@ -42,6 +43,9 @@ class Row(NamedTuple):
 
 
 SMALL: dict[str, Any] = {"latents": (4, 3, 2), "hidden": (12, 8, 6)}
+CELLS = {"blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1, "encoder_cells": 1, "decoder_cells": 1}
+SMALL_NVAE: dict[str, Any] = {"channels": 1, "latents": 1, "scales": 2, "groups": 2, **CELLS}
+SMALL_NVAE |= {"encoder_width": 2, "decoder_width": 2, "likelihood": BernoulliConfig()}
 
 ROWS: dict[str, Row] = {
     "Markov": Row(MarkovConfig(**SMALL), closed_kl=False),
@@ -72,6 +76,8 @@ ROWS: dict[str, Row] = {
         )
     ),
     "deep latent Gaussian, product": Row(DeepLatentGaussianConfig(**SMALL, posterior="product", activation="tanh")),
+    "NVAE": Row(NVAEConfig(**SMALL_NVAE), apart=False),
+    "NVAE with flows": Row(NVAEConfig(**SMALL_NVAE, flows=1), closed_kl=False, apart=False),
 }
 
 
@@ -407,9 +413,9 @@ def test_a_run_trains_validates_and_shows_a_preview(row: Row, tmp_path: Path):
     assert (model.config, model.image_size, model.binarised) == (row.config, row.size, Binarised("once", 0))
 
 
-@pytest.mark.parametrize("kind", sorted(OBJECTIVES.keys() - {"elbo", "importance"}))
+@pytest.mark.parametrize("kind", sorted(OBJECTIVES.keys() - {"elbo", "balanced", "importance"}))
 def test_objectives_of_one_posterior_are_refused(row: Row, kind: str):
-    with pytest.raises(UserError, match=f"objective.kind={kind} .*expected elbo or importance"):
+    with pytest.raises(UserError, match=f"objective.kind={kind} .*expected elbo, balanced or importance"):
         run_config(row, Path("nowhere.npz"), OBJECTIVES[kind][1]())
 
 
