@@ -105,8 +105,8 @@ def check_objective(model: ModelConfig, objective: ObjectiveConfig) -> None:
         return
     if not isinstance(objective, ELBOConfig | BalancedConfig | ImportanceConfig):
         raise UserError(
-            f"objective.kind={objective.kind} with model.kind={model.kind}, expected elbo, balanced or importance: the others "
-            "ask for one posterior of all latents, and a hierarchy has one for each group, given other groups"
+            f"objective.kind={objective.kind} with model.kind={model.kind}, expected elbo, balanced or importance: the "
+            "others ask for one posterior of all latents, and a hierarchy has one for each group, given other groups"
         )
     if isinstance(objective, ImportanceConfig) and not objective.is_plain:
         raise UserError(

@@ -77,7 +77,6 @@ ROWS: dict[str, Row] = {
     ),
     "deep latent Gaussian, product": Row(DeepLatentGaussianConfig(**SMALL, posterior="product", activation="tanh")),
     "NVAE": Row(NVAEConfig(**SMALL_NVAE), apart=False),
-    "NVAE with flows": Row(NVAEConfig(**SMALL_NVAE, flows=1), closed_kl=False, apart=False),
 }
 
 
