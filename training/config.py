@@ -17,8 +17,8 @@ class TrainConfig:
     batch_size: int = 64  # samples per optimiser step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step: the same result in less memory
     learning_rate: float = 3e-4  # peak, after the warm-up
-    optimizer: Literal["adam", "rmsprop"] = "adam"  # rmsprop: centred (Graves 2013), its decay 0.99
-    betas: tuple[float, float] = (0.9, 0.999)  # Adam's
+    optimizer: Literal["adam", "adamax", "rmsprop"] = "adam"  # rmsprop: centred (Graves 2013), its decay 0.99
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's and Adamax'
     weight_decay: float = 0.0  # AdamW's, on weights of two and more axes; 0 is plain Adam
     warmup_steps: int = 0  # over which the learning rate rises from 0
     schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
@@ -61,10 +61,10 @@ class TrainConfig:
         for name, decays in (("betas", self.betas), ("ema_decay", (self.ema_decay,))):
             if not all(0 <= decay < 1 for decay in decays):
                 raise UserError(f"train.{name}={getattr(self, name)}, expected from 0 to below 1")
-        if self.optimizer == "rmsprop" and self.weight_decay:
+        if self.optimizer != "adam" and self.weight_decay:
             raise UserError(
-                f"train.weight_decay={self.weight_decay} with train.optimizer=rmsprop, expected 0: only adam decays "
-                "weights apart from its gradients; leave one of the two out"
+                f"train.weight_decay={self.weight_decay} with train.optimizer={self.optimizer}, expected 0: only adam "
+                "decays weights apart from its gradients; leave one of the two out"
             )
         if self.evaluate_images < 2:
             raise UserError(f"train.evaluate_images={self.evaluate_images}, expected 2 or more; 1000 is usual")

@@ -14,6 +14,7 @@ from common.distributed import mean_over_processes, several_processes
 from training.checkpoint import load_optimizer_tensors, optimizer_tensors
 
 RMSPROP_DECAY = 0.99
+ADAMAX_EPSILON = 1e-3  # added to gradients in the running maximum, as NVAE has it
 
 Schedule = Callable[[int], float]
 """The learning rate of a step of the run, counted from 0."""
@@ -23,7 +24,7 @@ Schedule = Callable[[int], float]
 class OptimizerSettings:
     """Of the optimiser, and of what comes before it."""
 
-    kind: Literal["adam", "rmsprop"] = "adam"
+    kind: Literal["adam", "adamax", "rmsprop"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0  # of weights of two and more axes; 0 is plain Adam
     max_grad_norm: float = 0.0  # gradients are scaled down to this norm; 0 is off
@@ -79,7 +80,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101), which is Adam where weight_decay is 0. What has one
     number for each channel does not decay: biases, norms and gains of weight normalisation. Or RMSprop in its centred
-    form (Graves 2013, arXiv:1308.0850, equations 38 to 41), without decay of weights."""
+    form (Graves 2013, arXiv:1308.0850, equations 38 to 41), or Adamax (Kingma and Ba 2014, arXiv:1412.6980, section
+    7.1), both without decay of weights."""
+    if settings.kind == "adamax":
+        return torch.optim.Adamax(weights, lr=learning_rate, betas=settings.betas, eps=ADAMAX_EPSILON)
     if settings.kind == "rmsprop":
         return torch.optim.RMSprop(weights, lr=learning_rate, alpha=RMSPROP_DECAY, centered=True)
 

@@ -30,6 +30,7 @@ from stage1_vae.hierarchies.nvae_cells import (
     BatchNorm,
     Cell,
     Conv2D,
+    Convolution,
     DecoderCombiner,
     EncoderCombiner,
     Flow,
@@ -281,11 +282,9 @@ class NVAE(HierarchicalVAE):
     # ---- training ----
 
     def regularised(self) -> Regularised:
-        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        convolutions = [module for module in self.modules() if isinstance(module, Convolution)]
         return Regularised(
-            matrices=[
-                (one.applied_weight() if isinstance(one, Conv2D) else one.weight).flatten(1) for one in convolutions
-            ],
+            matrices=[convolution.applied_weight().flatten(1) for convolution in convolutions],
             gains=[norm.weight for norm in self.norms()],
         )
 

@@ -36,27 +36,40 @@ def output_channels(channels: int, scaling: Scaling) -> int:
 # ---- convolutions ---------------------------------------------------------------------------------------------------
 
 
-class Conv2D(nn.Conv2d):
+class Convolution(nn.Conv2d):
+    """On a CPU it is computed channels last, a place in memory after the other, which is faster, and what is computed
+    of its output stays so."""
+
+    def applied_weight(self) -> Tensor:
+        """What images are convolved with."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.applied_weight()
+        if x.device.type == "cpu":
+            x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Conv2D(Convolution):
     """A convolution whose weights are, for each output channel, a direction times a length that is learned as its log
     (Salimans and Kingma 2016, arXiv:1602.07868)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True):
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
-        self.log_weight_norm = nn.Parameter((self.lengths().detach() + 1e-2).log())
+        self.log_weight_norm = nn.Parameter(self.start())
+
+    def start(self, length: float = 1.0) -> Tensor:
+        """o 1 1 1: logs of the lengths that the weights have, times a factor."""
+        return (length * self.direction().detach().flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1e-2).log()
 
     def direction(self) -> Tensor:
         return self.weight
 
-    def lengths(self) -> Tensor:
-        """o 1 1 1"""
-        return self.direction().flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-
     def applied_weight(self) -> Tensor:
-        """What images are convolved with."""
-        return self.direction() * (self.log_weight_norm.exp() / (self.lengths() + 1e-5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.applied_weight(), self.bias)
+        direction = self.direction()
+        lengths = direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return direction * (self.log_weight_norm.exp() / (lengths + 1e-5))
 
 
 class MaskedConv2D(Conv2D):
@@ -81,7 +94,7 @@ class MaskedConv2D(Conv2D):
         nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias)
         mask = raster_mask(inputs, outputs, kernel, mirrored=mirrored, strictly=strictly, depthwise=groups > 1)
         self.register_buffer("mask", mask, persistent=False)
-        self.log_weight_norm = nn.Parameter((length * self.lengths().detach() + 1e-2).log())
+        self.log_weight_norm = nn.Parameter(self.start(length))
 
     def direction(self) -> Tensor:
         return self.weight * self.mask
@@ -210,9 +223,9 @@ class MobileConv(nn.Module):
         wide, stride = inputs * factor, 2 if scaling == "down" else 1
         layers = [
             NamedBatchNorm(inputs),
-            ConvBatchNormSwish(nn.Conv2d(inputs, wide, 1, bias=False)),
-            ConvBatchNormSwish(nn.Conv2d(wide, wide, 5, stride, 2, groups=wide, bias=False)),
-            nn.Conv2d(wide, outputs, 1, bias=False),
+            ConvBatchNormSwish(Convolution(inputs, wide, 1, bias=False)),
+            ConvBatchNormSwish(Convolution(wide, wide, 5, stride, 2, groups=wide, bias=False)),
+            Convolution(wide, outputs, 1, bias=False),
             NamedBatchNorm(outputs),
         ]
         # Checkpoints count the upsampling as the first layer.
@@ -227,7 +240,7 @@ class MobileConv(nn.Module):
 
 
 class ConvBatchNormSwish(nn.Module):
-    def __init__(self, convolution: nn.Conv2d) -> None:
+    def __init__(self, convolution: Convolution) -> None:
         super().__init__()
         self.conv = nn.ModuleList([convolution, BatchNormSwish(convolution.out_channels)])
 
