@@ -1,9 +1,10 @@
-"""Deep latent Gaussian model of Rezende, Mohamed and Wierstra 2014, "Stochastic Backpropagation and Approximate Inference
-in Deep Generative Models" (arXiv:1401.4082): independent latents at every layer, added to what comes from above.
+"""Deep latent Gaussian model of Rezende, Mohamed and Wierstra 2014, "Stochastic Backpropagation and Approximate
+Inference in Deep Generative Models" (arXiv:1401.4082): independent latents at every layer, added to what comes from
+above.
 
     z_l ~ N(0, I),  h_L = G_L z_L,  h_l = T_l(h_{l+1}) + G_l z_l,  x ~ p(x | T_0(h_1))        z_1 next to the image
 
-Inference is by one path up, without noise: d_l of d_{l-1}, and of it the posterior of z_l, which knows no other layer's:
+Inference is by one path up, without noise: d_l of d_{l-1}, and of it the posterior of z_l, which knows no other's:
 
     diagonal   N(m_l, s_l^2)
     rank_one   C^-1 = diag(1 / s_l^2) + u_l u_l^T, which the paper has beside it
@@ -16,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -76,9 +78,7 @@ class DeepLatentGaussian(HierarchicalVAE):
         self.injections = nn.ModuleList(
             nn.Linear(numbers, units, bias=False) for numbers, units in zip(latents, hidden, strict=True)
         )  # G_l
-        self.transitions = nn.ModuleList(
-            layers(above, units) for units, above in zip(hidden, hidden[1:], strict=False)
-        )  # T_l, l from 1
+        self.transitions = nn.ModuleList(layers(above, units) for units, above in pairwise(hidden))  # T_l, l from 1
         self.output = nn.Sequential(
             layers(hidden[0], hidden[0]), nn.Linear(hidden[0], math.prod(self.output_shape))
         )  # T_0
