@@ -13,7 +13,8 @@ from common.model_io import PretrainedModel
 from stage1_vae.binarise import Binarised
 from stage1_vae.objectives.spectral import Regularised
 from stage1_vae.objectives.terms import Terms
-from stage1_vae.posteriors.base import LatentShape
+from stage1_vae.posteriors.base import LatentShape, Posterior
+from stage1_vae.priors.base import LatentPrior
 
 Pixels = Literal["mean", "mode", "sample"]
 """What is shown of p(x|z): its mean, its most likely image, or one drawn from it."""
@@ -127,3 +128,35 @@ class LikelihoodVAE(PretrainedModel):
                 f"got images of shape {tuple(images.shape)} and type {images.dtype}, expected floats in [-1, 1] of "
                 f"(batch, {', '.join(map(str, expected))}): a VAE knows one size; resize or crop them"
             )
+
+
+def terms_of_one_group(
+    posterior: Posterior,
+    prior: LatentPrior,
+    log_likelihood: Callable[[Tensor], Tensor],
+    draws: int,
+    noise: Tensor | None,
+    move: Move | None,
+) -> Terms:
+    """The terms of a model whose latents are one group, drawn from one posterior. log_likelihood: log p(x|z) of latents,
+    k b *shape -> k b. draws, noise, move: as `LikelihoodVAE.terms` has them."""
+    if draws == 0:
+        latents = posterior.mean.unsqueeze(0)
+        log_posterior = posterior.log_density(latents)
+    else:
+        latents, log_posterior = posterior.draw(posterior.noise(draws) if noise is None else noise)
+    if move is not None:
+
+        def log_joint(moved: Tensor) -> Tensor:
+            return log_likelihood(moved) + prior.log_density(moved).sum(-1)
+
+        latents, log_posterior = move(latents, log_posterior, log_joint)
+    return Terms(
+        latents=(latents,),
+        log_likelihood=log_likelihood(latents),
+        log_prior=(prior.log_density(latents),),
+        log_posterior=(log_posterior,),
+        exact_kl=(prior.kl(posterior) if move is None else None,),
+        posteriors=(posterior,),
+        priors=(prior,),
+    )

@@ -14,7 +14,7 @@ from common.model_io import in_type_of
 from stage1_vae.binarise import Binarised
 from stage1_vae.decoders import DecoderConfig, build_decoder, decoder_config
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
-from stage1_vae.model import LikelihoodVAE, Move, NoiseSource, Pixels
+from stage1_vae.model import LikelihoodVAE, Move, NoiseSource, Pixels, terms_of_one_group
 from stage1_vae.networks import (
     DenseConfig,
     NetworkConfig,
@@ -115,25 +115,8 @@ class VAE(LikelihoodVAE):
 
     def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
         posterior = self.posterior(images)
-        if draws == 0:
-            latents = posterior.mean.unsqueeze(0)
-            log_posterior = posterior.log_density(latents)
-        else:
-            latents, log_posterior = posterior.draw(posterior.noise(draws) if noise is None else noise)
-        if move is not None:
-
-            def log_joint(moved: Tensor) -> Tensor:
-                return self.decoder.log_likelihood(moved, images) + self.prior.log_density(moved).sum(-1)
-
-            latents, log_posterior = move(latents, log_posterior, log_joint)
-        return Terms(
-            latents=(latents,),
-            log_likelihood=self.decoder.log_likelihood(latents, images),
-            log_prior=(self.prior.log_density(latents),),
-            log_posterior=(log_posterior,),
-            exact_kl=(self.prior.kl(posterior) if move is None else None,),
-            posteriors=(posterior,),
-            priors=(self.prior,),
+        return terms_of_one_group(
+            posterior, self.prior, lambda latents: self.decoder.log_likelihood(latents, images), draws, noise, move
         )
 
     def noise_source(self, image: Tensor) -> NoiseSource:
