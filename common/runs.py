@@ -16,11 +16,13 @@ FACTS_NAME = "run.json"  # of which stage it is, and fingerprints of its data; e
 
 VAE = "stage one (VAE)"
 TABLE = "stage one (table)"
+SEQUENCE = "stage one (sequence)"
 
-# Fields that only recipes of one stage have; those of a table have an objective besides, as those of a VAE do, and
-# those of a VAE data, as those of stage one do: the first of several counts.
+# Fields that only recipes of one stage have; those of a table or of sequences have an objective besides, as those of a
+# VAE do, and those of a VAE data, as those of stage one do: the first of several counts.
 FIELDS_OF = {
     TABLE: {"table"},
+    SEQUENCE: {"sequences"},
     VAE: {"objective"},
     "stage one": {"data", "perceptual", "adversarial"},
     "stage two": {"codes", "label_dropout", "num_classes", "level", "given", "captions", "draws", "latents"},
@@ -55,4 +57,4 @@ def stage_of_recipe(recipe: Any) -> str | None:
     if not isinstance(recipe, dict):
         return None
     stages = [stage for stage, names in FIELDS_OF.items() if recipe.keys() & names]
-    return stages[0] if len(stages) == 1 or stages in ([TABLE, VAE], [VAE, "stage one"]) else None
+    return stages[0] if len(stages) == 1 or stages in ([TABLE, VAE], [SEQUENCE, VAE], [VAE, "stage one"]) else None

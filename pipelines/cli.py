@@ -113,6 +113,14 @@ COMMANDS = {
         "draw what is not kept of images",
         from_options("inpaint", "pipelines.commands.inpaint", "InpaintConfig", "inpaint_files"),
     ),
+    "train-sequence": Command(
+        "train a likelihood VAE of sequences: lines of a text, or drawings of a pen",
+        from_arguments("pipelines.commands.train_sequence"),
+    ),
+    "write": Command(
+        "write new texts or drawings of a VAE of sequences",
+        from_options("write", "pipelines.commands.write", "WriteConfig", "write_sequences"),
+    ),
     "impute": Command(
         "fill in the missing numbers of a table",
         from_options("impute", "pipelines.commands.impute", "ImputeConfig", "impute_file"),

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import configs
 from common.errors import FieldError, UserError
-from common.runs import TABLE, VAE, stage_of_recipe, stage_of_run
+from common.runs import SEQUENCE, TABLE, VAE, stage_of_recipe, stage_of_run
 from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.help import help_of
@@ -32,6 +32,7 @@ STAGES = {  # by the folder of their recipes: the command that trains them, and 
     "stage1": ("train-stage1", "stage one"),
     "vae": ("train-vae", VAE),
     "tables": ("train-table", TABLE),
+    "sequences": ("train-sequence", SEQUENCE),
     "stage2": ("train-stage2", "stage two"),
 }
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+import stage1_vae.sequences.train
 import stage1_vae.tables.train
 import stage1_vae.train
 import stage1_vq.train
@@ -26,6 +27,7 @@ from pipelines.latents.models import check_latents_of, load_vae
 from pipelines.options import read_recipe
 from pipelines.stages import check_made_by, load_autoencoder
 from stage1_vae.model import LikelihoodVAE
+from stage1_vae.sequences.train import Stage1SequenceConfig
 from stage1_vae.tables.train import Stage1TableConfig
 from stage1_vae.train import Stage1VAEConfig
 from stage1_vq.autoencoders import Autoencoder
@@ -36,11 +38,14 @@ from training.loop import FitResult
 
 PREVIEW_SIDE = 112  # pixels: smaller images are magnified in previews
 
-Config = TypeVar("Config", Stage1Config, Stage1VAEConfig, Stage1TableConfig, Stage2Config, Stage2LatentConfig)
+Config = TypeVar(
+    "Config", Stage1Config, Stage1VAEConfig, Stage1TableConfig, Stage1SequenceConfig, Stage2Config, Stage2LatentConfig
+)
 RECIPES: dict[type, tuple[str, str]] = {  # the command that takes such a config, and the folder of its recipes
     Stage1Config: ("train-stage1", "stage1"),
     Stage1VAEConfig: ("train-vae", "vae"),
     Stage1TableConfig: ("train-table", "tables"),
+    Stage1SequenceConfig: ("train-sequence", "sequences"),
     Stage2Config: ("train-stage2", "stage2"),
     Stage2LatentConfig: ("train-stage2", "stage2"),
 }
@@ -110,6 +115,12 @@ def check_images(path: str) -> None:
         raise UserError(
             "data.path is empty: expected a folder of images, an .npz file or a name such as cifar10; give --data.path"
         )
+
+
+def train_sequence(config: Stage1SequenceConfig, run: str | Path, *, device: str | None = None) -> FitResult:
+    """Trains a likelihood VAE of sequences; otherwise as `train_stage1`."""
+    use_device(device)
+    return stage1_vae.sequences.train.train_sequence(config, Path(run))
 
 
 def check_table(path: str) -> None:

@@ -138,7 +138,7 @@ def terms_of_one_group(
     noise: Tensor | None,
     move: Move | None,
 ) -> Terms:
-    """The terms of a model whose latents are one group, drawn from one posterior. log_likelihood: log p(x|z) of latents,
+    """The terms of a model whose latents are one group, of one posterior. log_likelihood: log p(x|z) of latents,
     k b *shape -> k b. draws, noise, move: as `LikelihoodVAE.terms` has them."""
     if draws == 0:
         latents = posterior.mean.unsqueeze(0)

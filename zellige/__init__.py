@@ -39,11 +39,14 @@ if TYPE_CHECKING:
     from pipelines.stages import load_autoencoder as load_autoencoder
     from pipelines.stages import load_prior as load_prior
     from pipelines.trainings import read_config as read_config
+    from pipelines.trainings import train_sequence as train_sequence
     from pipelines.trainings import train_stage1 as train_stage1
     from pipelines.trainings import train_stage2 as train_stage2
     from pipelines.trainings import train_table as train_table
     from pipelines.trainings import train_vae as train_vae
     from pipelines.two_stage import TwoStagePipeline as TwoStagePipeline
+    from stage1_vae.sequences.sequence_vae import SequenceVAE as SequenceVAE
+    from stage1_vae.sequences.train import Stage1SequenceConfig as Stage1SequenceConfig
     from stage1_vae.tables.data import read_table as read_table
     from stage1_vae.tables.miwae import impute as impute
     from stage1_vae.tables.models import load_table_model as load_table_model
@@ -78,6 +81,9 @@ MODULES = {
     "train_stage1": "pipelines.trainings",
     "train_vae": "pipelines.trainings",
     "train_table": "pipelines.trainings",
+    "train_sequence": "pipelines.trainings",
+    "SequenceVAE": "stage1_vae.sequences.sequence_vae",
+    "Stage1SequenceConfig": "stage1_vae.sequences.train",
     "encode_images": "pipelines.commands.encode",
     "train_stage2": "pipelines.trainings",
     "assemble": "pipelines.commands.assemble",

@@ -260,6 +260,14 @@ PICTURES = {
         },
         [("class", "blocks"), ("blocks", "logits"), ("logits", "codes"), ("codes", "grow"), ("grow", "sums", "next scale"), ("sums", "blocks")],
     ),
+    "sequences": picture(
+        "Sequences: latents beside the steps before",
+        {
+            "steps": (0, 0, "steps", "data"), "encoder": (1, 0, "LSTM, both|ways: q of z", "network"), "z": (2, 0, "z", "data"),
+            "before": (1, 1, "steps before", "data"), "decoder": (2, 1, "LSTM or|transformer", "network"), "output": (3, 1, "token, or move|and pen", "choice"),
+        },
+        [("steps", "encoder"), ("encoder", "z"), ("z", "decoder"), ("before", "decoder"), ("decoder", "output")],
+    ),
     "modalities": picture(
         "Modalities: an expert for each, one posterior",
         {

@@ -20,6 +20,7 @@ STAGES = {
     "stage1": ("Stage one: images to codes", "train-stage1"),
     "vae": ("Likelihood VAEs: images to latents", "train-vae"),
     "tables": ("Likelihood VAEs of tables", "train-table"),
+    "sequences": ("Likelihood VAEs of sequences", "train-sequence"),
     "stage2": ("Stage two: priors", "train-stage2"),
 }
 SENTENCE = re.compile(r"(?<!et al)\. (?=[A-Z0-9])|; |: (?=[a-z0-9])")

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.runs import TABLE, VAE
+from common.runs import SEQUENCE, TABLE, VAE
 from pipelines.folder_kinds import json_of
 from pipelines.report.collect import EVALUATION_NAME, Run, Subject
 from training.run_folder import flat
 
-COMMANDS = {"stage one": "train-stage1", VAE: "train-vae", TABLE: "train-table", "stage two": "train-stage2"}
+COMMANDS = {
+    "stage one": "train-stage1",
+    VAE: "train-vae",
+    TABLE: "train-table",
+    SEQUENCE: "train-sequence",
+    "stage two": "train-stage2",
+}
 ABSENT = "–"
 
 

@@ -133,7 +133,8 @@ def test_slopes_are_known_without_gradients_too():
 
 
 def test_what_learns_is_a_companion(model: VAE):
-    _, settings, schedule = hamiltonian(learning_rate=0.02).companions["leapfrog"]
+    leapfrog = hamiltonian(learning_rate=0.02).companions["leapfrog"]
+    settings, schedule = leapfrog.optimizer, leapfrog.schedule
     assert settings is not None
     assert schedule is not None
     assert schedule(5) == 0.02

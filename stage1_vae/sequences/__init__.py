@@ -1,0 +1,1 @@
+"""Likelihood VAEs of sequences: texts, line by line, and drawings of a pen, stroke by stroke."""

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from pipelines.cli import main
+from pipelines.commands.write import WriteConfig, write_sequences
+from stage1_vae.sequences.decoders import RecurrentConfig
+from stage1_vae.sequences.sequence_vae import SequenceVAE, SequenceVAEConfig
+
+
+def saved(folder: Path, *, tokens: bool) -> str:
+    torch.manual_seed(0)
+    config = SequenceVAEConfig(latents=2, encoder_hidden=6, decoder=RecurrentConfig(hidden=8), mixtures=2)
+    model = SequenceVAE(config, 9, list("abc") if tokens else None)
+    for weight in model.parameters():
+        weight.data.mul_(3)
+    return str(model.save_pretrained(folder / f"model{int(tokens)}"))
+
+
+def test_lines_are_a_function_of_their_number_and_the_seed(tmp_path: Path, capsys):
+    model = saved(tmp_path, tokens=True)
+    for num in (3, 5):
+        assert main(["write", "--model", model, "--num", str(num), "--out", str(tmp_path / str(num))]) == 0
+    assert "5 lines in" in capsys.readouterr().out
+    few, more = ((tmp_path / str(num) / "lines.txt").read_text().split("\n") for num in (3, 5))
+    assert few[:3] == more[:3]
+    assert len(more) == 6
+    write_sequences(WriteConfig(model=model, num=5, seed=1, out=str(tmp_path / "other")))
+    assert (tmp_path / "other" / "lines.txt").read_text().split("\n") != more
+
+
+def test_drawings_at_several_temperatures_are_files_and_a_sheet(tmp_path: Path):
+    model = saved(tmp_path, tokens=False)
+    line = write_sequences(WriteConfig(model=model, num=3, temperatures=(0.0, 1.0), out=str(tmp_path / "out")))
+    assert line.startswith("6 drawings")
+    assert len(list((tmp_path / "out").glob("*.svg"))) == 6
+    assert np.asarray(Image.open(tmp_path / "out" / "sheet.png")).std() > 1
+    again = WriteConfig(model=model, num=3, temperatures=(0.0,), out=str(tmp_path / "cold"))
+    write_sequences(again)
+    assert (tmp_path / "cold" / "000001.svg").read_text() == (tmp_path / "out" / "000001.svg").read_text()
+
+
+def test_a_way_leads_from_one_sequence_to_another(tmp_path: Path):
+    model = saved(tmp_path, tokens=True)
+    text = tmp_path / "lines.txt"
+    text.write_text("\n".join(["a b", "b a", "c", "abc", "cab"] * 30), encoding="utf-8")
+    with pytest.raises(UserError, match="other sequences than the model was trained on"):
+        write_sequences(WriteConfig(model=model, between=str(text), out=str(tmp_path / "a")))
+    text.write_text("\n".join(["aab", "ba", "a", "abc", "cab"] * 30), encoding="utf-8")
+    config = WriteConfig(model=model, between=str(text), second=3, num=4, temperatures=(0.0,), out=str(tmp_path / "b"))
+    assert write_sequences(config).startswith("4 lines")
+    with pytest.raises(UserError, match=r"second=999, expected 0 to 99"):
+        write_sequences(WriteConfig(model=model, between=str(text), second=999, out=str(tmp_path / "c")))
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(UserError, match="num=1, expected at least 2"):
+        WriteConfig(model="m", out="o", between="t.txt", num=1)
+    with pytest.raises(UserError, match="each 0 or above"):
+        WriteConfig(model="m", out="o", temperatures=(-1.0,))
