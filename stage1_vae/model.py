@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -103,6 +104,20 @@ class LikelihoodVAE(PretrainedModel):
     def decode(self, latents: Tensor) -> Tensor:
         """n *shape -> n c H W in [-1, 1]: the mean image of each."""
         return self.pixels(latents, "mean")
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers each group has."""
+        return [math.prod(self.shape)]
+
+    def as_noise(self, latents: Tensor) -> Tensor:
+        """n *shape -> n *shape: what walks through latents go along. Of one group they themselves; of a hierarchy
+        the noise of which p(z) draws them, in which each group is N(0, I) whatever those above it are."""
+        return latents
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """n *shape -> n *shape: the latents that `as_noise` makes this of."""
+        return noise
 
     def draw_latents(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """count *shape, drawn from p(z)."""

@@ -76,8 +76,8 @@ def reconstructions(model: LikelihoodVAE, images: Tensor, columns: int = 10) -> 
 @torch.no_grad()
 def latent_walks(model: LikelihoodVAE, image: Tensor, variances: Tensor) -> Image.Image:
     """What an image, c H W, becomes when one number of the mean of its posterior goes from -3 to 3: a row each of the
-    numbers that are the most active, by the variances of such means over images, as many as the latents have numbers;
-    the most active number first. A map of latents is flattened: z17 is its number 17, counted from 0."""
+    numbers that are the most active, by their `spread` over images; the most active number first. A map of latents is
+    flattened: z17 is its number 17, counted from 0; groups of a hierarchy follow each other, the top one first."""
     rows = walks_from(model, image, variances)
     titles = [[f"{value + 0.0:+.1f}" for value in walk_values().tolist()]] + [[] for _ in rows[1:]]
     pictures = [list(map(to_pil, images)) for _, images in rows]
@@ -138,13 +138,28 @@ def walk_values() -> Tensor:
 @torch.no_grad()
 def walks_from(model: LikelihoodVAE, image: Tensor, variances: Tensor) -> list[tuple[int, Tensor]]:
     """The rows of `latent_walks`: which number of the latents, and what it decodes to, steps c H W in [-1, 1]."""
-    mean = model.encode(image.unsqueeze(0))[0]
-    rows = []
-    for number in variances.argsort(descending=True)[:WALKS].tolist():
-        latents = mean.flatten().repeat(WALK_STEPS, 1)
-        latents[:, number] = walk_values().to(mean.device)
-        rows.append((number, model.decode(latents.unflatten(1, mean.shape))))
-    return rows
+    mean = model.encode(image.unsqueeze(0))
+    return [
+        (number, model.decode(walked(model, mean, number, walk_values())))
+        for number in variances.argsort(descending=True)[:WALKS].tolist()
+    ]
+
+
+def walked(model: LikelihoodVAE, latents: Tensor, number: int, values: Tensor) -> Tensor:
+    """An image's latents, 1 *shape, with one of their numbers set to each of n values: n *shape. Of a hierarchy the
+    number is of the noise of which p(z) draws them, and the groups below go along."""
+    noise = model.as_noise(latents)
+    moved = noise.flatten(1).repeat(len(values), 1)
+    moved[:, number] = values.to(moved)
+    return model.from_noise(moved.unflatten(1, noise.shape[1:]))
+
+
+@torch.no_grad()
+def spread(model: LikelihoodVAE, means: Tensor) -> Tensor:
+    """By how much each number that is walked along varies over images, given the means of their posteriors, n *shape:
+    its variance; of one image they are taken to be alike."""
+    noise = model.as_noise(means).flatten(1).double()
+    return noise.var(dim=0) if len(noise) > 1 else torch.ones_like(noise[0])
 
 
 def has_plane(model: LikelihoodVAE) -> bool:

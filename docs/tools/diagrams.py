@@ -193,6 +193,20 @@ PICTURES = {
         [("images", "classifier"), ("classifier", "q"), ("images", "encoder"), ("encoder", "z"), ("z", "decoder"), ("label", "decoder"),
          ("decoder", "bound"), ("bound", "whole")],
     ),
+    "latent_hierarchies": picture(
+        "Two layers of latents: bottom-up inference, and the ladder's",
+        {
+            "x": (0, 0, "images x|b c H W", "data"), "q1": (1, 0, "bottom-up:|q of z_1 given x", "choice"), "z1": (2, 0, "draw z_1", "data"),
+            "q2": (3, 0, "q of z_2|given z_1", "choice"),
+            "d1": (0, 1, "ladder: path up|without noise", "network"), "d2": (1, 1, "path up,|second layer", "network"),
+            "upper": (2, 1, "q of z_2|given x", "choice"), "z2": (3, 1, "draw z_2", "data"),
+            "lower": (0, 2, "what x says|of z_1", "choice"), "product": (1, 2, "q of z_1:|their product", "choice"),
+            "p1": (2, 2, "p of z_1|given z_2", "choice"), "path": (3, 2, "path down", "network"),
+            "drawn": (1, 3, "draw z_1", "data"), "image": (2, 3, "p of x|given z_1", "network"),
+        },
+        [("x", "q1"), ("q1", "z1"), ("z1", "q2"), ("x", "d1"), ("d1", "d2"), ("d1", "lower"), ("d2", "upper"), ("upper", "z2"),
+         ("z2", "path"), ("path", "p1"), ("p1", "product"), ("lower", "product"), ("product", "drawn"), ("drawn", "image")],
+    ),
     "transformer": picture(
         "Transformer: each code from those before it",
         {

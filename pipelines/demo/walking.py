@@ -14,7 +14,7 @@ from pipelines.latents.pipeline import LatentPipeline
 from pipelines.one_by_one import sample_each
 from pipelines.pictures import to_pil
 from stage1_vae.model import Pixels
-from stage1_vae.pictures import latent_walks
+from stage1_vae.pictures import latent_walks, spread, walked
 
 SAMPLES = 64  # from which it is told how active each number of the latents is
 
@@ -36,7 +36,7 @@ def interpolate(pipeline: LatentPipeline, first: Image.Image, second: Image.Imag
 def activity(pipeline: LatentPipeline) -> Tensor:
     """By how much the mean of each number of the latents differs between images, n: its variance over samples."""
     images = pipeline.generate(SAMPLES).images
-    return pipeline.vae.encode(images).flatten(1).var(dim=0)
+    return spread(pipeline.vae, pipeline.vae.encode(images))
 
 
 @torch.no_grad()
@@ -46,9 +46,7 @@ def walk(pipeline: LatentPipeline, picture: Image.Image, number: int, reach: flo
     if not 0 <= number < latents.numel():
         raise UserError(f"there is no number z{number}, expected z0 to z{latents.numel() - 1}")
     values = torch.linspace(-reach, reach, steps)
-    moved = latents.flatten(1).repeat(steps, 1)
-    moved[:, number] = values.to(moved)
-    made = pipeline.decode(moved.unflatten(1, latents.shape[1:]))
+    made = pipeline.decode(walked(pipeline.vae, latents, number, values))
     return Shown(list(map(to_pil, made)), [f"z{number} = {value + 0.0:+.2f}" for value in values.tolist()])
 
 

@@ -39,6 +39,7 @@ from stage1_vae.pictures import (
     progressive,
     reconstructions,
     samples,
+    spread,
 )
 from stage1_vae.vae import VAE
 
@@ -46,6 +47,7 @@ TITLE = "likelihood"
 DRAWS = 100  # of the latents of each image, when nothing else is said
 LOW = 0.1  # nats by which log p may be too low before that is said
 FEW_DRAWS = 10  # effective ones, of half of the images, below which log p and its error are not to be trusted
+INFORMED = 0.01  # nats of KL from which on a unit of a group says something that its prior, given those above, does not
 SHOWN = 10  # images in a row of a picture, and the KL of numbers that are printed
 
 
@@ -230,6 +232,7 @@ def figures_and_notes(
     figures["active_units"] = sum(active)
     if len(kl) > 1:
         figures |= {f"active_units_of_group_{place}": count for place, count in enumerate(active)}
+        figures |= {f"informed_units_of_group_{place}": int((group > INFORMED).sum()) for place, group in enumerate(kl)}
         figures |= {f"kl_of_group_{place}": float(group.sum()) for place, group in enumerate(kl)}
     else:
         figures["kl_per_dimension"] = kl[0].tolist()
@@ -327,8 +330,8 @@ def write_pictures(model: LikelihoodVAE, judged: Judged, folder: Path) -> None:
     if isinstance(model, LabelledVAE):
         pictures["analogies"] = analogy_sheet(model, shown[:SHOWN])
     else:
-        variances = means.var(dim=0) if len(means) > 1 else torch.ones(means.shape[1])
-        pictures["walks"] = latent_walks(model, shown[0], variances)
+        on_device = means.float().to(judged.device).unflatten(1, model.shape)
+        pictures["walks"] = latent_walks(model, shown[0], spread(model, on_device))
     if has_plane(model):
         pictures["plane"] = latent_plane(model, means.float(), judged.labels)
     if isinstance(model, HierarchicalVAE):

@@ -294,12 +294,18 @@ class LatentPipeline:
     @torch.no_grad()
     def interpolate(self, first: Picture, second: Picture, steps: int) -> Drawn:
         """`steps` images on the way from one image to another, both included, along a great circle between the latents
-        where the prior is N(0, I), whose draws lie near a sphere (White 2016, arXiv:1609.04468). Raises UserError."""
+        where the prior is N(0, I), whose draws lie near a sphere (White 2016, arXiv:1609.04468). Of a hierarchy each
+        group goes along an arc of its own, in the noise that its prior, given the groups above on their ways, turns
+        into latents. Raises UserError."""
         if steps < 2:
             raise UserError(f"got steps={steps}, expected at least 2: the first image and the second")
-        start, end = self.encode([first])[0], self.encode([second])[0]
-        shares = torch.linspace(0, 1, steps, device=start.device)
-        latents = torch.stack([on_the_way(start, end, float(share)) for share in shares])
+        ends = self.vae.as_noise(torch.cat([self.encode([first]), self.encode([second])]))
+        start, end = (noise.flatten().split(self.vae.sizes) for noise in ends)
+        between = [
+            torch.cat([on_the_way(*group, float(share)) for group in zip(start, end, strict=True)])
+            for share in torch.linspace(0, 1, steps)
+        ]
+        latents = self.vae.from_noise(torch.stack(between).unflatten(1, ends.shape[1:]))
         return Drawn(self.decode(latents), latents)
 
     @torch.no_grad()

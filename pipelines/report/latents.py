@@ -16,7 +16,7 @@ from pipelines.report.charts import Bars, bars
 from pipelines.report.images import Shown
 from pipelines.report.pictures import Picture, shown, strip, zoom_to
 from stage1_vae.evaluation import ImageFigures, active_units, joined, judge, mean_of
-from stage1_vae.pictures import has_plane, latent_plane, walk_values, walks_from
+from stage1_vae.pictures import has_plane, latent_plane, spread, walk_values, walks_from
 
 DRAWS = 10  # of the latents of each image, for the ELBO
 SIDE = 56
@@ -68,7 +68,7 @@ def latents_of(pipeline: LatentPipeline, images: Shown, seed: int, batch_size: i
     active = int(active_units(means).sum())
     elbo = mean_of(found.elbo, found.elbo_error)
     said = f"KL of {len(ordered)} numbers, the largest first: from {ordered[0]:.2f} to {ordered[-1]:.2f} nats."
-    variances = means.var(dim=0) if len(means) > 1 else torch.ones(means.shape[1])
+    variances = spread(vae, means.float().to(pipeline.device).unflatten(1, vae.shape))
     first = to_float(images.pixels[0]).to(pipeline.device)
     walks = [
         Walk(f"z{number}", row_picture(decoded, f"Walk along z{number} from -3 to 3"))

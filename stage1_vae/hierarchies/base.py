@@ -133,7 +133,6 @@ class HierarchicalVAE(LikelihoodVAE):
 
     @property
     def sizes(self) -> list[int]:
-        """How many numbers each group has."""
         return [math.prod(shape) for shape in self.group_shapes]
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -239,6 +238,26 @@ class HierarchicalVAE(LikelihoodVAE):
                 "latents, the top one first; 1 draws as trained"
             )
         return found
+
+    def as_noise(self, latents: Tensor) -> Tensor:
+        groups, found = self.split(latents), []
+
+        def choose(place: int, prior: Normal) -> Tensor:
+            found.append((groups[place] - prior.mean) * (-prior.log_scale).exp())
+            return groups[place]
+
+        self.generate(len(latents), choose)
+        return self.joined(found)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        groups, drawn = self.split(noise), []
+
+        def choose(place: int, prior: Normal) -> Tensor:
+            drawn.append(prior.draw(groups[place]))
+            return drawn[-1]
+
+        self.generate(len(noise), choose)
+        return self.joined(drawn)
 
     def arguments(self) -> dict[str, Any]:
         binarised = None if self.binarised is None else asdict(self.binarised)

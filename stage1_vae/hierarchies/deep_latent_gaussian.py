@@ -118,7 +118,8 @@ class DeepLatentGaussian(HierarchicalVAE):
         return self.output(hidden).unflatten(1, self.output_shape)
 
     def generate(self, count: int, choose: Choose) -> Tensor:
-        zeros = [self.injections[0].weight.new_zeros(count, *shape) for shape in self.group_shapes]
+        like = next(self.injections.parameters())
+        zeros = [like.new_zeros(count, *shape) for shape in self.group_shapes]
         return self.image_of([choose(place, Normal.standard(group)) for place, group in enumerate(zeros)])
 
     def inference_parameters(self) -> list[nn.Parameter]:

@@ -19,6 +19,7 @@ from PIL import Image
 from pipelines.cli import main
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vae.binarise import Binarised
+from stage1_vae.hierarchies.markov import MarkovConfig, MarkovHierarchy
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.likelihoods.logistic_mixture import LogisticMixtureConfig
 from stage1_vae.networks.dense import DenseConfig
@@ -155,6 +156,11 @@ def lossless_vae(folder: Path) -> None:
     vae(LogisticMixtureConfig(components=2)).save_pretrained(folder)
 
 
+def ladder(folder: Path) -> None:
+    config = MarkovConfig(latents=(8, 4, 3, 2, 2), hidden=(8, 8, 8, 8, 8), inference="top_down")
+    MarkovHierarchy(config, (28, 28), Binarised("once", 0)).save_pretrained(folder)
+
+
 def latents(folder: Path) -> None:
     encode(made("runs/vae"), made("mnist.npz"), folder)
 
@@ -206,6 +212,7 @@ SCENERY: dict[str, Callable[[Path], None]] = {
     "runs/vae": binary_vae,
     "runs/mnist_binary": binary_vae,
     "runs/digits": lossless_vae,
+    "runs/ladder": ladder,
     "latents": latents,
 }
 

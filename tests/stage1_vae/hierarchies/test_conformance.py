@@ -31,6 +31,7 @@ from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.models import MODEL_CLASSES, MODELS, ModelConfig, build_model
 from stage1_vae.objectives import OBJECTIVES, ELBOConfig, ImportanceConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import Terms, total_kl
+from stage1_vae.pictures import spread, walked
 from stage1_vae.train import Stage1VAEConfig, VAETask, train_vae
 from training.config import TrainConfig
 
@@ -265,6 +266,36 @@ def test_latents_are_drawn_by_temperature_and_around_known_groups(row: Row):
         first = priors[0]
         spread = (cold - first.mean[:1]) * (-first.log_scale[:1]).exp()
         torch.testing.assert_close(spread.std(0), torch.full_like(spread[0], 0.5), rtol=0.05, atol=0)
+
+
+def test_latents_are_noise_that_priors_have_drawn_with(row: Row):
+    model = model_of(row)
+    with torch.no_grad():
+        noise = torch.randn(3, *model.shape, generator=seeded(1))
+        latents = model.draw_latents(3, seeded(1))
+        torch.testing.assert_close(model.as_noise(latents), noise, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(model.from_noise(noise), latents)
+
+
+def test_walks_move_the_groups_below(row: Row):
+    """Ways between images begin and end at them, and a number of any group, the top one too, moves the image."""
+    model, images = model_of(row), images_for(row, 2)
+    pipeline = LatentPipeline(model)
+    way = pipeline.interpolate(images[0], images[1], steps=3)
+    with torch.no_grad():
+        torch.testing.assert_close(way.latents[[0, 2]], model.encode(images), rtol=1e-3, atol=1e-3)
+        middle = model.split(model.as_noise(way.latents))
+        for group in middle:  # on an arc, at whose middle the direction is that of the sum of both ends
+            flat = group.flatten(1)
+            both = flat[0] / flat[0].norm() + flat[2] / flat[2].norm()
+            torch.testing.assert_close(flat[1] / flat[1].norm(), both / both.norm(), rtol=1e-2, atol=1e-2)
+        for number in (0, sum(model.sizes) - 1):
+            moved = walked(model, model.encode(images[:1]), number, torch.tensor([-2.0, 2.0]))
+            shown = model.decode(moved)
+            assert (shown[0] != shown[1]).any()
+            kept = torch.arange(moved.shape[1]) < number  # of groups above, and numbers before
+            assert torch.allclose(moved[0, kept], moved[1, kept])
+        assert spread(model, model.encode(images_for(row, 5))).shape == model.shape
 
 
 def test_gradients_are_those_of_finite_differences(row: Row):
