@@ -19,6 +19,8 @@ from pipelines.commands.evaluate import EvaluateConfig, EvaluateDataConfig, eval
 from stage1_vae.binarise import Binarised, NumberedImages
 from stage1_vae.decoders import FactorisedDecoder
 from stage1_vae.evaluation import judge
+from stage1_vae.hierarchies.markov import MarkovConfig, MarkovHierarchy
+from stage1_vae.model import LikelihoodVAE
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.vae import VAE, VAEConfig
 from tests.pipelines.conftest import make_pipeline
@@ -41,7 +43,7 @@ def images(tmp_path: Path) -> Path:
     return path
 
 
-def settings(model: VAE, images: Path, **values: object) -> EvaluateConfig:
+def settings(model: LikelihoodVAE, images: Path, **values: object) -> EvaluateConfig:
     folder = images.parent / "model"
     model.save_pretrained(folder)
     data = EvaluateDataConfig(path=str(images), split="train")
@@ -195,3 +197,24 @@ def test_options_of_the_other_kind_are_refused(images: Path, tmp_path: Path, cap
     arguments = ["--model", config.model, "--data.path", str(images), "--data.split", "train", "--draws", "3"]
     assert main(["evaluate", *arguments]) == 0
     assert "9 images: log p" in capsys.readouterr().out
+
+
+def test_units_of_a_silent_layer_are_told_from_those_that_pass_on_what_the_layer_above_says(images: Path, capsys):
+    """A ladder whose lower layer takes its prior as its posterior: its means vary with the layer above, so that they
+    count as active, but they say nothing, which their KL tells."""
+    torch.manual_seed(0)
+    config = MarkovConfig(latents=(3, 2), hidden=(8, 8), inference="top_down")
+    model = MarkovHierarchy(config, (6, 4), Binarised("once", 7)).eval()
+    with torch.no_grad():
+        upper, lower = model.recognition[1].linear, model.recognition[0].linear
+        upper.weight[:2] *= 30
+        upper.bias[2:] = -3  # sure of it
+        lower.weight.zero_()
+        lower.bias[3:] = 40  # as wide as nothing
+        model.priors[0].linear.weight[:3] *= 20
+    found = figures_of(settings(model, images, draws=20))
+    assert (found["active_units_of_group_0"], found["active_units_of_group_1"]) == (2, 3)
+    assert (found["informed_units_of_group_0"], found["informed_units_of_group_1"]) == (2, 0)
+    assert found["kl_of_group_1"] == pytest.approx(0, abs=1e-5)
+    assert found["kl_of_group_0"] == pytest.approx(found["rate"], rel=1e-5)
+    assert "informed_units_of_group_1" in capsys.readouterr().out

@@ -288,6 +288,8 @@ def test_walks_move_the_groups_below(row: Row):
         for group in middle:  # on an arc, at whose middle the direction is that of the sum of both ends
             flat = group.flatten(1)
             both = flat[0] / flat[0].norm() + flat[2] / flat[2].norm()
+            if both.norm() < 0.1:  # in opposite directions there is no arc
+                continue
             torch.testing.assert_close(flat[1] / flat[1].norm(), both / both.norm(), rtol=1e-2, atol=1e-2)
         for number in (0, sum(model.sizes) - 1):
             moved = walked(model, model.encode(images[:1]), number, torch.tensor([-2.0, 2.0]))
