@@ -5,8 +5,8 @@
 The generative model and the training are the same in all rows of the Markov hierarchy and of the ladder, which are one
 class with one setting between them: how they infer (stage1_vae.hierarchies.markov). Sizes are those of Sønderby et al.
 2016 (arXiv:1602.02282), halved in the hidden layers; batch normalisation and warm-up as there. With one layer the two
-are one model. Where there is a VD-VAE it is trained as its recipe `vdvae_mnist` says. Each training has as many steps
-as fit into so many seconds of one processor, by the time of its first ones; what it took in the end is printed.
+are one model. VD-VAEs are those of the recipe `vdvae_mnist` with other layers of the decoder. Each training has as many
+steps as fit into so many seconds of one processor, by the time of its first ones; what it took in the end is printed.
 
 Of test images, in nats: the ELBO, log p(x) by importance sampling, its difference to one layer, of pairs, and for each
 layer, from the image up, the KL and two counts of its units: active ones, whose posterior means vary over images by
@@ -36,13 +36,19 @@ from pipelines.options import read_recipe
 from stage1_vae.binarise import NumberedImages
 from stage1_vae.evaluation import active_units, judge, mean_of
 from stage1_vae.hierarchies.markov import MarkovConfig
-from stage1_vae.models import MODEL_CLASSES, MODELS, build_model
+from stage1_vae.models import MODEL_CLASSES, build_model
 from stage1_vae.objectives import ELBOConfig, TrainingFacts, build_objective
 from stage1_vae.train import Stage1VAEConfig, train_vae
 from training.config import TrainConfig
 
 LATENTS, HIDDEN = (64, 32, 16, 8, 4), (256, 128, 64, 32, 16)
 LAYERS = (1, 2, 3, 5)
+VDVAE_LAYERS = {  # by how many: the layers of the decoder, each with latents, from 1x1 to 28x28 pixels
+    1: "28x1",
+    2: "1x1,28m1",
+    3: "1x1,7m1,28m7",
+    5: "1x1,7m1,7x1,14m7,28m14",
+}
 INFORMED = 0.01  # nats of KL from which on a unit says something
 WARM_UP = 5  # the KL term's weight rises over one of so many parts of the training
 TIMED = 40  # steps by which a training's time is told, the first quarter of them left out
@@ -59,11 +65,11 @@ def rows(data: str) -> dict[str, Row]:
     for inference, name in (("bottom_up", "Markov"), ("top_down", "ladder")):
         for layers in LAYERS[1:]:
             found[f"{name.lower()}_{layers}"] = Row(f"{name}, {layers} layers", config_of(layers, inference, data))
-    if "vdvae" in MODELS:
-        given = ["--config", "vdvae_mnist", "--data.path", data, "--data.validation_count", "512"]
-        recipe, _ = read_recipe("train-vae", Stage1VAEConfig, "vae", given)
-        model = build_model(recipe.model, (28, 28), None)
-        found["vdvae"] = Row(f"VD-VAE, {len(model.group_means(torch.zeros(1, 1, 28, 28)))} layers", recipe)
+    given = ["--config", "vdvae_mnist", "--data.path", data, "--data.validation_count", "512"]
+    recipe, _ = read_recipe("train-vae", Stage1VAEConfig, "vae", given)
+    for layers, decoder in VDVAE_LAYERS.items():
+        title = f"VD-VAE, {layers} layers" if layers > 1 else "VD-VAE, one layer"
+        found[f"vdvae_{layers}"] = Row(title, replace(recipe, model=replace(recipe.model, decoder_layers=decoder)))
     return found
 
 
