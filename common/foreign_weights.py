@@ -34,20 +34,34 @@ class StandIn:
         pass
 
 
-# PyTorch Lightning keys the state of its callbacks by their classes; training scripts store their command line, paths,
-# and NumPy's numbers and arrays, such as the best loss.
-STAND_INS: list[Any] = [
-    (StandIn, name)
-    for name in (
-        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
-        "argparse.Namespace",
-        *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")),
-        *(f"numpy.{core}.multiarray.{kind}" for core in ("core", "_core") for kind in ("scalar", "_reconstruct")),
-        "numpy.ndarray",
-        "numpy.dtype",
-    )
-]
+class StoredArguments(StandIn):
+    """What stands in a loaded file for a command line, argparse's Namespace: its values by their names, of which the
+    plain ones are kept."""
+
+    values: Mapping[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, Mapping):
+            self.values = {str(name): value for name, value in state.items() if is_plain(value)}
+
+
+def is_plain(value: Any) -> bool:
+    return all(map(is_plain, value)) if type(value) in (list, tuple) else type(value) in PLAIN
+
+
+PLAIN = (bool, int, float, str, type(None))
+
+# PyTorch Lightning keys the state of its callbacks by their classes; training scripts store paths, and NumPy's numbers
+# and arrays, such as the best loss.
+TOOLS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    *(f"pathlib.{kind}Path" for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")),
+    *(f"numpy.{core}.multiarray.{kind}" for core in ("core", "_core") for kind in ("scalar", "_reconstruct")),
+    "numpy.ndarray",
+    "numpy.dtype",
+)
+STAND_INS: list[Any] = [(StoredArguments, "argparse.Namespace"), *((StandIn, name) for name in TOOLS)]
 Arguments = Mapping[str, Any]  # of the original's constructor, by their names there
 
 
@@ -57,7 +71,22 @@ def read_weights(path: Path, places: Sequence[str] = ()) -> dict[str, Tensor]:
     places: where in the file they may lie, such as `state_dict` or `trainer.vae_local`, the best first; when none is
     there the file itself must be a state dict. Raises UserError.
     """
+    return weights_in(read_tensors(path), path, places)
+
+
+def read_weights_and_arguments(
+    path: Path, places: Sequence[str], arguments: str
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """`read_weights`, and of the same file the plain values of a command line that is stored at the place `arguments`,
+    by their names; None where there is none."""
     content = read_tensors(path)
+    stored = look_up(content, arguments)
+    said = stored.values if isinstance(stored, StoredArguments) else None
+    return weights_in(content, path, places), said
+
+
+def weights_in(content: Any, path: Path, places: Sequence[str]) -> dict[str, Tensor]:
+    """Of what the file holds."""
     for place in places:
         if isinstance(found := look_up(content, place), Mapping):
             content = found

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from common.files import check_replaceable
-from common.foreign_weights import read_original_config, read_weights
+from common.foreign_weights import read_original_config, read_weights, read_weights_and_arguments
 from common.model_io import CONFIG_NAME, load_pretrained
 from pipelines.model_folders import stage_folder
 from stage1_vae import imports as vaes
@@ -37,6 +37,7 @@ class ImportConfig:
         "var",
         "pixelsnail",
         "vdvae",
+        "nvae",
     ]  # the project and model that the weights are from
     weights: str  # the published file; for dalle encoder.pkl, or the folder of both files
     decoder: str | None = None  # dalle: decoder.pkl, if it is not beside the encoder
@@ -77,7 +78,8 @@ def import_vae(config: ImportConfig) -> str:
             raise UserError(f"--{option} is not for --kind {config.kind}, a VAE of images of one size; leave it out")
     kind, given = vaes.KINDS[config.kind], Path(config.weights)
     averaged = kind.averaged(given)
-    model = kind.build(read_weights(averaged or given, kind.places), original_config(config))
+    weights, stored = read_weights_and_arguments(averaged or given, kind.places, kind.arguments)
+    model = kind.build(weights, original_config(config) or stored)
     folder = model.save_pretrained(config.out)
     taken = "" if averaged is None else f", of the averaged weights beside it, {averaged}"
     return (

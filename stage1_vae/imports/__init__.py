@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from stage1_vae.imports.nvae import import_nvae
 from stage1_vae.imports.vdvae import averaged_beside, import_vdvae
 from stage1_vae.model import LikelihoodVAE
 
@@ -13,10 +14,12 @@ from stage1_vae.model import LikelihoodVAE
 class Kind(NamedTuple):
     build: Callable[..., LikelihoodVAE]  # of a state dict, and a config or None
     places: tuple[str, ...] = ()  # in the file, where the state dict may lie, the best first; or it is the file itself
+    arguments: str = ""  # in the file, where the original's command line may lie; for where no config is given
     averaged: Callable[[Path], Path | None] = lambda path: None  # of a file: another beside it, of averaged weights
 
 
 KINDS = {
+    "nvae": Kind(import_nvae, places=("state_dict",), arguments="args"),
     "vdvae": Kind(import_vdvae, averaged=averaged_beside),
 }
 
