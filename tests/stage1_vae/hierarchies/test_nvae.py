@@ -1,23 +1,37 @@
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian
 
-from stage1_vae.hierarchies.base import normal_kl
-from stage1_vae.hierarchies.nvae import NVAE, normal
-from stage1_vae.hierarchies.nvae_cells import raster_mask
+from common.errors import UserError
+from pipelines.options import read_recipe
+from stage1_vae.hierarchies.base import Normal, normal_kl
+from stage1_vae.hierarchies.nvae import NVAE, NVAEConfig, normal
+from stage1_vae.hierarchies.nvae_cells import BatchNorm, Cell, Flow, raster_mask
+from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.likelihoods.gaussian import log_density
+from stage1_vae.models import build_model
 from stage1_vae.objectives import Balanced, BalancedConfig, TrainingFacts
 from stage1_vae.objectives.balanced import alphas, balance
 from stage1_vae.objectives.spectral import SpectralNorms, normalised
 from stage1_vae.objectives.terms import Terms, total_kl
+from stage1_vae.train import Stage1VAEConfig
 from tests.golden import GoldenVAE, golden_vae, part
 from tests.stage1_vae.hierarchies.nvae_published import model_of, noise_of
 from tests.stage1_vae.likelihoods.test_logistic_mixture import published_log_p
 
+SMALL = NVAEConfig(
+    channels=1, latents=1, scales=2, groups=2, encoder_width=2, decoder_width=4, blocks=1, preprocess_cells=1,
+    postprocess_cells=1, encoder_cells=1, decoder_cells=1, likelihood=BernoulliConfig(),
+)  # fmt: skip
 FILES = ["nvae_dmol", "nvae_iaf", "nvae_normal"]
 
 
@@ -165,3 +179,153 @@ def test_golden_parts():
         }
         for kind, mask in masks.items():
             golden.check(f"ar_mask/{kind}_{ending}", mask)
+
+
+# ---- without the golden files ---------------------------------------------------------------------------------------
+
+
+def scrambled(module: nn.Module) -> nn.Module:
+    torch.manual_seed(3)
+    for weight in module.parameters():
+        weight.data += 0.3 * torch.randn(weight.shape)
+    return module
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_cells_that_double_the_resolution_may_wait_with_it(training: bool):
+    """Against the order of the paper, upsampling first: outputs, gradients, and the averages of batch norm."""
+    cell = scrambled(Cell(6, "up", ("mconv_e3k5g0",), squeeze_excite=True)).train(training)
+    slow = copy.deepcopy(cell)
+    branch, skip = slow._ops[0], slow.skip
+
+    def upsampled_first(x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        for layer in list(branch.conv)[1:]:
+            x = layer(x)
+        return x
+
+    x = torch.randn(3, 6, 4, 4, requires_grad=True)
+    residual = upsampled_first(x)
+    larger = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+    expected = skip[1](larger) + 0.1 * residual * slow.se(residual)
+    found = cell(x)
+    torch.testing.assert_close(found, expected)
+    ours = torch.autograd.grad(found.sin().sum(), [x, *cell.parameters()])
+    theirs = torch.autograd.grad(expected.sin().sum(), [x, *slow.parameters()])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    for one, other in zip(cell.modules(), slow.modules(), strict=True):
+        if isinstance(one, BatchNorm):
+            one.take_noted(1.0)
+            other.take_noted(1.0)
+            torch.testing.assert_close(one.running_var, other.running_var)
+            torch.testing.assert_close(one.running_mean, other.running_mean)
+
+
+def test_a_flow_moves_each_number_by_those_before_it_alone():
+    """Hence its log-determinant is 0. Twice: in raster order, then from the end."""
+    flow = scrambled(Flow(2))
+    z = torch.randn(1, 2, 3, 3)
+    in_order = [movedim(jacobian(cell, z)) for cell in (flow.cell1, flow.cell2)]
+    torch.testing.assert_close(in_order[0].diag(), torch.ones(18))
+    assert not in_order[0].triu(1).any()
+    assert in_order[0].tril(-1).any()
+    mirrored = in_order[1].unflatten(0, (9, 2)).unflatten(2, (9, 2)).flip(0, 2).flatten(0, 1).flatten(1)
+    torch.testing.assert_close(mirrored.diag(), torch.ones(18))
+    assert not mirrored.triu(1).any()
+    assert mirrored.tril(-1).any()
+    assert abs(float(torch.linalg.slogdet(movedim(jacobian(flow, z)))[1])) < 1e-4
+
+
+def movedim(of_maps: Tensor) -> Tensor:
+    """1 c h w 1 c h w -> numbers by numbers, in the order of places and, of one place, channels."""
+    return of_maps[0, :, :, :, 0].permute(1, 2, 0, 4, 5, 3).reshape(18, 18)
+
+
+def test_a_flow_is_part_of_the_density():
+    """log q of a draw is that of the Gaussian before the flow, and the KL the difference of the two densities."""
+    model = scrambled(NVAE(replace(SMALL, flows=2), (4, 4))).eval()
+    images = torch.rand(3, 1, 4, 4).round() * 2 - 1
+    with torch.no_grad():
+        noise = torch.randn(1, 3, *model.shape)
+        terms = model(images, noise=noise)
+        assert terms.exact_kl == (None,) * len(model.group_shapes)
+        plain = -0.5 * noise[0].square() - 0.5 * math.log(2 * math.pi)
+        for place, (part_of_noise, log_q) in enumerate(zip(model.split(plain), terms.log_posterior, strict=True)):
+            log_scale = part_of_noise.flatten(1) - log_q[0]
+            assert (log_scale.exp() > 0.01).all(), place  # the floor
+            assert (log_scale.exp() < math.exp(5) + 0.02).all(), place
+        before = [flow.register_forward_pre_hook(lambda *given: seen.append(given[1][0])) for flow in model.nf_cells]
+        seen: list[Tensor] = []
+        model(images, noise=noise)
+        assert len(seen) == len(before) == 2 * len(model.group_shapes)
+        assert not torch.equal(seen[0], terms.latents[0][0])
+
+
+def test_padding_is_black_and_cut_off_again():
+    model = NVAE(replace(SMALL, padding=2), (28, 28)).eval()
+    seen: list[Tensor] = []
+    model.stem.register_forward_pre_hook(lambda *given: seen.append(given[1][0]))
+    outputs = model.generate(2, lambda _, prior: prior.mean)
+    assert outputs.shape == (2, 1, 28, 28)
+    model.features(torch.ones(1, 1, 28, 28))
+    assert seen[0].shape == (1, 1, 32, 32)
+    assert (seen[0][..., 2:30, 2:30] == 1).all()
+    assert seen[0].sum() == 28**2 - (32**2 - 28**2)
+
+
+def test_the_first_prior_is_a_little_wider_than_standard():
+    """Its floor is added, and a temperature multiplies both."""
+    model = NVAE(SMALL, (4, 4))
+    seen: list[Normal] = []
+    model.generate(2, lambda _, prior: seen.append(prior) or prior.mean)
+    torch.testing.assert_close(seen[0].log_scale.exp(), torch.full_like(seen[0].mean, 1.01))
+    torch.testing.assert_close(seen[0].at_temperature(0.5).log_scale.exp(), torch.full_like(seen[0].mean, 0.505))
+    assert not seen[0].mean.any()
+
+
+def test_averages_fit_a_temperature():
+    """Those of what the decoder computes of cold samples: other ones, and the encoder's as they were."""
+    model = scrambled(NVAE(SMALL, (4, 4))).eval()
+    before = [norm.running_var.clone() for norm in model.norms()]
+    model.fit_averages(0.5, batches=4, count=8, generator=torch.Generator().manual_seed(0))
+    moved = [not torch.equal(norm.running_var, old) for norm, old in zip(model.norms(), before, strict=True)]
+    of_decoder = {id(module) for part in (model.dec_tower, model.post_process) for module in part.modules()}
+    assert moved == [id(norm) in of_decoder for norm in model.norms()]
+    assert not model.training
+    cold = model.draw_latents(64, torch.Generator().manual_seed(1), temperatures=0.5)
+    found: list[Tensor] = []
+    model.post_process[0].register_forward_pre_hook(lambda *given: found.append(given[1][0]))
+    model.pixels(cold, "mean")
+    first = next(module for module in model.post_process[0].modules() if isinstance(module, BatchNorm))
+    torch.testing.assert_close(first.running_mean, found[0].mean((0, 2, 3)), rtol=0.3, atol=0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": 1, "scales": 1}, "at least 2 in all"),
+        ({"encoder_width": 1}, "encoder_width=1, expected at least 2"),
+        ({"cells": "res_elu"}, "cells=res_elu, expected one of res_mbconv"),
+        ({"latents": 0}, "latents=0, expected at least 1"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_sizes_that_cannot_be_halved_are_refused():
+    with pytest.raises(UserError, match=r"cannot halve 28x28 pixels .* 3 times, .* multiples of 8: give another"):
+        NVAE(replace(SMALL, scales=3), (28, 28))
+
+
+@pytest.mark.parametrize(
+    "recipe", ["nvae_mnist", "nvae_mnist_full", "nvae_cifar10", "nvae_cifar10_full", "nvae_celeba64_full"]
+)
+def test_recipes_build(recipe: str):
+    config, _ = read_recipe("train-vae", Stage1VAEConfig, "vae", ["--config", recipe, "--data.path", "somewhere"])
+    with torch.device("meta"):
+        model = build_model(config.model, (config.data.height, config.data.width), None)
+    assert len(model.group_shapes) == sum(config.model.groups_of_scales)
+    assert config.train.optimizer == "adamax"

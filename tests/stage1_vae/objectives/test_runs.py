@@ -25,6 +25,7 @@ SETTINGS: dict[str, list[Settings]] = {  # of each kind, those whose computation
         {"draws": 2, "annealing": "cyclical", "free_nats": 0.1, "generator_prior_variance": 1.0},
         {"capacity": 5.0},
     ],
+    "balanced": [{"draws": 2}],
     "importance": [
         {"draws": 3, "estimates": 2, "elbo_share": 0.5},
         {"draws": 3, "estimates": 2, "generator_over_all": True, "gradient": "doubly_reparameterised"},
