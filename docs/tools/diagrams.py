@@ -281,6 +281,14 @@ PICTURES = {
             "before": (1, 1, "steps before", "data"), "decoder": (2, 1, "LSTM or|transformer", "network"), "output": (3, 1, "token, or move|and pen", "choice"),
         },
         [("steps", "encoder"), ("encoder", "z"), ("z", "decoder"), ("before", "decoder"), ("decoder", "output")],
+    "vdvae": picture(
+        "VD-VAE: one group of latents on the way down",
+        {
+            "images": (0, 0, "images", "data"), "encoder": (1, 0, "encoder", "network"), "activation": (2, 0, "activation of|the resolution", "data"),
+            "posterior": (3, 0, "posterior", "network"), "above": (0, 1, "stream from|groups above", "data"), "prior": (1, 1, "prior, and|what it adds", "network"),
+            "z": (2, 1, "z of the group", "choice"), "block": (3, 1, "projection,|residual block", "network"),
+        },
+        [("images", "encoder"), ("encoder", "activation"), ("activation", "posterior"), ("above", "prior"), ("prior", "z"), ("posterior", "z"), ("z", "block")],
     ),
     "modalities": picture(
         "Modalities: an expert for each, one posterior",
