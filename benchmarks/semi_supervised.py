@@ -46,7 +46,7 @@ def training(steps: int, seed: int, batch_size: int, every: int) -> TrainConfig:
     return TrainConfig(
         steps=steps,
         batch_size=batch_size,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         max_grad_norm=0.0,
         validate_every=every,
         preview_every=steps,

@@ -4,11 +4,13 @@ M2 over the latents of a VAE, M1, that was trained before, without labels.
     p(x, z1, y, z2) = p(y) N(z2; 0, I) N(z1; mean(y, z2), scale(y, z2)^2) p(x | z1)
     q(z1, y, z2 | x) = q(z1 | x) q(y | z1) q(z2 | z1, y)
 
-p(x|z1) and q(z1|x) are M1's and stay as they are; a step draws z1 anew. To M2 a vector z1 is an image of one row.
+p(x|z1) and q(z1|x) are M1's and stay as they are; a step draws z1 anew. To M2 a vector z1 is an image of one row,
+2 z1 - 1, of which dense networks read (2 z1 - 1 + 1) / 2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
@@ -114,6 +116,11 @@ class M1M2(LabelledVAE):
         numbers = f"{config.classes} classes, {config.latents} latents over {self.sizes[2]}"
         return [f"{numbers} ({height}x{width}x{config.channels} images)"]
 
+    @property
+    def log_volume(self) -> float:
+        """Of the density of rows as one of vectors, by which they are twice as wide in each number."""
+        return self.sizes[2] * math.log(2)
+
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """n *shape -> class and style, n K + d, and z1, n d1."""
         first, second = flat.split([sum(self.sizes[:2]), self.sizes[2]], dim=-1)
@@ -155,11 +162,11 @@ class M1M2(LabelledVAE):
             log_likelihood=log_likelihood,
             log_prior=(
                 *(by_draw(part[0]) for part in inner.log_prior),
-                by_draw(inner.log_likelihood[0]).unsqueeze(-1),
+                by_draw(inner.log_likelihood[0]).unsqueeze(-1) + self.log_volume,
             ),
             log_posterior=(*(by_draw(part[0]) for part in inner.log_posterior), log_q),
             exact_kl=(*(None if part is None else by_draw(part) for part in inner.exact_kl), None),
-            summed=log_likelihood - log_q.sum(-1) + by_draw(inner.log_weights[0]),
+            summed=log_likelihood - log_q.sum(-1) + by_draw(inner.log_weights[0]) + self.log_volume,
         )
 
     def noise_source(self, image: Tensor) -> NoiseSource:
@@ -187,17 +194,22 @@ class M1M2(LabelledVAE):
         self, count: int, generator: torch.Generator | None = None, *, labels: Tensor | None = None
     ) -> Tensor:
         first = self.m2.draw_latents(count, generator, labels=labels)
-        return torch.cat([first, self.m2.decoder.sample(first, generator).flatten(1)], dim=1)
+        return torch.cat([first, as_vectors(self.m2.decoder.sample(first, generator))], dim=1)
 
     def in_class(self, latents: Tensor, labels: Tensor) -> Tensor:
         """z1 is then what the class and the style say on average."""
         first = self.m2.in_class(self.split(latents)[0], labels)
-        return torch.cat([first, self.m2.decoder.mean(first).flatten(1)], dim=1)
+        return torch.cat([first, as_vectors(self.m2.decoder.mean(first))], dim=1)
 
 
 def as_rows(vectors: Tensor) -> Tensor:
     """n d1 -> n 1 1 d1: what M2 takes for images."""
-    return vectors[:, None, None]
+    return 2 * vectors[:, None, None] - 1
+
+
+def as_vectors(rows: Tensor) -> Tensor:
+    """Back again."""
+    return (rows.flatten(1) + 1) / 2
 
 
 def opened(name: str) -> VAE:
