@@ -42,11 +42,11 @@ ALONE = 1_000  # steps of the classifier alone
 STEPS = {"m1": 4_000, "m1m2": 3_000, "m2": 4_000}
 
 
-def training(steps: int, seed: int, batch_size: int, every: int) -> TrainConfig:
+def training(steps: int, seed: int, every: int, learning_rate: float) -> TrainConfig:
     return TrainConfig(
         steps=steps,
-        batch_size=batch_size,
-        learning_rate=3e-3,
+        batch_size=200,
+        learning_rate=learning_rate,
         max_grad_norm=0.0,
         validate_every=every,
         preview_every=steps,
@@ -67,7 +67,7 @@ def digits(data: Path, labels_seed: int | None = None) -> DataConfig:
 def first_vae(data: Path, steps: int) -> Stage1VAEConfig:
     network = DenseConfig(hidden=(500,))
     model = VAEConfig(latents=50, encoder=network, decoder=network)
-    return Stage1VAEConfig(model=model, data=digits(data), train=training(steps, 0, 200, steps), binarised="anew")
+    return Stage1VAEConfig(model=model, data=digits(data), train=training(steps, 0, steps, 2e-3), binarised="anew")
 
 
 def config_of(name: str, data: Path, seed: int, steps: int, m1: Path) -> Stage1VAEConfig:
@@ -82,7 +82,7 @@ def config_of(name: str, data: Path, seed: int, steps: int, m1: Path) -> Stage1V
         model=model,
         objective=SemiSupervisedConfig(alpha=10.0, labelled_share=0.25),
         data=digits(data, seed),
-        train=training(steps, seed, 200, 1_500),
+        train=training(steps, seed, 1_500, 3e-3),
         binarised="anew",
     )
 
