@@ -281,6 +281,7 @@ PICTURES = {
             "before": (1, 1, "steps before", "data"), "decoder": (2, 1, "LSTM or|transformer", "network"), "output": (3, 1, "token, or move|and pen", "choice"),
         },
         [("steps", "encoder"), ("encoder", "z"), ("z", "decoder"), ("before", "decoder"), ("decoder", "output")],
+    ),
     "vdvae": picture(
         "VD-VAE: one group of latents on the way down",
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def latents_of(model: SequenceVAE, config: WriteConfig, device: torch.device) ->
     if config.between is None:
         seeds = [mixed(config.seed, i, 0) for i in range(config.num)]
         return torch.cat([model.prior.sample(1, torch.Generator(device).manual_seed(seed)) for seed in seeds])
-    unit = "word" if model.joint else "character"
+    unit: Literal["word", "character"] = "word" if model.joint else "character"
     asked = SequenceDataConfig(path=config.between, unit=unit, longest=model.longest)
     _, held_out, vocabulary = open_sequences(asked, 0)
     if (vocabulary is None) != (model.vocabulary is None) or (vocabulary or []) != (model.vocabulary or []):

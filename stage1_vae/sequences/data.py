@@ -186,7 +186,7 @@ def hershey_glyphs(fonts: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
     """All characters of fonts that are drawn by single lines. Raises UserError without the package, and for a font that
     it does not have."""
     try:
-        from HersheyFonts import HersheyFonts  # type: ignore[import-not-found]
+        from HersheyFonts import HersheyFonts
     except ImportError as error:
         raise UserError('sequences.path=hershey needs another package: pip install "zellige[sequences]"') from error
     items, names = [], []
