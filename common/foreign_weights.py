@@ -81,7 +81,7 @@ def read_weights_and_arguments(
     by their names; None where there is none."""
     content = read_tensors(path)
     stored = look_up(content, arguments)
-    said = stored.values if isinstance(stored, StoredArguments) else None
+    said = dict(stored.values) if isinstance(stored, StoredArguments) else None
     return weights_in(content, path, places), said
 
 

@@ -80,8 +80,8 @@ class M1M2(LabelledVAE):
         check_m1(self.m1, config, image_size, binarised)
         self.m1.eval().requires_grad_(False)
         self.m2 = M2(config.m2(), (1, self.m1.shape[0]))
-        self.sizes = [config.classes, config.latents, self.m1.shape[0]]  # of y, z2 and z1
-        self.shape = (sum(self.sizes),)
+        self.parts = [config.classes, config.latents, self.m1.shape[0]]  # of y, z2 and z1
+        self.shape = (sum(self.parts),)
         self.discrete, self.mean_is_drawn = self.m1.discrete, self.m1.mean_is_drawn
 
     def train(self, mode: bool = True) -> Self:
@@ -113,17 +113,17 @@ class M1M2(LabelledVAE):
 
     def traits(self) -> list[str]:
         (height, width), config = self.image_size, self.config
-        numbers = f"{config.classes} classes, {config.latents} latents over {self.sizes[2]}"
+        numbers = f"{config.classes} classes, {config.latents} latents over {self.parts[2]}"
         return [f"{numbers} ({height}x{width}x{config.channels} images)"]
 
     @property
     def log_volume(self) -> float:
         """Of the density of rows as one of vectors, by which they are twice as wide in each number."""
-        return self.sizes[2] * math.log(2)
+        return self.parts[2] * math.log(2)
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """n *shape -> class and style, n K + d, and z1, n d1."""
-        first, second = flat.split([sum(self.sizes[:2]), self.sizes[2]], dim=-1)
+        first, second = flat.split([sum(self.parts[:2]), self.parts[2]], dim=-1)
         return first, second
 
     def terms(
@@ -136,20 +136,20 @@ class M1M2(LabelledVAE):
     ) -> Terms:
         assert move is None, "objectives that move latents are refused before"
         if noise is None and draws > 0:
-            noise = torch.randn(draws, len(images), sum(self.sizes[1:]), device=images.device)
+            noise = torch.randn(draws, len(images), sum(self.parts[1:]), device=images.device)
         with torch.no_grad():
             posterior = self.m1.posterior(images)
             if noise is None:
                 z1 = posterior.mean.unsqueeze(0)  # k b d1
                 log_q = posterior.log_density(z1)
             else:
-                z1, log_q = posterior.draw(noise[..., self.sizes[1] :])
+                z1, log_q = posterior.draw(noise[..., self.parts[1] :])
             log_likelihood = self.m1.decoder.log_likelihood(z1, images)
         count = len(z1)
         inner = self.m2.terms(
             as_rows(z1.flatten(0, 1)),
             draws=0,
-            noise=None if noise is None else noise[..., : self.sizes[1]].flatten(0, 1).unsqueeze(0),
+            noise=None if noise is None else noise[..., : self.parts[1]].flatten(0, 1).unsqueeze(0),
             labels=None if labels is None else labels.repeat(count),
         )
 
@@ -171,7 +171,7 @@ class M1M2(LabelledVAE):
 
     def noise_source(self, image: Tensor) -> NoiseSource:
         """Of z2, then of z1."""
-        return StandardNormalNoise(sum(self.sizes[1:]), image.device)
+        return StandardNormalNoise(sum(self.parts[1:]), image.device)
 
     def generator_parameters(self) -> list[nn.Parameter]:
         return self.m2.generator_parameters()

@@ -106,8 +106,12 @@ class M2(LabelledVAE):
         self.shape = (config.classes + config.latents,)
         images = (config.channels, *image_size)
         self.classifier = build_encoder(config.classifier, images, config.classes)
-        encoder = DenseClassEncoder if isinstance(config.encoder, DenseConfig) else TrunkClassEncoder
-        self.encoder = encoder(config.encoder, images, config.classes, 2 * config.latents)
+        facts = (images, config.classes, 2 * config.latents)
+        self.encoder: nn.Module = (
+            DenseClassEncoder(config.encoder, *facts)
+            if isinstance(config.encoder, DenseConfig)
+            else TrunkClassEncoder(config.encoder, *facts)
+        )
         likelihood = build_likelihood(config.likelihood, config.channels)
         network = build_decoder_network(config.decoder, self.shape, (likelihood.outputs, *image_size))
         self.decoder = FactorisedDecoder(network, likelihood)
