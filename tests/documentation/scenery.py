@@ -75,6 +75,10 @@ def mask(path: Path) -> None:
     Image.fromarray(white).save(path)
 
 
+def lines(path: Path) -> None:
+    path.write_text("".join(f"{first} {second}\n" for first in "abcdefghij" for second in "abcdefghijklmnopqrstuvwxyz"))
+
+
 def captions(path: Path) -> None:
     path.write_text("file,caption\n" + "".join(f"{name}.jpg,a photo of {name}\n" for name in PHOTOS))
 
@@ -191,6 +195,7 @@ SCENERY: dict[str, Callable[[Path], None]] = {
     "photo.png": one_photo,
     "mask.png": mask,
     "captions.csv": captions,
+    "lines.txt": lines,
     "model": photo_model,
     "models/photos": photo_model,
     "models/mnist": digit_model,

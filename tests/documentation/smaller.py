@@ -38,6 +38,7 @@ SMALLER: dict[str, Any] = {  # fields of recipes' models, wherever in them
     "output_blocks": 1, "output_width": 16, "codebook_size": 16, "kmeans_iterations": 1, "norm_groups": 4,
     "z_channels": 8, "given_blocks": 1, "text_vocabulary": 300, "nll_levels": 2, "hidden": [16],
     "widths": [8, 8, 8], "trunk_widths": [8], "components": 2, "iterations": 2,
+    "encoder_hidden": 8, "mixtures": 2,
 }  # fmt: skip
 TRAINING = {
     "steps": 2, "batch_size": 4, "accumulate": 1, "warmup_steps": 0, "log_every": 1, "validate_every": 2,
@@ -70,7 +71,7 @@ def overrides(words: list[str]) -> list[str]:
     given on the command line stays, but for the sizes."""
     recipe = recipe_of(words)
     options: list[str] = []
-    if words[1] != "train-stage2":
+    if "data" in recipe:
         data = recipe["data"]
         if "--data.path" not in words:
             options += ["--data.path", AT_HAND[data["path"]]]
@@ -95,6 +96,8 @@ def fields_of(recipe: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]
             yield from fields_of(value, f"{path}.{name}")
         elif name in SMALLER:
             small = SMALLER[name]
+            if isinstance(small, list) and not isinstance(value, list):
+                small = small[0]
             yield f"{path}.{name}", small[:1] * len(value) if isinstance(value, list) else small
 
 
