@@ -183,6 +183,17 @@ PICTURES = {
         [("images", "encoder"), ("encoder", "q"), ("q", "z"), ("q", "kl"), ("prior", "kl"), ("z", "decoder"), ("decoder", "log"),
          ("log", "elbo"), ("kl", "elbo")],
     ),
+    "nvae": picture(
+        "NVAE: one group of latents on the way down",
+        {
+            "images": (0, 0, "images|b c H W", "data"), "encoder": (1, 0, "encoder cells,|features kept", "network"),
+            "delta": (2, 0, "d_mu, d_s", "network"), "above": (0, 1, "decoded|above", "data"), "prior": (1, 1, "mu, s", "network"),
+            "q": (2, 1, "q: the sums|p: mu, s", "choice"), "z": (3, 1, "z, and flows|if any", "data"), "kl": (2, 2, "KL of q and p", "loss"),
+            "combine": (3, 2, "combined,|decoder cells", "network"),
+        },
+        [("images", "encoder"), ("encoder", "delta"), ("delta", "q"), ("above", "prior"), ("prior", "q"), ("q", "z"),
+         ("q", "kl"), ("z", "combine")],
+    ),
     "m2": picture(
         "M2: what the bounds of images with and without a label are made of",
         {
