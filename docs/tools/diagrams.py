@@ -197,12 +197,12 @@ PICTURES = {
     "m2": picture(
         "M2: what the bounds of images with and without a label are made of",
         {
-            "images": (0, 0, "images x|b c H W", "data"), "classifier": (1, 0, "classifier", "network"), "q": (2, 0, "q(y given x)", "choice"),
-            "label": (3, 0, "label y, or|every class", "data"), "encoder": (1, 1, "encoder", "network"), "z": (2, 1, "style z|of each class", "data"),
-            "decoder": (3, 1, "decoder,|likelihood", "network"), "bound": (3, 2, "-L(x, y)|of each class", "loss"), "whole": (2, 2, "-U(x): mean by|q, and entropy", "loss"),
+            "images": (0, 0, "images x|b c H W", "data"), "encoder": (1, 0, "encoder,|told the class", "network"), "z": (2, 0, "class y and|its style z", "data"),
+            "decoder": (3, 0, "decoder,|likelihood", "network"), "classifier": (0, 1, "classifier", "network"), "q": (1, 1, "q(y given x)", "choice"),
+            "label": (2, 1, "the label, or|every class", "data"), "bound": (3, 1, "-L(x, y)|of each class", "loss"), "whole": (3, 2, "-U(x): mean by|q, and entropy", "loss"),
         },
-        [("images", "classifier"), ("classifier", "q"), ("images", "encoder"), ("encoder", "z"), ("z", "decoder"), ("label", "decoder"),
-         ("decoder", "bound"), ("bound", "whole")],
+        [("images", "encoder"), ("encoder", "z"), ("z", "decoder"), ("images", "classifier"), ("classifier", "q"), ("label", "z"),
+         ("decoder", "bound"), ("bound", "whole"), ("q", "whole")],
     ),
     "latent_hierarchies": picture(
         "Two layers of latents: bottom-up inference, and the ladder's",
