@@ -1,6 +1,6 @@
 """The peer of `benchmarks.counts`: scvi-tools on the same cells, without Zellige.
 
-    python benchmarks/counts_peer.py cells.npz [--seed 0] [--epochs 100] [--draws 200]      with scvi-tools
+    python benchmarks/counts_peer.py cells.npz [--epochs 100] [--draws 200]      with scvi-tools
 
 SCVI with a latent library size, otherwise its defaults; trained on the `train` cells of the file, the log-likelihood of
 the `test` ones by importance weights. Prints it, a mean over cells in nats, and writes log theta of each gene.
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("cells")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--learning_rate", type=float, default=5e-3)
     parser.add_argument("--draws", type=int, default=200)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -40,7 +41,7 @@ def main() -> None:
         accelerator="cpu",
         enable_progress_bar=False,
         logger=False,
-        plan_kwargs={"n_epochs_kl_warmup": given.epochs // 5},
+        plan_kwargs={"n_epochs_kl_warmup": given.epochs // 5, "lr": given.learning_rate},
     )
     found = model.get_marginal_ll(parts["test"], n_mc_samples=given.draws, n_mc_samples_per_pass=10)
     print(f"scvi-tools: log p {float(np.mean(found)):.3f} nats per cell")

@@ -27,6 +27,7 @@ SCATTERED = (
     "__MACOSX",
     "@eaDir",
 )  # folders that unpacking on other systems, and Synology's disks, leave among pictures
+MASK_ENDING = ".mask.png"  # of what says which pixels of the image beside it are missing: photo.mask.png of photo.png
 LARGEST = 2**26  # pixels of an image scaled for training: 1024 times as long as wide at 256 pixels
 
 BAD_FILES_NAME = "bad_files.txt"  # the record, in the folder of what was made
@@ -44,7 +45,8 @@ def list_images(root: Path) -> np.ndarray:
 
     One array, because a list of a million strings is copied bit by bit into every loader process as its
     reference counts are touched. Hidden files and folders are left out (thumbnails and resource forks that
-    systems scatter about); links are followed, each folder once. Raises UserError for a folder that may not be read.
+    systems scatter about), and masks, whose names end in `MASK_ENDING`; links are followed, each folder once. Raises
+    UserError for a folder that may not be read.
     """
     return scan_folder(root)[0]
 
@@ -67,6 +69,8 @@ def scan_folder(root: Path) -> tuple[np.ndarray, Counter[str]]:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if entry.is_dir():
                     visit(entry.path, f"{prefix}{entry.name}/")
+                elif entry.name.lower().endswith(MASK_ENDING):
+                    continue
                 elif suffix in SUFFIXES:
                     paths.append(os.fsencode(prefix + entry.name))
                 elif suffix in UNREAD_SUFFIXES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from PIL import Image
@@ -26,6 +26,7 @@ from pipelines.masks import (
     Box,
     check_keeps_some,
     check_proportions,
+    fitted_mask,
     pasted,
     read_mask,
     rectangle,
@@ -42,6 +43,14 @@ SHEET_ROWS = 16
 UNREAD_NAMED = 5  # images in a message
 SHEET_SIDE = 512  # pixels: longer pictures are scaled down for the sheet
 LARGEST_REACH = 64  # pixels of a large photo over which the border of what is drawn fades out
+
+
+class Frame(NamedTuple):
+    """What a model asks of images."""
+
+    image_height: int
+    image_width: int
+    image_channels: int
 
 
 @dataclass(frozen=True)
@@ -123,12 +132,12 @@ def read_picture(path: Path, channels: int) -> Image.Image:
     return open_upright(path, channels)
 
 
-def read_view(path: Path, spec: CodeSpec) -> View:
+def read_view(path: Path, spec: CodeSpec | Frame) -> View:
     """An image scaled and cropped to the model's size. Raises BadImageError, or UserError where there is none."""
     return View(to_images(fit(read_picture(path, spec.image_channels), spec.image_height, spec.image_width))[0], None)
 
 
-def read_kept_view(path: Path, spec: CodeSpec, keep: str, own_size: bool) -> View:
+def read_kept_view(path: Path, spec: CodeSpec | Frame, keep: str, own_size: bool) -> View:
     """An image scaled and cropped to the model's size, or, for a result of its own size, the part of it around what is
     to be drawn. keep: one of `PARTS`, or a mask. Raises BadImageError, or UserError for a mask that is not the image's,
     and for one that keeps nothing or everything of it."""
@@ -162,14 +171,6 @@ def check_mask(keep: str, images: str) -> None:
         height, width = read_size(path)
         if height and width:  # what cannot be read is told later
             check_proportions(mask, height, width, f"the mask {keep}", str(path))
-
-
-def fitted_mask(keep: Tensor, height: int, width: int) -> Tensor:
-    """A mask `H W` as `image_input.fit` scales and crops its image."""
-    scale = max(height / keep.shape[0], width / keep.shape[1])
-    covering = scaled_mask(keep, max(height, round(keep.shape[0] * scale)), max(width, round(keep.shape[1] * scale)))
-    top, left = (covering.shape[0] - height) // 2, (covering.shape[1] - width) // 2
-    return Box(top, left, height, width).of(covering)
 
 
 def write_variants(

@@ -109,6 +109,14 @@ class Box(NamedTuple):
         return image[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
+def fitted_mask(keep: Tensor, height: int, width: int) -> Tensor:
+    """A mask `H W` as `image_input.fit` scales and crops its image."""
+    scale = max(height / keep.shape[0], width / keep.shape[1])
+    covering = scaled_mask(keep, max(height, round(keep.shape[0] * scale)), max(width, round(keep.shape[1] * scale)))
+    top, left = (covering.shape[0] - height) // 2, (covering.shape[1] - width) // 2
+    return Box(top, left, height, width).of(covering)
+
+
 def window_around(keep: Tensor, height: int, width: int, name: str) -> Box:
     """The largest part of an image that has the proportions of `height` x `width`, as far around the middle of what is
     not kept (`H W` bool) as it goes. Raises UserError where some of that would lie outside."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from images.datasets import ImageDataset, uniforms
+from stage1_vae.holes import HolesConfig, with_holes
 from training.data import Mixture
 from training.task import Batch
 
@@ -42,8 +43,18 @@ class NumberedImages:
     """training.task.Dataset over images, with "numbers", int64 b: where each stands in the whole source; "draws", int64
     b: the number of each draw in the run; and the images made black and white, 0 and 255, where that is asked for."""
 
-    def __init__(self, images: ImageDataset, binarised: Binarisation = "none", seed: int = 0, *, training: bool):
-        """seed: of the draws. training: whether `anew` draws again at every fetch."""
+    def __init__(
+        self,
+        images: ImageDataset,
+        binarised: Binarisation = "none",
+        seed: int = 0,
+        *,
+        training: bool,
+        holes: HolesConfig | None = None,
+    ):
+        """seed: of the draws. training: whether `anew` draws again at every fetch. holes: which pixels are missing, of
+        which a batch then has "holes", b H W bool; None: nothing."""
+        self.holes = holes if holes is not None and holes.some else None
         self.images, self.binarised, self.seed, self.training = images, binarised, seed, training
         self.labels, self.class_names = images.labels, images.class_names
         self.mixture: Mixture | None = None  # of training: which images have a part of every batch to themselves
@@ -53,13 +64,18 @@ class NumberedImages:
 
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
         batch, found = self.images.fetch_found(indices, draws)  # others stand where some cannot be read
-        return self.black_and_white(batch, found, draws)
+        return self.completed(batch, found, draws)
 
     def fetch_readable(self, indices: Sequence[int], draws: Sequence[int]) -> tuple[Batch, list[int]]:
         """As `fetch`, but what cannot be read is left out: the batch, and the indices of the images in it."""
         batch, found = self.images.fetch_readable(indices, draws)
         draw_of = dict(zip(indices, draws, strict=True))
-        return self.black_and_white(batch, found, [draw_of[index] for index in found]), found
+        return self.completed(batch, found, [draw_of[index] for index in found]), found
+
+    def completed(self, batch: Batch, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+        """The batch of these images with all that it has besides."""
+        batch = self.black_and_white(batch, indices, draws)
+        return batch if self.holes is None else with_holes(batch, self.holes, self.images, indices, draws)
 
     def black_and_white(self, batch: Batch, indices: Sequence[int], draws: Sequence[int]) -> Batch:
         """The batch of these images with their numbers, binarised where that is asked for."""
@@ -73,7 +89,8 @@ class NumberedImages:
         return {**batch, "images": torch.from_numpy(black_and_white)}
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.images.fingerprint()} {self.binarised} {self.seed}".encode()).hexdigest()
+        holes = "" if self.holes is None else f" {self.holes}"
+        return hashlib.sha256(f"{self.images.fingerprint()} {self.binarised} {self.seed}{holes}".encode()).hexdigest()
 
 
 def binarise(pixels: np.ndarray, binarised: Binarisation, seed: int, numbers: Sequence[int]) -> np.ndarray:

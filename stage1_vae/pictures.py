@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from images.datasets import to_float
 from images.sheets import contact_sheet, to_pil, to_tensor
 from stage1_vae.hierarchies.base import HierarchicalVAE
+from stage1_vae.holes import seen_images
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.priors import StandardNormal
@@ -40,8 +40,11 @@ def preview(model: LikelihoodVAE, data: Dataset, labels: np.ndarray, class_names
     rows, pictures, names, titles = preview_rows(labels), [], [], []
     for row in rows:
         for batch in batches_of(data, row, len(row)):
-            images = to_float(data.fetch(batch, batch)["images"]).to(device)
-            pictures += [list(map(to_pil, images)), list(map(to_pil, model.decode(model.encode(images))))]
+            images = seen_images(data.fetch(batch, batch)).to(device)
+            pictures += [
+                list(map(to_pil, images.nan_to_num(0.0))),
+                list(map(to_pil, model.decode(model.encode(images)))),
+            ]
         names += ["real", "decoded"]
         titles += [[class_names[labels[i]] if class_names and labels[i] >= 0 else "" for i in row], []]
     columns = max(map(len, pictures))
@@ -51,7 +54,7 @@ def preview(model: LikelihoodVAE, data: Dataset, labels: np.ndarray, class_names
     if has_plane(model):
         count = min(PLANE_MEANS, len(labels))
         shown = [i * len(labels) // count for i in range(count)]
-        batches = [to_float(data.fetch(batch, batch)["images"]) for batch in batches_of(data, shown, 100)]
+        batches = [seen_images(data.fetch(batch, batch)) for batch in batches_of(data, shown, 100)]
         means = torch.cat([model.encode(images.to(device)) for images in batches])
         sheet = below(sheet, latent_plane(model, means, labels[shown]))
     return to_tensor(sheet)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from common.model_io import PretrainedModel
-from images.datasets import to_float
 from metrics.similarity import psnr
 from stage1_vae.binarise import NumberedImages
+from stage1_vae.holes import seen_images, seen_pixels
 from stage1_vae.model import LikelihoodVAE, NoiseSource
 from stage1_vae.objectives.base import Objective
 from stage1_vae.objectives.terms import elbo, total_kl
@@ -28,7 +28,8 @@ class VAETask:
     Validation, on images that are never trained on, in nats per image: `negative_elbo`, of one draw of each image's
     latents, whose noise is a function of the image's number, and its parts, `log_likelihood` and `kl`;
     `bits_per_dimension`, of the negative ELBO, where images have finitely many values; `psnr` in dB, of what the means
-    of the posteriors decode to, for decoders that have a mean image and not a draw in its place. Of an objective
+    of the posteriors decode to, for decoders that have a mean image and not a draw in its place. Of images with holes
+    all of these are of the pixels that are seen. Of an objective
     without draws there is `negative_log_likelihood` of those means instead of a bound. The weights kept are those of
     the best `Objective.best_metric`.
     """
@@ -58,7 +59,7 @@ class VAETask:
         pass
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
-        images = to_float(batch["images"])
+        images = seen_images(batch)
         output = self.objective.loss(model, images, step, self.noise_of_step(images, batch["draws"], step))
         return StepOutput(output.loss, output.metrics, output.companion_losses, output.resting)
 
@@ -84,7 +85,7 @@ class VAETask:
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, LikelihoodVAE)
-        images = to_float(batch["images"])
+        images = seen_images(batch)
         if self.objective.deterministic:
             terms = model(images, draws=0)
             metrics = {"negative_log_likelihood": -terms.log_likelihood.mean(0)}
@@ -93,9 +94,11 @@ class VAETask:
             bound = elbo(terms)
             metrics = {"negative_elbo": -bound, "log_likelihood": terms.log_likelihood.mean(0), "kl": total_kl(terms)}
             if self.counts_bits:
-                metrics["bits_per_dimension"] = -bound / (math.log(2) * images[0].numel())
+                numbers = images.shape[1] * seen_pixels(images).sum(dim=(1, 2, 3))
+                metrics["bits_per_dimension"] = -bound / (math.log(2) * numbers)
         if not model.mean_is_drawn:
-            error = (model.decode(model.encode(images)) - images).square().mean(dim=(1, 2, 3))
+            error = (model.decode(model.encode(images)) - images).square()
+            error = error.nanmean(dim=(1, 2, 3)) if "holes" in batch else error.mean(dim=(1, 2, 3))
             metrics["psnr"] = psnr(error)
         return {**metrics, **self.objective.validation_figures(terms)}
 

@@ -12,12 +12,13 @@ from common.processes import process_state
 from common.runs import VAE as STAGE
 from common.short_repr import changes
 from common.wording import either
-from images.datasets import DataConfig, image_datasets, to_float
+from images.datasets import DataConfig, image_datasets
 from images.files import BAD_FILES_NAME
 from images.run_facts import check_apart, fingerprint_of
 from metrics.in_training import OfReconstructions, network_of
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.hierarchies.base import HierarchicalVAE
+from stage1_vae.holes import HolesConfig, seen_images
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.labels.task import SemiSupervisedTask
 from stage1_vae.likelihoods import BernoulliConfig
@@ -52,6 +53,7 @@ class Stage1VAEConfig:
     binarised: Binarisation = "none"  # grey to black and white: white from half on, or drawn by chance once, or anew
     start_from: str | None = None  # run or model folder of a VAE whose encoder and decoder this one begins with
     binarised_seed: int = 0  # of that chance; apart from train.seed, so that runs see the same images
+    holes: HolesConfig = field(default_factory=HolesConfig)  # missing pixels
 
     __repr__ = changes
 
@@ -76,6 +78,16 @@ class Stage1VAEConfig:
             raise UserError(
                 f"data.labels_per_class={self.data.labels_per_class} with model.kind={self.model.kind}, which looks at "
                 "no labels; leave it out"
+            )
+        if self.holes.some and not getattr(self.model, "holes", False):
+            raise UserError(
+                f"images with holes for model.kind={self.model.kind}, which takes whole ones, expected a vae that "
+                "knows missing pixels: give --model.kind vae --model.holes true"
+            )
+        if self.holes.some and self.train.evaluate_every:
+            raise UserError(
+                f"train.evaluate_every={self.train.evaluate_every}, expected 0: images with holes cannot be judged by "
+                "features of whole ones"
             )
         if self.binarised_seed < 0:
             raise UserError(f"binarised_seed={self.binarised_seed}, expected 0 or more")
@@ -125,8 +137,12 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     check_apart(config.data, run)
     seed = config.train.seed
     train_images, held_out = image_datasets(config.data, seed, bad_files=run / BAD_FILES_NAME)
-    train_data = NumberedImages(train_images, config.binarised, config.binarised_seed, training=True)
-    validation_data = NumberedImages(held_out, config.binarised, config.binarised_seed, training=False)
+    train_data = NumberedImages(
+        train_images, config.binarised, config.binarised_seed, training=True, holes=config.holes
+    )
+    validation_data = NumberedImages(
+        held_out, config.binarised, config.binarised_seed, training=False, holes=config.holes
+    )
     torch.manual_seed(seed)
     binarised = Binarised(config.binarised, config.binarised_seed)
     model = build_model(config.model, (config.data.height, config.data.width), binarised)
@@ -141,7 +157,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
         task_class = MultimodalTask
     if count := min(model.start_images, len(train_data)):
         chosen = [i * len(train_data) // count for i in range(count)]
-        model.start(to_float(train_data.fetch(chosen, chosen)["images"]))
+        model.start(seen_images(train_data.fetch(chosen, chosen)))
     facts_of_training = TrainingFacts(
         images=len(train_data),
         steps=config.train.steps,

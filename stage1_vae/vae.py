@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.model_io import in_type_of
 from stage1_vae.binarise import Binarised
-from stage1_vae.decoders import DecoderConfig, build_decoder, decoder_config
+from stage1_vae.decoders import DecoderConfig, FactorisedDecoder, build_decoder, decoder_config
+from stage1_vae.holes import seen_pixels, with_indicators
 from stage1_vae.likelihoods import LIKELIHOODS, BernoulliConfig, LikelihoodConfig, build_likelihood
 from stage1_vae.model import LikelihoodVAE, Move, NoiseSource, Pixels, terms_of_one_group
 from stage1_vae.networks import (
@@ -41,6 +42,7 @@ class VAEConfig:
     prior: LatentPriorConfig = field(default_factory=StandardNormalConfig)
     decoder: DecoderConfig = field(default_factory=DenseConfig)
     likelihood: LikelihoodConfig = field(default_factory=BernoulliConfig)
+    holes: bool = False  # of images with missing pixels: the encoder is told which, the likelihood counts the others
 
     def __post_init__(self) -> None:
         for name in ("channels", "latents"):
@@ -54,6 +56,16 @@ class VAEConfig:
             raise UserError(
                 "model.encoder.map=True with model.posterior.kind=matrix_normal, expected False: of each map rows and "
                 "columns are told, by numbers that have no place on a map"
+            )
+        if self.holes and self.decoder.kind in ("pixelcnn", "interleaved"):
+            raise UserError(
+                f"model.holes=True with model.decoder.kind={self.decoder.kind}, whose pixels go by those before them, "
+                "expected a decoder that says all of them at once, such as dense or convolutional"
+            )
+        if self.holes and getattr(self.likelihood, "variance", None) == "optimal":
+            raise UserError(
+                "model.holes=True with model.likelihood.variance=optimal, expected fixed, learned or per_pixel: the "
+                "optimal one is of whole images"
             )
         sphere = self.posterior.kind == "von_mises_fisher"
         if sphere != (self.prior.kind == "uniform_sphere") and self.prior.kind != "vamp":
@@ -81,7 +93,8 @@ class VAE(LikelihoodVAE):
             self.shape = (config.latents, config.posterior.height, config.posterior.width)
         images = (config.channels, *image_size)
         self.posterior_layer = build_posterior(config.posterior, self.shape)
-        self.encoder = build_encoder(config.encoder, images, self.posterior_layer.features)
+        told = (config.channels + config.holes, *image_size)
+        self.encoder = build_encoder(config.encoder, told, self.posterior_layer.features)
         self.prior = PRIORS[config.prior.kind][0](config.prior, self.shape)
         self.prior.bind(images, self.posterior)
         likelihood = build_likelihood(config.likelihood, config.channels)
@@ -106,17 +119,26 @@ class VAE(LikelihoodVAE):
         return f"{config.prior.kind} prior, {config.posterior.kind} posterior, {config.likelihood.kind} likelihood"
 
     def posterior(self, images: Tensor) -> Posterior:
-        """q(z|x) of images, b c H W in [-1, 1]. Raises UserError for images of another shape."""
+        """q(z|x) of images, b c H W in [-1, 1], nan where pixels are missing, which `config.holes` allows. Raises
+        UserError for images of another shape."""
         self.check_images(images)
-        seen = in_type_of(self.encoder, images)
+        seen = in_type_of(self.encoder, with_indicators(images) if self.config.holes else images)
         features = self.encoder(seen)
         # Where the networks alone were cast, the posterior is computed in the type of the images all the same.
         return self.posterior_layer(features if seen.dtype == images.dtype else features.to(images.dtype))
 
+    def log_likelihood(self, latents: Tensor, images: Tensor) -> Tensor:
+        """log p(x|z), of the pixels that are not nan: k b *shape, b c H W -> k b."""
+        if not self.config.holes:
+            return self.decoder.log_likelihood(latents, images)
+        assert isinstance(self.decoder, FactorisedDecoder)
+        seen = seen_pixels(images)
+        return self.decoder.log_likelihood(latents, images.nan_to_num(0.0), seen)
+
     def terms(self, images: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
         posterior = self.posterior(images)
         return terms_of_one_group(
-            posterior, self.prior, lambda latents: self.decoder.log_likelihood(latents, images), draws, noise, move
+            posterior, self.prior, lambda latents: self.log_likelihood(latents, images), draws, noise, move
         )
 
     def noise_source(self, image: Tensor) -> NoiseSource:
@@ -130,7 +152,7 @@ class VAE(LikelihoodVAE):
         return self.prior.start_images
 
     def start(self, images: Tensor) -> None:
-        self.prior.start(images)
+        self.prior.start(images.nan_to_num(0.0) if self.config.holes else images)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.posterior(images).mean

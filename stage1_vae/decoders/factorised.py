@@ -24,9 +24,10 @@ class FactorisedDecoder(Decoder):
         result: Tensor = self.network(in_type_of(self.network, latents))
         return result
 
-    def log_likelihood(self, latents: Tensor, images: Tensor) -> Tensor:
+    def log_likelihood(self, latents: Tensor, images: Tensor, seen: Tensor | None = None) -> Tensor:
+        """seen: b 1 H W bool, the pixels that count; None: all."""
         outputs = self.outputs(latents.flatten(0, 1))
-        return self.likelihood.log_prob(outputs.unflatten(0, latents.shape[:2]), images)
+        return self.likelihood.log_prob(outputs.unflatten(0, latents.shape[:2]), images, seen)
 
     def mean(self, latents: Tensor) -> Tensor:
         return self.likelihood.mean(self.outputs(latents))

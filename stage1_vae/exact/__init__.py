@@ -93,6 +93,11 @@ def check_can_code(vae: LikelihoodVAE) -> VAE:
             "or take PNG"
         )
     config = vae.config
+    if config.holes:
+        raise UserError(
+            "mode=lossless, but this model is one of images with holes, expected one of whole images; name another "
+            "model, or take PNG"
+        )
     if not isinstance(vae.decoder, DECODERS):
         raise UserError(
             "mode=lossless, but the decoder of this model draws pixel after pixel, and a file would take hours; name a "

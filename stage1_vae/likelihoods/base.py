@@ -25,8 +25,9 @@ class Likelihood(nn.Module):
         self.config = config
         self.channels = channels
 
-    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """log p(x|z) of each image, in nats: `... o H W` and `... c H W`, whose leading axes broadcast, -> `...`."""
+    def log_prob(self, outputs: Tensor, images: Tensor, seen: Tensor | None = None) -> Tensor:
+        """log p(x|z) of each image, in nats: `... o H W` and `... c H W`, whose leading axes broadcast, -> `...`. seen:
+        `... 1 H W` bool, pixels that count, where not all do; the others hold any finite number."""
         raise NotImplementedError
 
     def mean(self, outputs: Tensor) -> Tensor:

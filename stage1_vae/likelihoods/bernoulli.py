@@ -78,8 +78,11 @@ class Bernoulli(Likelihood):
         super().__init__(config, channels)
         self.outputs = channels
 
-    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
+    def log_prob(self, outputs: Tensor, images: Tensor, seen: Tensor | None = None) -> Tensor:
         logits, targets = torch.broadcast_tensors(outputs, (images + 1) / 2)
+        if seen is not None:
+            logits = at_least_float(logits)
+            return ((targets * logits - F.softplus(logits, threshold=50)) * seen).sum(dim=(-3, -2, -1))
         if torch.compiler.is_compiling():  # which makes one pass of it by itself
             return log_probability(logits, targets)
         result: Tensor = LogProbability.apply(logits, targets)

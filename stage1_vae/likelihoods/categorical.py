@@ -36,12 +36,13 @@ class Categorical(Likelihood):
         outputs = at_least_float(outputs)
         return outputs.unflatten(-3, (self.channels, LEVELS))
 
-    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
+    def log_prob(self, outputs: Tensor, images: Tensor, seen: Tensor | None = None) -> Tensor:
         log_p = self.logits(outputs).log_softmax(dim=-3)
         chosen = ((images.clamp(-1, 1) + 1) * 127.5).round().long().unsqueeze(-3)  # ... c 1 H W
         leading = torch.broadcast_shapes(log_p.shape[:-4], chosen.shape[:-4])
         log_p, chosen = log_p.expand(*leading, *log_p.shape[-4:]), chosen.expand(*leading, *chosen.shape[-4:])
-        return log_p.gather(-3, chosen).sum(dim=(-4, -3, -2, -1))
+        of_pixels = log_p.gather(-3, chosen).squeeze(-3)  # ... c H W
+        return (of_pixels if seen is None else of_pixels * seen).sum(dim=(-3, -2, -1))
 
     def mean(self, outputs: Tensor) -> Tensor:
         levels = torch.arange(LEVELS, device=outputs.device)[:, None, None] / 127.5 - 1

@@ -76,8 +76,11 @@ class Gaussian(Likelihood):
             raw = self.log_scale.to(means.dtype)
         return means, above(self.config.smallest_log_scale, raw)
 
-    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
+    def log_prob(self, outputs: Tensor, images: Tensor, seen: Tensor | None = None) -> Tensor:
         means, log_scales = self.parts(outputs)
+        if seen is not None:
+            assert self.config.variance != "optimal"
+            return (log_density(images, means, log_scales) * seen).sum(dim=(-3, -2, -1))
         if self.config.variance != "optimal" or not self.training:
             return log_density(images, means, log_scales).sum(dim=(-3, -2, -1))
         best = optimal_log_scale(images, means, self.config.smallest_log_scale)

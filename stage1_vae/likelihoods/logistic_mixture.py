@@ -184,8 +184,9 @@ class LogisticMixture(Likelihood):
         outputs = at_least_float(outputs)
         return components_of(outputs, self.channels, self.config.components, self.config.smallest_log_scale)
 
-    def log_prob(self, outputs: Tensor, images: Tensor) -> Tensor:
-        return log_pixels(self.parts(outputs), images).sum(dim=(-2, -1))
+    def log_prob(self, outputs: Tensor, images: Tensor, seen: Tensor | None = None) -> Tensor:
+        of_pixels = log_pixels(self.parts(outputs), images)
+        return (of_pixels if seen is None else of_pixels * seen.squeeze(-3)).sum(dim=(-2, -1))
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Exact of grey and of red. Of green and blue it is, of each component, the mean given the means of the

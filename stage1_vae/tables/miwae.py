@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError, check_fields
+from stage1_vae.completing import chosen_draws
 from stage1_vae.evaluation import mixed
 from stage1_vae.likelihoods.base import at_least_float
 from stage1_vae.model import Move
@@ -247,10 +248,3 @@ def impute_few(model: MIWAE, rows: Tensor, noise: RowNoise) -> Imputed:
         kept = latents.gather(0, chosen[..., None].expand(*chosen.shape, latents.shape[-1]))
         multiple = model.density(kept).draw(noise.of_numbers)
     return Imputed(torch.where(seen, values, single), torch.where(seen, values, multiple), 1 / weights.square().sum(0))
-
-
-def chosen_draws(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Numbers of draws, m b in [0, K), each with the probability of its weight, K b, by m b uniform numbers."""
-    steps = weights.double().cumsum(dim=0).T.contiguous()  # b K
-    found = torch.searchsorted(steps, (uniforms.double() * steps[:, -1]).T.contiguous(), right=True)
-    return found.T.clamp(max=len(weights) - 1)

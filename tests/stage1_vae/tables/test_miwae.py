@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from stage1_vae.completing import chosen_draws
 from stage1_vae.objectives.importance import importance_bound
 from stage1_vae.tables.masks import LinearMaskConfig, SelfMaskingConfig
-from stage1_vae.tables.miwae import MIWAE, Column, MIWAEConfig, chosen_draws, impute
+from stage1_vae.tables.miwae import MIWAE, Column, MIWAEConfig, impute
 from tests.golden import golden_vae
 
 NAN = math.nan
