@@ -14,6 +14,7 @@ from stage1_vae.hierarchies.base import HierarchicalVAE
 from stage1_vae.holes import seen_images
 from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.model import LikelihoodVAE
+from stage1_vae.networks.spatial import SpatialDecoder
 from stage1_vae.priors import StandardNormal
 from stage1_vae.vae import VAE
 from training.data import batches_of
@@ -85,6 +86,22 @@ def latent_walks(model: LikelihoodVAE, image: Tensor, variances: Tensor) -> Imag
     titles = [[f"{value + 0.0:+.1f}" for value in walk_values().tolist()]] + [[] for _ in rows[1:]]
     pictures = [list(map(to_pil, images)) for _, images in rows]
     return contact_sheet(pictures, [f"z{number}" for number, _ in rows], titles, legible=SIDE)
+
+
+def moves_of(model: LikelihoodVAE) -> int:
+    """How many of the first numbers of its latents turn and shift an image; 0 of most models."""
+    network = getattr(getattr(model, "decoder", None), "network", None)
+    return network.config.moves if isinstance(network, SpatialDecoder) else 0
+
+
+@torch.no_grad()
+def straightened(model: LikelihoodVAE, images: Tensor) -> Image.Image:
+    """Of a spatial-VAE: images, n c H W, each above what the mean of its posterior decodes to, and that with angle and
+    shift set to 0."""
+    means = model.encode(images)
+    straight = torch.cat([torch.zeros_like(means[:, : moves_of(model)]), means[:, moves_of(model) :]], dim=1)
+    rows = [list(map(to_pil, shown)) for shown in (images, model.decode(means), model.decode(straight))]
+    return contact_sheet(rows, ["real", "decoded", "straight"], legible=SIDE)
 
 
 @torch.no_grad()

@@ -285,6 +285,14 @@ PICTURES = {
         },
         [("class", "blocks"), ("blocks", "logits"), ("logits", "codes"), ("codes", "grow"), ("grow", "sums", "next scale"), ("sums", "blocks")],
     ),
+    "spatial": picture(
+        "Space: places that are turned and shifted",
+        {
+            "image": (0, 0, "image", "data"), "encoder": (1, 0, "encoder:|q of z", "network"), "moves": (2, 0, "angle, shift", "choice"),
+            "places": (3, 0, "places, turned|and shifted", "data"), "content": (2, 1, "content", "data"), "pixel": (3, 1, "a pixel for|each place", "network"),
+        },
+        [("image", "encoder"), ("encoder", "moves"), ("moves", "places"), ("places", "pixel"), ("content", "pixel")],
+    ),
     "sequences": picture(
         "Sequences: latents beside the steps before",
         {

@@ -36,10 +36,12 @@ from stage1_vae.pictures import (
     has_plane,
     latent_plane,
     latent_walks,
+    moves_of,
     progressive,
     reconstructions,
     samples,
     spread,
+    straightened,
 )
 from stage1_vae.vae import VAE
 
@@ -320,7 +322,7 @@ def as_record(figures: dict[str, Any]) -> dict[str, Any]:
 
 def write_pictures(model: LikelihoodVAE, judged: Judged, folder: Path) -> None:
     """samples.png, reconstructions.png, walks.png, or analogies.png of a VAE that knows classes, plane.png of one that
-    has such, and levels.png of a hierarchy."""
+    has such, levels.png of a hierarchy, and straight.png of a spatial-VAE."""
     shown = judged.first(2 * SHOWN)
     means = torch.cat(judged.images.means, dim=1)
     pictures = {
@@ -336,5 +338,7 @@ def write_pictures(model: LikelihoodVAE, judged: Judged, folder: Path) -> None:
         pictures["plane"] = latent_plane(model, means.float(), judged.labels)
     if isinstance(model, HierarchicalVAE):
         pictures["levels"] = progressive(model, shown[:SHOWN])
+    if moves_of(model):
+        pictures["straight"] = straightened(model, shown[:SHOWN])
     for name, picture in pictures.items():
         save_png(picture, folder / f"{name}.png")

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from stage1_vae.networks.dense import DenseConfig
-from stage1_vae.pictures import has_plane, latent_walks, preview, reconstructions
+from stage1_vae.networks.spatial import SpatialConfig
+from stage1_vae.pictures import has_plane, latent_walks, moves_of, preview, reconstructions, straightened
 from stage1_vae.priors import PRIORS
 from stage1_vae.vae import VAE, VAEConfig
 from training.task import Batch
@@ -59,3 +60,20 @@ def test_walks_go_along_the_numbers_that_are_most_active():
 def test_each_image_stands_above_its_reconstruction(count):
     sheet = reconstructions(vae(2), torch.zeros(count, 1, 4, 4), columns=3)
     assert sheet.height > (2 if count == 1 else 4) * 56
+
+
+def test_straightened_images_are_those_without_angle_and_shift():
+    torch.manual_seed(0)
+    decoder = SpatialConfig(hidden=8, angle_scale=1.5)
+    model = VAE(VAEConfig(latents=5, encoder=DenseConfig(hidden=()), decoder=decoder), (8, 8))
+    assert moves_of(model) == 3
+    assert moves_of(vae(2)) == 0
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    before = np.asarray(straightened(model, images))
+    with torch.no_grad():
+        model.encoder.layers.layers[0].bias[0] += 1.0  # every image is told to be turned further
+    after = np.asarray(straightened(model, images))
+    real, decoded, straight = (slice(row * len(before) // 3, (row + 1) * len(before) // 3) for row in range(3))
+    assert np.array_equal(before[real], after[real])
+    assert not np.array_equal(before[decoded], after[decoded])
+    assert np.array_equal(before[straight], after[straight])
