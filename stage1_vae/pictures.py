@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ LEVELS = 8  # rows of a hierarchy whose groups have one shape
 PLANE = 20  # images along each side of a plane of latents
 PLANE_MEANS = 2000  # posteriors whose means a preview shows on it
 WALKS, WALK_STEPS, REACH = 10, 11, 3.0  # numbers of the latents that are walked along, steps, and how far from 0
+SPREAD_IMAGES = 64  # by which the numbers of a hierarchy are put in order
 COLOURS = (  # of classes, told apart by people who see colours otherwise too (Okabe and Ito 2008)
     ["#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#888888", "#44aa99"]
 )
@@ -177,7 +179,10 @@ def walked(model: LikelihoodVAE, latents: Tensor, number: int, values: Tensor) -
 @torch.no_grad()
 def spread(model: LikelihoodVAE, means: Tensor) -> Tensor:
     """By how much each number that is walked along varies over images, given the means of their posteriors, n *shape:
-    its variance; of one image they are taken to be alike."""
+    its variance; of one image they are taken to be alike. A hierarchy, which is passed through for it, looks at a few
+    images from all over them."""
+    if len(model.sizes) > 1:
+        means = means[:: math.ceil(len(means) / SPREAD_IMAGES)]
     noise = model.as_noise(means).flatten(1).double()
     return noise.var(dim=0) if len(noise) > 1 else torch.ones_like(noise[0])
 

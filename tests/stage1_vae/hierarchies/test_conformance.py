@@ -297,7 +297,11 @@ def test_walks_move_the_groups_below(row: Row):
             assert (shown[0] != shown[1]).any()
             kept = torch.arange(moved.shape[1]) < number  # of groups above, and numbers before
             assert torch.allclose(moved[0, kept], moved[1, kept])
-        assert spread(model, model.encode(images_for(row, 5))).shape == model.shape
+        means = model.encode(images_for(row, 5))
+        torch.testing.assert_close(spread(model, means), model.as_noise(means).double().var(0))
+        many = spread(model, means.repeat(30, 1))  # of which some are looked at
+        torch.testing.assert_close(many, model.as_noise(means).double().var(0), rtol=0.2, atol=1e-6)
+        assert torch.equal(spread(model, means[:1]), torch.ones(model.shape).double())
 
 
 def test_gradients_are_those_of_finite_differences(row: Row):
