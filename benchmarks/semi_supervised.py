@@ -59,9 +59,15 @@ def training(steps: int, seed: int, every: int, learning_rate: float) -> TrainCo
     )
 
 
-def digits(data: Path, labels_seed: int | None = None) -> DataConfig:
-    chosen = {} if labels_seed is None else {"labels_per_class": PER_CLASS, "labels_seed": labels_seed}
-    return DataConfig(path=str(data), image_size=28, channels=1, validation_count=1_000, **chosen)
+def digits(data: Path, per_class: int | None = None, seed: int = 0) -> DataConfig:
+    return DataConfig(
+        path=str(data),
+        image_size=28,
+        channels=1,
+        validation_count=1_000,
+        labels_per_class=per_class,
+        labels_seed=seed,
+    )
 
 
 def first_vae(data: Path, steps: int) -> Stage1VAEConfig:
@@ -81,7 +87,7 @@ def config_of(name: str, data: Path, seed: int, steps: int, m1: Path) -> Stage1V
     return Stage1VAEConfig(
         model=model,
         objective=SemiSupervisedConfig(alpha=10.0, labelled_share=0.25),
-        data=digits(data, seed),
+        data=digits(data, PER_CLASS, seed),
         train=training(steps, seed, 1_500, 3e-3),
         binarised="anew",
     )
