@@ -326,6 +326,24 @@ PICTURES = {
         },
         [("images", "encoder"), ("encoder", "z"), ("z", "which"), ("z", "decoder"), ("prior", "which")],
     ),
+    "missing": picture(
+        "Missing numbers and pixels: weights of draws",
+        {
+            "seen": (0, 0, "seen numbers,|zeros for others", "data"), "encoder": (1, 0, "encoder:|q of z", "network"), "z": (2, 0, "K draws z", "data"),
+            "decoder": (3, 0, "decoder:|p of x given z", "network"), "mask": (3, 1, "mask model:|p of s given x", "network"),
+            "weights": (2, 1, "K weights:|p of seen, p/q of z", "choice"), "filled": (1, 1, "mean, or draws,|of the missing", "data"),
+        },
+        [("seen", "encoder"), ("encoder", "z"), ("z", "decoder"), ("decoder", "weights"), ("mask", "weights"), ("weights", "filled")],
+    ),
+    "counts": picture(
+        "Counts: a state, a size and a batch",
+        {
+            "counts": (0, 0, "counts x", "data"), "encoder": (1, 0, "encoder:|q of z", "network"), "z": (2, 0, "state z", "data"),
+            "batch": (0, 1, "batch s", "data"), "size": (1, 1, "encoder:|q of size l", "network"), "decoder": (3, 0, "decoder:|shares, zeros", "network"),
+            "zinb": (3, 1, "ZINB of|l times share", "choice"),
+        },
+        [("counts", "encoder"), ("encoder", "z"), ("z", "decoder"), ("decoder", "zinb"), ("size", "zinb"), ("counts", "size"), ("batch", "size")],
+    ),
     "latent_priors": picture(
         "Priors over latents: p(z) fitted on encoded images",
         {
