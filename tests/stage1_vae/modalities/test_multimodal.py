@@ -115,13 +115,13 @@ def test_log_weights_are_of_the_posterior_that_draws_come_from(pair: str, expert
     model, pictures = model_of(pair, experts), binary(2)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        terms = model.terms(pictures, noise=torch.randn(20_000, 2, 2, generator=generator))
-        by_posterior = terms.log_weights.logsumexp(0) - math.log(20_000)
-        z = torch.randn(60_000, 1, 2, generator=generator).expand(-1, 2, -1)
+        terms = model.terms(pictures, noise=torch.randn(6_000, 2, 2, generator=generator))
+        by_posterior = terms.log_weights.logsumexp(0) - math.log(6_000)
+        z = torch.randn(20_000, 1, 2, generator=generator).expand(-1, 2, -1)
         seen = model.seen(pictures)
         weights = (1.0, 0.0) if "label" in pair or "tokens" in pair else (1.0, 1.0)
-        by_prior = model.log_likelihood(z, seen, weights).logsumexp(0) - math.log(60_000)
-    torch.testing.assert_close(by_posterior, by_prior, atol=0.05, rtol=0)
+        by_prior = model.log_likelihood(z, seen, weights).logsumexp(0) - math.log(20_000)
+    torch.testing.assert_close(by_posterior, by_prior, atol=0.1, rtol=0)
 
 
 def test_any_subset_of_modalities_has_a_posterior():
@@ -175,7 +175,7 @@ def test_runs_learn_both_ways(images: Path, tmp_path: Path, pair: str, experts: 
         second_weight=5.0,  # type: ignore[arg-type]
     )
     objective = SubsampledConfig() if experts == "product" else MixtureBoundConfig(draws_of_each=2)
-    asked = replace(config(images, steps=150, learning_rate=1e-2, validate_every=150), model=model, objective=objective)
+    asked = replace(config(images, steps=100, learning_rate=1e-2, validate_every=100), model=model, objective=objective)
     result = train_vae(asked, tmp_path)
     assert result.metrics["negative_elbo"] < (60 if pair == "sizes" else 42)
     if pair != "image_label":
@@ -186,7 +186,7 @@ def test_runs_learn_both_ways(images: Path, tmp_path: Path, pair: str, experts: 
         nothing = torch.zeros(1, 1, 8, 8)
         seen = trained.seen(nothing, torch.tensor([[label]]))
         posterior = trained.posterior_of([replace_presence(seen[0], present=False), seen[1]])
-        image = trained.decode(posterior.mean)[0, 0]
+        image = trained.decode(posterior.mean)[0, 0].detach()
         halves = [float(half.mean()) for half in image.chunk(2, dim=1)]
         assert halves[label] > halves[1 - label] + 0.5
 
