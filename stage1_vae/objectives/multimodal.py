@@ -2,7 +2,8 @@
 
     subsampled      minus the sum of the ELBOs of both modalities and of either alone, each of which tells what it sees
                     (Wu and Goodman 2018, arXiv:1802.05335, equation 5): of a product of experts, each of which so
-                    learns to stand alone
+                    learns to stand alone; or each of which tells both, as the subsets of MoPoE-VAE do (Sutter et
+                    al. 2021, arXiv:2105.02470, equation 6), so that one modality has to know the other
     mixture_bound   minus 1/M sum_m log 1/K sum_k w_mk of K draws of each expert, where
                     w = p(x_1|z) p(x_2|z) p(z) / (1/M sum_m q(z|x_m)) (Shi et al. 2019, arXiv:1911.03393, the looser of
                     their bounds), with its plain or its doubly reparameterised gradient
@@ -30,9 +31,11 @@ class SubsampledConfig:
 
     kind: Literal["subsampled"] = "subsampled"
     beta: float = 1.0  # weight of the KL terms
+    tells: Literal["seen", "all"] = "seen"  # what a subset's latents tell: what it sees (MVAE), or all (MoPoE-VAE)
 
     def __post_init__(self) -> None:
-        check_fields(self, [("beta", self.beta >= 0, "0 or more; 1 is the bound")])
+        tells = ("tells", self.tells in ("seen", "all"), "seen or all")
+        check_fields(self, [("beta", self.beta >= 0, "0 or more; 1 is the bound"), tells])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,13 @@ class Subsampled(MultimodalObjective):
         assert noise is not None
         bounds = [
             terms.log_likelihood.mean(0) - self.config.beta * total_kl(terms)
-            for terms in model(images, noise=noise.unsqueeze(1), symbols=symbols, training=True)
+            for terms in model(
+                images,
+                noise=noise.unsqueeze(1),
+                symbols=symbols,
+                training=True,
+                tells_all=self.config.tells == "all",
+            )
         ]
         names = ("joint_elbo", "first_elbo", "second_elbo")
         metrics = {name: bound.detach().mean() for name, bound in zip(names, bounds, strict=True)}
