@@ -234,9 +234,9 @@ class Multimodal(LikelihoodVAE):
         fixed_posterior: bool = False,
     ) -> tuple[Terms, ...]:
         """What objectives of several modalities are made of. noise: m k b d, of m posteriors. Of a product of experts
-        m = 3: the posterior of both modalities, which tells both, and of either alone, which tells that one, or,
-        with tells_all, both. Of a mixture m = 2: draws of either expert, which tell both; fixed_posterior: whether its log q is a function of the
-        draws alone, without a gradient at its parameters."""
+        m = 3: the posterior of both modalities, which tells both, and of either alone, which tells that one, or, with
+        tells_all, both. Of a mixture m = 2: draws of either expert, which tell both; fixed_posterior: whether its log q
+        is a function of the draws alone, without a gradient at its parameters."""
         seen, second = self.seen(images, symbols), self.config.second_weight
         experts, present = self.experts(seen), [one.present for one in seen]
         if not self.is_product:
