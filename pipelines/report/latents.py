@@ -16,11 +16,13 @@ from pipelines.report.charts import Bars, bars
 from pipelines.report.images import Shown
 from pipelines.report.pictures import Picture, shown, strip, zoom_to
 from stage1_vae.evaluation import ImageFigures, active_units, joined, judge, mean_of
-from stage1_vae.pictures import has_plane, latent_plane, spread, walk_values, walks_from
+from stage1_vae.hierarchies.base import HierarchicalVAE
+from stage1_vae.pictures import has_plane, latent_plane, progressive, spread, walk_values, walks_from
 
 DRAWS = 10  # of the latents of each image, for the ELBO
 SIDE = 56
 COLUMNS = 8
+LEVEL_IMAGES = 8  # of the picture of levels
 
 
 class Walk(NamedTuple):
@@ -44,6 +46,8 @@ class Latents(NamedTuple):
     values: list[str]  # of the steps of walks
     walks: list[Walk]
     plane: Picture | None
+    groups: Bars | None  # of a hierarchy: the KL of each group
+    levels: Picture | None  # likewise: what it decodes by level
 
 
 class VAESamples(NamedTuple):
@@ -78,6 +82,13 @@ def latents_of(pipeline: LatentPipeline, images: Shown, seed: int, batch_size: i
     if has_plane(vae):
         sheet = latent_plane(vae, means.float(), images.labels)
         plane = Picture(sheet, "Left, what a grid of latents decodes to; right, where the images lie, by class")
+    groups = levels = None
+    if isinstance(vae, HierarchicalVAE):
+        of_groups = [max(0.0, float(group.mean(dim=0).sum())) for group in found.kl]
+        told = f"KL of {len(of_groups)} groups, the top one first: {', '.join(f'{one:.2f}' for one in of_groups)} nats."
+        groups = bars("KL of each group of latents", of_groups, "groups, the top one first", "nats", told)
+        some = to_float(images.pixels[:LEVEL_IMAGES]).to(pipeline.device)
+        levels = Picture(progressive(vae, some), "What is decoded by level: above of images, below of samples")
     return Latents(
         len(images),
         images.title,
@@ -92,6 +103,8 @@ def latents_of(pipeline: LatentPipeline, images: Shown, seed: int, batch_size: i
         [f"{value + 0.0:+.1f}" for value in walk_values().tolist()],
         walks,
         plane,
+        groups,
+        levels,
     )
 
 

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pipelines.report.collect import Subject, subjects_of
 from pipelines.report.models import load_models, put_together
 from pipelines.report.page import groups_of
 from pipelines.report.settings import commands_of
+from stage1_vae.hierarchies.vdvae import VDVAE, VDVAEConfig
+from stage1_vae.likelihoods import BernoulliConfig
 
 CHROMIUM = Path("/usr/bin/chromium")
 OF_CODES = [
@@ -81,6 +84,27 @@ def test_the_values_of_charts_are_json_without_nan(page: Path):
     charts = json.loads(values, parse_constant=refuse)
     assert set(re.findall(r'data-chart="([\w-]+)"', text)) == set(charts)
     assert any(None in series["values"] for chart in charts.values() for series in chart["series"])
+
+
+def test_a_page_of_a_hierarchy_has_its_groups_and_levels(folders: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    config = VDVAEConfig(
+        channels=1,
+        width=4,
+        latents=1,
+        encoder_layers="16d4,4d4,1x1",
+        decoder_layers="1x1,4m1,16m4",
+        bottleneck_multiple=0.5,
+        likelihood=BernoulliConfig(),
+    )
+    shutil.copytree(folders / "vae", tmp_path / "vdvae")
+    shutil.rmtree(tmp_path / "vdvae" / "model")
+    VDVAE(config, (16, 16)).save_pretrained(tmp_path / "vdvae" / "model")
+    out = tmp_path / "report.html"
+    report(ReportConfig(runs=(str(tmp_path / "vdvae"),), out=str(out), **FEW))
+    page = out.read_text(encoding="utf-8")
+    assert "KL of 3 groups, the top one first: " in page
+    assert "<h4>Levels</h4>" in page
 
 
 def test_a_page_of_a_vae_has_its_latents(folders: Path, tmp_path: Path):
