@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ def main() -> None:
             )
         ]
         names = ["digit", "seen", "expected", "drawn", "drawn", "drawn", "nearest"]
-        save_png(contact_sheet(pictures, names, legible=56), given.out)
+        save_png(contact_sheet(pictures, names, legible=56), Path(given.out))
 
 
 if __name__ == "__main__":

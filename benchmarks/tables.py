@@ -83,7 +83,8 @@ def of_model(
             **changes,
         }
         begin = time.time()
-        train_table(read_config(Stage1TableConfig, recipe, given), run)
+        if not train_table(read_config(Stage1TableConfig, recipe, given), run).finished:
+            raise SystemExit("stopped; the same command goes on with this training anew")
         minutes = (time.time() - begin) / 60
         model = load_table_model(run)
         assert isinstance(model, MIWAE)
