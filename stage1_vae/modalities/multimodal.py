@@ -230,13 +230,13 @@ class Multimodal(LikelihoodVAE):
         symbols: Tensor | None,
         noise: Tensor,
         *,
-        tells_all: bool = False,
+        tells_other: tuple[bool, bool] = (False, False),
         fixed_posterior: bool = False,
     ) -> tuple[Terms, ...]:
         """What objectives of several modalities are made of. noise: m k b d, of m posteriors. Of a product of experts
-        m = 3: the posterior of both modalities, which tells both, and of either alone, which tells that one, or, with
-        tells_all, both. Of a mixture m = 2: draws of either expert, which tell both; fixed_posterior: whether its log q
-        is a function of the draws alone, without a gradient at its parameters."""
+        m = 3: the posterior of both modalities, which tells both, and of either alone, which tells that one, and, where
+        tells_other says so, the other as well. Of a mixture m = 2: draws of either expert, which tell both;
+        fixed_posterior: whether its log q is a function of the draws alone, without a gradient at its parameters."""
         seen, second = self.seen(images, symbols), self.config.second_weight
         experts, present = self.experts(seen), [one.present for one in seen]
         if not self.is_product:
@@ -244,8 +244,8 @@ class Multimodal(LikelihoodVAE):
             return tuple(self.mixture_terms(experts[m].draw(noise[m]), told, seen, (1.0, second)) for m in range(2))
         return (
             self.normal_terms(joint_normal(experts, present), seen, noise[0], (1.0, second)),
-            self.normal_terms(joint_normal(experts[:1], present[:1]), seen, noise[1], (1.0, second * tells_all)),
-            self.normal_terms(joint_normal(experts[1:], present[1:]), seen, noise[2], (1.0 * tells_all, second)),
+            self.normal_terms(joint_normal(experts[:1], present[:1]), seen, noise[1], (1.0, second * tells_other[0])),
+            self.normal_terms(joint_normal(experts[1:], present[1:]), seen, noise[2], (1.0 * tells_other[1], second)),
         )
 
     def forward(
@@ -256,13 +256,13 @@ class Multimodal(LikelihoodVAE):
         move: Move | None = None,
         symbols: Tensor | None = None,
         training: bool = False,
-        tells_all: bool = False,
+        tells_other: tuple[bool, bool] = (False, False),
         fixed_posterior: bool = False,
     ) -> Any:
         """`terms`, or `training_terms`, by the name under which a wrapped model is called."""
         if training:
             assert noise is not None
-            return self.training_terms(images, symbols, noise, tells_all=tells_all, fixed_posterior=fixed_posterior)
+            return self.training_terms(images, symbols, noise, tells_other=tells_other, fixed_posterior=fixed_posterior)
         return self.terms(images, draws, noise, move)
 
     def noise_source(self, image: Tensor) -> NoiseSource:

@@ -2,8 +2,8 @@
 
     subsampled      minus the sum of the ELBOs of both modalities and of either alone, each of which tells what it sees
                     (Wu and Goodman 2018, arXiv:1802.05335, equation 5): of a product of experts, each of which so
-                    learns to stand alone; or each of which tells both, as the subsets of MoPoE-VAE do (Sutter et
-                    al. 2021, arXiv:2105.02470, equation 6), so that one modality has to know the other
+                    learns to stand alone. Where it tells both, as all subsets of MoPoE-VAE do (Sutter et al. 2021,
+                    arXiv:2105.02470, equation 6), it has to know the other: an image its class
     mixture_bound   minus 1/M sum_m log 1/K sum_k w_mk of K draws of each expert, where
                     w = p(x_1|z) p(x_2|z) p(z) / (1/M sum_m q(z|x_m)) (Shi et al. 2019, arXiv:1911.03393, the looser of
                     their bounds), with its plain or its doubly reparameterised gradient
@@ -31,10 +31,10 @@ class SubsampledConfig:
 
     kind: Literal["subsampled"] = "subsampled"
     beta: float = 1.0  # weight of the KL terms
-    tells: Literal["seen", "all"] = "seen"  # what a subset's latents tell: what it sees (MVAE), or all (MoPoE-VAE)
+    tells_both: Literal["none", "first", "all"] = "none"  # which modalities alone tell the other too, not what they see
 
     def __post_init__(self) -> None:
-        tells = ("tells", self.tells in ("seen", "all"), "seen or all")
+        tells = ("tells_both", self.tells_both in ("none", "first", "all"), "none, first or all")
         check_fields(self, [("beta", self.beta >= 0, "0 or more; 1 is the bound"), tells])
 
 
@@ -94,7 +94,7 @@ class Subsampled(MultimodalObjective):
                 noise=noise.unsqueeze(1),
                 symbols=symbols,
                 training=True,
-                tells_all=self.config.tells == "all",
+                tells_other=(self.config.tells_both != "none", self.config.tells_both == "all"),
             )
         ]
         names = ("joint_elbo", "first_elbo", "second_elbo")
