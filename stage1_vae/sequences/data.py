@@ -132,6 +132,8 @@ def open_sequences(config: SequenceDataConfig, seed: int) -> tuple[Sequences, Se
     kept = [i for i, item in enumerate(items) if 0 < len(item) < config.longest]
     training, held_out = split(kept, config, len(items))
     scale = float(np.concatenate([items[i][:, :2] for i in training]).std())
+    if scale == 0:
+        raise UserError(f"sequences.path={config.path}: the pens of {len(training)} drawings never move")
     items = [np.concatenate([item[:, :2] / scale, item[:, 2:]], axis=1).astype(np.float32) for item in items]
 
     def part(chosen: list[int], stretch: float) -> Sequences:
@@ -208,19 +210,23 @@ def hershey_glyphs(fonts: Sequence[str]) -> tuple[list[np.ndarray], list[str]]:
 def read_drawings(place: Path) -> tuple[list[np.ndarray], list[str]]:
     """Drawings as Quick, Draw! publishes them: a JSON object in each line, whose "drawing" is a list of strokes, each a
     list of x and one of y, y downwards. Raises UserError."""
+    try:
+        lines = place.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"sequences.path={place} cannot be read as UTF-8 ({error}); name another file") from error
     items, names = [], []
     try:
-        for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             found = json.loads(line)
             strokes = [[(x, -y) for x, y in zip(one[0], one[1], strict=True)] for one in found["drawing"]]
+            if not np.isfinite([point for stroke in strokes for point in stroke]).all():
+                raise ValueError("a place of the pen is no finite number")
             if sum(map(len, strokes)) > 1:
                 items.append(moves_of(strokes))
                 names.append(str(found.get("word", number)))
-    except OSError as error:
-        raise UserError(f"sequences.path={place} cannot be read ({error}); name another file") from error
-    except (UnicodeDecodeError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(
             f'{place}, line {number}: {error}; expected a JSON object with "drawing": a list of strokes, each a '
             "list of x and a list of y"

@@ -247,6 +247,15 @@ def test_drawings_are_read_line_by_line_and_a_bad_line_is_named(tmp_path: Path):
     path.write_text(json.dumps(drawing) + '\n{"drawing": [[1]]}\n', encoding="utf-8")
     with pytest.raises(UserError, match="line 2"):
         open_sequences(config, 0)
+    path.write_text(json.dumps(drawing) + '\n{"drawing": [[[1, 2], [NaN, 3]]]}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="line 2: a place of the pen is no finite number"):
+        open_sequences(config, 0)
+    path.write_text('{"drawing": [[[1, 1], [2, 2]]]}\n' * 6, encoding="utf-8")
+    with pytest.raises(UserError, match="the pens of 4 drawings never move"):
+        open_sequences(config, 0)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read as UTF-8"):
+        open_sequences(config, 0)
 
 
 def test_characters_of_fonts_are_drawings():
