@@ -15,6 +15,7 @@ from common.files import write_text
 from common.model_io import load_pretrained
 from common.owned_folder import SHEET_NAME
 from common.processes import process_state
+from common.runs import config_of_run
 from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.latents.pipeline import on_the_way
@@ -39,7 +40,7 @@ class WriteConfig:
     num: int = 20  # sequences; between two: steps of the way, both included
     temperatures: tuple[float, ...] = (1.0,)  # of each step's choice, each for all sequences: 0 is the most probable
     seed: int = 0
-    between: str | None = None  # file that the model was trained on, or hershey: of which two sequences are taken
+    between: str | None = None  # file that the run was trained on, or hershey: of which two sequences are taken
     first: int = 0  # number of the one that the way leads from, among those held out
     second: int = 1  # number of the other
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
@@ -48,6 +49,11 @@ class WriteConfig:
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
         if self.num < (1 if self.between is None else 2):
             raise UserError(f"num={self.num}, expected at least {1 if self.between is None else 2}")
+        if self.between is None and (self.first, self.second) != (0, 1):
+            raise UserError(
+                f"first={self.first} and second={self.second} are the ends of a way, got none; name the file of its "
+                "sequences by between, or leave them out"
+            )
         if not self.temperatures or any(one < 0 for one in self.temperatures):
             raise UserError(f"temperatures={self.temperatures}, expected one or more, each 0 or above")
         if not 0 <= self.seed < 2**64:
@@ -97,10 +103,14 @@ def latents_of(model: SequenceVAE, config: WriteConfig, device: torch.device) ->
         seeds = [mixed(config.seed, i, 0) for i in range(config.num)]
         return torch.cat([model.prior.sample(1, torch.Generator(device).manual_seed(seed)) for seed in seeds])
     unit: Literal["word", "character"] = "word" if model.joint else "character"
-    asked = SequenceDataConfig(path=config.between, unit=unit, longest=model.longest)
+    trained = config_of_run(Path(config.model)).get("sequences", {"unit": unit, "longest": model.longest})
+    asked = SequenceDataConfig(**{**trained, "path": config.between})
     _, held_out, vocabulary = open_sequences(asked, 0)
     if (vocabulary is None) != (model.vocabulary is None) or (vocabulary or []) != (model.vocabulary or []):
-        raise UserError(f"between={config.between} holds other sequences than the model was trained on; name those")
+        raise UserError(
+            f"between={config.between} holds other sequences than the model was trained on, or it held out as many as "
+            "only its run tells: name those, and the run folder as model"
+        )
     for name in ("first", "second"):
         if not 0 <= getattr(config, name) < len(held_out):
             raise UserError(f"{name}={getattr(config, name)}, expected 0 to {len(held_out) - 1}")

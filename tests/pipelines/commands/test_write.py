@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from common.errors import UserError
 from pipelines.cli import main
 from pipelines.commands.write import WriteConfig, write_sequences
+from stage1_vae.sequences.data import SequenceDataConfig
 from stage1_vae.sequences.decoders import RecurrentConfig
 from stage1_vae.sequences.sequence_vae import SequenceVAE, SequenceVAEConfig
 
@@ -59,7 +62,23 @@ def test_a_way_leads_from_one_sequence_to_another(tmp_path: Path):
         write_sequences(WriteConfig(model=model, between=str(text), second=999, out=str(tmp_path / "c")))
 
 
+def test_a_way_leads_between_sequences_that_the_run_held_out(tmp_path: Path):
+    """A model alone does not tell how many were held out, of which the vocabulary's order depends."""
+    text = tmp_path / "lines.txt"
+    text.write_text("\n".join(["aab", "ba", "a", "abc", "cab"] * 4), encoding="utf-8")
+    data = SequenceDataConfig(path=str(text), longest=9, validation_count=7)
+    (run := tmp_path / "run").mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump({"sequences": {**asdict(data), "fonts": list(data.fonts)}}))
+    saved(run, tokens=True)
+    (run / "model1").rename(run / "model")
+    write_sequences(WriteConfig(model=str(run), between=str(text), second=6, num=3, out=str(tmp_path / "a")))
+    with pytest.raises(UserError, match="second=7, expected 0 to 6"):
+        write_sequences(WriteConfig(model=str(run), between=str(text), second=7, num=3, out=str(tmp_path / "b")))
+
+
 def test_impossible_options_are_refused():
+    with pytest.raises(UserError, match="first=3 and second=1 are the ends of a way, got none"):
+        WriteConfig(model="m", out="o", first=3)
     with pytest.raises(UserError, match="num=1, expected at least 2"):
         WriteConfig(model="m", out="o", between="t.txt", num=1)
     with pytest.raises(UserError, match="each 0 or above"):
