@@ -25,6 +25,7 @@ from pipelines.labels import class_number
 from pipelines.model_folders import stage_folder
 from pipelines.pictures import contact_sheet, in_columns, save_png, to_pil
 from pipelines.settings import check_apart, results_folder
+from stage1_vae.evaluation import mixed
 from stage1_vae.modalities.multimodal import PAIRS, Multimodal
 from stage1_vae.modalities.views import Seen, SymbolView, bytes_of, text_of
 
@@ -48,8 +49,8 @@ class TranslateConfig:
 
     def __post_init__(self) -> None:
         check_variants(self.num)
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed={self.seed}, expected 0 to {2**63 - 1}")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
         given = [name for name in ("images", "label", "text") if getattr(self, name) is not None]
         if len(given) != 1:
             raise UserError(
@@ -82,7 +83,8 @@ def translate(config: TranslateConfig) -> str:
 def draws(mean: Tensor, log_scale: Tensor, count: int, seed: int, first: int) -> Tensor:
     """Draws first, first + 1, ... of a seed, of one posterior, 1 d each: count d."""
     noise = [
-        torch.randn(mean.shape, generator=torch.Generator().manual_seed((seed << 20) + first + i)) for i in range(count)
+        torch.randn(mean.shape, generator=torch.Generator().manual_seed(mixed(seed, first + i, 0)))
+        for i in range(count)
     ]
     return mean + log_scale.exp() * torch.cat(noise).to(mean.device)
 

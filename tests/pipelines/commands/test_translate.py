@@ -51,6 +51,14 @@ def test_images_of_a_class_are_those_of_its_posterior_and_its_name_is_a_class_to
     assert not (tmp_path / "none").exists()
 
 
+def test_every_seed_that_is_taken_draws_its_own_images(tmp_path: Path):
+    model = saved(tmp_path, "image_label")
+    for seed in (0, 1 << 44, 2**64 - 1):
+        translate(TranslateConfig(model=model, label="2", num=1, seed=seed, out=str(tmp_path / f"seed{seed}")))
+    made = {np.asarray(Image.open(file)).tobytes() for file in tmp_path.glob("seed*/000000.png")}
+    assert len(made) == 3
+
+
 def test_classes_and_texts_of_images_are_told(tmp_path: Path, pictures: Path):
     (pictures / "bad.png").write_bytes(b"none")
     line = translate(
