@@ -116,5 +116,5 @@ def test_a_first_vae_that_does_not_fit_is_refused():
         M1M2(M1M2Config(), (4, 4))
     with pytest.raises(UserError, match="has a full_covariance posterior over 4 latents, expected a diagonal one"):
         small(first_vae(posterior=FullCovarianceConfig()))
-    with pytest.raises(UserError, match="binarised=binarised: drawn anew, seed 0, expected binarised: drawn once"):
+    with pytest.raises(UserError, match=r"drawn anew, seed 0, expected binarised: drawn once.* give --binarised once"):
         M1M2(CONFIG, (4, 4), Binarised("anew", 0), m1=first_vae())
