@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from common.runs import stage_of_run
+from common.runs import SEQUENCE, TABLE, VAE, stage_of_run
 
 ASSEMBLED, QUICKSTART = "an assembled model", "a run of quickstart"
 SHARDS, LATENT_SHARDS = "a folder of code shards", "a folder of latent shards"
@@ -27,14 +27,20 @@ def kind_of_folder(folder: Path) -> FolderKind | None:
     if (folder / "model_index.json").is_file():
         return FolderKind(ASSEMBLED, f"zellige generate --model {folder} --num 64 --out IMAGES")
     if (folder / "config.json").is_file() and (kind := json_of(folder / "config.json").get("kind")):
-        shown = f"zellige reconstruct --model {folder} --images IMAGES --out RECONSTRUCTED"
+        shown = use_of(folder, kind) or f"zellige reconstruct --model {folder} --images IMAGES --out RECONSTRUCTED"
         if "stage1_fingerprint" in json_of(folder / "config.json").get("arguments", {}):
             shown = f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL"
         return FolderKind(f"a model of kind {kind}", shown)
     if stage := stage_of_run(folder):
-        of_stage1 = f"zellige encode --model {folder} --out CODES"
-        of_stage2 = f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL"
-        return FolderKind(f"a run of {stage}", of_stage1 if stage == "stage one" else of_stage2)
+        then = f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL"
+        if stage == "stage one":
+            then = f"zellige encode --model {folder} --out CODES"
+        elif stage == VAE:
+            then = f"zellige generate --model {folder} --num 64 --out IMAGES"
+        elif stage in (TABLE, SEQUENCE):
+            kind = json_of(folder / "model" / "config.json").get("kind", "")
+            then = use_of(folder, kind) or f"zellige report {folder} --out PAGE"
+        return FolderKind(f"a run of {stage}", then)
     if (folder / "model" / "model_index.json").is_file():
         return FolderKind(QUICKSTART, f"zellige generate --model {folder} --num 64 --out IMAGES")
     if (folder / "index.json").is_file():
@@ -45,6 +51,22 @@ def kind_of_folder(folder: Path) -> FolderKind | None:
     if next(files_of(folder, ".zlg"), None) is not None:
         return FolderKind(COMPRESSED, f"zellige info --file {folder}")
     return None
+
+
+def use_of(folder: Path, kind: str) -> str | None:
+    """The command that uses a model of a table or of sequences; None of one of images."""
+    return {
+        "miwae": f"zellige impute --model {folder} --table TABLE.csv --out FILLED.csv",
+        "counts": f"zellige encode-table --model {folder} --table TABLE.csv --out LATENTS.csv",
+        "sequence": f"zellige write --model {folder} --num 20 --out WRITTEN",
+    }.get(kind)
+
+
+def check_draws_images(folder: Path) -> None:
+    """Raises UserError, which names the command to use, for a model of a table or of sequences."""
+    inside = next((place for place in (folder, folder / "model") if (place / "config.json").is_file()), folder)
+    if use := use_of(folder, kind := json_of(inside / "config.json").get("kind", "")):
+        raise UserError(f"{folder} is a model of kind {kind}, expected one of images; try: {use}")
 
 
 def check_kind(folder: Path, expected: str, advice: str, *, among: Sequence[str] = (), but: Sequence[str] = ()) -> None:

@@ -6,7 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.model_io import CONFIG_NAME, model_folder
-from pipelines.folder_kinds import ASSEMBLED, COMPRESSED, LATENT_SHARDS, QUICKSTART, SHARDS, check_kind
+from pipelines.folder_kinds import (
+    ASSEMBLED,
+    COMPRESSED,
+    LATENT_SHARDS,
+    QUICKSTART,
+    SHARDS,
+    check_draws_images,
+    check_kind,
+)
 
 INDEX_NAME = "model_index.json"
 
@@ -15,6 +23,7 @@ def pipeline_folder(folder_or_hub_id: str | Path, revision: str | None = None) -
     """Local folder of an assembled model, for a path (a quickstart run stands for its `model/`) or a hub id; revision:
     branch, tag or commit of the hub. Raises UserError."""
     advice = "put both stages together by `zellige assemble --stage1 RUN --stage2 RUN --out MODEL` and name that"
+    check_draws_images(Path(folder_or_hub_id))
     check_kind(Path(folder_or_hub_id), "an assembled model", advice, among=(ASSEMBLED, QUICKSTART))
     return model_folder(folder_or_hub_id, INDEX_NAME, advice=advice, revision=revision)
 

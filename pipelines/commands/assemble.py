@@ -13,6 +13,7 @@ from common.files import read_json
 from common.model_io import load_pretrained
 from pipelines.codec.shard_tables import tables_of_shards
 from pipelines.codec.tables import CodeTables, load_tables
+from pipelines.folder_kinds import check_draws_images
 from pipelines.latents.models import is_vae, load_latent_prior, load_vae
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.model_folders import INDEX_NAME, stage_folder
@@ -38,6 +39,7 @@ def assemble(config: AssembleConfig) -> str:
     levels of a prior do not belong together."""
     if is_vae(config.stage1):
         return assemble_vae(config)
+    check_draws_images(Path(config.stage1))
     if config.stage2 is None:
         raise UserError(f"stage2 is left out, expected: run or model folder of the prior; {config.stage1} has none")
     autoencoder = load_pretrained(stage_folder(config.stage1, "stage1"), AUTOENCODERS)

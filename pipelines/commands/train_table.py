@@ -16,7 +16,8 @@ def prepare(arguments: Sequence[str]) -> Callable[[], str]:
     check_table(config.table.path)
 
     def train() -> str:
-        following = f"zellige impute --model {run} --table {config.table.path} --out FILLED.csv"
+        command, out = ("impute", "FILLED") if config.model.kind == "miwae" else ("encode-table", "LATENTS")
+        following = f"zellige {command} --model {run} --table {config.table.path} --out {out}.csv"
         return train_table(config, run, device=device).summary(following)
 
     return train

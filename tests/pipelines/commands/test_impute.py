@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from pipelines.cli import main
+from pipelines.opening import from_pretrained
 
 TABLE = "who,a,b,note\nx,1.50,2,n1\ny,,4,n2\nz,3,,n3\nu,4,8.0,n4\nv,,,n5\n"
 QUICK = "--train.steps 3 --train.batch_size 4 --train.log_every 3 --train.tracker none --model.hidden [4]"
@@ -73,6 +75,21 @@ def test_mistakes_are_told(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["generate --num 1 --model", "assemble --stage1"])
+def test_commands_of_images_name_the_command_of_tables(
+    line: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*line.split(), str(run), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "is a model of kind miwae, expected one of images; try: zellige impute --model" in told
+    with pytest.raises(UserError, match="is a model of kind miwae, expected one of images; try: zellige impute"):
+        from_pretrained(run)
+    assert main(["info", "--file", str(run)]) == 2
+    assert "a run of stage one (table), expected a .zlg file or a folder of them; try: zellige impute" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_training_without_a_table_says_what_is_needed(capsys: pytest.CaptureFixture[str]):
     assert main(["train-table", "--config", "miwae"]) == 2
     assert "table.path is empty: expected a CSV file with a header; give --table.path" in capsys.readouterr().err
@@ -88,6 +105,7 @@ def test_counts_become_latents_and_denoised_counts(tmp_path: Path, capsys: pytes
     line = f"train-table --config counts --table.path {table} {named} --run {run}"
     quick = "--train.steps 3 --train.batch_size 4 --train.log_every 3 --train.tracker none --model.hidden 4"
     assert main([*line.split(), *quick.split(), "--model.latents", "2"]) == 0
+    assert f"next: zellige encode-table --model {run} --table {table}" in capsys.readouterr().out
     line = f"encode-table --model {run} --table {table} --id_column cell --out {tmp_path / 'z.csv'}"
     assert main([*line.split(), "--denoised", str(tmp_path / "d.csv"), "--total", "100", "--batch", "x"]) == 0
     latents, denoised = read(tmp_path / "z.csv"), read(tmp_path / "d.csv")
