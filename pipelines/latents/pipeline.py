@@ -106,8 +106,8 @@ class LatentPipeline:
         if isinstance(device, torch.dtype):
             if not isinstance(self.vae, VAE):
                 raise UserError(
-                    f"dtype={device} for a {self.vae.kind}, expected none: the distributions of its groups go by each "
-                    "other; leave it out"
+                    f"dtype={device} for a model of kind {self.vae.kind}, expected none: only one of kind vae can be "
+                    "cast; leave it out"
                 )
             if not isinstance(self.vae.decoder, FactorisedDecoder):
                 raise UserError(
@@ -251,6 +251,8 @@ class LatentPipeline:
     ) -> Drawn:
         """An image of which a hierarchy draws `groups` anew, 0 the top one, in so many variants; the others keep what
         they have, one draw of the image's posterior for all variants. Raises UserError."""
+        if variants < 1:
+            raise UserError(f"got variants={variants}, expected at least 1")
         vae, asked = self.vae, f"groups={sorted(groups)}"
         if not isinstance(vae, HierarchicalVAE):
             raise UserError(f"{asked}, expected a hierarchy of latents: this VAE has one group of them")
@@ -284,7 +286,11 @@ class LatentPipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, pixels: Pixels = "mean") -> Tensor:
-        """n *shape -> n c H W, float32 in [-1, 1]."""
+        """n *shape -> n c H W, float32 in [-1, 1]. Raises UserError for latents of another shape."""
+        if latents.shape[1:] != self.vae.shape:
+            raise UserError(
+                f"got latents of shape {tuple(latents.shape)}, expected {('n', *self.vae.shape)}, as encode gives them"
+            )
         return self.vae.pixels(latents.to(self.device), pixels).float()
 
     def reconstruct(self, images: Pictures) -> Tensor:

@@ -108,6 +108,14 @@ def test_groups_of_an_image_stay(model: str):
     torch.testing.assert_close(again[0], vae.joined(variants)[0], rtol=1e-4, atol=1e-4)
     still = pipeline.vary(image, {1, 3}, 2, temperature=0.0).images
     torch.testing.assert_close(still[0], still[1])
+    with pytest.raises(UserError, match="variants=0, expected at least 1"):
+        pipeline.vary(image, {1}, 0)
+
+
+def test_latents_of_another_shape_are_not_decoded(model: str):
+    pipeline = LatentPipeline.from_pretrained(model)
+    with pytest.raises(UserError, match=r"got latents of shape \(2, 1\), expected \('n', "):
+        pipeline.decode(torch.zeros(2, 1))
 
 
 def test_vary_writes_variants_of_each_image(model: str, pictures: Path, tmp_path: Path):
@@ -137,6 +145,8 @@ def test_what_a_hierarchy_is_not_asked(model: str, pictures: Path, tmp_path: Pat
 def test_a_vae_of_one_group_does_not_vary(pictures: Path, tmp_path: Path):
     flat = VAE(VAEConfig(latents=2, encoder=DenseConfig(hidden=()), decoder=DenseConfig(hidden=())), (8, 8))
     folder = flat.save_pretrained(tmp_path / "flat")
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        vary_files(VaryConfig(model="nowhere", images=str(pictures), out=str(tmp_path / "out"), groups=(0,)))
     with pytest.raises(UserError, match="a VAE of one group of latents, expected a hierarchy"):
         vary_files(VaryConfig(model=str(folder), images=str(pictures), out=str(tmp_path / "out")))
 
