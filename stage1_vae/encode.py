@@ -124,10 +124,10 @@ def spec_of(model: LikelihoodVAE) -> LatentSpec:
 
 
 def of_one_group(model: LikelihoodVAE) -> VAE:
-    """Raises UserError for a hierarchy."""
+    """Raises UserError for a hierarchy, and for a VAE of classes or several modalities."""
     if not isinstance(model, VAE):
         raise UserError(
-            f"this model is a {model.kind}, whose groups of latents have a prior of their own, expected a VAE of one "
-            "group; no second prior is needed: zellige generate draws from it as it is"
+            f"this model is of kind {model.kind}, whose latents no second prior learns, expected one of kind vae; "
+            "zellige generate draws from it as it is"
         )
     return model

@@ -42,7 +42,7 @@ class TranslateConfig:
     images: str | None = None  # folder of images, or one image file; scaled and cropped to the model's size
     part: str | None = None  # of a pair of images: which of the two is seen of them: left, right, top, bottom ...
     label: str | None = None  # name or number of a class, of which images are drawn
-    text: str | None = None  # likewise, a text
+    text: str | None = None  # a text, of which images are drawn
     num: int = 8  # images that are drawn of a class or a text, or of each image's other part
     seed: int = 0  # of the draws
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
@@ -94,6 +94,11 @@ def draw_images(model: Multimodal, config: TranslateConfig, device: torch.device
     """Images of a class or a text, as PNG files."""
     out = Path(config.out)
     if config.text is not None:
+        if (size := len(config.text.encode())) > model.config.length:
+            raise UserError(
+                f"text={config.text!r} has {size} bytes, expected at most {model.config.length}, of which this model "
+                "is: shorten it"
+            )
         symbols, said = bytes_of([config.text], model.config.length), config.text
     else:
         named = config.label in (model.class_names or ()) or not str(config.label).isdigit()

@@ -11,6 +11,7 @@ from common.errors import UserError
 from pipelines.editing import View, check_share, check_variants, open_drawing, read_view, write_variants
 from pipelines.latents.models import is_vae
 from pipelines.latents.varying import Redrawing, vary_latents
+from pipelines.model_folders import any_model_folder
 from pipelines.sampling_options import DrawingOptions, check_temperatures
 
 
@@ -38,6 +39,7 @@ def vary_files(config: VaryConfig) -> str:
     if is_vae(config.model):
         asked = redrawing_of(config)
         return vary_latents(config.model, config.images, config.out, config.variants, asked, config.device)
+    any_model_folder(config.model)  # where there is none, nothing is said of its codes
     for name, value in (("groups", config.groups), ("temperatures", config.temperatures)):
         if value is not None:
             raise UserError(f"{name}={value}, expected none: {config.model} has codes, and no groups of latents")

@@ -59,6 +59,13 @@ def test_every_seed_that_is_taken_draws_its_own_images(tmp_path: Path):
     assert len(made) == 3
 
 
+def test_a_text_that_the_model_would_cut_is_refused(tmp_path: Path):
+    model = saved(tmp_path, "image_tokens")
+    translate(TranslateConfig(model=model, text="bees", num=1, out=str(tmp_path / "a")))
+    with pytest.raises(UserError, match="text='beetle' has 6 bytes, expected at most 4"):
+        translate(TranslateConfig(model=model, text="beetle", num=1, out=str(tmp_path / "b")))
+
+
 def test_classes_and_texts_of_images_are_told(tmp_path: Path, pictures: Path):
     (pictures / "bad.png").write_bytes(b"none")
     line = translate(
