@@ -39,7 +39,7 @@ class WriteConfig:
     out: str  # folder: lines.txt of a model of texts; 000000.svg ... and sheet.png of one of drawings
     num: int = 20  # sequences; between two: steps of the way, both included
     temperatures: tuple[float, ...] = (1.0,)  # of each step's choice, each for all sequences: 0 is the most probable
-    seed: int = 0
+    seed: int = 0  # of the draws: sequence i of a seed is always the same
     between: str | None = None  # file that the run was trained on, or hershey: of which two sequences are taken
     first: int = 0  # number of the one that the way leads from, among those held out
     second: int = 1  # number of the other

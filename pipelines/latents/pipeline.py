@@ -180,7 +180,8 @@ class LatentPipeline:
                 for start in range(0, num, batch_size):
                     few = range(start, min(start + batch_size, num))
                     asked = None if chosen is None else chosen[few.start : few.stop]
-                    made = self.sample([first_index + i for i in few], seed, pixels, asked, temperature)
+                    indices = range(first_index + few.start, first_index + few.stop)
+                    made = self.sample(indices, seed, pixels, asked, temperature)
                     bar.update(len(made.images))
                     yield made
 

@@ -26,8 +26,10 @@ class FactorisedDecoder(Decoder):
 
     def log_likelihood(self, latents: Tensor, images: Tensor, seen: Tensor | None = None) -> Tensor:
         """seen: b 1 H W bool, the pixels that count; None: all."""
-        outputs = self.outputs(latents.flatten(0, 1))
-        return self.likelihood.log_prob(outputs.unflatten(0, latents.shape[:2]), images, seen)
+        outputs = self.outputs(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        if seen is None:
+            return self.likelihood.log_prob(outputs, images)
+        return self.likelihood.log_prob(outputs, images, seen)
 
     def mean(self, latents: Tensor) -> Tensor:
         return self.likelihood.mean(self.outputs(latents))

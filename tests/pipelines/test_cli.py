@@ -170,8 +170,8 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
     ("line", "message"),
     [
         ("generat", "there is no command 'generat'; did you mean generate?"),
-        ("train", "there is no command 'train'; did you mean train-stage1, train-vae, train-table, train-sequence or "
-         "train-stage2?"),
+        ("train", "there is no command 'train'; did you mean train-stage1, train-vae, train-table, train-stage2 or "
+         "train-sequence?"),
         ("xyz", f"there is no command 'xyz'; the commands are {', '.join(COMMANDS)}"),
         ("train-stage1 --data.path x", "train-stage1 needs a recipe, got none; give a YAML file or one of "
          + ", ".join(sorted(path.stem for path in STAGE1_RECIPES.glob("*.yaml")))),

@@ -178,7 +178,7 @@ def test_what_was_not_recorded_is_known_by_its_path_only(tmp_path: Path):
 def test_every_field_of_a_training_is_free_or_decides():
     deciding = {
         "batch_size", "optimizer", "learning_rate", "betas", "weight_decay", "warmup_steps", "schedule",
-        "final_learning_rate", "max_grad_norm", "precision", "ema_decay", "seed",
+        "final_learning_rate", "max_grad_norm", "skip_grad_norm", "precision", "ema_decay", "seed",
     }  # fmt: skip
     free = {name.removeprefix("train.") for name in FREE_FIELDS if name.startswith("train.")}
     assert free | deciding == set(flat(asdict(TrainConfig())))

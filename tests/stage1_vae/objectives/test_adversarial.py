@@ -111,7 +111,7 @@ def test_every_field_changes_the_loss(model: VAE, field: str):
 
 def test_the_discriminators_optimiser_is_as_configured():
     companion = adversarial(discriminator=DiscriminatorConfig(learning_rate=0.02, betas=[0.5, 0.9])).companions
-    _, settings, schedule = companion["discriminator"]
+    settings, schedule = companion["discriminator"].optimizer, companion["discriminator"].schedule
     assert settings is not None
     assert schedule is not None
     assert (settings.betas, schedule(7)) == ((0.5, 0.9), 0.02)

@@ -42,7 +42,13 @@ CASES = [(kind, settings) for kind, several in SETTINGS.items() for settings in 
 
 
 def test_the_table_names_every_objective():
-    assert SETTINGS.keys() == OBJECTIVES.keys()
+    of_other_models = {
+        "balanced",
+        "semi_supervised",
+        "subsampled",
+        "mixture_bound",
+    }  # whose runs have tests of their own
+    assert SETTINGS.keys() | of_other_models == OBJECTIVES.keys()
 
 
 @pytest.fixture(scope="module")
