@@ -89,7 +89,7 @@ def check_can_code(vae: LikelihoodVAE) -> VAE:
     """The model, whose images can be coded without loss. Raises UserError for any other."""
     if not isinstance(vae, VAE):
         raise UserError(
-            f"mode=lossless, but this model is a {vae.kind}, expected a VAE of one group of latents; name such a one, "
+            f"mode=lossless, but this model is a {vae.kind}, expected one of model.kind=vae; name such a model, "
             "or take PNG"
         )
     config = vae.config
