@@ -1,15 +1,17 @@
 """Do the latents of a VAE of texts tell anything, with and without remedies?
 
-    python -m benchmarks.sequences --text lines.txt --runs RUNS [--steps 3000]
+    python -m benchmarks.sequences --runs RUNS [--text lines.txt] [--steps 2000]
 
 Trains a recurrent decoder that reads its latents at the start, and a transformer that reads them as a memory, character
 by character: by the plain ELBO, and with word dropout and free bits, as the recipe `text` has them. Prints KL and
--ELBO of held-out lines, and what is written of their posterior means.
+-ELBO of held-out lines, and what is written of their posterior means. Without --text the lines are sentences, and
+parts of such, of README and docs, of 12 to 55 small letters, which are written to RUNS/lines.txt.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -28,13 +30,28 @@ DECODERS = {
 REMEDIES = {"plain": (0.0, 0.0), "word dropout and free bits": (0.4, 8.0)}  # share of steps, nats
 
 
+def write_lines(path: Path) -> Path:
+    """Of README and docs."""
+    root, found = Path(__file__).parents[1], set()
+    for page in [*sorted(root.glob("*.md")), *sorted((root / "docs").glob("*.md"))]:
+        plain = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for part in re.split(r"(?<=[.:;,])\s+", re.sub(r"\s+", " ", re.sub(r"[|`*#\[\]()]", "", plain))):
+            line = part.strip().lower()
+            if 12 <= len(line) <= 55 and re.fullmatch(r"[a-z ,.;:'\-]+", line):
+                found.add(line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(sorted(found)) + "\n", encoding="utf-8")
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     options = parser.parse_args()
-    data = SequenceDataConfig(path=str(options.text), longest=60, validation_count=200)
+    text = options.text or write_lines(options.runs / "lines.txt")
+    data = SequenceDataConfig(path=str(text), longest=60, validation_count=200)
     _, held_out, _ = open_sequences(data, 0)
     print("| decoder | training | KL, nats | -ELBO, nats |\n|---|---|---|---|")
     written = []
