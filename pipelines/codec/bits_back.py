@@ -5,6 +5,10 @@ pixels on it, with p(x|z), and the latents, with p(z). A reader takes latents an
 were read from, so that the groups below are as they were: the last one is read first. Nothing lies under the first
 image, which takes the most likely latents, without getting bits back for them.
 
+The latents of a hierarchy are read from the top down, each group given those above it, and put back from the bottom up.
+They lie on the stack in the bins of their priors, which are as likely as each other whatever the groups above say:
+Townsend et al. 2020, "HiLLoC" (arXiv:1912.09953).
+
 A whole number of L bits is L choices of one of two, the highest bit first, each by the shares of the numbers that are
 left: so L values of a distribution are computed, and not 2**L.
 """
@@ -20,12 +24,12 @@ from torch import Tensor
 
 from pipelines.codec.entropy_coding import BY_ROW, TOTAL, DamagedPayloadError
 from pipelines.codec.lossless_archive import LARGEST_GROUP, WORD_BYTES, Chain, Group
-from stage1_vae.exact import LATENT_BITS, ONE_BITS, ExactVAE, Grid, Pixels, Shares, bins_of, posterior_shares
+from stage1_vae.exact import ONE_BITS, ChooseBins, ExactModel, Grid, Pixels, Shares, bins_of, posterior_shares
 
 TOTAL_BITS = TOTAL.bit_length() - 1
 BOTTOM = np.array([0, 1], np.uint32)  # of a stack: the least that holds numbers so that taking and putting are inverse
 GROUP_NUMBERS = 1 << 20  # or fewer, so that their pixels and channels are no more than these
-IN_BINS = constriction.stream.model.Uniform(1 << LATENT_BITS)
+IN_BINS = {bits: constriction.stream.model.Uniform(1 << bits) for bits in range(1, TOTAL_BITS)}
 
 
 class Stack:
@@ -76,11 +80,11 @@ class Stack:
             low, below, above = narrowed(upper, low, middle, below, between, above)
         return low
 
-    def put_uniformly(self, bins: Tensor) -> None:
-        self.coder.encode_reverse(as_symbols(bins), IN_BINS)
+    def put_uniformly(self, bins: Tensor, bits: int) -> None:
+        self.coder.encode_reverse(as_symbols(bins), IN_BINS[bits])
 
-    def take_uniformly(self, count: int, device: torch.device) -> Tensor:
-        return torch.from_numpy(self.coder.decode(IN_BINS, count).astype(np.int64)).to(device)
+    def take_uniformly(self, count: int, bits: int, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.coder.decode(IN_BINS[bits], count).astype(np.int64)).to(device)
 
 
 def all_below(like: Tensor, bits: int) -> Tensor:
@@ -110,47 +114,86 @@ def as_symbols(numbers: Tensor) -> np.ndarray:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def group_size(model: ExactVAE) -> int:
+def group_size(model: ExactModel) -> int:
     height, width, channels = model.image_shape
     return max(1, min(LARGEST_GROUP, GROUP_NUMBERS // (height * width * channels)))
 
 
-def encode_chain(model: ExactVAE, images: np.ndarray) -> Chain:
+class NothingLeftError(Exception):
+    """A stack does not reach for the latents of a group of images."""
+
+
+def encode_chain(model: ExactModel, images: np.ndarray) -> Chain:
     """Whole numbers from 0 to 2**bits - 1, uint8 n H W c, n at least 1. Groups grow as far as the stack reaches for
     their latents. Raises UserError where the model is damaged."""
     stack, groups, first_bits = Stack(), list[Group](), 0
     done, size = 0, 1
     while done < len(images):
-        values = on_device(model, images[done : done + size])
-        mean, scale = model.posterior(values)
-        taken = stack.copy()
-        shares = posterior_shares(mean.flatten(), scale.flatten())
-        bins = taken.take(mean.numel(), shares, LATENT_BITS, model.device)
-        paid = not taken.is_exhausted
-        if paid:
-            stack = taken
-        elif size > 1:
-            size //= 2
-            continue
-        else:
-            bins = bins_of(mean.flatten())
-            first_bits += bits_of(bins, shares)
+        values, below = on_device(model, images[done : done + size]), stack.copy()
+        try:
+            bins = model.posterior(values, taken_below(below, model))
+            paid = True
+        except NothingLeftError:
+            if size > 1:
+                size //= 2
+                continue
+            bins, bits = most_likely(model, values)
+            paid, first_bits, below = False, first_bits + bits, stack
+        each = (stack.bits - below.bits) / len(values)  # bits that an image took
+        stack = below
         put_images(model, stack, values, bins)
         groups.append(Group(len(values), paid))
         done += len(values)
         size = min(2 * size, group_size(model))
+        if each:
+            size = max(1, min(size, int(stack.bits / each)))
     return Chain(tuple(groups), first_bits, stack.words.astype("<u4").tobytes().rstrip(b"\0"))
 
 
-def bits_of(latents: Tensor, shares: Shares) -> int:
-    """What latents take on a stack."""
+def taken_below(stack: Stack, model: ExactModel) -> ChooseBins:
+    """Latents as a stack has them. Raises NothingLeftError."""
+
+    def taken(mean: Tensor, scale: Tensor) -> Tensor:
+        shares = posterior_shares(mean.flatten(), scale.flatten(), model.latent_bits)
+        bins = stack.take(mean.numel(), shares, model.latent_bits, model.device)
+        if stack.is_exhausted:
+            raise NothingLeftError
+        return bins.view(mean.shape)
+
+    return taken
+
+
+def most_likely(model: ExactModel, values: Tensor) -> tuple[Tensor, int]:
+    """The bins of the means of posteriors, and what they take on a stack."""
     stack = Stack()
     before = stack.bits
-    stack.put(latents, shares, LATENT_BITS)
-    return stack.bits - before
+
+    def chosen(mean: Tensor, scale: Tensor) -> Tensor:
+        bins = bins_of(mean, model.latent_bits)
+        stack.put(
+            bins.flatten(), posterior_shares(mean.flatten(), scale.flatten(), model.latent_bits), model.latent_bits
+        )
+        return bins
+
+    bins = model.posterior(values, chosen)
+    return bins, stack.bits - before
 
 
-def put_images(model: ExactVAE, stack: Stack, values: Tensor, bins: Tensor) -> None:
+def put_back(model: ExactModel, stack: Stack, values: Tensor, bins: Tensor) -> None:
+    """Inverse of what `taken_below` takes: the last group first."""
+    of_groups, told = iter(bins.split(model.sizes, dim=1)), list[tuple[Tensor, Shares]]()
+
+    def known(mean: Tensor, scale: Tensor) -> Tensor:
+        own = next(of_groups)
+        told.append((own.flatten(), posterior_shares(mean.flatten(), scale.flatten(), model.latent_bits)))
+        return own
+
+    model.posterior(values, known)
+    for numbers, shares in reversed(told):
+        stack.put(numbers, shares, model.latent_bits)
+
+
+def put_images(model: ExactModel, stack: Stack, values: Tensor, bins: Tensor) -> None:
     """Pixels and latents: int64 n H W c and n d."""
     coded: list[tuple[Tensor, Shares]] = []
 
@@ -161,13 +204,13 @@ def put_images(model: ExactVAE, stack: Stack, values: Tensor, bins: Tensor) -> N
             pixels.tell(channel)
         return own
 
-    model.walk(bins.view(len(values), model.latents), given)
+    model.walk(bins, given)
     for numbers, shares in reversed(coded):
         stack.put(numbers, shares, model.bits)
-    stack.put_uniformly(bins)
+    stack.put_uniformly(bins.flatten(), model.latent_bits)
 
 
-def taken_from(stack: Stack, model: ExactVAE) -> Callable[[Grid, Pixels], Tensor]:
+def taken_from(stack: Stack, model: ExactModel) -> Callable[[Grid, Pixels], Tensor]:
     """Pixels as a stack has them."""
 
     def taken(grid: Grid, pixels: Pixels) -> Tensor:
@@ -180,21 +223,21 @@ def taken_from(stack: Stack, model: ExactVAE) -> Callable[[Grid, Pixels], Tensor
     return taken
 
 
-def decode_chain(model: ExactVAE, chain: Chain) -> Iterator[np.ndarray]:
+def decode_chain(model: ExactModel, chain: Chain) -> Iterator[np.ndarray]:
     """Inverse of `encode_chain`: the images of each group, from the last to the first. Words that are no images give
     arbitrary ones, and after them DamagedPayloadError or none: the caller compares checksums."""
     padded = chain.stack + bytes(-len(chain.stack) % WORD_BYTES)
     stack = Stack(np.frombuffer(padded, "<u4").astype(np.uint32))
     for group in reversed(chain.groups):
-        bins = stack.take_uniformly(group.images * model.latents, model.device)
-        values = model.walk(bins.view(group.images, model.latents), taken_from(stack, model))
+        bins = stack.take_uniformly(group.images * model.latents, model.latent_bits, model.device)
+        bins = bins.view(group.images, model.latents)
+        values = model.walk(bins, taken_from(stack, model))
         if group.paid:
-            mean, scale = (parameter.flatten() for parameter in model.posterior(values))
-            stack.put(bins, posterior_shares(mean, scale), LATENT_BITS)
+            put_back(model, stack, values, bins)
         yield values.to(torch.uint8).cpu().numpy()
     if not np.array_equal(stack.words, BOTTOM):
         raise DamagedPayloadError("something is left under the first image")
 
 
-def on_device(model: ExactVAE, images: np.ndarray) -> Tensor:
+def on_device(model: ExactModel, images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).to(model.device).long()

@@ -31,7 +31,7 @@ from pipelines.codec.lossless_archive import (
 )
 from pipelines.codec.lossless_facts import described
 from pipelines.latents.models import load_vae
-from stage1_vae.exact import ExactVAE
+from stage1_vae.exact import ExactModel, exact_model
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.objectives.terms import elbo
 
@@ -66,8 +66,8 @@ class LosslessCodec:
         return self
 
     @cached_property
-    def exact(self) -> ExactVAE:
-        return ExactVAE(self.vae)
+    def exact(self) -> ExactModel:
+        return exact_model(self.vae)
 
     @cached_property
     def model(self) -> bytes:

@@ -16,7 +16,6 @@ from stage1_vae.likelihoods import Bernoulli, BernoulliConfig, Likelihood, Logis
 from stage1_vae.posteriors import DiagonalGaussianConfig
 
 ONE_BITS = 38  # shares of distributions are whole numbers of 2**-38
-LATENT_BITS = 16  # each number of the latents is one of 2**16 bins that are as likely under N(0, 1)
 WEIGHT_BITS = 18  # of components of a mixture: with the 34 of their shares no more than float64 holds
 MOST_COMPONENTS = 1024
 
@@ -25,9 +24,9 @@ Shares = Callable[[Tensor], Tensor]
 int64 n, in units of 2**-38. That of a larger number is never smaller. Below 0 it is 0, and below k 1: nobody asks."""
 
 
-def posterior_shares(mean: Tensor, scale: Tensor) -> Shares:
-    """Of the bins of latents under N(mean, scale**2): float64 n each."""
-    edges, _ = normal_quantiles(LATENT_BITS, mean.device)
+def posterior_shares(mean: Tensor, scale: Tensor, bits: int) -> Shares:
+    """Of 2**bits bins, as likely as each other under N(0, 1), under N(mean, scale**2): float64 n each."""
+    edges, _ = normal_quantiles(bits, mean.device)
     inverse = torch.ones_like(scale).div_(scale)
 
     def shares(bins: Tensor) -> Tensor:
@@ -36,14 +35,14 @@ def posterior_shares(mean: Tensor, scale: Tensor) -> Shares:
     return shares
 
 
-def latents_of(bins: Tensor) -> Tensor:
-    """The middle of each bin: int64 -> float64."""
-    return normal_quantiles(LATENT_BITS, bins.device)[1][bins]
+def latents_of(bins: Tensor, bits: int) -> Tensor:
+    """The middle of each of 2**bits bins: int64 -> float64."""
+    return normal_quantiles(bits, bins.device)[1][bins]
 
 
-def bins_of(latents: Tensor) -> Tensor:
+def bins_of(latents: Tensor, bits: int) -> Tensor:
     """The bin that each number is in: float64 -> int64."""
-    edges, _ = normal_quantiles(LATENT_BITS, latents.device)
+    edges, _ = normal_quantiles(bits, latents.device)
     return torch.searchsorted(edges, latents.contiguous(), right=True).sub_(1).clamp_(min=0)
 
 

@@ -12,25 +12,25 @@ import pipelines.codec.bits_back as bits_back
 from pipelines.codec.bits_back import Stack, decode_chain, encode_chain
 from pipelines.codec.entropy_coding import TOTAL, DamagedPayloadError
 from pipelines.codec.lossless_archive import Chain
-from stage1_vae.exact import ONE_BITS, ExactVAE
+from stage1_vae.exact import ONE_BITS, ExactModel, exact_model
 from stage1_vae.networks import DenseConfig
 from stage1_vae.objectives.terms import elbo
 from stage1_vae.vae import VAE, VAEConfig
-from tests.stage1_vae.exact.tiny import CONFIGS, MIXTURE, random_values, tiny_vae
+from tests.stage1_vae.exact.tiny import CONFIGS, MIXTURE, NAMES, random_values, tiny_vae
 
 
-def decoded(model: ExactVAE, chain: Chain) -> np.ndarray:
+def decoded(model: ExactModel, chain: Chain) -> np.ndarray:
     return np.concatenate(list(decode_chain(model, chain))[::-1])
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_images_come_back(name):
     vae = tiny_vae(name)
-    model, images = ExactVAE(vae), random_values(vae, 21).numpy().astype(np.uint8)
+    model, images = exact_model(vae), random_values(vae, 21).numpy().astype(np.uint8)
     chain = encode_chain(model, images)
     assert np.array_equal(decoded(model, chain), images)
     assert [group.paid for group in chain.groups[:2]] == [False, True]
-    assert max(group.images for group in chain.groups) > 4
+    assert max(group.images for group in chain.groups) > (4 if name in CONFIGS else 0)
     alone = encode_chain(model, images[:1])
     assert np.array_equal(decoded(model, alone), images[:1])
     assert len(alone.groups) == 1
@@ -38,7 +38,7 @@ def test_images_come_back(name):
 
 def test_groups_may_be_of_any_size(monkeypatch):
     vae = tiny_vae("map_colour")
-    model, images = ExactVAE(vae), random_values(vae, 20).numpy().astype(np.uint8)
+    model, images = exact_model(vae), random_values(vae, 20).numpy().astype(np.uint8)
     usual = encode_chain(model, images)
     monkeypatch.setattr(bits_back, "LARGEST_GROUP", 3)
     chain = encode_chain(model, images)
@@ -52,7 +52,7 @@ def test_latents_that_the_stack_does_not_reach_for_wait():
     """An image of two pixels is no pledge for the latents of two more."""
     torch.manual_seed(0)
     vae = VAE(VAEConfig(latents=9, encoder=DenseConfig(), decoder=DenseConfig(), likelihood=MIXTURE), (1, 2)).eval()
-    model, images = ExactVAE(vae), np.random.default_rng(0).integers(0, 256, (40, 1, 2, 1), dtype=np.uint8)
+    model, images = exact_model(vae), np.random.default_rng(0).integers(0, 256, (40, 1, 2, 1), dtype=np.uint8)
     chain = encode_chain(model, images)
     assert np.array_equal(decoded(model, chain), images)
     sizes = [group.images for group in chain.groups]
@@ -68,7 +68,7 @@ def test_numbers_of_any_distribution_come_back():
     edges = edges.sort(dim=0).values
     numbers = torch.randint(0, 256, (500,), generator=generator)
     stack = Stack()
-    stack.put_uniformly(torch.tensor([3, 1, 4]))
+    stack.put_uniformly(torch.tensor([3, 1, 4]), 16)
     before = stack.words
     columns = torch.arange(500)
 
@@ -78,7 +78,7 @@ def test_numbers_of_any_distribution_come_back():
     stack.put(numbers, shares, 8)
     assert torch.equal(stack.take(500, shares, 8, torch.device("cpu")), numbers)
     assert np.array_equal(stack.words, before)
-    assert stack.take_uniformly(3, torch.device("cpu")).tolist() == [3, 1, 4]
+    assert stack.take_uniformly(3, 16, torch.device("cpu")).tolist() == [3, 1, 4]
     assert not stack.is_exhausted
     stack.take(500, shares, 8, torch.device("cpu"))
     assert stack.is_exhausted
@@ -105,7 +105,7 @@ def test_a_stack_is_as_long_as_the_bound_says():
     with torch.no_grad():
         terms = vae.eval().terms(images.float() / 127.5 - 1, 30)
         bound = -float(elbo(terms).sum()) / math.log(2)
-    chain = encode_chain(ExactVAE(vae), images.movedim(1, -1).numpy().astype(np.uint8))
+    chain = encode_chain(exact_model(vae), images.movedim(1, -1).numpy().astype(np.uint8))
     bits = 8 * len(chain.stack) - chain.first_bits - 32
     assert float(terms.kl[0].sum(-1).mean()) > 1  # the latents say something
     assert 0 < chain.first_bits < 4 * 16
@@ -126,7 +126,7 @@ def test_a_stack_is_the_number_that_the_format_says():
     shares = [[i * i * 2**30 for i in range(1, 8)], [2**37] * 7, [0, 0, 2**35, 2**36, 2**38, 2**38, 2**38]]
     stack = Stack()
     stack.put(torch.tensor(numbers), lambda v: torch.tensor([s[int(i) - 1] for s, i in zip(shares, v, strict=True)]), 3)
-    stack.put_uniformly(torch.tensor([7]))
+    stack.put_uniformly(torch.tensor([7]), 16)
     choices = []
     for level in (4, 2, 1):
         for own, number in zip(shares, numbers, strict=True):
@@ -145,7 +145,7 @@ def test_a_stack_is_the_number_that_the_format_says():
 @pytest.mark.parametrize("name", ["dense_bernoulli", "map_colour"])
 def test_other_words_are_no_images(name):
     vae = tiny_vae(name)
-    model, images = ExactVAE(vae), random_values(vae, 9).numpy().astype(np.uint8)
+    model, images = exact_model(vae), random_values(vae, 9).numpy().astype(np.uint8)
     chain = encode_chain(model, images)
     generator = np.random.default_rng(0)
     for length in (1, 3, 8, len(chain.stack), 3 * len(chain.stack)):

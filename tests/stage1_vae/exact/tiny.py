@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from stage1_vae.decoders import InterleavedConfig
+from stage1_vae.hierarchies.vdvae import VDVAE, VDVAEConfig
 from stage1_vae.likelihoods import BernoulliConfig, LogisticMixtureConfig
 from stage1_vae.networks import ConvolutionalConfig, DenseConfig
 from stage1_vae.posteriors import DiagonalGaussianConfig
@@ -66,19 +67,54 @@ CONFIGS = {
         likelihood=BernoulliConfig(),
     ),
 }
+VDVAES = {
+    "vdvae": VDVAEConfig(
+        channels=1,
+        width=3,
+        widths="4:4,1:6",
+        latents=2,
+        encoder_layers="8x1,8d2,4x1,4d4,1x1",
+        decoder_layers="1x2,4m1,4x1,8m4",
+        bottleneck_multiple=0.5,
+        likelihood=MIXTURE,
+    ),
+    "vdvae_colour": VDVAEConfig(
+        width=4,
+        latents=1,
+        encoder_layers="8d2,4d2,2x1",
+        decoder_layers="2x1,4m2,8m4",
+        bottleneck_multiple=0.5,
+        no_bias_above=2,
+        likelihood=MIXTURE,
+    ),
+    "vdvae_bernoulli": VDVAEConfig(
+        channels=1,
+        width=4,
+        latents=2,
+        encoder_layers="8d8,1x1",
+        decoder_layers="1x1,8m1",
+        pixel_shift=-30.0,
+        likelihood=BernoulliConfig(),
+    ),
+}
+NAMES = [*CONFIGS, *VDVAES]
 
 
-def tiny_vae(name: str, size: tuple[int, int] = SIZE) -> VAE:
+def tiny_vae(name: str, size: tuple[int, int] = SIZE) -> VAE | VDVAE:
     """With weights that make its distributions differ between images and pixels."""
     torch.manual_seed(0)
-    vae = VAE(CONFIGS[name], (8, 8) if name in ("map_skip", "interleaved_map_colour") else size)
+    vae: VAE | VDVAE
+    if name in VDVAES:
+        vae = VDVAE(VDVAES[name], (8, 8))
+    else:
+        vae = VAE(CONFIGS[name], (8, 8) if name in ("map_skip", "interleaved_map_colour") else size)
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     return vae.eval()
 
 
-def random_values(vae: VAE, count: int) -> torch.Tensor:
+def random_values(vae: VAE | VDVAE, count: int) -> torch.Tensor:
     """int64 n H W c: half noise, half smooth."""
     generator = torch.Generator().manual_seed(1)
     shape = (count, *vae.image_size, vae.config.channels)
