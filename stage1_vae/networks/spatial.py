@@ -5,9 +5,10 @@ A pixel is a function of its place and of the content z. The first numbers of th
 
     place' = place R(theta) + shift,   theta = angle_scale z_1,   shift = shift_scale (z_2, z_3)
 
-so that under the prior N(0, I) of all latents theta is N(0, angle_scale^2) on the real line. A divergence between
-Gaussians does not change with their unit: KL(q(theta|x) || N(0, s^2)) is that of z_1 to N(0, 1). With mean m and scale
-t of theta it is log(s / t) + (t^2 + m^2) / (2 s^2) - 1/2: as s grows, m costs nothing any more, and what is left is
+so that under the prior N(0, I) of all latents theta is N(0, angle_scale^2) on the real line. Places are turned
+counter-clockwise before they are looked up, so the image is turned clockwise by theta. A divergence between Gaussians
+does not change with their unit: KL(q(theta|x) || N(0, s^2)) is that of z_1 to N(0, 1). With mean m and scale t of theta
+it is log(s / t) + (t^2 + m^2) / (2 s^2) - 1/2: as s grows, m costs nothing any more, and what is left is
 -log t, but for a constant.
 """
 

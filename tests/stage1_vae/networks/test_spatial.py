@@ -160,6 +160,16 @@ def test_an_image_that_is_turned_and_shifted_is_the_same_function_elsewhere(rota
     assert seen == (20 if translation else 25)
 
 
+def test_an_angle_turns_the_image_clockwise():
+    torch.manual_seed(0)
+    decoder = SpatialDecoder(SpatialConfig(hidden=8, translation=False, angle_scale=math.pi / 2), (3,), (1, 6, 6))
+    latents = torch.randn(4, 3)
+    latents[:, 0] = 0
+    straight = decoder(latents)
+    latents[:, 0] = 1  # a quarter
+    torch.testing.assert_close(decoder(latents), straight.rot90(-1, (2, 3)))
+
+
 def test_too_few_numbers_are_refused():
     with pytest.raises(UserError, match="at least 4 numbers"):
         VAE(VAEConfig(latents=3, decoder=SpatialConfig()), (8, 8))
