@@ -15,7 +15,8 @@ left: so L values of a distribution are computed, and not 2**L.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import constriction
 import numpy as np
@@ -24,7 +25,18 @@ from torch import Tensor
 
 from pipelines.codec.entropy_coding import BY_ROW, TOTAL, DamagedPayloadError
 from pipelines.codec.lossless_archive import LARGEST_GROUP, WORD_BYTES, Chain, Group
-from stage1_vae.exact import ONE_BITS, ChooseBins, ExactModel, Grid, Pixels, Shares, bins_of, posterior_shares
+from stage1_vae.exact import (
+    ONE_BITS,
+    ChooseBins,
+    ChoosePixels,
+    ExactModel,
+    Grid,
+    Pixels,
+    Posterior,
+    Shares,
+    bins_of,
+    posterior_shares,
+)
 
 TOTAL_BITS = TOTAL.bit_length() - 1
 BOTTOM = np.array([0, 1], np.uint32)  # of a stack: the least that holds numbers so that taking and putting are inverse
@@ -114,7 +126,7 @@ def as_symbols(numbers: Tensor) -> np.ndarray:
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def group_size(model: ExactModel) -> int:
+def group_size(model: ExactModel[Any]) -> int:
     height, width, channels = model.image_shape
     return max(1, min(LARGEST_GROUP, GROUP_NUMBERS // (height * width * channels)))
 
@@ -123,7 +135,7 @@ class NothingLeftError(Exception):
     """A stack does not reach for the latents of a group of images."""
 
 
-def encode_chain(model: ExactModel, images: np.ndarray) -> Chain:
+def encode_chain(model: ExactModel[Any], images: np.ndarray) -> Chain:
     """Whole numbers from 0 to 2**bits - 1, uint8 n H W c, n at least 1. Groups grow as far as the stack reaches for
     their latents. Raises UserError where the model is damaged."""
     stack, groups, first_bits = Stack(), list[Group](), 0
@@ -131,17 +143,18 @@ def encode_chain(model: ExactModel, images: np.ndarray) -> Chain:
     while done < len(images):
         values, below = on_device(model, images[done : done + size]), stack.copy()
         try:
-            bins = model.posterior(values, taken_below(below, model))
+            bins, state = model.infer(values, taken_below(below, model))
             paid = True
         except NothingLeftError:
             if size > 1:
                 size //= 2
                 continue
-            bins, bits = most_likely(model, values)
-            paid, first_bits, below = False, first_bits + bits, stack
+            spent = Stack()
+            bins, state = model.infer(values, most_likely(spent, model))
+            paid, first_bits, below = False, first_bits + spent.bits - Stack().bits, stack
         each = (stack.bits - below.bits) / len(values)  # bits that an image took
         stack = below
-        put_images(model, stack, values, bins)
+        put_images(model, stack, values, bins, state)
         groups.append(Group(len(values), paid))
         done += len(values)
         size = min(2 * size, group_size(model))
@@ -150,50 +163,35 @@ def encode_chain(model: ExactModel, images: np.ndarray) -> Chain:
     return Chain(tuple(groups), first_bits, stack.words.astype("<u4").tobytes().rstrip(b"\0"))
 
 
-def taken_below(stack: Stack, model: ExactModel) -> ChooseBins:
+def shares_of(posterior: Posterior, model: ExactModel[Any]) -> Shares:
+    return posterior_shares(posterior.mean.flatten(), posterior.scale.flatten(), model.latent_bits)
+
+
+def taken_below(stack: Stack, model: ExactModel[Any]) -> ChooseBins:
     """Latents as a stack has them. Raises NothingLeftError."""
 
-    def taken(mean: Tensor, scale: Tensor) -> Tensor:
-        shares = posterior_shares(mean.flatten(), scale.flatten(), model.latent_bits)
-        bins = stack.take(mean.numel(), shares, model.latent_bits, model.device)
+    def taken(posterior: Posterior) -> Tensor:
+        shape = posterior.mean.shape
+        bins = stack.take(shape.numel(), shares_of(posterior, model), model.latent_bits, model.device)
         if stack.is_exhausted:
             raise NothingLeftError
-        return bins.view(mean.shape)
+        return bins.view(shape)
 
     return taken
 
 
-def most_likely(model: ExactModel, values: Tensor) -> tuple[Tensor, int]:
-    """The bins of the means of posteriors, and what they take on a stack."""
-    stack = Stack()
-    before = stack.bits
+def most_likely(stack: Stack, model: ExactModel[Any]) -> ChooseBins:
+    """The bins of the means of posteriors, which are put on a stack."""
 
-    def chosen(mean: Tensor, scale: Tensor) -> Tensor:
-        bins = bins_of(mean, model.latent_bits)
-        stack.put(
-            bins.flatten(), posterior_shares(mean.flatten(), scale.flatten(), model.latent_bits), model.latent_bits
-        )
+    def chosen(posterior: Posterior) -> Tensor:
+        bins = bins_of(posterior.mean, model.latent_bits)
+        stack.put(bins.flatten(), shares_of(posterior, model), model.latent_bits)
         return bins
 
-    bins = model.posterior(values, chosen)
-    return bins, stack.bits - before
+    return chosen
 
 
-def put_back(model: ExactModel, stack: Stack, values: Tensor, bins: Tensor) -> None:
-    """Inverse of what `taken_below` takes: the last group first."""
-    of_groups, told = iter(bins.split(model.sizes, dim=1)), list[tuple[Tensor, Shares]]()
-
-    def known(mean: Tensor, scale: Tensor) -> Tensor:
-        own = next(of_groups)
-        told.append((own.flatten(), posterior_shares(mean.flatten(), scale.flatten(), model.latent_bits)))
-        return own
-
-    model.posterior(values, known)
-    for numbers, shares in reversed(told):
-        stack.put(numbers, shares, model.latent_bits)
-
-
-def put_images(model: ExactModel, stack: Stack, values: Tensor, bins: Tensor) -> None:
+def put_images(model: ExactModel[Any], stack: Stack, values: Tensor, bins: Tensor, state: Any) -> None:
     """Pixels and latents: int64 n H W c and n d."""
     coded: list[tuple[Tensor, Shares]] = []
 
@@ -204,13 +202,13 @@ def put_images(model: ExactModel, stack: Stack, values: Tensor, bins: Tensor) ->
             pixels.tell(channel)
         return own
 
-    model.walk(bins, given)
+    model.pixels(state, given)
     for numbers, shares in reversed(coded):
         stack.put(numbers, shares, model.bits)
     stack.put_uniformly(bins.flatten(), model.latent_bits)
 
 
-def taken_from(stack: Stack, model: ExactModel) -> Callable[[Grid, Pixels], Tensor]:
+def taken_from(stack: Stack, model: ExactModel[Any]) -> ChoosePixels:
     """Pixels as a stack has them."""
 
     def taken(grid: Grid, pixels: Pixels) -> Tensor:
@@ -223,7 +221,7 @@ def taken_from(stack: Stack, model: ExactModel) -> Callable[[Grid, Pixels], Tens
     return taken
 
 
-def decode_chain(model: ExactModel, chain: Chain) -> Iterator[np.ndarray]:
+def decode_chain(model: ExactModel[Any], chain: Chain) -> Iterator[np.ndarray]:
     """Inverse of `encode_chain`: the images of each group, from the last to the first. Words that are no images give
     arbitrary ones, and after them DamagedPayloadError or none: the caller compares checksums."""
     padded = chain.stack + bytes(-len(chain.stack) % WORD_BYTES)
@@ -231,13 +229,16 @@ def decode_chain(model: ExactModel, chain: Chain) -> Iterator[np.ndarray]:
     for group in reversed(chain.groups):
         bins = stack.take_uniformly(group.images * model.latents, model.latent_bits, model.device)
         bins = bins.view(group.images, model.latents)
-        values = model.walk(bins, taken_from(stack, model))
+        state = model.descend(bins)
+        values = model.pixels(state, taken_from(stack, model))
         if group.paid:
-            put_back(model, stack, values, bins)
+            of_groups = list(zip(bins.split(model.sizes, dim=1), model.posteriors(values, state), strict=True))
+            for own, posterior in reversed(of_groups):
+                stack.put(own.flatten(), shares_of(posterior, model), model.latent_bits)
         yield values.to(torch.uint8).cpu().numpy()
     if not np.array_equal(stack.words, BOTTOM):
         raise DamagedPayloadError("something is left under the first image")
 
 
-def on_device(model: ExactModel, images: np.ndarray) -> Tensor:
+def on_device(model: ExactModel[Any], images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).to(model.device).long()

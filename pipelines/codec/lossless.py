@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class LosslessCodec:
         return self
 
     @cached_property
-    def exact(self) -> ExactModel:
+    def exact(self) -> ExactModel[Any]:
         return exact_model(self.vae)
 
     @cached_property

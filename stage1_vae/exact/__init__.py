@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from common.errors import UserError
 from stage1_vae.decoders.interleaved import Grid
 from stage1_vae.exact.decoders import DECODERS
@@ -15,7 +17,7 @@ from stage1_vae.exact.distributions import (
     latents_of,
     posterior_shares,
 )
-from stage1_vae.exact.model import ChooseBins, ExactModel
+from stage1_vae.exact.model import ChooseBins, ChoosePixels, ExactModel, Posterior
 from stage1_vae.exact.vae import ExactVAE
 from stage1_vae.exact.vdvae import ExactVDVAE
 from stage1_vae.hierarchies.vdvae import VDVAE
@@ -27,11 +29,13 @@ from stage1_vae.vae import VAE
 __all__ = [
     "ONE_BITS",
     "ChooseBins",
+    "ChoosePixels",
     "ExactModel",
     "ExactVAE",
     "ExactVDVAE",
     "Grid",
     "Pixels",
+    "Posterior",
     "Shares",
     "bins_of",
     "exact_model",
@@ -40,7 +44,7 @@ __all__ = [
 ]
 
 
-def exact_model(vae: LikelihoodVAE) -> ExactModel:
+def exact_model(vae: LikelihoodVAE) -> ExactModel[Any]:
     """Raises UserError for a model whose images cannot be coded without loss, and for a device that computes otherwise
     than others."""
     found = check_can_code(vae)

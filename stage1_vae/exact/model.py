@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -12,12 +13,25 @@ from stage1_vae.exact.distributions import PIXELS, Pixels, check_finite
 from stage1_vae.likelihoods import Likelihood
 from stage1_vae.model import LikelihoodVAE
 
-ChooseBins = Callable[[Tensor, Tensor], Tensor]
-"""The bins of a group's latents, int64 n d, given the mean and scale of their posterior, float64 n d each, in units of
-their prior: as if that were N(0, 1)."""
+State = TypeVar("State")
+"""What a decoder makes of latents, up to the distributions of pixels."""
 
 
-class ExactModel:
+class Posterior(NamedTuple):
+    """Of a group's latents, n d each, float64: in units of their prior, as if that were N(0, 1)."""
+
+    mean: Tensor
+    scale: Tensor
+
+
+ChooseBins = Callable[[Posterior], Tensor]
+"""The bins of a group's latents, int64 n d."""
+
+ChoosePixels = Callable[[Grid, Pixels], Tensor]
+"""The numbers of the pixels of a grid, int64 n h w c, given their distributions, and those of the grids before it."""
+
+
+class ExactModel(Generic[State]):
     """The distributions of a VAE, on its device: groups of latents, the top one first, and pixels below them.
 
     sizes: latents of each group; latents: of all of them. latent_bits: each latent is one of 2**latent_bits bins that
@@ -37,21 +51,28 @@ class ExactModel:
         self.pixels_class = PIXELS[type(likelihood)]
         self.bits = self.pixels_class.bits
 
-    def posterior(self, values: Tensor, choose: ChooseBins) -> Tensor:
-        """The bins that are chosen, group by group, int64 n d, of images, int64 n H W c from 0 to 2**bits - 1. Raises
-        UserError."""
+    def infer(self, values: Tensor, choose: ChooseBins) -> tuple[Tensor, State]:
+        """The bins that are chosen, group by group, int64 n d, and what the decoder makes of them: of images, int64
+        n H W c from 0 to 2**bits - 1. Raises UserError."""
         raise NotImplementedError
 
-    def walk(self, bins: Tensor, choose: Callable[[Grid, Pixels], Tensor]) -> Tensor:
-        """Images of latents in these bins, int64 n d -> n H W c. choose: the numbers of the pixels of a grid, n h w c,
-        given their distributions, and those of the grids before it."""
+    def descend(self, bins: Tensor) -> State:
+        """What the decoder makes of latents in these bins, int64 n d."""
+        raise NotImplementedError
+
+    def pixels(self, state: State, choose: ChoosePixels) -> Tensor:
+        """Images, grid by grid: n H W c."""
+        raise NotImplementedError
+
+    def posteriors(self, values: Tensor, state: State) -> list[Posterior]:
+        """Of the groups of images' latents, of which the state is: what `infer` asked about."""
         raise NotImplementedError
 
     def in_eight_bits(self, values: Tensor) -> Tensor:
         """Black and white are 0 and 255."""
         return values * (255 if self.bits == 1 else 1)
 
-    def pixels_of(self, outputs: Tensor) -> Pixels:
+    def distributions(self, outputs: Tensor) -> Pixels:
         """What the decoder says, n h w o. Raises UserError."""
         check_finite(outputs)
         return self.pixels_class(outputs, self.likelihood, self.image_shape[2])

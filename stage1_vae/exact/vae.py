@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from stage1_vae.decoders.interleaved import Grid
 from stage1_vae.exact.decoders import exact_decoder
-from stage1_vae.exact.distributions import Pixels, latents_of, mean_and_scale
-from stage1_vae.exact.model import ChooseBins, ExactModel
+from stage1_vae.exact.distributions import latents_of, mean_and_scale
+from stage1_vae.exact.model import ChooseBins, ChoosePixels, ExactModel, Posterior
 from stage1_vae.exact.networks import exact_encoder
 from stage1_vae.likelihoods import Likelihood
 from stage1_vae.vae import VAE
@@ -20,8 +19,8 @@ from stage1_vae.vae import VAE
 LATENT_BITS = 16
 
 
-class ExactVAE(ExactModel):
-    """One group of latents under N(0, I)."""
+class ExactVAE(ExactModel[Tensor]):
+    """One group of latents under N(0, I). What the decoder makes of them is made grid by grid: its state is latents."""
 
     latent_bits = LATENT_BITS
 
@@ -31,13 +30,24 @@ class ExactVAE(ExactModel):
         self.encoder, self.decoder = exact_encoder(vae.encoder), exact_decoder(vae.decoder, 2**self.bits - 1)
 
     @torch.inference_mode()
-    def posterior(self, values: Tensor, choose: ChooseBins) -> Tensor:
-        mean, scale = mean_and_scale(self.encoder(self.in_eight_bits(values)), self.config)
-        return choose(mean, scale)
+    def infer(self, values: Tensor, choose: ChooseBins) -> tuple[Tensor, Tensor]:
+        bins = choose(self.posterior(values))
+        return bins, self.descend(bins)
 
     @torch.inference_mode()
-    def walk(self, bins: Tensor, choose: Callable[[Grid, Pixels], Tensor]) -> Tensor:
-        def chosen(grid: Grid, outputs: Tensor) -> Tensor:
-            return choose(grid, self.pixels_of(outputs)).view(*outputs.shape[:-1], self.image_shape[2])
+    def descend(self, bins: Tensor) -> Tensor:
+        return latents_of(bins, self.latent_bits)
 
-        return self.decoder.walk(latents_of(bins, self.latent_bits), chosen)
+    @torch.inference_mode()
+    def pixels(self, state: Tensor, choose: ChoosePixels) -> Tensor:
+        def chosen(grid: Grid, outputs: Tensor) -> Tensor:
+            return choose(grid, self.distributions(outputs)).view(*outputs.shape[:-1], self.image_shape[2])
+
+        return self.decoder.walk(state, chosen)
+
+    @torch.inference_mode()
+    def posteriors(self, values: Tensor, state: Tensor) -> list[Posterior]:
+        return [self.posterior(values)]
+
+    def posterior(self, values: Tensor) -> Posterior:
+        return Posterior(*mean_and_scale(self.encoder(self.in_eight_bits(values)), self.config))

@@ -8,7 +8,7 @@ is the same for all latents of all groups; the posterior N(mu_q, s_q**2) lies am
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from common import exact
 from stage1_vae.decoders.interleaved import Grid
-from stage1_vae.exact.distributions import Pixels, check_finite, latents_of
-from stage1_vae.exact.model import ChooseBins, ExactModel
+from stage1_vae.exact.distributions import check_finite, latents_of
+from stage1_vae.exact.model import ChooseBins, ChoosePixels, ExactModel, Posterior
 from stage1_vae.exact.networks import Convolution
 from stage1_vae.hierarchies.vdvae import VDVAE, Bottleneck, DecoderBlock
 
@@ -25,7 +25,22 @@ LATENT_BITS = 12  # there are thousands of latents, most of which know little: f
 SMALLEST_SCALE = 1e-8  # of a posterior, in units of the prior
 
 
-class ExactVDVAE(ExactModel):
+class Told(NamedTuple):
+    """What a group is told by those above it, n h h ...: its stream behind the GELU, and p(z_l | z_above)."""
+
+    stream: Tensor
+    mean: Tensor
+    log_scale: Tensor
+
+
+class Descent(NamedTuple):
+    """What the decoder makes of all groups of latents."""
+
+    stream: Tensor  # of the images' resolution, n H W w
+    told: list[Told]  # of each group
+
+
+class ExactVDVAE(ExactModel[Descent]):
     latent_bits = LATENT_BITS
 
     def __init__(self, vae: VDVAE) -> None:
@@ -46,37 +61,44 @@ class ExactVDVAE(ExactModel):
         self.last = Convolution(decoder.last)
 
     @torch.inference_mode()
-    def posterior(self, values: Tensor, choose: ChooseBins) -> Tensor:
-        activations = self.activations(self.in_eight_bits(values))
-        found: list[Tensor] = []
+    def infer(self, values: Tensor, choose: ChooseBins) -> tuple[Tensor, Descent]:
+        activations, found = self.activations(values), list[Tensor]()
 
-        def latents_from(place: int, stream: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            block = self.blocks[place]
-            own_mean, own_log_scale = block.posterior(torch.cat([stream, activations[block.side]], dim=-1)).chunk(2, -1)
-            difference = (own_mean - mean) * exact.exp(log_scale.neg())
-            scale = exact.exp(own_log_scale - log_scale).clamp_(min=SMALLEST_SCALE)
-            check_finite(difference)
-            check_finite(scale)
-            found.append(choose(difference.flatten(1), scale.flatten(1)))
-            return self.latents_in(found[-1], mean, log_scale)
+        def latents_from(place: int, told: Told) -> Tensor:
+            found.append(choose(self.posterior(place, told, activations)))
+            return self.latents_in(found[-1], told)
 
-        self.stream(len(values), latents_from)
-        return torch.cat(found, dim=1)
+        descent = self.stream(len(values), latents_from)
+        return torch.cat(found, dim=1), descent
 
     @torch.inference_mode()
-    def walk(self, bins: Tensor, choose: Callable[[Grid, Pixels], Tensor]) -> Tensor:
+    def descend(self, bins: Tensor) -> Descent:
         of_groups = bins.split(self.sizes, dim=1)
+        return self.stream(len(bins), lambda place, told: self.latents_in(of_groups[place], told))
 
-        def latents_from(place: int, stream: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-            return self.latents_in(of_groups[place], mean, log_scale)
+    @torch.inference_mode()
+    def pixels(self, state: Descent, choose: ChoosePixels) -> Tensor:
+        outputs = self.last(state.stream * self.gain + self.shift)
+        return choose(Grid(0, 0, 1), self.distributions(outputs)).view(*outputs.shape[:-1], self.image_shape[2])
 
-        stream = self.stream(len(bins), latents_from)
-        outputs = self.last(stream * self.gain + self.shift)
-        return choose(Grid(0, 0, 1), self.pixels_of(outputs)).view(*outputs.shape[:-1], self.image_shape[2])
+    @torch.inference_mode()
+    def posteriors(self, values: Tensor, state: Descent) -> list[Posterior]:
+        activations = self.activations(values)
+        return [self.posterior(place, told, activations) for place, told in enumerate(state.told)]
+
+    def posterior(self, place: int, told: Told, activations: dict[int, Tensor]) -> Posterior:
+        block = self.blocks[place]
+        read = torch.cat([told.stream, activations[block.side]], dim=-1)
+        mean, log_scale = block.posterior.behind_gelu(read).chunk(2, dim=-1)
+        difference = (mean - told.mean) * exact.exp(told.log_scale.neg())
+        ratio = exact.exp(log_scale - told.log_scale).clamp_(min=SMALLEST_SCALE)
+        check_finite(difference)
+        check_finite(ratio)
+        return Posterior(difference.flatten(1), ratio.flatten(1))
 
     def activations(self, values: Tensor) -> dict[int, Tensor]:
-        """n H W c of whole numbers from 0 to 255 -> by resolution what the encoder leaves, behind the GELU."""
-        x = self.first((values.double() + self.pixel_shift) * self.pixel_scale)
+        """n H W c from 0 to 2**bits - 1 -> by resolution what the encoder leaves, behind the GELU."""
+        x = self.first((self.in_eight_bits(values).double() + self.pixel_shift) * self.pixel_scale)
         found = {x.shape[1]: x}
         for block, pooled, width in self.layers:
             x = x + block(x)
@@ -85,9 +107,9 @@ class ExactVDVAE(ExactModel):
             found[x.shape[1]] = x
         return {side: exact.gelu(activation) for side, activation in found.items()}
 
-    def stream(self, count: int, latents_from: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """From the top down, the one of the images' resolution. latents_from: (group, its stream behind the GELU, mean
-        and log of the scale of p(z_l | z_above)) -> its latents, all n h h ..."""
+    def stream(self, count: int, latents_from: Callable[[int, Told], Tensor]) -> Descent:
+        """From the top down. latents_from: group -> its latents, n h h z."""
+        all_told: list[Told] = []
         streams = {side: start.expand(count, -1, -1, -1) for side, start in self.starts.items()}
         for place, block in enumerate(self.blocks):
             x = streams.get(block.side)
@@ -98,13 +120,15 @@ class ExactVDVAE(ExactModel):
                 x = above if x is None else x + above
             if x is None:
                 x = torch.zeros(count, block.side, block.side, block.width, dtype=torch.float64, device=self.device)
-            streams[block.side] = block(x, partial(latents_from, place))
-        return streams[self.blocks[-1].side]
+            told, added = block.tell(x)
+            all_told.append(told)
+            streams[block.side] = block.after(x + added, latents_from(place, told))
+        return Descent(streams[self.blocks[-1].side], all_told)
 
-    def latents_in(self, bins: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    def latents_in(self, bins: Tensor, told: Told) -> Tensor:
         """n d -> n h h z"""
-        noise = latents_of(bins.flatten(), self.latent_bits).view(mean.shape)
-        return noise.mul_(exact.exp(log_scale)).add_(mean)
+        noise = latents_of(bins, self.latent_bits).view(told.mean.shape)
+        return noise.mul_(exact.exp(told.log_scale)).add_(told.mean)
 
 
 class ExactBottleneck:
@@ -127,18 +151,17 @@ class ExactBottleneck:
 class ExactDecoderBlock:
     def __init__(self, block: DecoderBlock) -> None:
         self.side, self.added, self.latents, self.width = block.side, block.added, block.latents, block.width
-        self.own_posterior, self.prior = ExactBottleneck(block.posterior), ExactBottleneck(block.prior)
+        self.posterior, self.prior = ExactBottleneck(block.posterior), ExactBottleneck(block.prior)
         self.project, self.residual = Convolution(block.project), ExactBottleneck(block.residual)
 
-    def posterior(self, told: Tensor) -> Tensor:
-        """Stream and activation behind the GELU, n h h 2w -> mean and log of the scale, n h h 2z."""
-        return self.own_posterior.behind_gelu(told)
-
-    def __call__(self, x: Tensor, latents_from: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    def tell(self, x: Tensor) -> tuple[Told, Tensor]:
+        """Of a stream, n h h w: p(z_l | z_above), and what is added to it whatever z_l is."""
         stream = exact.gelu(x)
         mean, log_scale, added = self.prior.behind_gelu(stream).split([self.latents, self.latents, self.width], dim=-1)
-        latents = latents_from(stream, mean, log_scale)
-        x = x + added + self.project(latents)
+        return Told(stream, mean, log_scale), added
+
+    def after(self, x: Tensor, latents: Tensor) -> Tensor:
+        x = x + self.project(latents)
         return x + self.residual(x)
 
 

@@ -43,13 +43,13 @@ from stage2_prior.priors import (
     TransformerConfig,
     VARConfig,
 )
-from tests.stage1_vae.exact.tiny import CONFIGS, random_values, tiny_vae
+from tests.stage1_vae.exact.tiny import NAMES, random_values, tiny_vae
 from tests.stage2_prior.tiny import CLASSES, spec_of
 
 KEPT = Path(__file__).with_name("kept")
 LABELS = [1, None, 3]
 MODES = ("packed", "table", "prior")
-LOSSLESS = list(CONFIGS)
+LOSSLESS = NAMES
 SMALL = {
     "transformer": TransformerConfig(layers=1, width=16, heads=2),
     "pixelcnn": PixelCNNConfig(layers=2, width=8, first_kernel_size=3, kernel_size=3, output_width=12),

@@ -34,11 +34,11 @@ def posterior_of(model: ExactModel, values: torch.Tensor) -> tuple[torch.Tensor,
     """Of all groups: means, scales and the bins of the means, which each group takes; n d each."""
     told = []
 
-    def chosen(mean, scale):
-        told.append((mean, scale, bins_of(mean, model.latent_bits)))
+    def chosen(posterior):
+        told.append((*posterior, bins_of(posterior.mean, model.latent_bits)))
         return told[-1][-1]
 
-    bins = model.posterior(values, chosen)
+    bins, _ = model.infer(values, chosen)
     mean, scale, found = (torch.cat(parts, dim=1) for parts in zip(*told, strict=True))
     assert bins.shape == found.shape
     return mean, scale, bins
@@ -71,7 +71,7 @@ def shares_of(model: ExactModel, bins: torch.Tensor, values: torch.Tensor) -> to
             pixels.tell(channel)
         return own.movedim(1, -1)
 
-    assert torch.equal(model.walk(bins, given), values)
+    assert torch.equal(model.pixels(model.descend(bins), given), values)
     return torch.cat(found, dim=1)
 
 
@@ -110,6 +110,9 @@ def test_an_image_does_not_depend_on_its_batch(name):
     for ours, of_each in zip(together, zip(*alone, strict=True), strict=True):
         assert torch.equal(ours, torch.cat(of_each))
     shares, bins = shares_of(model, together[2], values), together[2]
+    again = model.posteriors(values, model.descend(bins))  # as a reader finds them, who knows bins and images
+    for ours, parts in zip(together, zip(*again, strict=True), strict=False):
+        assert torch.equal(ours, torch.cat(parts, dim=1))
     of_images = [shares_of(model, row[None], one[None]) for row, one in zip(bins, values, strict=True)]
     assert torch.equal(shares, torch.cat(of_images))
 
@@ -177,7 +180,7 @@ def test_it_is_made_of_admitted_operations(name):
                         pixels.tell(channel)
                     return own
 
-                assert model.walk(bins, given).shape == values.shape
+                assert model.pixels(model.descend(bins), given).shape == values.shape
     finally:
         for cached in CACHED:
             cached.cache_clear()  # they hold fake tensors

@@ -23,7 +23,7 @@ def test_networks_say_what_those_of_the_vae_say(name):
     mean, scale, bins = posterior_of(model, values)
     outputs, vae = [], vae.double()
     model.pixels_class = lambda told, *_: outputs.append(told)  # keeps what the decoder says
-    model.walk(bins, lambda grid, _: values)
+    model.pixels(model.descend(bins), lambda grid, _: values)
 
     told, of_groups = [], iter(latents_of(bins, model.latent_bits).split(vae.sizes, dim=1))
     with torch.no_grad():
