@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +23,10 @@ from images.files import MASK_ENDING, read_image, read_size
 from images.sources import FileSource
 from training.task import Batch
 
-Drawn = Literal["none", "half", "rectangle", "scratches", "pixels"]
+Drawn = Literal["none", "half", "rectangle", "scratches", "pixels", "any"]
+KINDS: tuple[Drawn, ...] = ("half", "rectangle", "scratches", "pixels")
 
+KIND_SEED = 2**62  # what is added to a seed for the choice of a kind
 MEAN_LENGTH = 0.52  # of a line between two points by chance, in sides of a square
 
 
@@ -32,7 +34,7 @@ MEAN_LENGTH = 0.52  # of a line between two points by chance, in sides of a squa
 class HolesConfig:
     """Which pixels of each image are missing. Held-out images have holes too; what is drawn is drawn once for each."""
 
-    drawn: Drawn = "none"  # by chance: a half of the image, a rectangle, lines, or pixels one by one
+    drawn: Drawn = "none"  # by chance: a half of the image, a rectangle, lines, pixels one by one, or any of these
     share: float = 0.5  # of the pixels, about, that are drawn; a half is a half
     files: bool = False  # photo.png has its mask in photo.mask.png beside it, white where pixels are missing
     seed: int = 0  # of the draws; apart from train.seed, so that runs see the same images
@@ -54,6 +56,13 @@ class HolesConfig:
 
 def drawn_holes(config: HolesConfig, numbers: Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
     """b H W, True where a pixel of the image of such a number is missing."""
+    if config.drawn == "any":  # of each image one kind, by the draw of a number that no shape of a hole goes by
+        kinds = (uniforms(config.seed + KIND_SEED, numbers, 1)[:, 0] * len(KINDS)).astype(int)
+        each = [
+            drawn_holes(replace(config, drawn=kind, share=share_of(kind, config.share)), numbers, height, width)
+            for kind in KINDS
+        ]
+        return np.stack(each)[kinds, np.arange(len(kinds))]
     if config.drawn == "pixels":
         return uniforms(config.seed, numbers, height * width).reshape(-1, height, width) < config.share
     holes = np.zeros((len(numbers), height, width), dtype=bool)
@@ -76,6 +85,11 @@ def drawn_holes(config: HolesConfig, numbers: Sequence[int], height: int, width:
             for y0, x0, y1, x1 in ends * np.array([height, width, height, width]):
                 hole |= distance_to_line(rows + 0.5, columns + 0.5, (y0, x0), (y1, x1)) < thick / 2
     return holes
+
+
+def share_of(kind: Drawn, share: float) -> float:
+    """A half is a half."""
+    return 0.5 if kind == "half" else share
 
 
 def distance_to_line(
