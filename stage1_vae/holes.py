@@ -58,11 +58,12 @@ def drawn_holes(config: HolesConfig, numbers: Sequence[int], height: int, width:
     """b H W, True where a pixel of the image of such a number is missing."""
     if config.drawn == "any":  # of each image one kind, by the draw of a number that no shape of a hole goes by
         kinds = (uniforms(config.seed + KIND_SEED, numbers, 1)[:, 0] * len(KINDS)).astype(int)
-        each = [
-            drawn_holes(replace(config, drawn=kind, share=share_of(kind, config.share)), numbers, height, width)
-            for kind in KINDS
-        ]
-        return np.stack(each)[kinds, np.arange(len(kinds))]
+        holes = np.zeros((len(numbers), height, width), dtype=bool)
+        for place, kind in enumerate(KINDS):
+            own = replace(config, drawn=kind, share=0.5 if kind == "half" else config.share)
+            here = np.flatnonzero(kinds == place)
+            holes[here] = drawn_holes(own, np.asarray(numbers)[here].tolist(), height, width)
+        return holes
     if config.drawn == "pixels":
         return uniforms(config.seed, numbers, height * width).reshape(-1, height, width) < config.share
     holes = np.zeros((len(numbers), height, width), dtype=bool)
@@ -85,11 +86,6 @@ def drawn_holes(config: HolesConfig, numbers: Sequence[int], height: int, width:
             for y0, x0, y1, x1 in ends * np.array([height, width, height, width]):
                 hole |= distance_to_line(rows + 0.5, columns + 0.5, (y0, x0), (y1, x1)) < thick / 2
     return holes
-
-
-def share_of(kind: Drawn, share: float) -> float:
-    """A half is a half."""
-    return 0.5 if kind == "half" else share
 
 
 def distance_to_line(
