@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.short_repr import changes
 from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
-from images.files import MAX_BAD_SHARE, BadImageError, BadImages
+from images.files import MAX_BAD_SHARE, BadImageError, BadImages, covering_size
 from images.sources import ArraySource, ImageSource, open_source
 from training.task import Batch
 
@@ -329,8 +329,23 @@ class ImageDataset:
 
     def batch(self, images: Sequence[np.ndarray], indices: Sequence[int], draws: Sequence[int], shape: Shape) -> Batch:
         """Crops, mirrors and shifts scaled images, and stacks them with their labels."""
+        stacked = np.empty((len(images), self.config.channels, *shape), dtype=np.uint8)
+        for row, window in enumerate(self.windows(images, draws, shape)):
+            stacked[row] = window.transpose(2, 0, 1)
+        return {"images": torch.from_numpy(stacked), "labels": torch.from_numpy(self.labels[list(indices)])}
+
+    def beyond_the_middle(self, middles: Sequence[np.ndarray], indices: Sequence[int]) -> list[np.ndarray]:
+        """What is told of the middle H x W of images, H W or H W c each, as `windows` takes it: at the size to which
+        the image is scaled, where windows move that far; `cut` goes on beyond the border by itself."""
+        if self.augment_seed is None or self.config.crop == "center":
+            return list(middles)
+        sizes = np.maximum(self.source.sizes(self.indices[list(indices)].tolist()), 1).tolist()
+        shapes = [covering_size(height, width, *self.shape_of(indices)) for height, width in sizes]
+        return [extended(middle, shape) for middle, shape in zip(middles, shapes, strict=True)]
+
+    def windows(self, images: Sequence[np.ndarray], draws: Sequence[int], shape: Shape) -> Iterator[np.ndarray]:
+        """What these draws see, H W c each, of scaled images, h w c, or of whatever moves with their pixels."""
         (H, W), config = shape, self.config
-        stacked = np.empty((len(images), config.channels, H, W), dtype=np.uint8)
         chance = None if self.augment_seed is None else uniforms(self.augment_seed, draws, 5)  # b 5
         for row, image in enumerate(images):
             slack_y, slack_x = image.shape[0] - H, image.shape[1] - W
@@ -343,8 +358,17 @@ class ImageDataset:
                 left += int(shift_x * (2 * config.shift + 1)) - config.shift
                 mirrored = config.flip and mirror < 0.5
             window = cut(image, top, left, H, W)
-            stacked[row] = (window[:, ::-1] if mirrored else window).transpose(2, 0, 1)
-        return {"images": torch.from_numpy(stacked), "labels": torch.from_numpy(self.labels[list(indices)])}
+            yield window[:, ::-1] if mirrored else window
+
+
+def extended(middle: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What is told of the middle of an image, H W or H W c, told of the whole, h w of `shape`: what is at the border of
+    the middle goes on beyond it."""
+    slack = [whole - part for whole, part in zip(shape[:2], middle.shape[:2], strict=True)]
+    if not any(slack):
+        return middle
+    around = [(rest // 2, rest - rest // 2) for rest in slack] + [(0, 0)] * (middle.ndim - 2)
+    return np.pad(middle, around, mode="edge")
 
 
 def cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:

@@ -194,13 +194,18 @@ def from_deep_grey(image: Image.Image) -> Image.Image:
 def scale_to_cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """The image at the smallest size of its proportions that covers `height` x `width`, antialiased. Raises
     BadImageError for a line of pixels, which would take all memory there is."""
-    scale = max(height / image.height, width / image.width)
-    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    size = covering_size(image.height, image.width, height, width)[::-1]
     if size[0] * size[1] > max(LARGEST, image.width * image.height):
         raise BadImageError(
             f"{image.height}x{image.width} pixels, of which {height}x{width} would be cut out of {size[1]}x{size[0]}"
         )
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def covering_size(image_height: int, image_width: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width at which an image covers `height` x `width` just so."""
+    scale = max(height / image_height, width / image_width)
+    return max(height, round(image_height * scale)), max(width, round(image_width * scale))
 
 
 def to_array(image: Image.Image) -> np.ndarray:

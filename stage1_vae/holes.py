@@ -15,11 +15,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError, check_fields
-from images.datasets import ImageDataset, to_float, uniforms
-from images.files import MASK_ENDING, read_image, read_size
+from images.datasets import ImageDataset, extended, to_float, uniforms
+from images.files import MASK_ENDING, BadImageError, open_upright, read_size, scale_to_cover
 from images.sources import FileSource
 from training.task import Batch
 
@@ -104,45 +105,84 @@ def mask_of_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}{MASK_ENDING}")
 
 
-def holes_of_files(images: ImageDataset, indices: Sequence[int], draws: Sequence[int]) -> NDArray[np.bool_]:
-    """b H W, cropped, mirrored and shifted as the images of these draws are; nothing is missing of an image without a
-    mask. Raises UserError for images that are no files, and for a mask of another size than its image."""
-    if not isinstance(images.source, FileSource):
+def open_mask(picture: Path) -> Image.Image | None:
+    """The mask of the image of a file, "L", of the image's size and white where pixels are missing; None where there is
+    none. Raises UserError for one that cannot be read, or that has another size."""
+    mask = mask_of_file(picture)
+    if not mask.is_file():
+        return None
+    try:
+        opened = open_upright(mask, 1)
+    except BadImageError as error:
         raise UserError(
-            f"holes.files=true, but {images.source.title} is not a folder, expected image files with masks beside them"
+            f"{mask} cannot be read: {error}; save it anew as PNG, white where pixels are missing, or take it away if "
+            f"nothing of {picture.name} is"
+        ) from error
+    if (opened.height, opened.width) != read_size(picture):
+        height, width = read_size(picture)
+        raise UserError(
+            f"{mask} has {opened.width}x{opened.height} pixels and its image {width}x{height}, expected the same: "
+            "paint it over the image itself"
         )
-    shape = images.shape_of(indices)
-    masks = []
-    for index in indices:
-        place = int(images.indices[index])
-        picture = Path(images.source.location(place))
-        mask = mask_of_file(picture)
-        if not mask.is_file():
-            (height, width), (H, W) = read_size(picture), shape
-            scale = max(H / height, W / width)
-            masks.append(np.zeros((max(H, round(height * scale)), max(W, round(width * scale)), 1), dtype=np.uint8))
+    return opened
+
+
+def pictures_of(images: ImageDataset, indices: Sequence[int]) -> list[Path]:
+    """The files of images. Raises UserError for images that are none."""
+    source = images.source
+    if not isinstance(source, FileSource):
+        raise UserError(
+            f"holes.files=true, but {source.title} is not a folder, expected image files with masks beside them"
+        )
+    return [Path(source.location(int(images.indices[index]))) for index in indices]
+
+
+def holes_of_images(config: HolesConfig, images: ImageDataset, indices: Sequence[int]) -> list[NDArray[np.bool_]]:
+    """h w of each image, scaled as its pixels are before they are cropped; or H W, where what is beyond its middle need
+    not be said. Raises UserError."""
+    H, W = images.shape_of(indices)
+    drawn = list(drawn_holes(config, images.indices[list(indices)].tolist(), H, W))
+    if not config.files:
+        return images.beyond_the_middle(drawn, indices)
+    masks = [open_mask(picture) for picture in pictures_of(images, indices)]
+    holes = []
+    for mask, hole, reaching in zip(masks, drawn, images.beyond_the_middle(drawn, indices), strict=True):
+        if mask is None:
+            holes.append(reaching)
             continue
-        if read_size(mask) != read_size(picture):
-            raise UserError(
-                f"{mask} has {read_size(mask)[1]}x{read_size(mask)[0]} pixels and its image "
-                f"{read_size(picture)[1]}x{read_size(picture)[0]}, expected the same: paint it over the image itself"
-            )
-        masks.append(read_image(mask, *shape, images.config.channels))
-    stacked = images.batch(
-        [np.repeat(mask[..., :1], images.config.channels, axis=2) for mask in masks], indices, draws, shape
-    )
-    return stacked["images"].numpy()[:, 0] > 127
+        missing = np.asarray(scale_to_cover(mask, H, W)) > 127
+        holes.append(extended(hole, missing.shape) | missing)
+    return holes
 
 
 def with_holes(
     batch: Batch, config: HolesConfig, images: ImageDataset, indices: Sequence[int], draws: Sequence[int]
 ) -> Batch:
-    """A batch with "holes", b H W bool, of images `indices`; raises UserError where a mask leaves nothing."""
-    height, width = batch["images"].shape[-2:]
-    holes = drawn_holes(config, images.indices[list(indices)].tolist(), height, width)
-    if config.files:
-        holes = holes | holes_of_files(images, indices, draws)
+    """A batch with "holes", b H W bool, of images `indices`, cropped, mirrored and shifted as the images of these draws
+    are: a missing pixel is missing in all draws. Raises UserError for an image of which nothing is seen; of images that
+    are augmented, in no draw at all."""
+    whole = holes_of_images(config, images, indices)
+    shape = images.shape_of(indices)
+    holes = np.empty((len(whole), *shape), dtype=bool)
+    for row, window in enumerate(images.windows([hole[..., None] for hole in whole], draws, shape)):
+        holes[row] = window[..., 0]
+        if (holes[row] if images.augment_seed is None else whole[row]).all():
+            raise UserError(of_nothing(config, images, indices[row]))
     return {**batch, "holes": torch.from_numpy(holes)}
+
+
+def of_nothing(config: HolesConfig, images: ImageDataset, index: int) -> str:
+    """What there is to say of an image of which nothing is seen."""
+    location = Path(images.source.location(int(images.indices[index])))
+    drawn = f"holes.drawn={config.drawn}, of a share of {config.share:g},"
+    mask = mask_of_file(location)
+    if not config.files or not mask.is_file():
+        return f"{drawn} leaves nothing of {location}, expected some pixels to be seen: lower holes.share"
+    beside = "" if config.drawn == "none" else f" with {drawn}"
+    return (
+        f"{mask}{beside} leaves nothing of the part of {location.name} that the model sees, expected some black: paint "
+        "less of it white, or leave the image out"
+    )
 
 
 def seen_images(batch: Batch) -> Tensor:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from images.files import read_size
 from pipelines.devices import open_device
 from pipelines.editing import Frame, View, check_mask, read_kept_view, read_view, write_variants
 from pipelines.latents.models import load_vae
-from pipelines.masks import fitted_mask, read_mask
+from pipelines.masks import fitted_mask, white
 from stage1_vae.completing import check_knows_holes, complete
-from stage1_vae.holes import mask_of_file
+from stage1_vae.holes import mask_of_file, open_mask
 
 MASKS = "masks"  # as `keep`: each image's own mask beside it, white where pixels are missing
 
@@ -56,17 +55,14 @@ def complete_files(
 
 
 def read_masked_view(path: Path, frame: Frame) -> View:
-    """An image scaled and cropped to the model's size, of which its own mask says what is missing. Raises UserError for
-    one without a mask, or with one of another size."""
-    mask = mask_of_file(path)
-    if not mask.is_file():
+    """An image scaled and cropped to the model's size, of which its own mask says what is missing. Raises BadImageError
+    and, for an image without a mask, or with one that cannot be read, has another size or leaves nothing, UserError."""
+    view, mask, opened = read_view(path, frame), mask_of_file(path), open_mask(path)
+    if opened is None:
         raise UserError(
             f"{path} has no mask {mask.name} beside it, expected one, white where pixels are missing; or give --keep"
         )
-    if read_size(mask) != read_size(path):
-        raise UserError(f"{mask} and {path.name} differ in size, expected the same: paint it over the image itself")
-    view = read_view(path, frame)
-    keep = fitted_mask(~read_mask(mask), frame.image_height, frame.image_width)
+    keep = fitted_mask(~white(opened), frame.image_height, frame.image_width)
     if not bool(torch.any(keep)):
         raise UserError(f"{mask} says that all of {path.name} is missing, expected some black: nothing is seen of it")
     return View(view.image, keep)

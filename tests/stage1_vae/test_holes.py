@@ -15,6 +15,7 @@ from PIL import Image
 
 from common.errors import UserError
 from images.datasets import DataConfig, ImageDataset, open_images
+from images.sources import ArraySource
 from stage1_vae.binarise import NumberedImages
 from stage1_vae.completing import complete
 from stage1_vae.decoders import PixelCNNDecoderConfig
@@ -94,11 +95,60 @@ def test_masks_beside_files_are_no_images_and_follow_their_image(tmp_path: Path)
     assert seen_mirrored == {True, False}
 
 
-def test_a_mask_of_another_size_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("drawn", ["half", "rectangle", "scratches", "pixels", "any"])
+@pytest.mark.parametrize("moves", [{"flip": True}, {"shift": 3}, {"crop": "random", "flip": True, "shift": 1}], ids=str)
+def test_what_is_drawn_moves_with_the_image(drawn: Any, moves: dict[str, Any]):
+    """Each pixel has a value of its own: one that is missing in a draw is seen in none."""
+    pictures = np.arange(3 * 8 * 10).reshape(3, 8, 10).astype(np.uint8)
+    config = DataConfig(path="x", image_size=8, channels=1, **moves)
+    images = ImageDataset(ArraySource("x", pictures), config, augment_seed=0)
+    holes = HolesConfig(drawn=drawn)
+    data = NumberedImages(images, training=True, holes=holes)
+    seen, missing = set(), set()
+    for draw in range(30):
+        batch = data.fetch([0, 1, 2], [draw, draw + 50, draw + 100])
+        seen |= set(batch["images"][:, 0][~batch["holes"]].tolist())
+        missing |= set(batch["images"][:, 0][batch["holes"]].tolist())
+    assert not seen & missing
+    still = NumberedImages(images.without_augmentation(), training=False, holes=holes).fetch([0, 1, 2], [0, 0, 0])
+    assert (still["holes"].numpy() == drawn_holes(holes, range(3), 8, 8)).all()
+    assert set(still["images"][:, 0][still["holes"]].tolist()) <= missing
+
+
+def test_masks_that_do_not_fit_leave_nothing_or_are_damaged_are_named(tmp_path: Path):
     data = folder(tmp_path)
-    Image.fromarray(np.zeros((5, 8), dtype=np.uint8)).save(tmp_path / "2.mask.png")
+    mask = tmp_path / "2.mask.png"
+    Image.fromarray(np.zeros((5, 8), dtype=np.uint8)).save(mask)
     with pytest.raises(UserError, match=r"2.mask.png has 8x5 pixels and its image 8x6, expected the same"):
         data.fetch([2], [0])
+    Image.fromarray(np.full((6, 8), 255, dtype=np.uint8)).save(mask)
+    with pytest.raises(UserError, match=r"2.mask.png leaves nothing of the part of 2.png that the model sees"):
+        data.fetch([2], [0])
+    mask.write_bytes(mask.read_bytes()[:-25])
+    with pytest.raises(UserError, match=r"2.mask.png cannot be read: .*; save it anew as PNG"):
+        data.fetch([2], [0])
+
+
+def test_what_moves_out_of_sight_is_no_mistake_and_what_is_never_seen_is_one(tmp_path: Path):
+    """Of a mask that leaves a column at the side, 6x8 cut to its middle 6x6 shows nothing."""
+    data = folder(tmp_path)
+    mask = np.full((6, 8), 255, dtype=np.uint8)
+    mask[:, 0] = 0
+    Image.fromarray(mask).save(tmp_path / "2.mask.png")
+    config = replace(data.images.config, crop="random")
+    training = ImageDataset(data.images.source, config, augment_seed=0)
+    seen = [NumberedImages(training, training=True, holes=data.holes).fetch([2], [draw])["holes"] for draw in range(12)]
+    assert {int((~holes).sum()) for holes in seen} == {0, 6}
+    still = NumberedImages(training.without_augmentation(), training=False, holes=data.holes)
+    with pytest.raises(UserError, match=r"2.mask.png leaves nothing of the part of 2.png"):
+        still.fetch([2], [0])
+
+
+def test_a_share_that_leaves_nothing_is_refused():
+    config = DataConfig(path="x", image_size=4, channels=1)
+    images = ImageDataset(ArraySource("x", np.zeros((1, 4, 4), dtype=np.uint8)), config)
+    with pytest.raises(UserError, match=r"holes.drawn=rectangle, of a share of 0.99, leaves nothing of x\[0\]"):
+        NumberedImages(images, training=False, holes=HolesConfig(drawn="rectangle", share=0.99)).fetch([0], [0])
 
 
 # ---- the likelihood -------------------------------------------------------------------------------------------------

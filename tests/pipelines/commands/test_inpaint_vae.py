@@ -78,6 +78,13 @@ def test_what_cannot_be_is_refused(folder: Path, given: dict[str, object], messa
     assert message in str(caught.value)
 
 
+def test_a_damaged_mask_is_named(folder: Path):
+    mask = folder / "in" / "1.mask.png"
+    mask.write_bytes(mask.read_bytes()[:-25])
+    with pytest.raises(UserError, match=r"1.mask.png cannot be read: .*white where pixels are missing"):
+        inpaint_files(config(folder, images=str(folder / "in" / "1.png"), keep="masks"))
+
+
 def test_models_of_codes_have_no_expected_completion(model: Path, pictures: Path, tmp_path: Path):
     with pytest.raises(UserError, match="expected and draws are for a VAE, and this is a model of codes"):
         inpaint_files(InpaintConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), expected=True))
