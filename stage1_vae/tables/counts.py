@@ -231,8 +231,8 @@ class Counts(TableVAE):
             said = table.texts(column)
             if unknown := next((name for name in said if name not in numbers), None):
                 raise UserError(
-                    f"{table.path}, row {said.index(unknown) + 1}, column {column!r} holds {unknown!r}, expected one "
-                    f"of {', '.join(names)}: the model was trained on these alone"
+                    f"{table.where(said.index(unknown))}, column {column!r} holds {unknown!r}, expected one of "
+                    f"{', '.join(names)}: the model was trained on these alone"
                 )
             parts.append(np.array([numbers[name] for name in said], dtype=np.float64)[:, None])
         return torch.from_numpy(np.concatenate(parts, axis=1)).float()
@@ -358,21 +358,21 @@ def complete(table: Table, columns: Sequence[str]) -> NDArray[np.float64]:
     values = table.numbers(columns)
     if (places := np.argwhere(np.isnan(values))).size:
         row, column = places[0]
-        raise UserError(f"{table.path}, row {row + 1}, column {columns[column]!r} is empty, expected a number")
+        raise UserError(f"{table.where(row)}, column {columns[column]!r} is empty, expected a number")
     return values
 
 
 def counts_of(table: Table, columns: Sequence[str]) -> NDArray[np.float64]:
-    """Whole numbers, n p. Raises UserError for others, with row and column, and for a row without any count."""
+    """Whole numbers, n p. Raises UserError for others, with line and column, and for a row without any count."""
     values = complete(table, columns)
     if (places := np.argwhere((values < 0) | (values != np.floor(values)))).size:
         row, column = places[0]
         raise UserError(
-            f"{table.path}, row {row + 1}, column {columns[column]!r} holds {values[row, column]:g}, expected a count, "
+            f"{table.where(row)}, column {columns[column]!r} holds {values[row, column]:g}, expected a count, "
             "a whole number from 0 on: give raw counts; columns of other numbers are named by --table.covariate_columns"
         )
     if (empty := np.flatnonzero(values.sum(axis=1) == 0)).size:
-        raise UserError(f"{table.path}, row {empty[0] + 1} has no counts at all, expected some; leave it out")
+        raise UserError(f"{table.where(empty[0])} has no counts at all, expected some; leave it out")
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,9 +62,14 @@ class Table:
     path: Path
     header: tuple[str, ...]
     cells: Sequence[Sequence[str]]  # n rows
+    lines: Sequence[int]  # n, where each begins in the file, from 1, which is the header's if nothing is above it
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def where(self, row: int) -> str:
+        """A row for messages, as whoever opens the file finds it: of a part of a table too, and below empty lines."""
+        return f"{self.path}, line {self.lines[row]}"
 
     def place(self, column: str) -> int:
         """Where a column stands. Raises UserError for one that there is not."""
@@ -81,14 +86,14 @@ class Table:
         found = [cells[place].strip() for cells in self.cells]
         if "" in found:
             raise UserError(
-                f"{self.path}, row {found.index('') + 1}, column {column!r} is empty, expected a name: it says what "
-                "the row is of; fill it in or leave the row out"
+                f"{self.where(found.index(''))}, column {column!r} is empty, expected a name: it says what the row is "
+                "of; fill it in or leave the row out"
             )
         return found
 
     def numbers(self, columns: Sequence[str]) -> NDArray[np.float64]:
-        """n p, nan where a number is missing. Raises UserError for what is no number, with its row, from 1 on below the
-        header, and column."""
+        """n p, nan where a number is missing. Raises UserError for what is no number, with its line
+        and column."""
         places = [self.place(column) for column in columns]
         values = np.empty((len(self), len(columns)))
         for row, cells in enumerate(self.cells):
@@ -97,7 +102,7 @@ class Table:
             except ValueError:
                 name, cell = first_without_number(columns, [cells[place] for place in places])
                 raise UserError(
-                    f"{self.path}, row {row + 1}, column {name!r} holds {cell!r}, expected a number, or an empty cell "
+                    f"{self.where(row)}, column {name!r} holds {cell!r}, expected a number, or an empty cell "
                     "where it is missing; a column of names is left out of the table or named by --table.id_column"
                 ) from None
         return values
@@ -142,27 +147,42 @@ def read_table(path: str | Path) -> Table:
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [cells for cells in csv.reader(file, delimiter=separator) if cells]
+            numbered = list(numbered_rows(file, separator))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} cannot be read as a table: {error}; save it as CSV in UTF-8, or as text parted by tabs called .tsv"
         ) from error
-    if len(rows) < 2:
-        raise UserError(f"{path} holds {counted(len(rows), 'line')}, expected a header and rows below it")
-    header = tuple(name.strip() for name in rows[0])
+    if len(numbered) < 2:
+        raise UserError(f"{path} holds {counted(len(numbered), 'line')}, expected a header and rows below it")
+    (_, *lines), (names, *rows) = zip(*numbered, strict=True)
+    header = tuple(name.strip() for name in names)
     if len(header) == 1 and any(sign in header[0] for sign in (";", "\t")):
         raise UserError(
             f"{path} has one column, {header[0]!r}, expected columns parted by commas; save it so, or call a file "
             "parted by tabs .tsv"
         )
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise UserError(f"{path} has several columns called {twice[0]!r}, expected another name for each")
-    for row, cells in enumerate(rows[1:], start=1):
+        raise UserError(
+            f"{path} has several columns {f'called {twice[0]!r}' if twice[0] else 'without a name'}, expected another "
+            "name for each"
+        )
+    table = Table(path, header, rows, lines)
+    for row, cells in enumerate(rows):
         if len(cells) != len(header):
             raise UserError(
-                f"{path}, row {row} has {counted(len(cells), 'cell')}, expected {len(header)} as in the header"
+                f"{table.where(row)} has {counted(len(cells), 'cell')}, expected {len(header)} as in the header"
             )
-    return Table(path, header, rows[1:])
+    return table
+
+
+def numbered_rows(file: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The line where each row begins, from 1, and its cells, of which quoted ones may go on over several lines. Lines
+    without any are passed over."""
+    reader, line = csv.reader(file, delimiter=separator), 1
+    for cells in reader:
+        if cells:
+            yield line, cells
+        line = reader.line_num + 1
 
 
 def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -176,11 +196,18 @@ def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence
 
 
 def number_columns(table: Table, config: TableConfig) -> tuple[str, ...]:
-    """The columns that are modelled. Raises UserError where none is left, or a named one is not there."""
+    """The columns that are modelled. Raises UserError where none is left, a named one is not there, or one has no name:
+    it is most likely none of numbers to model, but counts the rows."""
     special = {config.id_column, *config.categories, *config.covariate_columns} - {None}
     for name in sorted(name for name in special if name is not None):
         table.place(name)
     columns = tuple(name for name in table.header if name not in special)
+    if "" in columns:
+        raise UserError(
+            f"{table.path}, column {table.header.index('') + 1} has no name, expected one for each: where it counts "
+            "the rows, as pandas' to_csv writes it, call it id, say, and give --table.id_column id, or leave it out "
+            "(index=False)"
+        )
     if not columns:
         raise UserError(f"{table.path} has no column of numbers beside {', '.join(map(str, special))}; add some")
     return columns
@@ -202,7 +229,10 @@ def split_table(table: Table, config: TableConfig) -> tuple[Table, Table]:
 
 
 def rows_of(table: Table, indices: Iterable[int]) -> Table:
-    return replace(table, cells=[table.cells[index] for index in indices])
+    chosen = list(indices)
+    return replace(
+        table, cells=[table.cells[index] for index in chosen], lines=[table.lines[index] for index in chosen]
+    )
 
 
 class Rows:

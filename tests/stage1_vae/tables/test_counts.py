@@ -211,11 +211,11 @@ def test_rows_are_counts_and_what_is_known(tmp_path: Path):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("3,0,1", "3,0.5,1", "row 1, column 'g2' holds 0.5, expected a count, a whole number from 0 on"),
-        ("0,5,2", "0,-5,2", "row 2, column 'g2' holds -5, expected a count"),
-        ("10,1,0", "10,,0", "row 3, column 'g2' is empty, expected a number"),
-        ("2,2,2", "0,0,0", "row 4 has no counts at all"),
-        ("c5,x", "c5,", "row 5, column 'batch' is empty, expected a name"),
+        ("3,0,1", "3,0.5,1", "line 2, column 'g2' holds 0.5, expected a count, a whole number from 0 on"),
+        ("0,5,2", "0,-5,2", "line 3, column 'g2' holds -5, expected a count"),
+        ("10,1,0", "10,,0", "line 4, column 'g2' is empty, expected a number"),
+        ("2,2,2", "0,0,0", "line 5 has no counts at all"),
+        ("c5,x", "c5,", "line 6, column 'batch' is empty, expected a name"),
     ],
 )
 def test_what_is_no_count_is_refused_with_its_place(tmp_path: Path, before: str, after: str, message: str):
@@ -227,7 +227,7 @@ def test_what_is_no_count_is_refused_with_its_place(tmp_path: Path, before: str,
 def test_batches_that_the_model_does_not_know_are_refused(tmp_path: Path):
     model, rows = small(tmp_path)
     (tmp_path / "u.csv").write_text(CELLS.replace("c2,y", "c2,q"))
-    with pytest.raises(UserError, match=r"row 2, column 'batch' holds 'q', expected one of x, y"):
+    with pytest.raises(UserError, match=r"line 3, column 'batch' holds 'q', expected one of x, y"):
         model.rows(read_table(tmp_path / "u.csv"))
     with pytest.raises(UserError, match=r"batch=q, expected one of those of this model: x, y"):
         model.denoised(rows, batch="q")

@@ -35,10 +35,13 @@ def test_tabs_part_the_columns_of_a_tsv_file_and_come_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3,x\n", "row 2, column 'b' holds 'x', expected a number, or an empty cell where it is missing"),
-        ("a,b\n1,inf\n", "row 1, column 'b' holds 'inf', expected a number"),
-        ("a,b\n1,2\n3\n", "row 2 has 1 cell, expected 2 as in the header"),
+        ("a,b\n1,2\n3,x\n", "line 3, column 'b' holds 'x', expected a number, or an empty cell where it is missing"),
+        ("a,b\n1,inf\n", "line 2, column 'b' holds 'inf', expected a number"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 cell, expected 2 as in the header"),
+        ("a,b\n\n1,2\n\n3,x\n", "line 5, column 'b' holds 'x'"),
+        ('a,b\n"1\n",2\n3,x\n', "line 4, column 'b' holds 'x'"),
         ("a,a\n1,2\n", "several columns called 'a'"),
+        ("a,,\n1,2,3\n", "several columns without a name"),
         ("a;b\n1;2\n", "one column, 'a;b', expected columns parted by commas"),
         ("a,b\n", "holds 1 line, expected a header and rows below it"),
     ],
@@ -58,6 +61,26 @@ def test_named_columns_must_be_there_and_are_not_modelled(tmp_path: Path):
         number_columns(read, TableConfig(id_column="ident"))
     with pytest.raises(UserError, match="name a column twice"):
         TableConfig(id_column="b", batch_column="b")
+
+
+def test_a_column_without_a_name_is_not_modelled(tmp_path: Path):
+    read = read_table(table(tmp_path, ",a\n0,1\n1,2\n"))  # as pandas' to_csv writes it
+    with pytest.raises(UserError, match=r"column 1 has no name, .* give --table.id_column id, or leave it out"):
+        number_columns(read, TableConfig())
+    with pytest.raises(UserError, match="column 2 has no name"):
+        number_columns(read_table(table(tmp_path, "id,,a\n0,1,2\n")), TableConfig(id_column="id"))
+
+
+def test_rows_of_a_part_are_named_as_in_the_file(tmp_path: Path):
+    lines = [*(str(i) for i in range(28)), "", "oops"]  # the last is in line 31, the header in line 1
+    read = read_table(table(tmp_path, "a\n" + "\n".join(lines)))
+    for part in split_table(read, TableConfig(validation_share=0.3)):
+        if ["oops"] in part.cells:
+            with pytest.raises(UserError, match=r"t.csv, line 31, column 'a' holds 'oops'"):
+                part.numbers(["a"])
+            break
+    else:
+        raise AssertionError("no part has the row")
 
 
 def test_held_out_rows_go_by_their_seed_alone(tmp_path: Path):
