@@ -185,8 +185,8 @@ def write_variants(
     """Writes `variants` PNG files for each image and a sheet: the original, what is kept of it, and the first variants
     in a row. Returns one line. Raises UserError.
 
-    command: whose folder it is. settings: what the images depend on, for the record. draw: (the image, the number of
-    the first sample) -> c H W each, as many as `variants`. Image i of the folder has the samples from i * variants on.
+    command: whose folder it is. settings: what the images depend on, for the record. draw: (the image, its number in
+    the folder) -> c H W each, as many as `variants`.
     """
     source, folder = Path(images), Path(out)
     check_apart(folder, source)
@@ -204,7 +204,7 @@ def write_variants(
             except BadImageError:
                 unread.append(name)
                 continue
-            pictures = [to_pil(variant) for variant in draw(view, number * variants)]
+            pictures = [to_pil(variant) for variant in draw(view, number)]
             for variant, picture in enumerate(pictures):
                 save_png(picture, folder / f"{targets[name].removesuffix('.png')}_{variant}.png")
             if len(rows) < SHEET_ROWS:

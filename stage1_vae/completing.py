@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from stage1_vae.evaluation import draws_at_once, noise_of_draws
+from stage1_vae.evaluation import draws_at_once, mixed, noise_of_draws
 from stage1_vae.holes import seen_pixels
 from stage1_vae.model import LikelihoodVAE
 from stage1_vae.objectives.importance import normalised_weights
 from stage1_vae.vae import VAE
 
+CHOICE = 1  # sets the chance by which draws are chosen apart from that of their noise
 BATCH = 64  # images whose latents of all draws are held
 
 
@@ -66,10 +67,9 @@ def complete_few(
     for part, weight in zip(latents.split(len(chunks[0])), weights.split(len(chunks[0])), strict=True):
         means = model.decode(part.flatten(0, 1)).unflatten(0, part.shape[:2])
         expected = expected + torch.einsum("kb,kbchw->bchw", weight.to(means.dtype), means)
-    generator = torch.Generator().manual_seed(seed)
-    uniforms = torch.stack(
-        [torch.rand(drawn, generator=generator.manual_seed(seed * 2**31 + number)) for number in numbers], dim=1
-    )
+    generator = torch.Generator()
+    seeds = [mixed(seed, number, 0, CHOICE) for number in numbers]
+    uniforms = torch.stack([torch.rand(drawn, generator=generator.manual_seed(each)) for each in seeds], dim=1)
     chosen = chosen_draws(weights, uniforms.to(images.device))  # m b
     kept = latents[chosen, torch.arange(len(images), device=images.device)]  # m b *shape
     pictures = images.new_zeros(0, *images.shape)

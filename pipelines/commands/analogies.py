@@ -38,7 +38,7 @@ def analogy_files(config: AnalogiesConfig) -> str:
     def read(path: Path) -> View:
         return View(to_images(fit(read_picture(path, vae.config.channels), *vae.image_size))[0], None)
 
-    def draw(view: View, first_index: int) -> Iterable[Tensor]:
+    def draw(view: View, number: int) -> Iterable[Tensor]:
         return pipeline.analogies(view.image[None])[0].cpu()
 
     record = {"model": vae.fingerprint()}

@@ -60,10 +60,10 @@ def inpaint_files(config: InpaintConfig) -> str:
     drawing = open_drawing(config.model, config)
     pipeline = drawing.pipeline
 
-    def draw(view: View, first_index: int) -> Iterable[Tensor]:
+    def draw(view: View, number: int) -> Iterable[Tensor]:
         assert view.keep is not None
         images, paste = view.image.expand(config.variants, -1, -1, -1), config.paste and view.whole is None
-        settings = {"first_index": first_index, **drawing.settings}
+        settings = {"first_index": number * config.variants, **drawing.settings}
         made = pipeline.inpaint(images, view.keep, paste=paste, **settings).images
         return made if view.whole is None else (view.enlarged(image, pipeline.autoencoder.stride) for image in made)
 

@@ -153,10 +153,11 @@ def complete(model: Multimodal, config: TranslateConfig, device: torch.device) -
     number = PAIRS[model.config.pair].index(str(config.part))
 
     @torch.no_grad()
-    def draw(view: View, first: int) -> Tensor:
+    def draw(view: View, image_number: int) -> Tensor:
         seen = list(model.seen(view.image[None].to(device)))
         seen[1 - number] = Seen(seen[1 - number].target, torch.zeros_like(seen[1 - number].present))
         posterior = model.posterior_of(seen)
+        first = image_number * config.num
         return model.decode(draws(posterior.mean, posterior.log_scale, config.num, config.seed, first)).float()
 
     def read(path: Path) -> View:

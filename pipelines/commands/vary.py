@@ -45,8 +45,8 @@ def vary_files(config: VaryConfig) -> str:
             raise UserError(f"{name}={value}, expected none: {config.model} has codes, and no groups of latents")
     drawing = open_drawing(config.model, config)
 
-    def draw(view: View, first_index: int) -> Tensor:
-        images = view.image.expand(config.variants, -1, -1, -1)
+    def draw(view: View, number: int) -> Tensor:
+        images, first_index = view.image.expand(config.variants, -1, -1, -1), number * config.variants
         return drawing.pipeline.vary(images, config.share, first_index=first_index, **drawing.settings).images
 
     record = {**drawing.record, "share": config.share}

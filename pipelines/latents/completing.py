@@ -44,10 +44,10 @@ def complete_files(
     if keep != MASKS:
         read = partial(read_kept_view, spec=frame, keep=keep, own_size=False)
 
-    def draw(view: View, first_index: int) -> Iterable[Tensor]:
+    def draw(view: View, number: int) -> Iterable[Tensor]:
         assert view.keep is not None
         image = view.image.where(view.keep, math.nan)[None].to(place)
-        made = complete(vae, image, draws=draws, drawn=0 if expected else variants, seed=seed, first=first_index)
+        made = complete(vae, image, draws=draws, drawn=0 if expected else variants, seed=seed, first=number)
         return made.expected.cpu() if expected else made.drawn[:, 0].cpu()
 
     settings = {"model": vae.fingerprint(), "keep": keep, "expected": expected, "draws": draws, "seed": seed}

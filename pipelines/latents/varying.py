@@ -40,7 +40,8 @@ def vary_latents(model: str, images: str, out: str, variants: int, asked: Redraw
     def read(path: Path) -> View:
         return View(to_images(fit(read_picture(path, vae.config.channels), *vae.image_size))[0], None)
 
-    def draw(view: View, first_index: int) -> Tensor:
+    def draw(view: View, number: int) -> Tensor:
+        first_index = number * variants
         return pipeline.vary(
             view.image, groups, variants, seed=asked.seed, first_index=first_index, temperature=asked.temperature
         ).images

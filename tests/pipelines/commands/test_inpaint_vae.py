@@ -51,6 +51,13 @@ def test_halves_stay_and_the_others_are_drawn(folder: Path):
     assert (made[0][:, 4:] != made[1][:, 4:]).any() or (made[0][:, 4:] != made[2][:, 4:]).any()
 
 
+def test_a_variant_is_the_same_among_however_many(folder: Path):
+    inpaint_files(config(folder, variants=2, seed=2**64 - 1))
+    inpaint_files(config(folder, variants=4, seed=2**64 - 1, out=str(folder / "more")))
+    for name in ("0_0.png", "0_1.png", "1_0.png", "1_1.png"):
+        assert (pixels(folder / "out" / name) == pixels(folder / "more" / name)).all()
+
+
 def test_the_expected_completion_of_a_mask_beside_the_image(folder: Path):
     image = folder / "in" / "1.png"
     inpaint_files(config(folder, images=str(image), keep="masks", expected=True))
