@@ -50,6 +50,8 @@ def encode_file(config: EncodeTableConfig) -> str:
             f"denoised={config.denoised} of a model of kind {model.kind}, expected one of counts; missing numbers are "
             "filled in by `zellige impute`"
         )
+    if isinstance(model, Counts) and config.batch is not None:
+        model.number_of_batch(config.batch)  # raises for one that there is not, before anything is written
     table = read_table(config.table)
     rows = model.rows(table).to(device)
     names = [[]] * len(table) if config.id_column is None else [[name] for name in table.texts(config.id_column)]

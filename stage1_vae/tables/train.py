@@ -17,6 +17,7 @@ from stage1_vae.objectives import ELBOConfig, ImportanceConfig, build_objective
 from stage1_vae.objectives.base import Objective, TrainingFacts
 from stage1_vae.objectives.importance import importance_bound
 from stage1_vae.objectives.terms import total_kl
+from stage1_vae.tables.counts import CountsConfig
 from stage1_vae.tables.data import Rows, TableConfig, read_table, split_table
 from stage1_vae.tables.model import TableVAE
 from stage1_vae.tables.models import TableModelConfig, build_model
@@ -43,6 +44,14 @@ class Stage1TableConfig:
         if self.train.evaluate_every:
             raise UserError(
                 f"train.evaluate_every={self.train.evaluate_every}, expected 0: of a table there are no images to judge"
+            )
+        objective = self.objective
+        if isinstance(self.model, CountsConfig) and isinstance(objective, ImportanceConfig) and not objective.is_plain:
+            raise UserError(
+                f"objective.gradient={objective.gradient} and objective.generator_over_all="
+                f"{objective.generator_over_all} with model.kind=counts, expected reparameterised and false: the "
+                "others part the gradient at the one posterior of all latents, and a cell's state and its size have "
+                "one each"
             )
 
 

@@ -115,6 +115,10 @@ def test_counts_become_latents_and_denoised_counts(tmp_path: Path, capsys: pytes
     assert [row[0] for row in latents] == [row[0] for row in denoised] == names
     assert all(sum(map(float, row[1:])) == pytest.approx(100, abs=0.01) for row in denoised[1:])
     capsys.readouterr()
+    line = f"encode-table --model {run} --table {table} --out {tmp_path / 'y.csv'} --denoised {tmp_path / 'e.csv'}"
+    assert main([*line.split(), "--batch", "w"]) == 2
+    assert "batch=w, expected one of those of this model: x, y" in capsys.readouterr().err
+    assert not (tmp_path / "y.csv").exists()
     assert main(f"impute --model {run} --table {table} --out {tmp_path / 'f.csv'}".split()) == 2
     assert "is a model of kind counts, expected miwae" in capsys.readouterr().err
 

@@ -106,6 +106,11 @@ class ObjectiveOfThree:
 def test_what_cannot_be_is_refused(table: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"train.evaluate_every=5, expected 0: of a table there are no images"):
         config(table, evaluate_every=5)
+    for given in ({"gradient": "doubly_reparameterised"}, {"generator_over_all": True, "estimates": 2}):
+        objective = ImportanceConfig(**given)
+        replace(config(table), objective=objective)  # a miwae has one group of latents
+        with pytest.raises(UserError, match=r"with model.kind=counts, expected reparameterised and false"):
+            replace(config(table), model=CountsConfig(), objective=objective)
     (tmp_path / "empty.csv").write_text("name,a,b\nx,1,\ny,2,\n")
     with pytest.raises(UserError, match="has no number in column 'b'"):
         train_table(config(tmp_path / "empty.csv"), tmp_path / "run")
