@@ -316,6 +316,11 @@ class Counts(TableVAE):
 
     def encode(self, rows: Tensor) -> Tensor:
         mean = self.posteriors(rows)[0].mean
+    def generator_parameters(self) -> list[nn.Parameter]:
+        encoders = [encoder for encoder in (self.encoder, self.library_encoder) if encoder is not None]
+        inference = {id(weight) for encoder in encoders for weight in encoder.parameters()}
+        return [weight for weight in self.parameters() if id(weight) not in inference]
+
         return mean.softmax(-1) if self.config.simplex else mean
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError, check_fields
 from stage1_vae.completing import chosen_draws
@@ -165,6 +165,10 @@ class MIWAE(TableVAE):
     def encode(self, rows: Tensor) -> Tensor:
         return self.posterior(rows).mean
 
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        parts = [self.prior, self.decoder, *([] if self.mask is None else [self.mask])]
+        return [weight for part in parts for weight in part.parameters()]
 
 # ---- imputation -----------------------------------------------------------------------------------------------------
 

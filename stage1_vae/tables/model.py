@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.model_io import PretrainedModel
@@ -27,6 +27,11 @@ class TableVAE(PretrainedModel):
     def forward(self, rows: Tensor, draws: int = 1, noise: Tensor | None = None, move: Move | None = None) -> Terms:
         """What objectives are made of: of rows b r, and of `draws` draws of the latents of each, or those of `noise`,
         k b noise_size, standard normal. `move` replaces the draws before anything is computed of them."""
+        raise NotImplementedError
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """The weights of p(z) and p(x|z), and of which numbers are missing where that is modelled: all but those of
+        q(z|x)."""
         raise NotImplementedError
 
     def encode(self, rows: Tensor) -> Tensor:

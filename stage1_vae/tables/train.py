@@ -138,7 +138,8 @@ def train_table(config: Stage1TableConfig, run: Path) -> FitResult:
     torch.manual_seed(seed)
     model = build_model(config.model, training, config.table)
     rows = Rows(model.rows(training))
-    facts = TrainingFacts(len(rows), config.train.steps, (config.model.latents,), tuple(model.parameters()))
+    generator = tuple(model.generator_parameters())
+    facts = TrainingFacts(len(rows), config.train.steps, (config.model.latents,), generator)
     objective = build_objective(config.objective, facts)
     task = TableTask(model, objective, batch_size=config.train.batch_size, seed=seed)
 

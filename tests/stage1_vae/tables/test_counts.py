@@ -268,3 +268,13 @@ def test_surplus_zeros_lower_the_mean():
     rate = torch.tensor([8.0])
     likelihood = CountsLikelihood(rate, torch.ones(1), torch.tensor([math.log(3)]), rate)
     assert float(likelihood.mean) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("dispersion", ["gene", "gene_cell"])
+def test_the_generator_is_all_but_the_encoders(tmp_path: Path, dispersion: Any):
+    model, rows = small(tmp_path, dispersion=dispersion)
+    generator = {id(weight) for weight in model.generator_parameters()}
+    terms = model(rows)  # p(x|z) with the latents given reaches the generator alone
+    states, sizes = (latents.detach() for latents in terms.latents)
+    model.likelihood(states, sizes, rows).log_prob(model.parts(rows)[0]).sum().backward()
+    assert {id(weight) for weight in model.parameters() if weight.grad is not None} == generator

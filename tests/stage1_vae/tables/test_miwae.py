@@ -27,6 +27,16 @@ def miwae(numbers: int = 3, **given: Any) -> MIWAE:
 
 def as_ours(name: str) -> str:
     """The public name of a weight, `encoder.2.bias`, as here."""
+@pytest.mark.parametrize("mask", [{}, {"mask": LinearMaskConfig()}, {"mask": SelfMaskingConfig()}], ids=str)
+def test_the_generator_is_all_but_the_encoder(mask: dict[str, Any]):
+    model = miwae(**mask)
+    encoder = {id(weight) for weight in model.encoder.parameters()}
+    generator = {id(weight) for weight in model.generator_parameters()}
+    assert generator == {id(weight) for weight in model.parameters()} - encoder
+    assert encoder
+    assert generator
+
+
     part, place, what = name.split(".")
     return f"{part}.layers.{int(place) // 2}.{what}"
 

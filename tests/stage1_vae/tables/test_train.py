@@ -120,6 +120,17 @@ def test_what_cannot_be_is_refused(table: Path, tmp_path: Path):
         train_table(config(table), tmp_path / "run")
 
 
+def test_the_prior_on_weights_is_of_the_generator_alone(table: Path, tmp_path: Path):
+    """After one step the encoder is where it would be without the prior, and the generator is not."""
+    settings = config(table, steps=1, validate_every=1, save_every=1, max_grad_norm=0)
+    for variance in (0.0, 1e-4):
+        objective = ELBOConfig(generator_prior_variance=variance)
+        train_table(replace(settings, objective=objective), tmp_path / f"run{variance}")
+    one, other = weights(tmp_path / "run0.0"), weights(tmp_path / "run0.0001")
+    for name, tensor in one.items():
+        assert torch.equal(other[name], tensor) == name.startswith("encoder"), name
+
+
 def test_a_recipe_with_a_table_is_one_of_tables():
     assert stage_of_recipe({"model": {}, "table": {}, "objective": {}}) == TABLE
     assert stage_of_recipe({"model": {}, "data": {}, "objective": {}}) == "stage one (VAE)"
