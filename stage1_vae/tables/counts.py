@@ -249,13 +249,15 @@ class Counts(TableVAE):
         return counts, known, torch.cat([*hot, counts[:, :0]], dim=-1), batch
 
     def take_library(self, rows: Tensor) -> None:
-        """The prior of log totals, by batch, from training rows: mean and variance of theirs."""
+        """The prior of log totals, by batch, from training rows: mean and variance of theirs, or, of a batch without
+        training rows, those of all."""
         if self.library_encoder is None:
             return
         counts, _, _, batch = self.parts(rows)
         log_totals = counts.double().sum(-1).log()
-        for number in batch.unique().tolist():
-            of_batch = log_totals[batch == number]
+        for number in range(len(self.library_mean)):
+            mine = batch == number
+            of_batch = log_totals[mine] if bool(mine.any()) else log_totals
             self.library_mean[number] = of_batch.mean()
             self.library_variance[number] = of_batch.var(unbiased=False).clamp(min=SMALLEST_VARIANCE)
 
@@ -314,13 +316,13 @@ class Counts(TableVAE):
             posteriors=(posterior,) if library is None else (posterior, library),
         )
 
-    def encode(self, rows: Tensor) -> Tensor:
-        mean = self.posteriors(rows)[0].mean
     def generator_parameters(self) -> list[nn.Parameter]:
         encoders = [encoder for encoder in (self.encoder, self.library_encoder) if encoder is not None]
         inference = {id(weight) for encoder in encoders for weight in encoder.parameters()}
         return [weight for weight in self.parameters() if id(weight) not in inference]
 
+    def encode(self, rows: Tensor) -> Tensor:
+        mean = self.posteriors(rows)[0].mean
         return mean.softmax(-1) if self.config.simplex else mean
 
     @torch.inference_mode()
@@ -381,12 +383,13 @@ def counts_of(table: Table, columns: Sequence[str]) -> NDArray[np.float64]:
     return values
 
 
-def counts_model(config: CountsConfig, table: Table, data: TableConfig) -> Counts:
-    """A fresh model for a table of training rows. Raises UserError for one that is not of counts."""
+def counts_model(config: CountsConfig, table: Table, training: Table, data: TableConfig) -> Counts:
+    """A fresh model for a table, which knows all of its categories, those that chance has left out of its training rows
+    too. Raises UserError for a table that is not of counts."""
     if config.dispersion == "gene_batch" and data.batch_column is None:
         raise UserError("model.dispersion=gene_batch needs a batch, got none; give --table.batch_column")
     categories = [Category(column, tuple(sorted(set(table.texts(column))))) for column in data.categories]
     columns = number_columns(table, data)
     model = Counts(config, columns, data.covariate_columns, categories, data.batch_column)
-    model.take_library(model.rows(table))
+    model.take_library(model.rows(training))
     return model

@@ -35,6 +35,7 @@ from stage1_vae.tables.likelihoods import Density, LikelihoodKind, density_of, o
 from stage1_vae.tables.masks import MASKS, AtRandomConfig, MaskConfig, build_mask, log_probability
 from stage1_vae.tables.model import TableVAE
 
+ROUNDING = 1e-12  # of a column's size: less of a spread is what computing it leaves of equal numbers
 AT_ONCE = 2**22  # numbers in the largest tensor of an imputation
 
 
@@ -63,17 +64,20 @@ class Column(NamedTuple):
     scale: float
 
 
-def columns_of(table: Table, names: Sequence[str]) -> tuple[Column, ...]:
-    """By the seen numbers of a table. Raises UserError for a column without any."""
-    values = table.numbers(names)
+def columns_of(table: Table, training: Table, names: Sequence[str]) -> tuple[Column, ...]:
+    """By the seen numbers of a table's training rows, or, of a column of which chance has left these none, of all rows.
+    Raises UserError for a column without any."""
     found = []
-    for name, column in zip(names, values.T, strict=True):
-        seen = column[~np.isnan(column)]
+    for name, *values in zip(names, training.numbers(names).T, table.numbers(names).T, strict=True):
+        of_training, of_all = (column[~np.isnan(column)] for column in values)
+        seen = of_training if len(of_training) else of_all
         if not len(seen):
             raise UserError(
                 f"{table.path} has no number in column {name!r}, expected some: leave the column out of the table"
             )
-        found.append(Column(name, float(seen.mean()), float(seen.std()) or 1.0))
+        spread = float(seen.std())
+        constant = spread <= ROUNDING * float(np.abs(seen).max())
+        found.append(Column(name, float(seen.mean()), 1.0 if constant else spread))
     return tuple(found)
 
 
@@ -162,13 +166,13 @@ class MIWAE(TableVAE):
             priors=(self.prior,),
         )
 
-    def encode(self, rows: Tensor) -> Tensor:
-        return self.posterior(rows).mean
-
-
     def generator_parameters(self) -> list[nn.Parameter]:
         parts = [self.prior, self.decoder, *([] if self.mask is None else [self.mask])]
         return [weight for part in parts for weight in part.parameters()]
+
+    def encode(self, rows: Tensor) -> Tensor:
+        return self.posterior(rows).mean
+
 
 # ---- imputation -----------------------------------------------------------------------------------------------------
 

@@ -23,16 +23,17 @@ MODELS: dict[str, Any] = {  # classes of TableVAE, each with a config class of i
 MODEL_CLASSES: dict[str, type[TableVAE]] = {kind: model for kind, (model, _) in MODELS.items()}
 
 
-def build_model(config: TableModelConfig, table: Table, data: TableConfig) -> TableVAE:
-    """A fresh model of the columns of a table of training rows. Raises UserError for a table that it cannot model."""
+def build_model(config: TableModelConfig, table: Table, training: Table, data: TableConfig) -> TableVAE:
+    """A fresh model of the columns of a table, by its training rows. Raises UserError for a table that it cannot
+    model."""
     if isinstance(config, CountsConfig):
-        return counts_model(config, table, data)
+        return counts_model(config, table, training, data)
     if known := (*data.categories, *data.covariate_columns):
         raise UserError(
             f"table: {', '.join(known)} are named as what is known of a row, expected no such column with "
             f"model.kind={config.kind}, which models all numbers: only counts have them"
         )
-    return MIWAE(config, columns_of(table, number_columns(table, data)))
+    return MIWAE(config, columns_of(table, training, number_columns(table, data)))
 
 
 def load_table_model(folder_or_hub_id: str | Path, *, device: torch.device | str = "cpu") -> TableVAE:

@@ -136,7 +136,7 @@ def train_table(config: Stage1TableConfig, run: Path) -> FitResult:
     training, held_out = split_table(table, config.table)
     seed = config.train.seed
     torch.manual_seed(seed)
-    model = build_model(config.model, training, config.table)
+    model = build_model(config.model, table, training, config.table)
     rows = Rows(model.rows(training))
     generator = tuple(model.generator_parameters())
     facts = TrainingFacts(len(rows), config.train.steps, (config.model.latents,), generator)

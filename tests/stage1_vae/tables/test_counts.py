@@ -20,7 +20,7 @@ from stage1_vae.tables.counts import (
     log_negative_binomial,
     log_zero_inflated,
 )
-from stage1_vae.tables.data import TableConfig, read_table
+from stage1_vae.tables.data import TableConfig, read_table, rows_of
 from tests.golden import golden_vae
 
 # ---- likelihoods ----------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def small(folder: Path, cells: str = CELLS, named: TableConfig = NAMED, **given:
     (folder / "t.csv").write_text(cells)
     table = read_table(folder / "t.csv")
     torch.manual_seed(0)
-    model = counts_model(CountsConfig(**{"latents": 2, "hidden": 5, **given}), table, named).eval()
+    model = counts_model(CountsConfig(**{"latents": 2, "hidden": 5, **given}), table, table, named).eval()
     return model, model.rows(table)
 
 
@@ -206,6 +206,19 @@ def test_rows_are_counts_and_what_is_known(tmp_path: Path):
     copy = Counts.from_arguments(**model.arguments())
     copy.load_state_dict(model.state_dict())
     assert copy.fingerprint() == model.fingerprint()
+
+
+def test_a_batch_without_training_rows_is_known_and_has_the_sizes_of_all(tmp_path: Path):
+    (tmp_path / "t.csv").write_text(CELLS)
+    table = read_table(tmp_path / "t.csv")
+    training = rows_of(table, [0, 2, 4])  # of x alone
+    model = counts_model(CountsConfig(latents=2, hidden=5), table, training, NAMED).eval()
+    assert model.categories[0].names == ("x", "y")
+    rows = model.rows(rows_of(table, [1, 3]))
+    totals = torch.tensor([4.0, 11, 11]).log()
+    torch.testing.assert_close(model.library_mean, totals.mean().expand(2))
+    torch.testing.assert_close(model.library_variance, totals.var(unbiased=False).expand(2))
+    assert bool(model(rows).log_weights.isfinite().all())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ models whose missing numbers have a distribution in closed form, or one that a g
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from stage1_vae.completing import chosen_draws
 from stage1_vae.objectives.importance import importance_bound
+from stage1_vae.tables.data import read_table, rows_of
 from stage1_vae.tables.masks import LinearMaskConfig, SelfMaskingConfig
-from stage1_vae.tables.miwae import MIWAE, Column, MIWAEConfig, impute
+from stage1_vae.tables.miwae import MIWAE, Column, MIWAEConfig, columns_of, impute
 from tests.golden import golden_vae
 
 NAN = math.nan
@@ -25,8 +27,6 @@ def miwae(numbers: int = 3, **given: Any) -> MIWAE:
     return MIWAE(config, [Column(f"c{i}", 0.0, 1.0) for i in range(numbers)])
 
 
-def as_ours(name: str) -> str:
-    """The public name of a weight, `encoder.2.bias`, as here."""
 @pytest.mark.parametrize("mask", [{}, {"mask": LinearMaskConfig()}, {"mask": SelfMaskingConfig()}], ids=str)
 def test_the_generator_is_all_but_the_encoder(mask: dict[str, Any]):
     model = miwae(**mask)
@@ -37,6 +37,8 @@ def test_the_generator_is_all_but_the_encoder(mask: dict[str, Any]):
     assert generator
 
 
+def as_ours(name: str) -> str:
+    """The public name of a weight, `encoder.2.bias`, as here."""
     part, place, what = name.split(".")
     return f"{part}.layers.{int(place) // 2}.{what}"
 
@@ -281,3 +283,17 @@ def test_draws_are_chosen_with_the_probabilities_of_their_weights():
     torch.testing.assert_close(shares, weights[:, 0], rtol=0, atol=0.015)
     assert not chosen[:, 1].any()
     assert chosen_draws(weights, torch.tensor([[0.0, 0.999999]])).tolist() == [[1, 0]]
+
+
+def test_columns_that_are_constant_up_to_rounding_are_not_magnified(tmp_path: Path):
+    rows = ["a,b,c", *(f"0.1,{19.99 + i * 4e-15},{1.7e9 + i}" for i in range(7))]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    table = read_table(tmp_path / "t.csv")
+    scales = [column.scale for column in columns_of(table, table, ("a", "b", "c"))]
+    assert scales == [1.0, 1.0, pytest.approx(2.0)]
+
+
+def test_a_column_whose_numbers_are_all_held_out_is_no_mistake(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("a,b\n1,\n3,\n5,2\n7,4\n")
+    table = read_table(tmp_path / "t.csv")
+    assert columns_of(table, rows_of(table, [0, 1]), ("a", "b")) == (Column("a", 2.0, 1.0), Column("b", 3.0, 1.0))

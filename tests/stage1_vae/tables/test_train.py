@@ -139,12 +139,14 @@ def test_a_recipe_with_a_table_is_one_of_tables():
 def test_counts_learn_with_and_without_held_out_rows(tmp_path: Path):
     generator = np.random.default_rng(1)
     cells = enumerate(generator.poisson(4, (40, 3)))
-    lines = ["batch,g1,g2,g3", *(f"b{i % 2},{a},{b},{1 + c}" for i, (a, b, c) in cells)]
+    lines = ["batch,donor,g1,g2,g3", *(f"b{i % 2},d{i},{a},{b},{1 + c}" for i, (a, b, c) in cells)]
     (tmp_path / "c.csv").write_text("\n".join(lines))
     for share in (0.0, 0.2):
         settings = Stage1TableConfig(
             model=CountsConfig(latents=2, hidden=8),
-            table=TableConfig(path=str(tmp_path / "c.csv"), batch_column="batch", validation_share=share),
+            table=TableConfig(
+                path=str(tmp_path / "c.csv"), batch_column="batch", category_columns=("donor",), validation_share=share
+            ),  # held-out rows are of donors that no training row is of
             objective=ELBOConfig(),
             train=config(tmp_path, steps=20, validate_every=10, save_every=20).train,
         )
@@ -152,5 +154,5 @@ def test_counts_learn_with_and_without_held_out_rows(tmp_path: Path):
         assert ("negative_bound" in result.metrics) == bool(share)
     model = load_table_model(tmp_path / "run0.2")
     assert model.kind == "counts"
-    with pytest.raises(UserError, match="batch are named as what is known of a row, expected no such column with"):
+    with pytest.raises(UserError, match="batch, donor are named as what is known of a row, expected no such column"):
         train_table(replace(settings, model=MIWAEConfig()), tmp_path / "other")
