@@ -85,8 +85,21 @@ class NumberedImages:
             return batch
         again = self.binarised == "anew" and self.training
         pixels = batch["images"].numpy()
-        black_and_white = binarise(pixels, self.binarised, self.seed + again, draws if again else numbers.tolist())
+        if self.binarised == "threshold" or again:
+            black_and_white = binarise(pixels, self.binarised, self.seed + again, draws)
+        else:
+            black_and_white = drawn_white(pixels, self.chance(indices, draws))
         return {**batch, "images": torch.from_numpy(black_and_white)}
+
+    def chance(self, indices: Sequence[int], draws: Sequence[int]) -> np.ndarray:
+        """Of the one draw of each image, b c H W in [0, 1): it moves with the image's pixels, which are black or white
+        wherever they are seen."""
+        images, shape = self.images, self.images.shape_of(indices)
+        still = chance_of(self.seed, images.indices[list(indices)].tolist(), (images.config.channels, *shape))
+        if images.augment_seed is None or not len(still):
+            return still
+        planes = images.beyond_the_middle(list(still.transpose(0, 2, 3, 1)), indices)
+        return np.stack(list(images.windows(planes, draws, shape))).transpose(0, 3, 1, 2)
 
     def fingerprint(self) -> str:
         holes = "" if self.holes is None else f" {self.holes}"
@@ -98,7 +111,15 @@ def binarise(pixels: np.ndarray, binarised: Binarisation, seed: int, numbers: Se
     if binarised == "none":
         return pixels
     if binarised == "threshold":
-        white = pixels >= 128
-    else:
-        white = uniforms(seed, numbers, math.prod(pixels.shape[1:])).reshape(pixels.shape) * 255 < pixels
-    return white.astype(np.uint8) * 255
+        return (pixels >= 128).astype(np.uint8) * 255
+    return drawn_white(pixels, chance_of(seed, numbers, pixels.shape[1:]))
+
+
+def chance_of(seed: int, numbers: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Of each image's pixels, b *shape in [0, 1), by its number alone."""
+    return uniforms(seed, numbers, math.prod(shape)).reshape(-1, *shape)
+
+
+def drawn_white(pixels: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Grey images as images of 0 and 255, white with the grey value as the probability."""
+    return (chance * 255 < pixels).astype(np.uint8) * 255

@@ -5,6 +5,7 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from common.model_io import load_pretrained
-from images.datasets import DataConfig, image_datasets, to_float
+from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
+from images.sources import ArraySource
 from stage1_vae.binarise import Binarised, NumberedImages
 from stage1_vae.decoders import PixelCNNDecoderConfig
 from stage1_vae.networks.dense import DenseConfig
@@ -174,6 +176,23 @@ def test_an_image_in_the_place_of_an_unreadable_one_is_drawn_as_itself(images: P
     found = data.fetch([1], [0])  # 2 takes its place
     assert torch.equal(found["numbers"], expected["numbers"])
     assert torch.equal(found["images"], expected["images"])
+
+
+@pytest.mark.parametrize("moves", [{"flip": True}, {"shift": 2}, {"crop": "random", "flip": True}], ids=str)
+def test_an_image_drawn_once_is_the_same_wherever_it_moves(moves: dict[str, Any]):
+    """Each pixel is of a grey of its own, and is always black, or always white."""
+    pictures = (60 + np.arange(8 * 12)).reshape(1, 8, 12).astype(np.uint8)
+    settings = DataConfig(path="x", image_size=8, channels=1, **moves)
+    images = ImageDataset(ArraySource("x", pictures), settings, augment_seed=0)
+    once = NumberedImages(images, "once", training=True)
+    found: dict[int, set[int]] = {}
+    for draw in range(30):
+        grey, drawn = (data.fetch([0], [draw])["images"].flatten().tolist() for data in (images, once))
+        for value, white in zip(grey, drawn, strict=True):
+            found.setdefault(value, set()).add(white)
+    assert len(found) >= 64
+    assert {len(values) for values in found.values()} == {1}
+    assert set().union(*found.values()) == {0, 255}
 
 
 def test_binarisation_draws_white_as_often_as_the_grey_value_says(images: Path):
