@@ -47,12 +47,13 @@ def global_mean(tensor: Tensor) -> Tensor:
 
 def moments_of_all(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and (biased) variance of each channel over the images of all processes, 1 c 1 1 each, with gradients to all
-    of them; and the number of values that each is of, a scalar. x: b c h w."""
-    total = sum_of_all(torch.cat([x.sum((0, 2, 3)), x.new_full((1,), x.numel() / x.shape[1])]))
+    of them; and the number of values that each is of, a scalar. x: b c h w; or b c, of which they are 1 c."""
+    others, shape = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+    total = sum_of_all(torch.cat([x.sum(others), x.new_full((1,), x.numel() / x.shape[1])]))
     count = total[-1].detach()
-    mean = (total[:-1] / count).view(1, -1, 1, 1)
-    squares = sum_of_all((x - mean).square().sum((0, 2, 3)))
-    return mean, (squares / count).view(1, -1, 1, 1), count
+    mean = (total[:-1] / count).view(shape)
+    squares = sum_of_all((x - mean).square().sum(others))
+    return mean, (squares / count).view(shape), count
 
 
 def sum_of_all(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from stage1_vae.binarise import Binarised
+from stage1_vae.networks.batch_norm import forget_all_noted, take_all_noted
 from stage1_vae.objectives.spectral import Regularised
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors.base import LatentShape, Posterior
@@ -81,9 +82,11 @@ class LikelihoodVAE(PretrainedModel):
 
     def after_step(self) -> None:
         """After each optimiser step, but not after a skipped one: takes up what the step's forward passes noted."""
+        take_all_noted(self)
 
     def discard_step(self) -> None:
-        """After a skipped step, in place of `after_step`."""
+        """After a skipped step, in place of `after_step`: forgets what its forward passes noted."""
+        forget_all_noted(self)
 
     def regularised(self) -> Regularised | None:
         """Weights whose size an objective may keep small; None: the model does not say."""

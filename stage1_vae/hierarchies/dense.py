@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from stage1_vae.hierarchies.base import Normal
 from stage1_vae.likelihoods.base import at_least_float
+from stage1_vae.networks.batch_norm import BatchNorm
 from stage1_vae.networks.dense import ACTIVATIONS, Activation
 
 Variance = Literal["exp", "softplus"]
@@ -23,7 +24,7 @@ def hidden_layers(
     for place in range(layers):
         parts.append(nn.Linear(units if place else inputs, units))
         if batch_norm:
-            parts.append(nn.BatchNorm1d(units))
+            parts.append(BatchNorm(units))
         parts.append(ACTIVATIONS[activation]())
     return nn.Sequential(*parts)
 

@@ -27,7 +27,6 @@ from common.model_io import in_type_of
 from stage1_vae.binarise import Binarised
 from stage1_vae.hierarchies.base import Choose, Group, HierarchicalVAE, Normal
 from stage1_vae.hierarchies.nvae_cells import (
-    BatchNorm,
     Cell,
     Conv2D,
     Convolution,
@@ -39,6 +38,7 @@ from stage1_vae.hierarchies.nvae_cells import (
 )
 from stage1_vae.likelihoods import LikelihoodConfig, LogisticMixtureConfig
 from stage1_vae.likelihoods.base import at_least_float
+from stage1_vae.networks.batch_norm import batch_norms
 from stage1_vae.objectives.spectral import Regularised
 
 Cells = Literal["res_mbconv", "res_bnswish", "mbconv_sep"]
@@ -285,19 +285,8 @@ class NVAE(HierarchicalVAE):
         convolutions = [module for module in self.modules() if isinstance(module, Convolution)]
         return Regularised(
             matrices=[convolution.applied_weight().flatten(1) for convolution in convolutions],
-            gains=[norm.weight for norm in self.norms()],
+            gains=[norm.weight for norm in batch_norms(self)],
         )
-
-    def norms(self) -> list[BatchNorm]:
-        return [module for module in self.modules() if isinstance(module, BatchNorm)]
-
-    def after_step(self) -> None:
-        for norm in self.norms():
-            norm.take_noted(norm.step)
-
-    def discard_step(self) -> None:
-        for norm in self.norms():
-            norm.forget_noted()
 
     @torch.no_grad()
     def fit_averages(
@@ -313,7 +302,7 @@ class NVAE(HierarchicalVAE):
         self.train()
         for _ in range(batches):
             self.draw_latents(count, generator, temperatures=temperatures)
-        for norm in self.norms():
+        for norm in batch_norms(self):
             norm.take_noted(1.0)
         self.eval()
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.distributed import moments_of_all, several_processes
+from stage1_vae.networks.batch_norm import BatchNorm
 
 Scaling = Literal["down", "none", "up"]
 """Of a cell: half the resolution and twice the channels, the same, or the reverse."""
@@ -119,66 +119,13 @@ def raster_mask(
 # ---- batch norm -----------------------------------------------------------------------------------------------------
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm by the images of a micro-batch on all processes; eval mode uses running averages.
-
-    A forward pass in training only notes what the batch was like. `take_noted`, once in a step, moves the averages, by
-    the mean over the step's micro-batches: a step that was skipped leaves no trace.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    step = 0.05  # of the averages
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.noted: Tensor | None = None  # 2 c: sums of means and variances
-        self.noted_count = 0
-
-    def forward(self, x: Tensor, copies: int = 1) -> Tensor:
-        """copies: how often each number stands in the batch that the averages are of."""
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if several_processes():
-            return self.of_all(x, copies)
-        found = self.running_mean.new_zeros(2, len(self.running_mean))
-        result = F.batch_norm(x, found[0], found[1], self.weight, self.bias, True, 1.0, self.eps)
-        self.note(found, x.numel() // x.shape[1], copies)
-        return result
-
-    def of_all(self, x: Tensor, copies: int) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            values = x.float()
-            mean, variance, count = moments_of_all(values)
-            unbiased = variance * (count / (count - 1))
-            self.note(torch.stack([mean.flatten(), unbiased.flatten()]).detach(), count, copies)
-            normalised = (values - mean) * (variance + self.eps).rsqrt()
-            return (normalised * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
-
-    @torch.no_grad()
-    def note(self, moments: Tensor, count: int | Tensor, copies: int) -> None:
-        """moments: 2 c, the variance unbiased for `count` numbers."""
-        if copies > 1:  # autograd keeps what it was given
-            moments = torch.stack([moments[0], moments[1] * ((count - 1) * copies / (count * copies - 1))])
-        self.noted = moments if self.noted is None else self.noted + moments
-        self.noted_count += 1
-
-    @torch.no_grad()
-    def take_noted(self, step: float) -> None:
-        """Moves the averages by a step, from 0 to 1, towards what was noted, and forgets that."""
-        if self.noted is not None:
-            mean, variance = self.noted / self.noted_count
-            self.running_mean.lerp_(mean, step)
-            self.running_var.lerp_(variance, step)
-            self.num_batches_tracked += 1
-        self.forget_noted()
-
-    def forget_noted(self) -> None:
-        self.noted, self.noted_count = None, 0
+STEP = 0.05  # of the running averages
 
 
 class BatchNormSwish(BatchNorm):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, step=STEP)
+
     def forward(self, x: Tensor, copies: int = 1) -> Tensor:
         return F.silu(super().forward(x, copies))
 
@@ -188,7 +135,7 @@ class NamedBatchNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.bn = BatchNorm(channels)
+        self.bn = BatchNorm(channels, step=STEP)
 
     def forward(self, x: Tensor, copies: int = 1) -> Tensor:
         result: Tensor = self.bn(x, copies)

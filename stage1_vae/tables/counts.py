@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from common.errors import UserError, check_fields
 from stage1_vae.likelihoods.base import at_least_float
 from stage1_vae.model import Move
+from stage1_vae.networks.batch_norm import BatchNorm
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors.diagonal import DiagonalGaussian, log_normal
 from stage1_vae.priors.standard_normal import StandardNormal, StandardNormalConfig
@@ -137,7 +138,7 @@ class Layers(nn.Module):
 
 def norm_of(config: CountsConfig) -> nn.Module:
     if config.norm == "batch":
-        return nn.BatchNorm1d(config.hidden, eps=1e-3, momentum=0.01)
+        return BatchNorm(config.hidden, step=0.01, eps=1e-3)
     return nn.LayerNorm(config.hidden, elementwise_affine=False) if config.norm == "layer" else nn.Identity()
 
 

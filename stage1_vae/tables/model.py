@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from stage1_vae.model import Move
+from stage1_vae.networks.batch_norm import forget_all_noted, take_all_noted
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.tables.data import Table
 
@@ -33,6 +34,14 @@ class TableVAE(PretrainedModel):
         """The weights of p(z) and p(x|z), and of which numbers are missing where that is modelled: all but those of
         q(z|x)."""
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """After each optimiser step, but not after a skipped one: takes up what the step's forward passes noted."""
+        take_all_noted(self)
+
+    def discard_step(self) -> None:
+        """After a skipped step, in place of `after_step`: forgets what its forward passes noted."""
+        forget_all_noted(self)
 
     def encode(self, rows: Tensor) -> Tensor:
         """The means of their posteriors, b d."""

@@ -91,10 +91,11 @@ class TableTask:
         return noise if len(rows) == self.batch_size else noise[:, draws % self.batch_size]
 
     def after_step(self, step: int) -> dict[str, Tensor]:
+        self.vae.after_step()
         return {}
 
     def discard_step(self) -> None:
-        pass
+        self.vae.discard_step()
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(model, TableVAE)

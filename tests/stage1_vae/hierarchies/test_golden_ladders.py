@@ -85,6 +85,7 @@ def test_the_ladder_of_the_paper(mode: str):
         reference.check("eval/pixels_mean", outputs.sigmoid().flatten(1))
         return
     loss.backward()
+    model.after_step()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     for name in part(reference.outputs, "train/grad/"):
         place, half = ours(name, 3)

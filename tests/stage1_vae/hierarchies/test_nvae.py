@@ -15,10 +15,11 @@ from common.errors import UserError
 from pipelines.options import read_recipe
 from stage1_vae.hierarchies.base import Normal, normal_kl
 from stage1_vae.hierarchies.nvae import NVAE, NVAEConfig, normal
-from stage1_vae.hierarchies.nvae_cells import BatchNorm, Cell, Flow, raster_mask
+from stage1_vae.hierarchies.nvae_cells import Cell, Flow, raster_mask
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.likelihoods.gaussian import log_density
 from stage1_vae.models import build_model
+from stage1_vae.networks.batch_norm import BatchNorm, batch_norms
 from stage1_vae.objectives import Balanced, BalancedConfig, TrainingFacts
 from stage1_vae.objectives.balanced import alphas, balance
 from stage1_vae.objectives.spectral import SpectralNorms, normalised
@@ -287,11 +288,11 @@ def test_the_first_prior_is_a_little_wider_than_standard():
 def test_averages_fit_a_temperature():
     """Those of what the decoder computes of cold samples: other ones, and the encoder's as they were."""
     model = scrambled(NVAE(SMALL, (4, 4))).eval()
-    before = [norm.running_var.clone() for norm in model.norms()]
+    before = [norm.running_var.clone() for norm in batch_norms(model)]
     model.fit_averages(0.5, batches=4, count=8, generator=torch.Generator().manual_seed(0))
-    moved = [not torch.equal(norm.running_var, old) for norm, old in zip(model.norms(), before, strict=True)]
+    moved = [not torch.equal(norm.running_var, old) for norm, old in zip(batch_norms(model), before, strict=True)]
     of_decoder = {id(module) for part in (model.dec_tower, model.post_process) for module in part.modules()}
-    assert moved == [id(norm) in of_decoder for norm in model.norms()]
+    assert moved == [id(norm) in of_decoder for norm in batch_norms(model)]
     assert not model.training
     cold = model.draw_latents(64, torch.Generator().manual_seed(1), temperatures=0.5)
     found: list[Tensor] = []

@@ -18,6 +18,7 @@ from images.datasets import DataConfig
 from stage1_vae.binarise import NumberedImages
 from stage1_vae.hierarchies.nvae import NVAE, NVAEConfig
 from stage1_vae.likelihoods import BernoulliConfig
+from stage1_vae.networks.batch_norm import batch_norms
 from stage1_vae.objectives import Balanced, BalancedConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.balanced import alphas
 from stage1_vae.objectives.spectral import SpectralNorms
@@ -142,7 +143,7 @@ def test_the_penalty_is_of_weights_as_images_meet_them():
     assert len(facts.matrices) > len(lengths) > 10  # depthwise cells have no lengths that are learned
     stem = facts.matrices[0]
     torch.testing.assert_close(stem.norm(dim=1), model.stem.log_weight_norm.exp().flatten(), rtol=1e-3, atol=0)
-    assert len(facts.gains) == len(model.norms())
+    assert len(facts.gains) == len(batch_norms(model))
 
     whole = objective.loss(model, images, 0)
     before = {name: buffer.clone() for name, buffer in objective.norms.named_buffers()}
@@ -153,7 +154,7 @@ def test_the_penalty_is_of_weights_as_images_meet_them():
     assert any(not torch.equal(buffer, before[name]) for name, buffer in objective.norms.named_buffers())
 
     svd = torch.stack([torch.linalg.svdvals(matrix)[0] for matrix in model.regularised().matrices]).sum()
-    gains = torch.stack([norm.weight.abs().max() for norm in model.norms()]).sum()
+    gains = torch.stack([norm.weight.abs().max() for norm in batch_norms(model)]).sum()
     spectral, scales = objective.penalties(1)
     assert float((spectral / svd).detach()) == pytest.approx(1, abs=0.02)
     for ours, theirs in zip(gradients(scales, model), gradients(gains, model), strict=True):
@@ -260,7 +261,7 @@ def test_two_processes_train_what_one_does(pictures: Path, tmp_path: Path):
 
 def test_running_averages_move_once_a_step_and_not_by_a_step_that_is_skipped():
     model, images = tiny().train(), black_and_white(8)
-    norm = model.norms()[0]
+    norm = batch_norms(model)[0]
     with torch.no_grad():
         for part in images.split(4):
             model(part)
