@@ -38,7 +38,7 @@ class SpatialConfig:
     rotation: bool = True  # the first number of the latents is an angle
     translation: bool = True  # the next two are a shift
     angle_scale: float = math.pi / 4  # radians: standard deviation of the angle's prior
-    shift_scale: float = 0.1  # standard deviation of the shift's prior, where the image is 2 wide and high
+    shift_scale: float = 0.1  # standard deviation of the shift's prior, where the image's longer side is 2
     squares: bool = False  # the network reads x^2, y^2 and x y of a place as well
     bilinear: bool = False  # places and content meet in products, too
     residual: bool = False  # layers after the first add what they read
@@ -119,7 +119,9 @@ class SpatialDecoder(nn.Module):
 
 
 def places_of(height: int, width: int) -> Tensor:
-    """(x, y) of the centres of an image's pixels, row by row, p 2: x from -1 on the left to 1, y from 1 at the top to
-    -1."""
-    y, x = torch.meshgrid(torch.linspace(1, -1, height), torch.linspace(-1, 1, width), indexing="ij")
+    """(x, y) of the centres of an image's pixels, row by row, p 2: along the longer side from -1 to 1, and as far apart
+    along the other, about 0; x to the right, y upwards. So a turn of places is one of the image."""
+    longer = max(height, width)
+    across, up = (1.0 if side == longer else (side - 1) / (longer - 1) for side in (width, height))
+    y, x = torch.meshgrid(torch.linspace(up, -up, height), torch.linspace(-across, across, width), indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)

@@ -135,6 +135,17 @@ def test_places_are_those_of_the_published_images():
     torch.testing.assert_close(places_of(9, 9), found.inputs["x"])
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (5, 3), (1, 4)])
+def test_places_of_other_shapes_are_as_far_apart_both_ways(height: int, width: int):
+    """Those of the square that the image is the middle of, or else a turn would shear it."""
+    places = places_of(height, width).view(height, width, 2)
+    apart = 2 / (max(height, width) - 1)
+    torch.testing.assert_close(places.mean((0, 1)), torch.zeros(2))
+    torch.testing.assert_close(places.amax((0, 1)), apart / 2 * torch.tensor([width - 1.0, height - 1.0]))
+    torch.testing.assert_close(places[:, 1:, 0] - places[:, :-1, 0], torch.full((height, width - 1), apart))
+    torch.testing.assert_close(places[1:, :, 1] - places[:-1, :, 1], torch.full((height - 1, width), -apart))
+
+
 @pytest.mark.parametrize(("rotation", "translation"), [(True, False), (False, True), (True, True), (False, False)])
 def test_an_image_that_is_turned_and_shifted_is_the_same_function_elsewhere(rotation: bool, translation: bool):
     torch.manual_seed(0)
