@@ -177,8 +177,15 @@ def split(kept: list[int], config: SequenceDataConfig, count: int) -> tuple[list
 
 def moves_of(strokes: Sequence[Sequence[tuple[float, float]]]) -> np.ndarray:
     """Polylines, y upwards, as moves of the pen, n 3: from the start of the first, whose place does not count. A move
-    to the start of a stroke is one of a lifted pen."""
-    points = [(x, y, place == len(stroke) - 1) for stroke in strokes for place, (x, y) in enumerate(stroke)]
+    to the start of a stroke is one of a lifted pen.
+
+    A stroke of one point is a dot: a move to it, after which the pen is lifted at once. The pen starts on the paper, so
+    that no move can say a dot before all lines: there it is left out. Of dots alone there are no moves.
+    """
+    first = next((number for number, stroke in enumerate(strokes) if len(stroke) > 1), len(strokes))
+    points = [(x, y, place == len(stroke) - 1) for stroke in strokes[first:] for place, (x, y) in enumerate(stroke)]
+    if not points:
+        return np.zeros((0, 3), dtype=np.float32)
     absolute = np.array([(x, y) for x, y, _ in points], dtype=np.float32)
     lifted = np.array([float(last) for _, _, last in points], dtype=np.float32)
     return np.concatenate([np.diff(absolute, axis=0), lifted[1:, None]], axis=1)
@@ -223,7 +230,7 @@ def read_drawings(place: Path) -> tuple[list[np.ndarray], list[str]]:
             strokes = [[(x, -y) for x, y in zip(one[0], one[1], strict=True)] for one in found["drawing"]]
             if not np.isfinite([point for stroke in strokes for point in stroke]).all():
                 raise ValueError("a place of the pen is no finite number")
-            if sum(map(len, strokes)) > 1:
+            if any(len(stroke) > 1 for stroke in strokes):
                 items.append(moves_of(strokes))
                 names.append(str(found.get("word", number)))
     except (ValueError, KeyError, IndexError, TypeError) as error:

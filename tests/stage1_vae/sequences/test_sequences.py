@@ -29,7 +29,7 @@ from stage1_vae.sequences.data import (
 )
 from stage1_vae.sequences.decoders import RecurrentConfig, TransformerConfig
 from stage1_vae.sequences.outputs import StrokeOutput, TokenOutput
-from stage1_vae.sequences.pictures import polylines, svg
+from stage1_vae.sequences.pictures import picture, polylines, svg
 from stage1_vae.sequences.sequence_vae import SequenceVAE, SequenceVAEConfig
 from stage1_vae.sequences.train import Stage1SequenceConfig, train_sequence
 from training.config import TrainConfig
@@ -209,6 +209,17 @@ def test_moves_lead_back_to_the_lines():
     assert svg(moves).count("<polyline") == 2
 
 
+def test_a_dot_among_lines_is_a_dot_and_one_before_them_is_left_out():
+    dot, line = [(0.0, 0.0)], [(5.0, 5.0), (6.0, 6.0)]
+    assert moves_of([dot, line]).tolist() == [[1, 1, 1]]
+    moves = moves_of([dot, dot, line, dot, line])
+    lines = polylines(moves)
+    assert [one.tolist() for one in lines] == [[[0, 0], [1, 1]], [[-5, -5]], [[0, 0], [1, 1]]]
+    assert svg(moves).count("<polyline") == 3
+    assert np.asarray(picture(moves))[-12:, :12].min() < 50  # the dot, below on the left
+    assert moves_of([dot, dot]).shape == (0, 3)
+
+
 def write_text(folder: Path) -> str:
     path = folder / "lines.txt"
     path.write_text("\n".join(["a b b", "b a", "", "c a b", "a", "b b", "a a", "b"] * 4), encoding="utf-8")
@@ -253,6 +264,8 @@ def test_drawings_are_read_line_by_line_and_a_bad_line_is_named(tmp_path: Path):
     path.write_text('{"drawing": [[[1, 1], [2, 2]]]}\n' * 6, encoding="utf-8")
     with pytest.raises(UserError, match="the pens of 4 drawings never move"):
         open_sequences(config, 0)
+    path.write_text('{"drawing": [[[1], [2]], [[3], [4]]]}\n' + (json.dumps(drawing) + "\n") * 6, encoding="utf-8")
+    assert len(open_sequences(config, 0)[0]) == 4  # nothing is drawn by dots alone
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot be read as UTF-8"):
         open_sequences(config, 0)
