@@ -109,7 +109,7 @@ def draw_images(model: Multimodal, config: TranslateConfig, device: torch.device
     nowhere = torch.zeros(1, model.config.channels, *model.image_size, device=device)
     seen = model.seen(nowhere, symbols.to(device))
     posterior = model.posterior_of([Seen(seen[0].target, torch.zeros_like(seen[0].present)), seen[1]])
-    settings = {"model": model.fingerprint(), "given": said, "seed": config.seed}
+    settings = {"model": model.fingerprint(), "given": said, "seed": config.seed, "num": config.num}
     with results_folder(out, "translate", settings, process_state()):
         pictures = [
             to_pil(image)

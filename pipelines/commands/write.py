@@ -69,7 +69,8 @@ def write_sequences(config: WriteConfig) -> str:
         "model": model.fingerprint(),
         "seed": config.seed,
         "temperatures": list(config.temperatures),
-        "between": None if config.between is None else [config.between, config.first, config.second, config.num],
+        "between": None if config.between is None else [config.between, config.first, config.second],
+        "num": config.num,  # goes with the temperatures into the number of a file, and into every step of a way
     }
     out = Path(config.out)
     pattern = "*.svg" if model.vocabulary is None else TEXT_NAME

@@ -46,6 +46,8 @@ def test_images_of_a_class_are_those_of_its_posterior_and_its_name_is_a_class_to
     assert np.array_equal(first, second)
     translate(TranslateConfig(model=model, label="2", num=3, out=str(tmp_path / "other")))
     assert not np.array_equal(first, np.asarray(Image.open(tmp_path / "other" / "000002.png")))
+    with pytest.raises(UserError, match="other was begun with other settings: num was 3 and is now 2; give the former"):
+        translate(TranslateConfig(model=model, label="2", num=2, out=str(tmp_path / "other")))
     with pytest.raises(UserError, match="label=7"):
         translate(TranslateConfig(model=model, label="7", out=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()

@@ -44,6 +44,8 @@ def test_drawings_at_several_temperatures_are_files_and_a_sheet(tmp_path: Path):
     assert line.startswith("6 drawings")
     assert len(list((tmp_path / "out").glob("*.svg"))) == 6
     assert np.asarray(Image.open(tmp_path / "out" / "sheet.png")).std() > 1
+    with pytest.raises(UserError, match="out was begun with other settings: num was 3 and is now 2; give the former"):
+        write_sequences(WriteConfig(model=model, num=2, temperatures=(0.0, 1.0), out=str(tmp_path / "out")))
     again = WriteConfig(model=model, num=3, temperatures=(0.0,), out=str(tmp_path / "cold"))
     write_sequences(again)
     assert (tmp_path / "cold" / "000001.svg").read_text() == (tmp_path / "out" / "000001.svg").read_text()
