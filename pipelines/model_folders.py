@@ -29,10 +29,13 @@ def pipeline_folder(folder_or_hub_id: str | Path, revision: str | None = None) -
 
 
 def any_model_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """Local folder of a model, assembled or single, for a path or a hub id; revision: branch, tag or commit of the hub.
-    Raises UserError."""
+    """Local folder of a model of images, assembled or single, for a path or a hub id; revision: branch, tag or commit
+    of the hub. Raises UserError, which names the command to use for a model of a table or of sequences."""
     check_kind(Path(folder_or_hub_id), "a model", "name its folder, or a run", but=(SHARDS, LATENT_SHARDS, COMPRESSED))
-    return model_folder(folder_or_hub_id, INDEX_NAME, CONFIG_NAME, revision=revision)
+    check_draws_images(Path(folder_or_hub_id))
+    folder = model_folder(folder_or_hub_id, INDEX_NAME, CONFIG_NAME, revision=revision)
+    check_draws_images(folder)  # of a hub id it is known only now
+    return folder
 
 
 def stage_folder(folder_or_hub_id: str | Path, stage: str, revision: str | None = None) -> Path:

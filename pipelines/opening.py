@@ -10,7 +10,6 @@ import torch
 from common.errors import UserError
 from common.files import read_json
 from common.model_io import CONFIG_NAME
-from pipelines.folder_kinds import check_draws_images
 from pipelines.latents.models import KIND as LATENT_KIND
 from pipelines.latents.models import VAES
 from pipelines.latents.pipeline import LatentPipeline
@@ -50,7 +49,6 @@ def from_pretrained(
         return opened.from_pretrained(folder, device=device, dtype=dtype)
     kind = read_json(folder / CONFIG_NAME).get("kind")
     if kind not in VAES:
-        check_draws_images(folder)
         stage, loader = "stage two", "load_latent_prior" if kind in LATENT_PRIORS else "load_prior"
         if kind in AUTOENCODERS:
             stage, loader = "stage one", "load_autoencoder"

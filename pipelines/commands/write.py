@@ -12,14 +12,13 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import write_text
-from common.model_io import load_pretrained
+from common.model_io import load_pretrained, model_folder
 from common.owned_folder import SHEET_NAME
 from common.processes import process_state
 from common.runs import config_of_run
 from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.latents.pipeline import on_the_way
-from pipelines.model_folders import stage_folder
 from pipelines.pictures import contact_sheet, in_columns, save_png
 from pipelines.settings import results_folder
 from stage1_vae.evaluation import mixed
@@ -63,7 +62,8 @@ class WriteConfig:
 def write_sequences(config: WriteConfig) -> str:
     """Writes `config.out`; returns one line. Sequence i has the same latents whatever the number. Raises UserError."""
     _, device = open_device(config.device)
-    model = load_pretrained(stage_folder(config.model, "stage1"), {SequenceVAE.kind: SequenceVAE}).to(device).eval()
+    folder = model_folder(config.model, advice="name the run or model folder that `zellige train-sequence` wrote")
+    model = load_pretrained(folder, {SequenceVAE.kind: SequenceVAE}).to(device).eval()
     latents = latents_of(model, config, device)
     settings = {
         "model": model.fingerprint(),

@@ -75,7 +75,17 @@ def test_mistakes_are_told(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["generate --num 1 --model", "assemble --stage1"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate --num 1 --model",
+        "assemble --stage1",
+        "reconstruct --images images --model",
+        "encode --data.path images --model",
+        "vary --images images --model",
+        "evaluate --data.path images --model",
+    ],
+)
 def test_commands_of_images_name_the_command_of_tables(
     line: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from PIL import Image
 
 from common.errors import UserError
 from pipelines.cli import main
+from pipelines.codec.codec import Codec
 from pipelines.commands.write import WriteConfig, write_sequences
+from pipelines.demo.model import open_subject
+from pipelines.latents.models import load_vae
+from pipelines.stages import load_autoencoder
 from stage1_vae.sequences.data import SequenceDataConfig
 from stage1_vae.sequences.decoders import RecurrentConfig
 from stage1_vae.sequences.sequence_vae import SequenceVAE, SequenceVAEConfig
@@ -76,6 +81,15 @@ def test_a_way_leads_between_sequences_that_the_run_held_out(tmp_path: Path):
     write_sequences(WriteConfig(model=str(run), between=str(text), second=6, num=3, out=str(tmp_path / "a")))
     with pytest.raises(UserError, match="second=7, expected 0 to 6"):
         write_sequences(WriteConfig(model=str(run), between=str(text), second=7, num=3, out=str(tmp_path / "b")))
+
+
+def test_commands_of_images_name_this_one(tmp_path: Path):
+    model = saved(tmp_path, tokens=True)
+    for opened in (partial(open_subject, device_name="cpu"), load_autoencoder, load_vae, Codec.from_pretrained):
+        with pytest.raises(UserError, match="of kind sequence, expected one of images; try: zellige write --model"):
+            opened(model)
+    with pytest.raises(UserError, match="name the run or model folder that `zellige train-sequence` wrote"):
+        write_sequences(WriteConfig(model=str(tmp_path), out=str(tmp_path / "out")))
 
 
 def test_impossible_options_are_refused():
