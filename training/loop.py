@@ -83,13 +83,19 @@ def fit(
     with stop_on_signals() as stop, ExitStack() as stack:
         on_main_process(trainer.accelerator, lambda: stack.enter_context(held_run(trainer.run)))
         damages = trainer.open_run(resolved_config, facts)
+        facts = facts or RunFacts()
         log = RunLog(
-            trainer.run, trainer.accelerator, config.tracker, trainer.progress.step, config.steps, resolved_config
+            trainer.run,
+            trainer.accelerator,
+            config.tracker,
+            trainer.progress.step,
+            config.steps,
+            resolved_config,
+            facts.samples,
         )
         with closing(log), closing(trainer.loader), explain_dead_workers():
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")
-            facts = facts or RunFacts()
             if trainer.accelerator.is_main_process and (line := facts.opened()):
                 log.say(line)
             log.say(opening(trainer, facts))

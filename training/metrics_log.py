@@ -4,7 +4,7 @@ between.
 metrics.jsonl holds what the seed and the config determine, one JSON object per line: `{"step": 50, "split":
 "train", ...}`, means over the steps since the last such line, `{"step": 500, "split": "validation",
 ...}`, means over the held-out samples, and `{"step": 500, "split": "evaluation", ...}`, distances of
-reconstructions or samples. timing.jsonl holds what the clock says: `images`, `seconds`,
+reconstructions or samples. timing.jsonl holds what the clock says: `images`, whatever the samples are, `seconds`,
 `training_seconds` and `waiting_seconds` since the run began, `images_per_second` and `waiting_share` since
 the last line. A continued run takes the lines after its checkpoint away, so that metrics.jsonl is, byte for
 byte, that of a run which was never interrupted.
@@ -84,10 +84,12 @@ class RunLog:
         step: int,
         steps: int,
         config: Mapping[str, Any] | None = None,
+        samples: str = "images",
     ):
         """step: that of the checkpoint the run continues from, or 0; steps: of the whole run; config: of the whole run,
-        nested, which the tracker shows."""
+        nested, which the tracker shows; samples: as `RunFacts` has them, of which speeds have the last word."""
         self.run = run
+        self.counted = samples.split()[-1]
         self.steps = steps
         self.main = accelerator.is_main_process
         self.total = Timing()
@@ -117,7 +119,7 @@ class RunLog:
         self.total.training_seconds += step.seconds
         self.total.waiting_seconds += step.waiting_seconds
         speed = self.total.since(self._logged).images_per_second
-        self._bar.set_postfix_str(f"loss {step.loss:.4g}, {speed:,.0f} images/s", refresh=False)
+        self._bar.set_postfix_str(f"loss {step.loss:.4g}, {speed:,.0f} {self.counted}/s", refresh=False)
         self._bar.update()
 
     def train(self, step: int, metrics: Mapping[str, float], warnings: Sequence[str]) -> None:
@@ -131,10 +133,11 @@ class RunLog:
         self._append(METRICS_NAME, {"step": step, "split": "train", **metrics})
         self._append(TIMING_NAME, {"step": step, **asdict(self.total), **rates})
         self._track("train", {**metrics, **rates}, step)
-        speed = f"{recent.images_per_second:,.0f} images/s, waiting for data {recent.waiting_share:.0%}"
+        speed = f"{recent.images_per_second:,.0f} {self.counted}/s, waiting for data {recent.waiting_share:.0%}"
         self.say(f"step {step}/{self.steps}  {phrase(metrics)}  {speed}")
         if recent.waiting_share > SLOW_DATA and recent.waiting_seconds > 1:
-            warnings = [*warnings, "training waits for data: try more --train.workers, or smaller image files"]
+            smaller = ", or smaller image files" if self.counted == "images" else ""
+            warnings = [*warnings, f"training waits for data: try more --train.workers{smaller}"]
         for warning in warnings:
             self.warn(step, warning)
 

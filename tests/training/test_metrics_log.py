@@ -38,6 +38,23 @@ def test_figures_and_clock_go_to_different_files(tmp_path: Path, capsys):
     assert "step 4/100  loss 0.25" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("samples", "unit"), [("rows", "rows"), ("encoded images", "images")])
+def test_speeds_are_of_what_the_samples_are_called_and_figures_keep_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, samples: str, unit: str
+):
+    log = RunLog(tmp_path, Accelerator(cpu=True), "none", 0, steps=100, samples=samples)
+    said: list[str] = []
+    monkeypatch.setattr(log._bar, "set_postfix_str", lambda text, refresh: said.append(text))
+    log.step_done(StepReport(loss=1.0, images=8, seconds=4.0, waiting_seconds=2.0))
+    log.train(1, {"loss": 1.0}, [])
+    log.close()
+    assert said == [f"loss 1, 2 {unit}/s"]
+    told = capsys.readouterr().out
+    assert f"step 1/100  loss 1  2 {unit}/s, waiting for data 50%" in told
+    assert ("or smaller image files" in told) == (unit == "images")
+    assert lines(tmp_path / "timing.jsonl")[0]["images_per_second"] == 2
+
+
 def test_a_continued_run_takes_later_and_torn_lines_away_and_counts_on(tmp_path: Path):
     log = log_of(tmp_path)
     for step in (1, 2, 3):

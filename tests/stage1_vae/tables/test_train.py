@@ -52,10 +52,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("mask", [{}, {"mask": SelfMaskingConfig()}], ids=["at random", "not at random"])
-def test_a_run_learns_and_its_model_comes_back(table: Path, tmp_path: Path, mask: dict[str, Any]):
+def test_a_run_learns_and_its_model_comes_back(
+    table: Path, tmp_path: Path, mask: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
     settings = config(table, mask, steps=60, validate_every=20, save_every=60)
     result = train_table(settings, tmp_path / "run")
     assert result.best_step == 60
+    assert " rows/s, waiting for data" in capsys.readouterr().out
     model = load_table_model(tmp_path / "run")
     assert isinstance(model, MIWAE)
     assert model.columns == ("a", "b", "c")
