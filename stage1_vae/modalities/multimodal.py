@@ -206,7 +206,7 @@ class Multimodal(LikelihoodVAE):
         assert move is None, "objectives that move latents are refused before"
         seen = self.seen(images)
         if noise is None and draws > 0:
-            noise = torch.randn(draws, len(images), self.config.latents, device=images.device)
+            noise = torch.randn(draws, len(images), self.noise_numbers, device=images.device)
         if isinstance(self.second, SymbolView):  # which images alone do not have
             expert = self.first.posterior(seen[0].target)
             alone = joint_normal([expert], [seen[0].present]) if self.is_product else expert
@@ -216,13 +216,18 @@ class Multimodal(LikelihoodVAE):
             return self.normal_terms(joint_normal(experts, [one.present for one in seen]), seen, noise)
         if noise is None:
             return self.mixture_terms(self.encode(images).unsqueeze(0), experts, seen)
-        # Draw k is of expert k modulo 2, so that all of them together are draws of the mixture.
-        latents = torch.stack([experts[place % 2].draw(draw) for place, draw in enumerate(noise)])
-        return self.mixture_terms(latents, experts, seen)
+        # Each draw chooses its expert by itself: it is one of the mixture, however few there are and in whatever parts.
+        noise, choice = noise.split([self.config.latents, 1], dim=-1)
+        return self.mixture_terms(torch.where(choice < 0, experts[0].draw(noise), experts[1].draw(noise)), experts, seen)
 
     @property
     def is_product(self) -> bool:
         return self.config.experts == "product"
+
+    @property
+    def noise_numbers(self) -> int:
+        """Of a draw: those of the latents and, of a mixture of two images, one whose sign says which expert draws."""
+        return self.config.latents + (not self.is_product and isinstance(self.second, ImageView))
 
     def training_terms(
         self,
@@ -237,6 +242,7 @@ class Multimodal(LikelihoodVAE):
         m = 3: the posterior of both modalities, which tells both, and of either alone, which tells that one, and, where
         tells_other says so, the other as well. Of a mixture m = 2: draws of either expert, which tell both;
         fixed_posterior: whether its log q is a function of the draws alone, without a gradient at its parameters."""
+        noise = noise[..., : self.config.latents]  # experts are not chosen: each is drawn from
         seen, second = self.seen(images, symbols), self.config.second_weight
         experts, present = self.experts(seen), [one.present for one in seen]
         if not self.is_product:
@@ -266,7 +272,7 @@ class Multimodal(LikelihoodVAE):
         return self.terms(images, draws, noise, move)
 
     def noise_source(self, image: Tensor) -> NoiseSource:
-        return StandardNormalNoise(self.config.latents, image.device)
+        return StandardNormalNoise(self.noise_numbers, image.device)
 
     def generator_parameters(self) -> list[nn.Parameter]:
         return [weight for view in (self.first, self.second) for weight in view.decoder.parameters()]

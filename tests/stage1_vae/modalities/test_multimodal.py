@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from images.datasets import DataConfig, image_datasets
+from stage1_vae.evaluation import judge
 from stage1_vae.hierarchies.base import Normal
 from stage1_vae.modalities.multimodal import PAIRS, Multimodal, MultimodalConfig
 from stage1_vae.modalities.task import symbols_of
@@ -22,6 +23,7 @@ from stage1_vae.modalities.views import bytes_of, text_of
 from stage1_vae.networks import DenseConfig
 from stage1_vae.objectives import MixtureBoundConfig, SubsampledConfig, TrainingFacts, build_objective
 from stage1_vae.objectives.terms import elbo
+from stage1_vae.task import noise_of
 from stage1_vae.train import train_vae
 from tests.stage1_vae.test_train import config, images
 
@@ -118,13 +120,48 @@ def test_log_weights_are_of_the_posterior_that_draws_come_from(pair: str, expert
     model, pictures = model_of(pair, experts), binary(2)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        terms = model.terms(pictures, noise=torch.randn(6_000, 2, 2, generator=generator))
+        terms = model.terms(pictures, noise=torch.randn(6_000, 2, model.noise_numbers, generator=generator))
         by_posterior = terms.log_weights.logsumexp(0) - math.log(6_000)
         z = torch.randn(20_000, 1, 2, generator=generator).expand(-1, 2, -1)
         seen = model.seen(pictures)
         weights = (1.0, 0.0) if "label" in pair or "tokens" in pair else (1.0, 1.0)
         by_prior = model.log_likelihood(z, seen, weights).logsumexp(0) - math.log(20_000)
     torch.testing.assert_close(by_posterior, by_prior, atol=0.1, rtol=0)
+
+
+def apart() -> Multimodal:
+    """A mixture whose experts say different things."""
+    model = model_of("left_right", "mixture")
+    for view, shift in zip((model.first, model.second), (1.0, -1.0), strict=True):
+        last = [layer for layer in view.encoder.modules() if isinstance(layer, torch.nn.Linear)][-1]  # type: ignore[union-attr]
+        last.bias.data = torch.tensor([2 * shift, 2 * shift, -2.5 + 0.5 * shift, -2.5 + 0.5 * shift])
+    return model
+
+
+def test_figures_of_a_mixture_do_not_depend_on_how_draws_are_parted():
+    model, pictures = apart(), binary(2)
+    whole, *parts = (judge(model, pictures, [0, 1], 40, at_once=at_once) for at_once in (10_000, 1, 7))
+    for part in parts:
+        torch.testing.assert_close(part.log_p, whole.log_p)
+        torch.testing.assert_close(part.elbo, whole.elbo)
+
+
+def test_one_draw_of_each_image_estimates_the_bound_of_the_mixture():
+    """As validations take it, against the integral over all latents."""
+    model, picture = apart(), binary(1)
+    axis = torch.linspace(-6, 6, 241)
+    z = torch.cartesian_prod(axis, axis).unsqueeze(1)  # k 1 d
+    with torch.no_grad():
+        seen = model.seen(picture)
+        densities = [expert.log_density(z[:, 0]).sum(1) for expert in model.experts(seen)]
+        log_q = torch.stack(densities).logsumexp(0) - math.log(2)
+        log_joint = model.log_likelihood(z, seen)[:, 0] + torch.distributions.Normal(0.0, 1.0).log_prob(z[:, 0]).sum(1)
+        exact = (log_q.exp() * (log_joint - log_q)).sum() * (axis[1] - axis[0]) ** 2
+        count = 4_000
+        found = elbo(model.terms(picture.expand(count, -1, -1, -1), noise=noise_of(model, picture, range(count), 1)))
+    error = float(found.std()) / math.sqrt(count)
+    assert abs(float(found.mean() - exact)) < 4 * error
+    assert error < 0.05
 
 
 def test_any_subset_of_modalities_has_a_posterior():
