@@ -23,7 +23,7 @@ from stage1_vae.labels.base import LabelledVAE
 from stage1_vae.labels.task import SemiSupervisedTask
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.modalities.multimodal import Multimodal, MultimodalConfig
-from stage1_vae.modalities.task import MultimodalTask, symbols_of
+from stage1_vae.modalities.task import MultimodalTask, check_symbols, symbols_of
 from stage1_vae.models import LABELLED, MODELS, ModelConfig, build_model
 from stage1_vae.objectives import (
     BalancedConfig,
@@ -74,10 +74,12 @@ class Stage1VAEConfig:
                 f"model.kind={self.model.kind} with objective.kind={self.objective.kind}, expected either "
                 f"{either(LABELLED)} with semi_supervised, or neither: both are of images of which some say their class"
             )
-        if self.data.labels_per_class is not None and not labelled:
+        pair = self.model.pair if isinstance(self.model, MultimodalConfig) else None
+        if self.data.labels_per_class is not None and not labelled and pair not in ("image_label", "image_tokens"):
+            known = f"model.kind={self.model.kind}" if pair is None else f"model.pair={pair}"
             raise UserError(
-                f"data.labels_per_class={self.data.labels_per_class} with model.kind={self.model.kind}, which looks at "
-                "no labels; leave it out"
+                f"data.labels_per_class={self.data.labels_per_class} with {known}, which looks at no labels; leave it "
+                "out"
             )
         if self.holes.some and not getattr(self.model, "holes", False):
             raise UserError(
@@ -179,6 +181,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     )
     if isinstance(model, Multimodal) and isinstance(task, MultimodalTask):
         task.symbols = symbols_of(model.config, train_images)
+        check_symbols(model.config, task.symbols, train_images)
         task.held_out_symbols = symbols_of(model.config, held_out)
     bad_images = train_images.bad_images
 

@@ -218,7 +218,8 @@ class Multimodal(LikelihoodVAE):
             return self.mixture_terms(self.encode(images).unsqueeze(0), experts, seen)
         # Each draw chooses its expert by itself: it is one of the mixture, however few there are and in whatever parts.
         noise, choice = noise.split([self.config.latents, 1], dim=-1)
-        return self.mixture_terms(torch.where(choice < 0, experts[0].draw(noise), experts[1].draw(noise)), experts, seen)
+        latents = torch.where(choice < 0, experts[0].draw(noise), experts[1].draw(noise))
+        return self.mixture_terms(latents, experts, seen)
 
     @property
     def is_product(self) -> bool:

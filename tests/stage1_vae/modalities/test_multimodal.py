@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError
-from images.datasets import DataConfig, image_datasets
+from images.datasets import DataConfig, image_datasets, to_float
+from stage1_vae.binarise import NumberedImages
 from stage1_vae.evaluation import judge
 from stage1_vae.hierarchies.base import Normal
 from stage1_vae.modalities.multimodal import PAIRS, Multimodal, MultimodalConfig
-from stage1_vae.modalities.task import symbols_of
+from stage1_vae.modalities.task import MultimodalTask, check_symbols, symbols_of
 from stage1_vae.modalities.views import bytes_of, text_of
 from stage1_vae.networks import DenseConfig
 from stage1_vae.objectives import MixtureBoundConfig, SubsampledConfig, TrainingFacts, build_objective
@@ -140,7 +141,7 @@ def apart() -> Multimodal:
 
 def test_figures_of_a_mixture_do_not_depend_on_how_draws_are_parted():
     model, pictures = apart(), binary(2)
-    whole, *parts = (judge(model, pictures, [0, 1], 40, at_once=at_once) for at_once in (10_000, 1, 7))
+    whole, *parts = (judge(model, pictures, [0, 1], 12, at_once=at_once) for at_once in (10_000, 1, 7))
     for part in parts:
         torch.testing.assert_close(part.log_p, whole.log_p)
         torch.testing.assert_close(part.elbo, whole.elbo)
@@ -248,6 +249,53 @@ def test_texts_lie_beside_images_or_are_the_names_of_classes(tmp_path: Path):
     assert (tokens[[0, 2, 3]] == -1).all()
     with pytest.raises(UserError, match="classes=2"):
         symbols_of(MultimodalConfig(pair="image_label", classes=2), with_labels(data, 3))
+
+
+def test_a_text_that_is_none_is_named(tmp_path: Path):
+    Image.fromarray(np.full((4, 4), 9, np.uint8)).save(tmp_path / "a.png")
+    data, _ = image_datasets(DataConfig(path=str(tmp_path), image_size=4, channels=1, validation_share=0), 0)
+    tokens = MultimodalConfig(pair="image_tokens")
+    with pytest.raises(UserError, match=r"pair=image_tokens, but .* have no texts"):
+        check_symbols(tokens, symbols_of(tokens, data), data)
+    labels = MultimodalConfig(pair="image_label")
+    with pytest.raises(UserError, match=r"pair=image_label, but .* have no classes"):
+        check_symbols(labels, symbols_of(labels, data), data)
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"a\.txt cannot be read as UTF-8"):
+        symbols_of(tokens, data)
+    data.config = replace(data.config, labels_per_class=1)
+    with pytest.raises(UserError, match=r"labels_per_class=1, but the texts of .* are \.txt files"):
+        symbols_of(tokens, data)
+
+
+@pytest.mark.parametrize("pair", ["image_label", "image_tokens"])
+def test_hidden_classes_are_hidden_and_held_out_ones_are_not(images: Path, pair: Any):
+    model = MultimodalConfig(pair=pair, classes=2)
+    asked = config(images)
+    asked = replace(asked, model=model, objective=SubsampledConfig(), data=replace(asked.data, labels_per_class=3))
+    train, held_out = image_datasets(asked.data, 0)
+    found, of_held_out = symbols_of(model, train), symbols_of(model, held_out)
+    assert found is not None
+    assert of_held_out is not None
+    assert np.array_equal((found[train.indices, 0] >= 0).numpy(), train.labels >= 0)
+    assert int((found[train.indices, 0] >= 0).sum()) == 6
+    assert bool((of_held_out[held_out.indices, 0] >= 0).all())
+    with pytest.raises(UserError, match=r"labels_per_class=3 with model\.pair=sizes, which looks at no labels"):
+        replace(asked, model=MultimodalConfig(pair="sizes"))
+
+
+def test_accuracy_is_of_the_images_whose_class_is_known(images: Path):
+    _, held_out = image_datasets(config(images).data, 0)
+    data = NumberedImages(held_out, "once", 0, training=False)
+    model = Multimodal(MultimodalConfig(latents=2, encoder=TINY, decoder=TINY, hidden=(5,), classes=2), (8, 8)).eval()
+    task = MultimodalTask(model, build_objective(SubsampledConfig(), facts(model)), data, batch_size=4)
+    batch = data.fetch(range(12), range(12))
+    told = model.symbol_log_probabilities(model.encode(to_float(batch["images"]))).argmax(-1)
+    task.held_out_symbols = torch.full((60, 1), -1)
+    assert "accuracy" not in task.validate(model, batch)
+    task.held_out_symbols[held_out.indices[:4]] = told[:4]
+    task.held_out_symbols[held_out.indices[4]] = 1 - told[4]
+    assert float(task.validate(model, batch)["accuracy"].mean()) == pytest.approx(4 / 5)
 
 
 def with_labels(data: Any, highest: int) -> Any:
