@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.model_io import load_pretrained
+from stage1_vae.likelihoods import GaussianConfig
 from stage1_vae.model import LikelihoodVAE
-from stage1_vae.vae import VAE
+from stage1_vae.vae import VAE, VAEConfig
 
 
 def take_networks(model: LikelihoodVAE, folder: str | Path) -> None:
     """Gives `model` the encoder, posterior and decoder of the VAE in a run or model folder, not its prior. Raises
-    UserError where the two are not built alike."""
+    UserError where the two would not compute the same of the same weights."""
     if not isinstance(model, VAE):
         raise UserError(f"start_from={folder}, but model.kind={model.kind} starts from nothing; leave it out")
     other = load_pretrained(folder, {VAE.kind: VAE})
-    for name in ("encoder", "posterior_layer", "decoder"):
-        ours, theirs = getattr(model, name), getattr(other, name)
-        shapes = {key: tuple(tensor.shape) for key, tensor in ours.state_dict().items()}
-        found = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
-        if shapes != found:
-            part = "decoder" if name == "decoder" else "encoder"
+    ours, theirs = dict(what_computes(model.config)), dict(what_computes(other.config))
+    for name in ours:
+        if ours[name] != theirs.get(name):
             raise UserError(
-                f"start_from={folder} has the {part} {getattr(other.config, part)} for {other.config.latents} latents, "
-                f"expected {getattr(model.config, part)} for {model.config.latents}: give both trainings the same "
-                "networks"
+                f"start_from={folder} has model.{name}={theirs.get(name)}, expected {ours[name]}, as this training "
+                "has it: give both trainings the same networks"
             )
-        ours.load_state_dict(theirs.state_dict())
+    for part in ("encoder", "posterior_layer", "decoder"):
+        taken, given = getattr(model, part), getattr(other, part).state_dict()
+        if {key: tensor.shape for key, tensor in taken.state_dict().items()} != {
+            key: tensor.shape for key, tensor in given.items()
+        }:
+            (height, width), (H, W) = other.image_size, model.image_size
+            raise UserError(
+                f"start_from={folder} is of images of {height}x{width} pixels, expected {H}x{W}, as this training has "
+                "them: give both trainings the same networks"
+            )
+        taken.load_state_dict(given)
+
+
+def what_computes(config: VAEConfig) -> Iterator[tuple[str, Any]]:
+    """All settings that say what the encoder, the posterior and the decoder compute of their weights, by their names.
+    None of them are what weights are before they learn, and how wide a Gaussian likelihood is, unless the decoder says
+    that relative to it."""
+    fields, likelihood = asdict(config), config.likelihood
+    without = {"posterior.gate_bias"}
+    if isinstance(likelihood, GaussianConfig) and likelihood.variance != "per_pixel":
+        without |= {"likelihood.scale", "likelihood.smallest_log_scale"}
+    for part in ("channels", "holes", "latents", "encoder", "posterior", "decoder", "likelihood"):
+        for name, value in flattened(part, fields[part]):
+            if name not in without:
+                yield name, value
+
+
+def flattened(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from flattened(f"{path}.{name}", inner)
+    else:
+        yield path, tuple(value) if isinstance(value, list) else value

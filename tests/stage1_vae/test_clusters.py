@@ -14,9 +14,11 @@ from torch import Tensor
 
 from common.errors import UserError
 from stage1_vae.clustering import agreement, cluster_probabilities
+from stage1_vae.likelihoods import BernoulliConfig, GaussianConfig
 from stage1_vae.networks import DenseConfig
 from stage1_vae.objectives import AutoencoderConfig
 from stage1_vae.objectives.terms import elbo
+from stage1_vae.posteriors import DiagonalGaussianConfig
 from stage1_vae.priors.clusters import Clusters, ClustersConfig, GaussianMixture, GaussianMixtureConfig
 from stage1_vae.start import take_networks
 from stage1_vae.train import train_vae
@@ -124,8 +126,30 @@ def test_a_run_takes_the_networks_of_another(images: Path, tmp_path: Path):
     first, second = (VAE.from_pretrained(tmp_path / name).encoder.state_dict() for name in ("autoencoder", "run"))
     torch.testing.assert_close(first, second)
     other = VAE(VAEConfig(latents=3, encoder=before.model.encoder, decoder=before.model.decoder), (8, 8))
-    with pytest.raises(UserError, match="give both trainings the same networks"):
+    with pytest.raises(UserError, match=r"model\.latents=2, expected 3.*give both trainings the same networks"):
         take_networks(other, tmp_path / "autoencoder")
+
+
+def test_networks_are_taken_only_where_they_compute_the_same(tmp_path: Path):
+    """Where all weights have the same shapes, too."""
+    given = VAEConfig(latents=2, encoder=DenseConfig(hidden=(4,)), decoder=DenseConfig(hidden=(4,), activation="tanh"))
+    first = VAE(replace(given, likelihood=GaussianConfig(scale=0.5)), (4, 4))
+    first.save_pretrained(tmp_path / "first")
+    wider = VAE(replace(given, likelihood=GaussianConfig(scale=2.0), prior=GaussianMixtureConfig(clusters=2)), (4, 4))
+    take_networks(wider, tmp_path / "first")
+    pictures = torch.rand(2, 1, 4, 4)
+    assert torch.equal(wider.decode(wider.encode(pictures)), first.decode(first.encode(pictures)))
+    for name, other in (
+        ("encoder.activation", {"encoder": replace(given.encoder, activation="elu")}),
+        ("posterior.scale", {"posterior": DiagonalGaussianConfig(scale="softplus")}),
+        ("decoder.activation", {"decoder": DenseConfig(hidden=(4,))}),
+        ("likelihood.kind", {"likelihood": BernoulliConfig()}),
+    ):
+        model = VAE(replace(given, **{"likelihood": GaussianConfig(), **other}), (4, 4))
+        with pytest.raises(UserError, match=rf"first has model\.{name}="):
+            take_networks(model, tmp_path / "first")
+    with pytest.raises(UserError, match="of images of 4x4 pixels, expected 4x6"):
+        take_networks(VAE(replace(given, likelihood=GaussianConfig()), (4, 6)), tmp_path / "first")
 
 
 def test_agreement_is_that_of_the_best_of_all_matchings():
