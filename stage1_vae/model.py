@@ -77,8 +77,8 @@ class LikelihoodVAE(PretrainedModel):
         return 0
 
     def start(self, images: Tensor) -> None:
-        """Before the first step: what the model takes from training images, b c H W in [-1, 1], the same ones on all
-        processes."""
+        """Before the first step: what the model takes from training images, b c H W in [-1, 1], nan where pixels are
+        missing, the same ones on all processes."""
 
     def after_step(self) -> None:
         """After each optimiser step, but not after a skipped one: takes up what the step's forward passes noted."""

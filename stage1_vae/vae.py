@@ -152,7 +152,7 @@ class VAE(LikelihoodVAE):
         return self.prior.start_images
 
     def start(self, images: Tensor) -> None:
-        self.prior.start(images.nan_to_num(0.0) if self.config.holes else images)
+        self.prior.start(images)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.posterior(images).mean

@@ -29,8 +29,8 @@ class LatentPrior(nn.Module):
         return 0
 
     def start(self, images: Tensor) -> None:
-        """Before the first step: what a prior takes from training images, b c H W in [-1, 1], the same ones on all
-        processes."""
+        """Before the first step: what a prior takes from training images, b c H W in [-1, 1], nan where pixels are
+        missing, the same ones on all processes."""
 
     def log_density(self, latents: Tensor) -> Tensor:
         """log p(z), k b *shape -> k b n, in nats, as n terms that add up: one for each number of z where it parts so,

@@ -50,13 +50,13 @@ class VampPrior(LatentPrior):
 
     @torch.no_grad()
     def start(self, images: Tensor) -> None:
-        """Sets the pseudo-inputs to these, b c H W, unless they start from noise. Where there are fewer images than
-        components, some stand for several."""
+        """Sets the pseudo-inputs to these, b c H W, unless they start from noise; missing pixels begin as grey. Where
+        there are fewer images than components, some stand for several."""
         if self.config.start == "random":
             return
         chosen = images[torch.arange(self.config.components, device=images.device) % len(images)]
         chosen[len(images) :] += NOISE_OF_COPIES * 2 * torch.randn_like(chosen[len(images) :])
-        self.pseudo_inputs.copy_(chosen.clamp(-1, 1))
+        self.pseudo_inputs.copy_(chosen.nan_to_num(0.0).clamp(-1, 1))
 
     def components(self, which: Tensor | None = None) -> Posterior:
         """q(z|u_k) of all components, or of some, by their numbers."""

@@ -28,6 +28,7 @@ from stage1_vae.likelihoods import (
     build_likelihood,
 )
 from stage1_vae.networks import DenseConfig
+from stage1_vae.priors import GaussianMixtureConfig, VampPriorConfig
 from stage1_vae.train import Stage1VAEConfig, train_vae
 from stage1_vae.vae import VAE, VAEConfig
 from training.config import TrainConfig
@@ -194,6 +195,18 @@ def test_terms_have_finite_gradients_and_whole_images_are_as_without_holes():
     whole = model.log_likelihood(terms.latents[0], images)
     torch.testing.assert_close(whole, model.decoder.log_likelihood(terms.latents[0], images))
     assert (whole < terms.log_likelihood).all()  # of a probability, more pixels are less likely
+
+
+def test_priors_start_from_what_is_seen():
+    """Clusters from posteriors that know which pixels are missing; pseudo-inputs, which are images, with grey there."""
+    model = vae(prior=GaussianMixtureConfig(clusters=1, start_iterations=0))
+    pictures = torch.rand(6, 1, 4, 4)
+    pictures[:, :, :2] = NAN
+    model.start(pictures)
+    torch.testing.assert_close(model.prior.means[0].detach(), model.encode(pictures).mean(0).detach())
+    model = vae(prior=VampPriorConfig(components=6))
+    model.start(pictures)
+    assert torch.equal(model.prior.pseudo_inputs.detach(), pictures.nan_to_num(0.0))
 
 
 def test_models_that_cannot_have_holes_say_so():
