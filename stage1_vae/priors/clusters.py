@@ -7,15 +7,16 @@
 
         log p(z) >= sum_y p(y|z) (log p(z|y) + log p(y) - log p(y|z))
 
-                       stands for log p(z): the loss is
+                       stands for log p(z) in training: the loss is
 
         -log p(x|z) + sum_y p(y|z) log(q(z|x) / p(z|y)) + KL(p(y|z) || p(y))
 
                        (Su 2018, "A clustering VAE"). The network may be wrong, which costs as much as it is wrong, and
-                       it sorts images without the means.
+                       it sorts images without the means. What is judged is log p(z) itself, of which samples are.
 
 Both start from a mixture fitted to the posterior means of training images, by expectation maximisation: worth the name
-where the encoder has learned something before, `start_from` an autoencoder.
+where the encoder has learned something before, `start_from` an autoencoder. The network starts from what that mixture
+says of the same means.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from stage1_vae.priors.base import LatentPrior
 
 AT_ONCE = 500  # images that are encoded at a time before the first step
 KMEANS = 10  # iterations before expectation maximisation
+START_STEPS, START_RATE = 50, 1e-2  # of Adam, for the network that says p(y|z), before the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +120,12 @@ class ClusteredPrior(LatentPrior):
             fit_mixture(means, config.clusters, "diagonal", config.start_iterations, self.smallest_start_scale, KMEANS)
             for _ in range(config.start_tries)
         ]
-        self.take(max(fits, key=lambda fit: fit[1][-1])[0])
+        self.take(max(fits, key=lambda fit: fit[1][-1])[0], means)
 
     smallest_start_scale: float
 
-    def take(self, mixture: Mixture) -> None:
-        """The mixture that training starts from."""
+    def take(self, mixture: Mixture, latents: Tensor) -> None:
+        """The mixture that training starts from, and the latents that it was fitted to, n d."""
         raise NotImplementedError
 
     def cluster_log_probabilities(self, latents: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class GaussianMixture(ClusteredPrior):
         self.logits = nn.Parameter(torch.zeros(config.clusters))
         self.log_scales = nn.Parameter(torch.zeros_like(self.means))
 
-    def take(self, mixture: Mixture) -> None:
+    def take(self, mixture: Mixture, latents: Tensor) -> None:
         self.logits.copy_(mixture.log_weights)
         self.means.copy_(mixture.means)
         self.log_scales.copy_(mixture.factors.log())
@@ -183,8 +185,32 @@ class Clusters(ClusteredPrior):
         super().__init__(config, shape)
         self.classifier = DenseLayers(math.prod(shape), config.clusters, DenseConfig(hidden=config.hidden))
 
-    def take(self, mixture: Mixture) -> None:
+    def take(self, mixture: Mixture, latents: Tensor) -> None:
         self.means.copy_(mixture.means)
+        told = torch.cat([mixture.log_densities(part.double()).softmax(1) for part in latents.split(AT_ONCE)])
+        self.fit_classifier(latents, told.to(latents.dtype))
+
+    @torch.enable_grad()
+    def fit_classifier(self, latents: Tensor, told: Tensor) -> None:
+        """Makes the network say of latents, n d, which cluster they belong to, n K, by their cross-entropy.
+
+        It learns from latents around 0, of about 1, whatever the encoder's are, and its first layer takes that over.
+        One scale is that of all numbers: those that say nothing, which vary little, stay small.
+        """
+        centre = latents.mean(0)
+        scale = (latents - centre).square().mean().sqrt().clamp(min=1e-3)
+        standardised = (latents - centre) / scale
+        optimizer = torch.optim.Adam(self.classifier.parameters(), lr=START_RATE)
+        for _ in range(START_STEPS):
+            optimizer.zero_grad()
+            F.cross_entropy(self.classifier(standardised), told).backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        first = self.classifier.layers[0]
+        assert isinstance(first, nn.Linear)
+        with torch.no_grad():
+            first.weight.div_(scale)
+            first.bias.sub_(first.weight @ centre)
 
     def log_densities(self, latents: Tensor) -> Tensor:
         """log p(z|y): n d -> n K."""
@@ -192,11 +218,15 @@ class Clusters(ClusteredPrior):
         return -0.5 * squares - HALF_LOG_TWO_PI * latents.shape[1]
 
     def log_density(self, latents: Tensor) -> Tensor:
-        """The bound of log p(z), n of one term."""
+        """n of one term: in training the bound of log p(z), by which the network learns, else log p(z)."""
         flat = latents.flatten(0, 1).flatten(1)
-        log_told = self.cluster_log_probabilities(flat)
-        gain = self.log_densities(flat) - math.log(self.config.clusters) - log_told
-        return (log_told.exp() * gain).sum(1, keepdim=True).unflatten(0, latents.shape[:2])
+        log_joint = self.log_densities(flat) - math.log(self.config.clusters)
+        if self.training:
+            log_told = self.cluster_log_probabilities(flat)
+            found = (log_told.exp() * (log_joint - log_told)).sum(1, keepdim=True)
+        else:
+            found = log_joint.logsumexp(1, keepdim=True)
+        return found.unflatten(0, latents.shape[:2])
 
     def cluster_log_probabilities(self, latents: Tensor) -> Tensor:
         return F.log_softmax(self.classifier(latents.flatten(1)), dim=1)
