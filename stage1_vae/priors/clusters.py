@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +137,22 @@ class ClusteredPrior(LatentPrior):
         raise NotImplementedError
 
 
+class Floor(torch.autograd.Function):
+    """max(x, smallest), any shape, whose gradient reaches what is below too where descent raises it: nothing stays at
+    the floor for ever, as it would by `clamp`, and nothing sinks below it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, smallest: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.smallest = smallest
+        return x.clamp(min=smallest)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradient.where((x >= ctx.smallest) | (gradient < 0), 0.0), None
+
+
 class GaussianMixture(ClusteredPrior):
     config: GaussianMixtureConfig
 
@@ -152,7 +168,7 @@ class GaussianMixture(ClusteredPrior):
         self.log_scales.copy_(mixture.factors.log())
 
     def mixture(self) -> Mixture:
-        scales = self.log_scales.exp().clamp(min=self.config.smallest_scale)
+        scales: Tensor = Floor.apply(self.log_scales.exp(), self.config.smallest_scale)
         return Mixture(self.logits.log_softmax(0), self.means, scales)
 
     def log_joint(self, latents: Tensor) -> Tensor:

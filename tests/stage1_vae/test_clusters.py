@@ -55,6 +55,25 @@ def test_the_mixture_s_density_and_its_clusters_follow_bayes_rule():
     torch.testing.assert_close(told, expected[0] / expected[0].sum(-1, keepdim=True))
 
 
+def test_scales_at_their_floor_can_leave_it_and_not_sink():
+    prior = GaussianMixture(GaussianMixtureConfig(clusters=2, smallest_scale=0.01), (2,))
+    prior.means.data.zero_()
+    prior.log_scales.data = torch.tensor([[0.0099, 0.002], [1, 0.02]]).log()
+    torch.testing.assert_close(prior.mixture().factors.detach(), torch.tensor([[0.01, 0.01], [1, 0.02]]))
+
+    def gradient(z: Tensor) -> Tensor:
+        return torch.autograd.grad(-prior.log_density(z).sum(), prior.log_scales)[0][0]
+
+    assert (gradient(torch.full((1, 1, 2), 0.02)) < 0).all()  # wider scales are more likely
+    assert torch.equal(gradient(torch.zeros(1, 1, 2)), torch.zeros(2))  # narrower ones: none
+    optimizer = torch.optim.Adam([prior.log_scales], lr=0.1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (-prior.log_density(0.03 * torch.randn(1, 64, 2)).mean()).backward()
+        optimizer.step()
+    assert prior.mixture().factors.min() > 0.02
+
+
 def test_samples_of_clusters_have_their_moments():
     prior = mixture()
     drawn = prior.sample_of(torch.ones(40_000, dtype=torch.int64), torch.Generator().manual_seed(0))
