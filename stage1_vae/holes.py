@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +24,8 @@ from images.files import MASK_ENDING, BadImageError, open_upright, read_size, sc
 from images.sources import FileSource
 from training.task import Batch
 
-Drawn = Literal["none", "half", "rectangle", "scratches", "pixels", "any"]
-KINDS: tuple[Drawn, ...] = ("half", "rectangle", "scratches", "pixels")
+Drawn = Literal["none", "half", "rectangle", "scratches", "pixels"]
 
-KIND_SEED = 2**62  # what is added to a seed for the choice of a kind
 MEAN_LENGTH = 0.52  # of a line between two points by chance, in sides of a square
 
 
@@ -35,7 +33,7 @@ MEAN_LENGTH = 0.52  # of a line between two points by chance, in sides of a squa
 class HolesConfig:
     """Which pixels of each image are missing. Held-out images have holes too; what is drawn is drawn once for each."""
 
-    drawn: Drawn = "none"  # by chance: a half of the image, a rectangle, lines, pixels one by one, or any of these
+    drawn: Drawn = "none"  # by chance: a half of the image, a rectangle, lines, or pixels one by one
     share: float = 0.5  # of the pixels, about, that are drawn; a half is a half
     files: bool = False  # photo.png has its mask in photo.mask.png beside it, white where pixels are missing
     seed: int = 0  # of the draws; apart from train.seed, so that runs see the same images
@@ -57,14 +55,6 @@ class HolesConfig:
 
 def drawn_holes(config: HolesConfig, numbers: Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
     """b H W, True where a pixel of the image of such a number is missing."""
-    if config.drawn == "any":  # of each image one kind, by the draw of a number that no shape of a hole goes by
-        kinds = (uniforms(config.seed + KIND_SEED, numbers, 1)[:, 0] * len(KINDS)).astype(int)
-        holes = np.zeros((len(numbers), height, width), dtype=bool)
-        for place, kind in enumerate(KINDS):
-            own = replace(config, drawn=kind, share=0.5 if kind == "half" else config.share)
-            here = np.flatnonzero(kinds == place)
-            holes[here] = drawn_holes(own, np.asarray(numbers)[here].tolist(), height, width)
-        return holes
     if config.drawn == "pixels":
         return uniforms(config.seed, numbers, height * width).reshape(-1, height, width) < config.share
     holes = np.zeros((len(numbers), height, width), dtype=bool)
