@@ -118,14 +118,23 @@ def check_replaceable(folder: Path, marker: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds an object. Raises UserError when it is missing, damaged or something else."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json_value(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); it is damaged or was edited: make it anew") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; it is damaged or was edited: make it anew")
     return value
+
+
+def json_value(text: str | bytes) -> Any:
+    """The value of a JSON text that may be anybody's. Raises ValueError for what is none, is no UTF-8, or is nested too
+    deeply for Python, which raises RecursionError by itself."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", "", 0) from error
 
 
 def foreign_content(path: Path) -> str | None:

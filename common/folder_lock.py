@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.errors import UserError, explain_disk_errors
+from common.files import json_value
 
 try:
     import fcntl
@@ -161,7 +162,7 @@ def read_holder(file: int) -> dict[str, object]:
     """What the holder wrote of itself; empty if it died before it could."""
     with suppress(OSError, ValueError):
         os.lseek(file, 0, os.SEEK_SET)
-        value = json.loads(os.read(file, 4096))
+        value = json_value(os.read(file, 4096))
         if isinstance(value, dict):
             return value
     return {}

@@ -10,6 +10,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import read_json
+from common.safe_yaml import load_yaml
 
 RUN_CONFIG_NAME = "config.yaml"  # what the run is: itself a recipe
 FACTS_NAME = "run.json"  # of which stage it is, and fingerprints of its data; earlier versions wrote none
@@ -32,7 +33,7 @@ FIELDS_OF = {
 def config_of_run(run: Path) -> dict[str, Any]:
     """Of `config.yaml`; empty where there is none, or none that can be read."""
     with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-        config = yaml.safe_load((run / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
+        config = load_yaml((run / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
         return config if isinstance(config, dict) else {}
     return {}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import explain_disk_errors
-from common.files import atomic_file, sha256_of_file
+from common.files import atomic_file, json_value, sha256_of_file
 
 SOURCES_NAME = "sources.jsonl"
 READERS = 8  # files that are read at a time where a result has several sources
@@ -97,7 +97,7 @@ class Sources:
         if (self.out / SOURCES_NAME).is_file():
             for text in (self.out / SOURCES_NAME).read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, KeyError, TypeError):  # cut short by a kill
-                    value = json.loads(text)
+                    value = json_value(text)
                     marks[str(value["result"])] = Mark(str(value["times"]), str(value["contents"]))
         return marks
 

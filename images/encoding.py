@@ -21,6 +21,7 @@ from common.owned_folder import check_owner
 from common.processes import on_main_process, process_state
 from common.progress import progress_bar
 from common.runs import RUN_CONFIG_NAME
+from common.safe_yaml import load_yaml
 from common.short_repr import changes
 from common.sources import Sources, times_of
 from images.datasets import DataConfig, ImageDataset
@@ -72,7 +73,7 @@ def recorded_config(model: str | Path) -> dict[str, Any] | None:
     if folder.name != "model" or not recorded.is_file():
         return None
     try:
-        config = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+        config = load_yaml(recorded.read_text(encoding="utf-8"))
         DataConfig(**config["data"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{recorded} does not say what the run was trained on ({error}); it is damaged") from error

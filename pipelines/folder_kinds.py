@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from common.files import json_value
 from common.runs import SEQUENCE, TABLE, VAE, stage_of_run
 
 ASSEMBLED, QUICKSTART = "an assembled model", "a run of quickstart"
@@ -82,7 +82,7 @@ def check_kind(folder: Path, expected: str, advice: str, *, among: Sequence[str]
 def json_of(path: Path) -> dict[str, Any]:
     """The object of a JSON file; empty where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_value(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import json_value
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,11 +52,11 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
             if path.suffix == ".csv":
                 rows = list(csv.DictReader(file))
             else:
-                rows = [json.loads(line) for line in file if line.strip()]
+                rows = [json_value(line) for line in file if line.strip()]
         pairs = [(row["file"], row["caption"]) for row in rows]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): name a file of captions") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path} is no file of captions ({error!r}): expected columns or fields named file and caption"
         ) from error

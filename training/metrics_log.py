@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import explain_disk_errors
-from common.files import atomic_file, flush, write_text
+from common.files import atomic_file, flush, json_value, write_text
 from common.progress import progress_bar
 from training.trackers import Tracker, open_tracker
 
@@ -262,7 +262,7 @@ def keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
     kept, values = "", []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            value = json.loads(line)
+            value = json_value(line)
         except json.JSONDecodeError:
             break
         if value["step"] <= step:

@@ -21,6 +21,7 @@ from common.files import read_json, remove_leftovers, write_json, write_text
 from common.folder_lock import held
 from common.owned_folder import TRAINING, check_owner
 from common.runs import FACTS_NAME, RUN_CONFIG_NAME, stage_of_run
+from common.safe_yaml import load_yaml
 
 # Fields that may change between restarts: they decide how long, how often and how fast, not what a step learns. Three
 # of them change the result all the same: a cosine schedule ends with train.steps, so the learning rates to come follow
@@ -112,7 +113,7 @@ def write_config(
     path, facts_path = run / RUN_CONFIG_NAME, run / FACTS_NAME
     if continued and path.is_file():
         try:
-            before = flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+            before = flat(load_yaml(path.read_text(encoding="utf-8")))
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not valid YAML: it was damaged or edited; restore it, or start anew") from error
         known = read_json(facts_path).get("data", {}) if facts_path.is_file() else {}

@@ -6,14 +6,13 @@ is counted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import read_json
+from common.files import json_value, read_json
 from common.model_io import CONFIG_NAME
 from common.runs import config_of_run, stage_of_run
 from pipelines.folder_kinds import ASSEMBLED, QUICKSTART, SHARDS, json_of, kind_of_folder
@@ -136,7 +135,7 @@ def read_lines(path: Path, needed: dict[str, type]) -> tuple[list[dict[str, Any]
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json_value(line)
         except ValueError:
             value = None
         if is_line(value, needed):

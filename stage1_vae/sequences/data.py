@@ -8,7 +8,6 @@ unit vector of (draws on, is lifted, has ended); the row that ends, and all behi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError, check_fields
+from common.files import json_value
 from training.task import Batch
 
 PAD, END, UNKNOWN, FIRST = 0, 1, 2, 3  # tokens; the first of the vocabulary's
@@ -226,7 +226,7 @@ def read_drawings(place: Path) -> tuple[list[np.ndarray], list[str]]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            found = json.loads(line)
+            found = json_value(line)
             strokes = [[(x, -y) for x, y in zip(one[0], one[1], strict=True)] for one in found["drawing"]]
             if not np.isfinite([point for stroke in strokes for point in stroke]).all():
                 raise ValueError("a place of the pen is no finite number")
