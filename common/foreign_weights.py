@@ -14,6 +14,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import foreign_content
+from common.packed_files import check_if_packed
+from common.safe_yaml import load_yaml
 from common.tensor_files import load_tensors
 
 
@@ -106,6 +108,7 @@ def read_tensors(path: Path) -> Any:
     """What a .safetensors file, or a .pt, .pth, .ckpt or .bin file without foreign classes, holds. Raises UserError."""
     if not path.is_file():
         raise UserError(f"there is no file {path}; give the file with the weights")
+    check_if_packed(path)
     try:
         if path.suffix == ".safetensors":
             return load_tensors(path)
@@ -156,7 +159,7 @@ def read_original_config(path: Path) -> dict[str, Any]:
     """Constructor arguments from a YAML or JSON file: at its top, or under `model.params` or `params`, where the
     projects that build classes by name have them. Raises UserError."""
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader)  # a safe one
+        config = load_yaml(path.read_text(encoding="utf-8"), Loader)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"there is no file {path}; give the original's config, YAML or JSON") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

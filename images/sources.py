@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.files import foreign_content
+from common.packed_files import opened_npz
 from common.processes import process_state
 from common.wording import counted
 from images.files import SUFFIXES, read_image, read_size, scale_to_cover, scan_folder, to_array
@@ -226,17 +225,8 @@ def open_npz(path: Path, split: Split) -> ArraySource:
 
     Raises UserError when the file is not such a one.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError) as error:
-        if "Object arrays" in str(error):  # lists of unequal lengths, or texts in an array of objects
-            raise UserError(
-                f"{path} holds arrays of Python objects, which are not read because they may run code: make images one "
-                "uint8 array, all of one size, and class_names of texts, np.array(names, dtype=str)"
-            ) from error
-        reason = foreign_content(path) or f"cannot be read as .npz ({error}): it is damaged, make it anew"
-        raise UserError(f"{path} {reason}") from error
+    with opened_npz(path) as file:
+        arrays = {name: file[name] for name in file.files}
     if "arr_0" in arrays and split == "train":
         arrays = {"images": arrays["arr_0"], **({"labels": arrays["arr_1"]} if "arr_1" in arrays else {})}
     prefixes = ["train_", ""] if split == "train" else ["test_"]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_file, foreign_content
+from common.files import atomic_file
+from common.packed_files import opened_npz
 
 ROWS = 2048  # that are multiplied at a time: they bound the memory of a large array of features in float64
 
@@ -210,24 +207,6 @@ def names_in_npz(path: Path) -> list[str]:
     """Of the arrays of a file, without reading them. Raises UserError."""
     with opened_npz(path) as file:
         return list(file.files)
-
-
-@contextmanager
-def opened_npz(path: Path) -> Iterator[NpzFile]:
-    """Raises UserError, also for what cannot be read inside."""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise UserError(f"{path} is a single array, expected an .npz file of named ones")
-        with file:
-            yield file
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; check the path") from error
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError) as error:
-        why = foreign_content(path) or f"cannot be read as .npz ({error}): it is damaged, fetch or make it anew"
-        raise UserError(f"{path} {why}") from error
 
 
 def read_npz_images(path: str | Path) -> np.ndarray:

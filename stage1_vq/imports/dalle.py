@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.compatibility import is_torchscript, tensor_of_storage
 from common.errors import UserError
+from common.packed_files import check_if_packed
 from common.renaming import Weights, load_renamed, renamed
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig
@@ -104,6 +105,7 @@ def read_dalle_pickle(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); download DALL-E's encoder.pkl and decoder.pkl and name them"
         ) from error
+    check_if_packed(path)
     try:
         if is_torchscript(content):  # torch.load would run it
             raise UserError(f"{path} is a TorchScript program, expected DALL-E's encoder.pkl or decoder.pkl")
