@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_file, read_json, sha256_of_file, write_json
+from common.file_names import is_plain
+from common.files import atomic_file, json_value, read_json, sha256_of_file, write_json
 from common.tensor_files import save_tensors
 from common.wording import counted
 
 INDEX_NAME = "index.json"
 UNFINISHED_NAME = "unfinished"  # folder of what is known of the shards until all of them are written
 PLACES = {"data.path", "data.validation_path", "data.download_folder"}  # of images, in an index's source
+LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file: as the library has it
 NUMPY_TYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64, "I32": np.int32, "F32": np.float32}
 
 Split = Literal["train", "validation"]
@@ -30,12 +32,16 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of codes or latents."""
+    """One file of codes or latents, in the folder of its index."""
 
     file: str
     split: Split
     images: int = 0
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not is_plain(self.file):
+            raise TypeError(f"the shard {self.file!r} is no file of its folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +150,10 @@ class ShardWriter(Generic[Index]):
         """Shard `number` as the index will list it; None if it is not there with the right checksum."""
         record = self.record(number)
         if record.exists():
-            shard = Shard(**read_json(record))
+            try:
+                shard = Shard(**read_json(record))
+            except TypeError:  # it is edited, or of another version
+                return None
         elif self.indexed:
             shard = self.indexed[number]
         else:
@@ -313,7 +322,9 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, path.stat().st_size)))
+        if length > min(LARGEST_HEADER, path.stat().st_size - 8):
+            raise ValueError(f"it claims a header of {length} bytes")
+        header = json_value(file.read(length))
     data = np.memmap(path, mode="r", dtype=np.uint8)[8 + length :]
     return {
         name: data[slice(*entry["data_offsets"])].view(NUMPY_TYPES[entry["dtype"]]).reshape(entry["shape"])

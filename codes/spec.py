@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from common.errors import UserError
+from common.file_names import is_plain
 
 Codes = tuple[Tensor, ...]
 """One int64 tensor `b h w` per grid, coarse to fine, in the order in which a prior generates them."""
@@ -23,6 +24,10 @@ class Grid:
     height: int
     width: int
     vocabulary: int
+
+    def __post_init__(self) -> None:
+        if not is_plain(self.name):  # exported, its codes are files of this name
+            raise TypeError(f"a grid is called {self.name!r}")
 
     @property
     def size(self) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.files import atomic_file
+from common.file_names import is_below
+from common.files import atomic_file, json_value
 from common.owned_folder import SHEET_NAME
 from common.wording import counted
 from pipelines.pictures import class_rows, contact_sheet, in_columns, is_complete_png
@@ -30,10 +31,10 @@ def names(batch: range, num: int) -> list[str]:
 def recorded_samples(out: Path) -> int:
     """How many images the record of an earlier run names, as far as they are all there."""
     try:
-        files = [json.loads(line)["file"] for line in (out / SAMPLES_NAME).read_text(encoding="utf-8").splitlines()]
-    except (FileNotFoundError, ValueError, KeyError):
+        files = [json_value(line)["file"] for line in (out / SAMPLES_NAME).read_text(encoding="utf-8").splitlines()]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return 0
-    return len(files) if all(is_complete_png(out / file) for file in files) else 0
+    return len(files) if all(is_below(file) and is_complete_png(out / file) for file in files) else 0
 
 
 def write_samples(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.file_names import is_plain
 from common.files import atomic_folder, read_json, sha256_of_file
 from common.tensor_files import load_tensors, save_tensors
 
@@ -78,6 +79,8 @@ class Checkpoints:
         except (UserError, KeyError, TypeError, AttributeError):
             return f"{MANIFEST_NAME} is missing or unreadable"
         for name, checksum in files:
+            if not is_plain(name):
+                return f"{MANIFEST_NAME} names {name!r}, which is no file of it"
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if sha256_of_file(folder / name) != checksum:

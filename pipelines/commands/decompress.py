@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from common.errors import UserError
+from common.file_names import is_below
 from common.progress import progress_bar
 from common.sources import Sources, times_of
 from common.wording import counted
@@ -26,9 +26,6 @@ from pipelines.folder_kinds import compressed_files
 from pipelines.image_folders import target_names
 from pipelines.pictures import is_complete_png, save_png, to_picture, to_pil
 from pipelines.settings import results_folder
-
-LONGEST_NAME = 240  # bytes of a file or folder in an archive
-WINDOWS = os.name == "nt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,12 +272,3 @@ def png_names(file: str, own_names: Sequence[str], title: str) -> list[str]:
             )
     targets = target_names(names)
     return [f"{stem}/{targets[name]}" for name in names]
-
-
-def is_below(name: str) -> bool:
-    """Whether a path leads to a file below the folder that it is relative to. Elsewhere than on Windows a colon and a
-    backslash are characters of names like others."""
-    parts = (name.replace("\\", "/") if WINDOWS else name).split("/")
-    return not any(
-        part in ("", ".", "..") or (WINDOWS and ":" in part) or len(os.fsencode(part)) > LONGEST_NAME for part in parts
-    )

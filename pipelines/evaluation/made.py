@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
-from common.files import read_json
+from common.file_names import is_below
+from common.files import json_value, read_json
 from common.owned_folder import SETTINGS_NAME, owner_of
+from common.wording import one_line
 from images.datasets import DataConfig, ImageDataset, to_uint8
 from images.sources import FileSource, ImageSource, open_source
 from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of, without_sheet
@@ -142,11 +144,23 @@ def generated(folder: Path) -> FileSource:
     lines = folder / SAMPLES_NAME
     if not lines.is_file():
         raise UserError(f"made={folder} is not finished: repeat the command of `zellige generate` that began it")
-    samples = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    labels = [sample["label"] for sample in samples]
-    known = None if None in labels else np.array(labels)
+    try:
+        samples = [json_value(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+        labels, files = [sample["label"] for sample in samples], [sample["file"] for sample in samples]
+        elsewhere = [file for file in files if not is_below(file)]
+        known = None if None in labels else np.array(labels, dtype=np.int64)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{lines} is damaged or was edited ({one_line(error, 150)}): repeat the command of `zellige generate` that "
+            "made it, or copy the images alone and name their folder"
+        ) from error
+    if elsewhere:
+        raise UserError(
+            f"{lines} names {elsewhere[0]!r}, expected files of its own folder; it was edited: do not trust it, or "
+            "copy the images alone and name their folder"
+        )
     names = None if known is None else [str(label) for label in range(int(known.max()) + 1)]
-    return FileSource(folder, np.array([sample["file"].encode() for sample in samples]), known, names)
+    return FileSource(folder, np.array([os.fsencode(file) for file in files]), known, names)
 
 
 def made_with(path: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import pipelines.commands.compress as compress_module
-import pipelines.commands.decompress as decompress_module
+from common import file_names
 from common.errors import UserError
 from pipelines.cli import main
 from pipelines.codec.archive import read_archive, write_archive
@@ -59,9 +59,9 @@ def test_info_of_an_archive(model, images, tmp_path):
         describe_file(config)
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/a", "a/../b", "", "a//b", "c:/x", "a\\..\\b", "x" * 300])
+@pytest.mark.parametrize("name", ["../a", "/etc/a", "a/../b", "", "a//b", "c:/x", "con.png", "a\\..\\b", "x" * 300])
 def test_names_that_lead_elsewhere_are_refused(model, images, tmp_path, name, monkeypatch):
-    monkeypatch.setattr(decompress_module, "WINDOWS", True)
+    monkeypatch.setattr(file_names, "WINDOWS", True)
     compress_files(CompressConfig(model=str(model), images=str(images), out=str(tmp_path / "zlg"), archive=True))
     path = tmp_path / "zlg" / "images.zlg"
     archive = read_archive(path.read_bytes())
