@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, foreign_content, read_json
 from common.hub import download_from_hub
+from common.model_size import no_larger_than
 from common.processes import usable_device
 from common.short_repr import weights_of
 from common.tensor_files import load_tensors, save_tensors
@@ -161,7 +162,8 @@ def load_pretrained(
             "from an earlier checkpoint of its run"
         ) from error
     try:
-        model = kinds[kind].from_arguments(**description["arguments"])
+        with no_larger_than(weights):
+            model = kinds[kind].from_arguments(**description["arguments"])
         take_types(model, weights)
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

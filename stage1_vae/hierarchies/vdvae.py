@@ -36,6 +36,8 @@ from stage1_vae.likelihoods import LikelihoodConfig, LogisticMixtureConfig
 from stage1_vae.likelihoods.base import at_least_float
 from stage1_vae.posteriors.base import without_autocast
 
+MOST_BLOCKS = 10_000  # that a config can ask for: published ones have up to 80
+
 SMALLEST_OF_3X3 = 3  # resolution from which on convolutions see neighbours
 
 
@@ -121,6 +123,8 @@ def layers_of(name: str, text: str) -> list[Layer]:
                 f"blocks) or {third}, comma between"
             )
         resolution, number = int(found[1]), None if found[3] is None else int(found[3])
+        if len(layers) + (int(found[3]) if found[2] == "x" else 1) > MOST_BLOCKS:
+            raise UserError(f"model.{name}={text[:80]} has more than {MOST_BLOCKS:,} blocks, expected fewer")
         layers += [Layer(resolution)] * (number or 1) if found[2] in (None, "x") else [Layer(resolution, number)]
     return layers
 
