@@ -36,7 +36,8 @@ class TextEncoder:
             raise UserError("a text encoder needs transformers: pip install 'zellige[text]'") from error
         tokenizer = read_tokenizer(source)
         try:
-            model = transformers.AutoModelForTextEncoding.from_pretrained(source)
+            # Left out, trust_remote_code is a question to whoever sits there: False runs no code of the folder.
+            model = transformers.AutoModelForTextEncoding.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{source!r} is no text encoder that transformers opens ({str(error).splitlines()[0]}); name a folder "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,3 +125,15 @@ def test_a_prior_that_reads_no_vectors_is_refused(pair, folder, tmp_path):
     with pytest.raises(UserError, match="a pixelcnn prior reads no text, expected a transformer prior for captions"):
         train_stage2(config, pair[0], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_with_code_of_its_own_is_refused_and_nobody_is_asked(folder: Path, tmp_path: Path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForTextEncoding": "own.Model"}}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setattr(builtins, "input", lambda question: "y")
+    with pytest.raises(UserError, match="is no text encoder that transformers opens"):
+        TextEncoder.load(str(tmp_path / "own"))
+    assert not (tmp_path / "ran").exists()
