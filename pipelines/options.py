@@ -20,7 +20,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import configs
 from common.errors import FieldError, UserError
+from common.own_code import refuse_code
 from common.runs import SEQUENCE, TABLE, VAE, stage_of_recipe, stage_of_run
+from common.safe_yaml import load_yaml
 from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.help import help_of
@@ -28,6 +30,7 @@ from pipelines.mistakes import check_arguments, check_fields, explain, is_given
 
 Config = TypeVar("Config")
 
+OF_CODE = ("train.evaluate_features",)  # options that may name a function, MODULE:FUNCTION
 STAGES = {  # by the folder of their recipes: the command that trains them, and what they are
     "stage1": ("train-stage1", "stage one"),
     "vae": ("train-vae", VAE),
@@ -106,6 +109,9 @@ def read_recipe(
     if path is not None:
         fields = {name: option for name, option in options.items() if name not in ("config", "device")}
         check_fields(recipe, fields, f"{path}: ")
+        for name, value in leaves(recipe):
+            if name in OF_CODE and not is_given(name, rest):
+                refuse_code(value, name, str(path))
     if asks_for_help(rest):
         usage = f"zellige {command} --config RECIPE [--run RUN] [--FIELD VALUE ...]"
         note = f"The defaults are those of {named}." if named else "With --config the defaults are the recipe's."
@@ -266,10 +272,19 @@ def wrong_stage(title: str, recipes: str) -> UserError:
     return UserError(f"{title} is a recipe of {stage}; use {command}, or name another --config")
 
 
+def leaves(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a recipe by path, and their values."""
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A recipe as nested dicts. Raises UserError when it is not one."""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(recipe, dict):

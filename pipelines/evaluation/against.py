@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
+from common.own_code import refuse_code
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.protocol import NOT_REPEATED
 
@@ -52,6 +53,7 @@ def with_recorded(config: Any, recorded: dict[str, Any], path: str) -> Any:
         if is_dataclass(own):
             taken[name] = with_recorded(own, value, path)
         elif own == known[name].default and name not in NOT_REPEATED:
+            refuse_code(value, name, f"against={path}")
             taken[name] = value
     try:
         return replace(config, **taken)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.own_code import names_code
 from common.runs import SEQUENCE, TABLE, VAE
 from pipelines.folder_kinds import json_of
 from pipelines.report.collect import EVALUATION_NAME, Run, Subject
@@ -105,7 +106,9 @@ def commands_of(subject: Subject, *, seed: int, drawn: int | None, measured: str
 
 def training_command(run: Run) -> CommandLine:
     name = COMMANDS.get(run.stage, "train-stage1")
-    line = command(name, config=run.folder / "config.yaml", run=f"{run.folder}-again")
+    features = flat(run.config).get("train.evaluate_features")
+    own = {"train.evaluate_features": features} if names_code(features) else {}  # a file may not ask for it
+    line = command(name, config=run.folder / "config.yaml", run=f"{run.folder}-again", **own)
     return CommandLine(f"The training of {run.stage}, into a new folder", line)
 
 

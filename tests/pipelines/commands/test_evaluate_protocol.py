@@ -77,7 +77,10 @@ def test_against_repeats_every_figure_exactly(model: Path, digits: Path, tmp_pat
     options: dict[str, Any] = {"samples": 20, "seed": 5, "temperature": 0.5, "top_k": 7, "reference": str(digits)}
     first = evaluation_of(config_of(model, digits, num=33, features=CLASSIFIER, **options), tmp_path)
     assert "fd" in first
-    assert main(["evaluate", "--against", str(tmp_path / "evaluation.json")]) == 0
+    with pytest.raises(UserError, match=r"sets features to .*:classifier, which would import a Python module and run"):
+        evaluate(EvaluateConfig(against=str(tmp_path / "evaluation.json")))
+    capsys.readouterr()
+    assert main(["evaluate", "--against", str(tmp_path / "evaluation.json"), "--features", CLASSIFIER]) == 0
     printed = capsys.readouterr().out
     assert "figures are exactly the same as in" in printed
     assert "33 images" in printed
@@ -198,8 +201,11 @@ def test_what_is_missing_is_asked_for():
 TWICE = """
 import sys
 from pipelines.cli import main
+networks = "tests.pipelines.feature_networks"
+judge = {"codes": ["--judge", f"{networks}:corners"], "vae": []}
 for name in sys.argv[1:]:
-    assert main(["evaluate", "--against", f"{name}.json", "--out", f"{name}_two.json"]) == 0
+    own = ["--features", f"{networks}:classifier", *judge[name]]
+    assert main(["evaluate", "--against", f"{name}.json", "--out", f"{name}_two.json", *own]) == 0
 """
 
 
