@@ -6,6 +6,7 @@ recipes of runs whose model this is, and a licence that somebody states.
 
 from __future__ import annotations
 
+import html
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from common.hub import upload_to_hub
 from common.model_io import PretrainedModel, load_pretrained
 from common.runs import RUN_CONFIG_NAME, config_of_run
 from common.short_repr import weights_of
-from common.wording import either
+from common.wording import either, one_line
 from images.files import BadImageError, open_upright
 from pipelines.latents.models import VAES
 from pipelines.pictures import contact_sheet, in_columns, save_png
@@ -209,7 +210,8 @@ def body(
     rows = {part: f"{model.kind}: {', '.join([*model.traits(), size_of(model)])}" for part, model in parts.items()}
     if names := traits.class_names:
         more = " ..." if len(names) > MOST_CLASSES else ""
-        rows["classes"] = f"{len(names)}: {', '.join(names[:MOST_CLASSES])}{more}"
+        shown = ", ".join(as_text(name) for name in names[:MOST_CLASSES])
+        rows["classes"] = f"{len(names)}: {shown}{more}"
     if traits.settings:
         rows["sampling"] = ", ".join(f"{key}={value}" for key, value in traits.settings.items())
     rows["fingerprint"] = f"`{pipeline.fingerprint()}`"
@@ -241,7 +243,7 @@ def figures(evaluation: Mapping[str, Any]) -> list[str]:
     """A table, and the protocol without which its numbers mean little."""
     shown = {name.replace("_", " "): f"{value:.5g}" for name, value in numbers_of(evaluation).items()}
     found = [table(("figure", "value"), shown)]
-    found += [f"* {note}" for note in evaluation.get("notes", ())]
+    found += [f"* {as_text(note)}" for note in evaluation.get("notes", ())]
     protocol = {name: value for name, value in evaluation["protocol"].items() if name not in ("asked", "model")}
     text = yaml.safe_dump(without_places(protocol), sort_keys=False, allow_unicode=True, width=100)
     found.append(f"They were measured so (`zellige evaluate`):\n\n```yaml\n{text}```")
@@ -253,6 +255,11 @@ def training(options: CardOptions, recipes: Mapping[str, str]) -> str:
     said = [f"Trained on {named}." if named else "The training images are not named."]
     said += [f"Recipe of the {part}:\n\n```yaml\n{recipe}```" for part, recipe in recipes.items()]
     return "\n\n".join(said)
+
+
+def as_text(name: object) -> str:
+    """What comes from data or another file, on one line and without markup: a card is a page."""
+    return html.escape(one_line(name), quote=False)
 
 
 def table(head: tuple[str, str], rows: Mapping[str, str]) -> str:

@@ -131,7 +131,7 @@ def test_no_page_shows_its_markup(pages):
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_links_of_the_pages_beside_docs_lead_somewhere(pages, name):
     for found in LINK.findall((ROOT / name).read_text(encoding="utf-8")):
         link = found[0] or found[1]
