@@ -15,6 +15,7 @@ from torch.nn.modules.module import (
 
 TIMES = 2  # as many numbers as the weights have may be built, for what is made and thrown away
 MORE = 2**25  # and so many besides
+PUBLISHED = threading.local()  # whether this thread builds a network `of_known_size`
 LARGEST_BUFFER = 2**28  # of a buffer, which need not be saved: the mask of an attention over 16,384 places has as many
 
 
@@ -25,14 +26,17 @@ def no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
     known = TIMES * sum(tensor.numel() for tensor in weights.values())
     left, thread = known + MORE, threading.get_ident()
 
+    def is_counted() -> bool:
+        return threading.get_ident() == thread and not getattr(PUBLISHED, "inside", False)
+
     def count(module: nn.Module, name: str, parameter: Any) -> None:
         nonlocal left
-        if isinstance(parameter, Tensor) and threading.get_ident() == thread:
+        if isinstance(parameter, Tensor) and is_counted():
             left -= parameter.numel()
             check(left >= 0)
 
     def look(module: nn.Module, name: str, buffer: Any) -> None:
-        if isinstance(buffer, Tensor) and threading.get_ident() == thread:
+        if isinstance(buffer, Tensor) and is_counted():
             check(buffer.numel() <= known + LARGEST_BUFFER)
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(look)]
@@ -41,6 +45,16 @@ def no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def of_known_size() -> Iterator[None]:
+    """Inside, a library builds a network that it knows by its name, however much of it is kept: it is not counted."""
+    before, PUBLISHED.inside = getattr(PUBLISHED, "inside", False), True
+    try:
+        yield
+    finally:
+        PUBLISHED.inside = before
 
 
 def check(is_small_enough: bool) -> None:

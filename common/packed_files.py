@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -88,7 +88,7 @@ def most_unpacked(size: int) -> float:
     return max(allowed * 1e9, RATIO * size)
 
 
-def bytes_claimed(file: BinaryIO) -> int:
+def bytes_claimed(file: IO[bytes]) -> int:
     """Of a .npy file, its head and what that says of the data. Raises ValueError."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from common.model_size import of_known_size
 from common.timm_models import Asking, check_name, megabytes_of, pretrained
 
 
@@ -66,6 +67,7 @@ class TimmFeatures(nn.Module):
         self.features.load_state_dict(loaded.state_dict())
 
 
+@of_known_size()
 def create(name: str, **settings: Any) -> Any:
     """The features of a network. One that is made for a single size of images is asked to take others: vision
     transformers by positions that are interpolated, networks with windows by padding. Raises what timm raises."""

@@ -12,7 +12,7 @@ from torch import nn
 from common import model_size
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.model_size import no_larger_than
+from common.model_size import no_larger_than, of_known_size
 from tests.training.toy import ToyModel
 
 
@@ -44,3 +44,13 @@ def test_a_buffer_is_held_to_a_limit_and_other_threads_to_none(monkeypatch):
         thread.join()
     assert len(built) == 1
     nn.BatchNorm1d(121)  # the limit ends with the block
+
+
+def test_networks_that_a_library_builds_by_their_names_are_not_counted(monkeypatch):
+    monkeypatch.setattr(model_size, "MORE", 100)
+    with no_larger_than({}):
+        with of_known_size():
+            nn.Linear(200, 200)
+        nn.Linear(9, 10)
+        with pytest.raises(ValueError, match="describes a larger network"):
+            nn.Linear(1, 1)
