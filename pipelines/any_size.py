@@ -6,15 +6,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codes.spec import Codes
+from codes.spec import Codes, CodeSpec
+from common.computing import computing_in
+from common.errors import UserError
+from common.precision import Precision
 from stage1_vq.autoencoders import Autoencoder
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32."""
+def reconstruct(autoencoder: Autoencoder, images: Tensor, precision: Precision | None = None) -> Tensor:
+    """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32. precision: as for
+    `decoded`."""
     height, width = images.shape[-2:]
-    return autoencoder.decode(encode_any_size(autoencoder, images)).float()[..., :height, :width]
+    return decoded(autoencoder, encode_any_size(autoencoder, images), precision)[..., :height, :width]
+
+
+@torch.no_grad()
+def decoded(autoencoder: Autoencoder, codes: Codes, precision: Precision | None = None) -> Tensor:
+    """Images of codes, one b h w per grid on any device -> b c H W, float32. precision: what the decoder computes in;
+    None: as its weights are. Images larger than the training size go through it so many at a time that they have the
+    pixels of a batch of that size. Raises UserError where images do not fit into the range of float16."""
+    device = next(autoencoder.parameters()).device
+    parts = in_parts(tuple(grid.to(device) for grid in codes), autoencoder.code_spec())
+    with computing_in(precision, device):
+        images = torch.cat([autoencoder.decode(part).float() for part in parts])
+    if precision == "fp16":
+        check_range(images)
+    return images
+
+
+def check_range(images: Tensor) -> None:
+    """Raises UserError for images, of any shape, that a decoder in float16 has no numbers for."""
+    if not bool(images.isfinite().all()):
+        raise UserError(
+            "the decoder's images are not finite in float16, whose range its activations exceed; take bf16 for the "
+            "decoder, or leave its precision out"
+        )
+
+
+def in_parts(codes: Codes, spec: CodeSpec) -> list[Codes]:
+    """Codes of images, one b h w per grid, so many at a time that no part has more codes than b images of `spec`; all
+    at once where they are no larger than that. How many depends on nothing else: a device's free memory changes no
+    pixel."""
+    own, each = sum(grid.size for grid in spec.grids), sum(grid.shape[1:].numel() for grid in codes)
+    if each <= own:
+        return [codes]
+    return list(zip(*(grid.split(max(1, len(grid) * own // each)) for grid in codes), strict=True))
 
 
 @torch.no_grad()

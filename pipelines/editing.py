@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from codes.spec import CodeSpec
+from common.computing import check_device
 from common.errors import UserError
 from common.owned_folder import SHEET_NAME
 from common.processes import process_state
@@ -35,7 +36,7 @@ from pipelines.masks import (
 )
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.sampling_options import DrawingOptions
-from pipelines.settings import check_apart, results_folder
+from pipelines.settings import check_apart, recorded_settings, results_folder
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
 
@@ -79,13 +80,15 @@ class Drawing:
         return {"model": self.pipeline.fingerprint(), **asdict(self.sampling), **chosen}
 
 
-def open_drawing(model: str, options: DrawingOptions) -> Drawing:
-    """Raises UserError for a model that cannot draw what is asked for."""
+def open_drawing(model: str, options: DrawingOptions, out: str) -> Drawing:
+    """out: the folder that the images go to. Raises UserError for a model that cannot draw what is asked for."""
     _, device = open_device(options.device)
     pipeline = TwoStagePipeline.from_pretrained(model).to(device)
     if options.text_encoder is not None:
         pipeline.load_text_encoder(options.text_encoder)
-    label, sampling = class_number(pipeline.class_names, options.label), options.sampling(pipeline.sampling)
+    label = class_number(pipeline.class_names, options.label)
+    sampling = options.sampling(pipeline.sampling, recorded_settings(Path(out)))
+    check_device(device, sampling.precision, sampling.decoding)
     sampling.check_fits(pipeline.prior)
     if options.guidance not in (None, 1) and pipeline.num_classes and label is None and options.prompt is None:
         raise UserError(f"guidance={options.guidance} without a label, expected a class to follow; give a label")

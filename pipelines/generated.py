@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
 from pipelines.pictures import contact_sheet, in_columns, save_png, to_pil
+from pipelines.streaming import gathered
 
 SHOWN, COLUMNS = 64, 8  # images on the sheet of a notebook
 
@@ -43,14 +43,19 @@ class Generated(NamedTuple):
         return save_numbered(self.pil(), folder, first_index)
 
 
-def together(batches: Sequence[Generated]) -> Generated:
-    """What the batches of a stream hold, in order."""
-    images, codes, labels = zip(*batches, strict=True)
-    return Generated(
-        images=torch.cat(images),
-        codes=tuple(torch.cat(grids) for grids in zip(*codes, strict=True)),
-        labels=None if labels[0] is None else torch.cat(labels),
-    )
+def together(batches: Iterable[Generated], num: int) -> Generated:
+    """What the batches of a stream of `num` images hold, in order, on the CPU (`streaming.gathered`)."""
+    labelled = False
+
+    def tensors() -> Iterator[list[Tensor]]:
+        nonlocal labelled
+        for images, codes, labels in batches:
+            labelled = labels is not None
+            yield [images, *codes, *([] if labels is None else [labels])]
+            del images, codes, labels
+
+    images, *others = gathered(tensors(), num)
+    return Generated(images, tuple(others[:-1] if labelled else others), others[-1] if labelled else None)
 
 
 def save_numbered(pictures: Sequence[Image.Image], folder: str | Path, first_index: int) -> list[Path]:

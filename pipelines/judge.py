@@ -60,7 +60,7 @@ def sample_best(
     highest = torch.empty(0)
     for number in range(candidates):
         codes = pipeline.sample([index * candidates + number for index in indices], labels, seed, sampling)
-        score = scores(judge, pipeline.decode(codes), asked).to(codes[0].device)
+        score = scores(judge, pipeline.decode(codes, precision=sampling.decoding), asked).to(codes[0].device)
         if best is None:
             best, highest = codes, score
             continue

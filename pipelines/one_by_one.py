@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from codes.spec import Codes
+from common.precision import Precision
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
@@ -20,16 +21,19 @@ Use = Callable[[int, Image.Image], Result]
 """What is done with a picture, given its position."""
 
 
-def decode_each(pipeline: TwoStagePipeline, codes: Codes, count: int, use: Use[Result]) -> list[Result]:
-    """Decodes the first `count` samples of `codes`, one b h w per grid. On a CPU each by itself and by one thread,
-    several at a time: a convolution adds up in an order that depends on the number of threads."""
+def decode_each(
+    pipeline: TwoStagePipeline, codes: Codes, count: int, use: Use[Result], precision: Precision | None = None
+) -> list[Result]:
+    """Decodes the first `count` samples of `codes`, one b h w per grid. precision: of the decoder. On a CPU each by
+    itself and by one thread, several at a time: a convolution adds up in an order that depends on the number of
+    threads."""
     if pipeline.device.type != "cpu":
-        images = pipeline.decode(codes)[:count]
+        images = pipeline.decode(codes, precision=precision)[:count]
         with ThreadPoolExecutor() as pool:
             return list(pool.map(use, range(count), map(to_pil, images)))
 
     def decode(i: int) -> Result:
-        return use(i, to_pil(pipeline.decode(tuple(grid[i : i + 1] for grid in codes))[0]))
+        return use(i, to_pil(pipeline.decode(tuple(grid[i : i + 1] for grid in codes), precision=precision)[0]))
 
     return by_one_thread_each(decode, count)
 
@@ -42,18 +46,20 @@ def sample_each(
     use: Use[Result],
     labels: Sequence[int] | None = None,
     temperature: float | Sequence[float] = 1.0,
+    precision: Precision | None = None,
 ) -> list[Result]:
     """Draws and decodes samples `indices` of `seed`, of the classes `labels` of a VAE that knows some. On a CPU each by
     itself and by one thread, several at a time: a matrix product adds up in an order that depends on the number of rows
     and threads."""
     if pipeline.device.type != "cpu":
-        images = pipeline.sample(indices, seed, pixels, labels, temperature).images
+        images = pipeline.sample(indices, seed, pixels, labels, temperature, precision).images
         with ThreadPoolExecutor() as pool:
             return list(pool.map(use, range(len(indices)), map(to_pil, images)))
 
     def sample(i: int) -> Result:
         label = None if labels is None else labels[i : i + 1]
-        return use(i, to_pil(pipeline.sample(indices[i : i + 1], seed, pixels, label, temperature).images[0]))
+        made = pipeline.sample(indices[i : i + 1], seed, pixels, label, temperature, precision)
+        return use(i, to_pil(made.images[0]))
 
     return by_one_thread_each(sample, len(indices))
 

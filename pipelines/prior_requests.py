@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from pipelines.labels import class_named
 from stage2_prior.condition import Condition
 from stage2_prior.priors import Prior
 from stage2_prior.sampling import SamplingConfig
-from stage2_prior.text import tokenize
-from stage2_prior.text_encoder import TextEncoder
+from stage2_prior.text_encoder import EncodedText, TextEncoder
 
 Asked = TypeVar("Asked", bound=int | str | Sequence[Any] | None)
 Labels = int | str | Sequence[int | str] | None
@@ -53,6 +52,21 @@ def is_one_for_each(asked: int | str | Sequence[Any] | None) -> TypeGuard[Sequen
     return not isinstance(asked, int | np.integer | str | None)
 
 
+def number_asked(labels: Labels, prompts: str | Sequence[str] | None) -> int:
+    """How many images there are to be, where only lists of what they show tell. Raises UserError where none does."""
+    for asked in (labels, prompts):
+        if is_one_for_each(asked):
+            return len(asked)
+    raise UserError("nothing says how many images to generate; give `num`, or one label for each image")
+
+
+def to_slice(asked: Asked) -> Asked:
+    """As `part_of` can take it: itself, not a copy, where it is a sequence, else a list of it."""
+    if not is_one_for_each(asked) or isinstance(asked, Sequence | np.ndarray | torch.Tensor):
+        return asked
+    return list(asked)  # type: ignore[return-value]
+
+
 def part_of(asked: Asked, images: slice) -> Asked:
     """A label or prompt of some of the images."""
     return asked[images] if is_one_for_each(asked) else asked  # type: ignore[return-value]
@@ -70,17 +84,40 @@ def labels_of(prior: KnowsClasses, indices: Sequence[int], labels: Labels = None
     if isinstance(labels, int | np.integer | str):
         labels = [labels] * len(indices)
     chosen = [class_named(prior.class_names, label) if isinstance(label, str) else int(label) for label in labels]
-    if len(chosen) != len(indices):
-        raise UserError(
-            f"got {counted(len(chosen), 'label')} for {counted(len(indices), 'image')}, expected one for each"
-        )
+    check_one_for_each("label", len(chosen), len(indices))
     for label in chosen:
-        if not 0 <= label < prior.num_classes:
-            raise UserError(
-                f"label {label} is out of range: this model knows the {prior.num_classes} classes "
-                f"0 to {prior.num_classes - 1}; choose one of them"
-            )
+        check_class(prior, label)
     return chosen
+
+
+def check_class(prior: KnowsClasses, label: int) -> None:
+    if not 0 <= label < prior.num_classes:
+        raise UserError(
+            f"label {label} is out of range: this model knows the {prior.num_classes} classes "
+            f"0 to {prior.num_classes - 1}; choose one of them"
+        )
+
+
+def check_one_for_each(noun: str, given: int, images: int) -> None:
+    if given != images:
+        raise UserError(f"got {counted(given, noun)} for {counted(images, 'image')}, expected one for each")
+
+
+def check_labels(prior: KnowsClasses, indices: range, labels: Labels) -> None:
+    """Raises UserError where `labels_of` does, without a list of all, which may be of a million images."""
+    if prior.num_classes == 0 or not is_one_for_each(labels):
+        labels_of(prior, indices[:1], labels)
+        return
+    check_one_for_each("label", len(labels), len(indices))
+    for label in labels:
+        labels_of(prior, indices[:1], label if isinstance(label, str) else int(label))
+
+
+def check_prompts(prior: Prior, indices: range, prompts: str | Sequence[str] | None) -> None:
+    """Raises UserError where `prompts_of` does, without a list of all."""
+    prompts_of(prior, indices[:1], None if prompts is None else "")
+    if is_one_for_each(prompts):
+        check_one_for_each("prompt", len(prompts), len(indices))
 
 
 def prompts_of(prior: Prior, indices: Sequence[int], prompts: str | Sequence[str] | None = None) -> list[str] | None:
@@ -95,11 +132,42 @@ def prompts_of(prior: Prior, indices: Sequence[int], prompts: str | Sequence[str
             raise UserError("this prior was trained with label_dropout=0 and must be told what to draw; give a prompt")
         prompts = ""
     texts = [prompts] * len(indices) if isinstance(prompts, str) else list(prompts)
-    if len(texts) != len(indices):
-        raise UserError(
-            f"got {counted(len(texts), 'prompt')} for {counted(len(indices), 'image')}, expected one for each"
-        )
+    check_one_for_each("prompt", len(texts), len(indices))
     return texts
+
+
+class Requested(NamedTuple):
+    """What the images of a stream are asked to show, in any number: nothing of it is copied."""
+
+    prior: Prior
+    indices: range  # of samples
+    labels: Labels
+    prompts: str | Sequence[str] | None
+    given: Codes | None  # one num h w for each grid
+
+    @classmethod
+    def of_images(
+        cls,
+        prior: Prior,
+        first_index: int,
+        num: int,
+        labels: Labels,
+        prompts: str | Sequence[str] | None,
+        given: Codes | None,
+    ) -> Self:
+        """Of `num` images from sample `first_index` on. Raises UserError for labels and prompts that are not the
+        prior's."""
+        asked = cls(prior, range(first_index, first_index + num), to_slice(labels), to_slice(prompts), given)
+        check_labels(prior, asked.indices, asked.labels)
+        check_prompts(prior, asked.indices, asked.prompts)
+        return asked
+
+    def part(self, some: slice) -> tuple[range, list[int] | None, list[str] | None, Codes | None]:
+        """Samples, classes, texts and given codes of some images."""
+        indices = self.indices[some]
+        labels = labels_of(self.prior, indices, part_of(self.labels, some))
+        prompts = prompts_of(self.prior, indices, part_of(self.prompts, some))
+        return indices, labels, prompts, self.given and tuple(grid[some] for grid in self.given)
 
 
 def with_settings(sampling: SamplingConfig, settings: Mapping[str, Any]) -> SamplingConfig:
@@ -140,10 +208,10 @@ def condition_of(
     labels: Sequence[int] | None,
     prompts: Sequence[str] | None,
     given: Codes | None,
-    text_encoder: Callable[[], TextEncoder],
+    encode_prompts: Callable[[Sequence[str]], EncodedText],
 ) -> Condition:
-    """What the prior goes by, on its device. labels, prompts: b; given: one b h w for each grid; text_encoder: asked
-    where the prior reads vectors of prompts. Raises UserError where a prior of given codes is given none."""
+    """What the prior goes by, on its device. labels, prompts: b; given: one b h w for each grid; encode_prompts: asked
+    where the prior reads vectors of them. Raises UserError where a prior of given codes is given none."""
     if prior.given and given is None:
         grids = " + ".join(f"{grid.height}x{grid.width} codes of {grid.vocabulary}" for grid in prior.given)
         raise UserError(
@@ -155,8 +223,5 @@ def condition_of(
         return condition
     if prior.text is not None:
         return replace(condition, text=prior.tokenize(prompts).to(device))
-    assert prior.embeddings is not None
-    encoder = text_encoder()
-    tokens = tokenize(encoder.tokenizer, prompts, prior.embeddings.length)
-    embeddings, mask = encoder.encode(tokens.to(device), prior.padded_left)
+    embeddings, mask = encode_prompts(prompts)
     return replace(condition, embeddings=embeddings, embedding_mask=mask)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from common.errors import UserError
+from common.precision import AnyPrecision, Precision
 from stage2_prior.sampling_config import SamplingConfig
 
 
@@ -23,12 +25,20 @@ class SamplingOptions:
     guidance_end: float | None = None  # share of an image's steps after which there is none
     steps: int | None = None  # of a maskgit or diffusion prior for an image (12 and 64): fewer are faster
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
-    precision: Literal["bf16"] | None = None  # bf16: compute in bfloat16, faster on GPUs; else as the weights are
+    precision: AnyPrecision | None = None  # what prior and decoder compute in, faster on GPUs; no: as the weights are
+    decoder_precision: AnyPrecision | None = None  # the decoder alone, as where fp16 overflows; left out: as the prior
 
-    def sampling(self, default: SamplingConfig) -> SamplingConfig:
-        """`default`, with those that were given in their place."""
-        given = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
-        return replace(default, **{name: value for name, value in given.items() if value is not None})
+    def sampling(self, default: SamplingConfig, begun: Mapping[str, Any] | None = None) -> SamplingConfig:
+        """`default`, with those that were given in their place. begun: what the folder records that the images go to,
+        whose decoder precision holds where none is given: earlier builds decoded in float32, whatever the prior was
+        in."""
+        asked = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
+        if begun and self.decoder_precision is None:
+            asked["decoder_precision"] = begun.get("decoder_precision")
+        given = {name: value for name, value in asked.items() if value is not None}
+        if self.precision == "no":
+            given["precision"] = None
+        return replace(default, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,11 @@ class DrawingOptions(SamplingOptions):
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed={self.seed}, expected 0 to {2**64 - 1}")
+
+
+def chosen_precision(asked: AnyPrecision | None) -> Precision | None:
+    """Of a VAE or a decoder alone, which record none of their own."""
+    return None if asked == "no" else asked
 
 
 def check_temperatures(temperature: float | None, temperatures: tuple[float, ...] | None) -> None:

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.files import read_json, remove_leftovers_below, write_json
 from common.folder_lock import held
 from common.owned_folder import SETTINGS_NAME, check_owner, foreign_files
+from common.precision import as_meant
 from common.processes import on_main_process
 
 
@@ -59,7 +60,7 @@ def forget_settings(out: Path, results: str) -> None:
 def recorded_settings(out: Path, results: str = "*.png") -> dict[str, Any]:
     """The settings that an earlier run recorded in `out`; empty if it wrote none of its `results` with them."""
     path, made = out / SETTINGS_NAME, out.rglob(results)
-    return read_json(path) if path.exists() and next(made, None) is not None else {}
+    return as_meant(read_json(path)) if path.exists() and next(made, None) is not None else {}
 
 
 def check_settings(

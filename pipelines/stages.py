@@ -9,9 +9,10 @@ import torch
 from codes.shards import CodeDataset
 from common.errors import UserError
 from common.files import read_json
-from common.model_io import load_pretrained
+from common.model_io import PretrainedModel, load_pretrained, weight_types
 from pipelines.model_folders import INDEX_NAME, stage_folder
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage2_prior.latents import LatentPriorModel
 from stage2_prior.priors import PRIORS, Prior
 
 KIND = "two_stage"
@@ -109,3 +110,13 @@ def check_made_by(codes: CodeDataset, autoencoder: Autoencoder) -> None:
             f"{codes.folder} holds codes of autoencoder {recorded[:12]}, {codes.code_spec.describe()}, expected those "
             f"of {actual[:12]}, {spec.describe()}; encode images with this model"
         )
+
+
+def note_cast(
+    prior: Prior | LatentPriorModel, stage1: PretrainedModel, compared: tuple[PretrainedModel, dict[str, torch.dtype]]
+) -> None:
+    """Where a first stage was cast to another type since a prior was found to fit it, the prior, which records whose it
+    is, goes with what it is now. compared: that first stage, and its types then (`weight_types`)."""
+    known, types = compared
+    if stage1 is known and types != weight_types(known) and prior.stage1_fingerprint is not None:
+        prior.stage1_fingerprint = known.fingerprint()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -13,39 +13,32 @@ import torch
 from torch import Tensor
 
 from codes.spec import Codes
+from common.computing import check_device
 from common.errors import UserError
-from common.files import check_replaceable
 from common.model_io import PretrainedModel, check_type, weight_types
+from common.precision import Precision
 from common.processes import usable_device
-from common.progress import BAR_AFTER, progress_bar
 from common.short_repr import weights_of
-from pipelines.any_size import encode_any_size, in_one_layout, reconstruct
+from pipelines.any_size import decoded, encode_any_size, in_one_layout, reconstruct
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables
+from pipelines.encoded_prompts import EncodedPrompts
 from pipelines.generated import Generated, together
 from pipelines.image_input import Picture, Pictures, as_images, stacked
-from pipelines.known_codes import codes_at, codes_but_a_share, codes_of_kept_pixels, random_places
+from pipelines.known_codes import codes_but_a_share, codes_of_kept_pixels
 from pipelines.masks import Mask, mask_of, pasted
 from pipelines.model_card import SAMPLES, CardTraits, PushOptions, push
-from pipelines.model_folders import INDEX_NAME, pipeline_folder
-from pipelines.prior_requests import (
-    Labels,
-    condition_of,
-    is_one_for_each,
-    labels_of,
-    part_of,
-    prompts_of,
-    text_encoder_of,
-    with_settings,
-)
-from pipelines.stages import check_fit
+from pipelines.model_folders import pipeline_folder
+from pipelines.prior_requests import Labels, Requested, condition_of, labels_of, number_asked, prompts_of, with_settings
+from pipelines.redrawing import check_size, codes_between, labels_of_redrawn, random_order
+from pipelines.stages import check_fit, note_cast
+from pipelines.streaming import made_in_batches
 from pipelines.two_stage_card import traits_of_stages
 from pipelines.two_stage_folder import TwoStageParts, read_two_stage, write_two_stage
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
-from stage2_prior.cuda_graph import RecordedDraw
-from stage2_prior.drawing import noise
-from stage2_prior.priors import AutoregressivePrior, Prior
+from stage2_prior.cuda_graph import RecordedDraw, check_recordable
+from stage2_prior.priors import Prior
 from stage2_prior.sampling import Complete, SamplingConfig, draw_in_order, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
 from stage2_prior.text_encoder import TextEncoder
@@ -80,7 +73,7 @@ class TwoStagePipeline:
         self.sampling = sampling or SamplingConfig()
         self.tables = tables
         self.recorded: RecordedDraw | None = None
-        self.text_encoder: TextEncoder | None = None  # loaded with the first prompt that needs one
+        self.prompts = EncodedPrompts()
         self.source: Path | None = None  # folder that it was opened from
 
     def __repr__(self) -> str:
@@ -118,13 +111,7 @@ class TwoStagePipeline:
         """From now on `generate` and `sample` take all steps of a batch as one CUDA graph, recorded at the first batch
         of its kind: the same codes, without Python between the steps. Raises UserError on another device, and for a
         prior that fills in its codes in a few large steps."""
-        if self.device.type != "cuda":
-            raise UserError(f"got cuda_graph on the device {self.device}, expected a CUDA device; leave it out")
-        if not isinstance(self.prior, AutoregressivePrior):
-            raise UserError(
-                f"got cuda_graph for a {self.prior.kind} prior, expected one that draws its codes in an order: its few "
-                "steps are large ones, which do not wait for Python; leave it out"
-            )
+        check_recordable(self.prior, self.device)
         self.recorded = RecordedDraw(draw_in_order)
         return self
 
@@ -152,14 +139,10 @@ class TwoStagePipeline:
         prior of given codes goes by, one num h w for each of their grids. `size`, (H, W): larger than the training
         size, by a sliding window (stage2_prior/sliding_window.py). `sampling` replaces the pipeline's own settings, and
         single ones are given by their names, `temperature=0.9, top_k=50` (stage2_prior.sampling.SamplingConfig).
-        progress: whether a terminal shows a bar where it takes longer than a second. Raises UserError for labels,
-        prompts or given codes that are not the prior's.
+        progress: whether a terminal shows a bar where it takes longer than a second. What is made is on the CPU, at
+        the end of each batch. Raises UserError for labels, prompts or given codes that are not the prior's.
         """
-        if num is None:
-            lists = [asked for asked in (labels, prompts) if is_one_for_each(asked)]
-            if not lists:
-                raise UserError("nothing says how many images to generate; give `num`, or one label for each image")
-            num = len(lists[0])
+        num = number_asked(labels, prompts) if num is None else num
         batches = self.stream(
             num,
             labels=labels,
@@ -173,7 +156,7 @@ class TwoStagePipeline:
             progress=progress,
             **settings,
         )
-        return together(list(batches))
+        return together(batches, num)
 
     def stream(
         self,
@@ -190,31 +173,20 @@ class TwoStagePipeline:
         progress: bool = True,
         **settings: Any,
     ) -> Iterator[Generated]:
-        """The images of `generate`, batch after batch, each made when it is asked for: any number of them in the memory
-        of one batch. Arguments and errors: those of `generate`. What is not asked for any more is not made."""
+        """The images of `generate`, batch after batch, each made when it is asked for, on the pipeline's device: any
+        number of them in the memory of one batch. Arguments and errors: those of `generate`; labels and prompts are not
+        copied, but read with their batch. What is not asked for any more is not made."""
         sampling = with_settings(sampling or self.sampling, settings)
-        if num < 1 or batch_size < 1:
-            raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
-        indices = range(first_index, first_index + num)
-        labels = list(labels) if is_one_for_each(labels) else labels
-        prompts = list(prompts) if is_one_for_each(prompts) else prompts
-        # Refused here, not with the first batch; what all images share need not be said a million times for it.
-        labels_of(self.prior, indices if is_one_for_each(labels) else indices[:1], labels)
-        prompts_of(self.prior, indices if is_one_for_each(prompts) else indices[:1], prompts)
+        check_device(self.device, sampling.precision, sampling.decoding)
+        asked = Requested.of_images(self.prior, first_index, num, labels, prompts, given)
 
-        def batches() -> Iterator[Generated]:
-            with progress_bar(num, "images", shown=progress, delay=BAR_AFTER) as bar:
-                for start in range(0, num, batch_size):
-                    some = slice(start, start + batch_size)
-                    chosen = labels_of(self.prior, indices[some], part_of(labels, some))
-                    texts = prompts_of(self.prior, indices[some], part_of(prompts, some))
-                    others = given and tuple(grid[some] for grid in given)
-                    codes = self.sample(indices[some], chosen, seed, sampling, prompts=texts, given=others, size=size)
-                    made = Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
-                    bar.update(len(made.images))
-                    yield made
+        def make(some: slice) -> Generated:
+            indices, chosen, texts, others = asked.part(some)
+            codes = self.sample(indices, chosen, seed, sampling, prompts=texts, given=others, size=size)
+            images = self.decode(codes, precision=sampling.decoding)
+            return Generated(images, codes, None if chosen is None else torch.tensor(chosen))
 
-        return batches()
+        return made_in_batches(num, batch_size, make, progress)
 
     def sample(
         self,
@@ -239,14 +211,12 @@ class TwoStagePipeline:
         self, labels: Sequence[int] | None, prompts: Sequence[str] | None = None, given: Codes | None = None
     ) -> Condition:
         """What the prior goes by, on its device. Raises UserError where a prior of given codes is given none."""
-        return condition_of(self.prior, labels, prompts, given, self.load_text_encoder)
+        return condition_of(self.prior, labels, prompts, given, partial(self.prompts.of, self.prior))
 
     def load_text_encoder(self, source: str | None = None) -> TextEncoder:
         """The encoder whose vectors the prior reads, loaded once. source and errors: those of
         `prior_requests.text_encoder_of`."""
-        if self.text_encoder is None or source is not None:
-            self.text_encoder = text_encoder_of(self.prior, source)
-        return self.text_encoder
+        return self.prompts.load(self.prior, source)
 
     def images(self, pictures: Pictures) -> Tensor:
         """b c H W, float in [-1, 1], of tensors, PIL pictures or paths of one size. Raises UserError."""
@@ -259,15 +229,16 @@ class TwoStagePipeline:
         """
         return encode_any_size(self.autoencoder, self.images(images))
 
-    @torch.no_grad()
-    def decode(self, codes: Codes, size: tuple[int, int] | None = None) -> Tensor:
-        """Images of codes: one b h w per grid -> b c H W, float32 in [-1, 1]; size: (H, W) to crop to."""
-        images = self.autoencoder.decode(tuple(grid.to(self.device) for grid in codes)).float()
+    def decode(self, codes: Codes, size: tuple[int, int] | None = None, precision: Precision | None = None) -> Tensor:
+        """Images of codes: one b h w per grid -> b c H W, float32 in [-1, 1]; size: (H, W) to crop to. precision: what
+        the decoder computes in, None: as its weights are. Raises UserError."""
+        images = decoded(self.autoencoder, codes, precision)
         return images if size is None else images[..., : size[0], : size[1]]
 
-    def reconstruct(self, images: Pictures) -> Tensor:
-        """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape."""
-        return reconstruct(self.autoencoder, self.images(images))
+    def reconstruct(self, images: Pictures, *, precision: Precision | None = None) -> Tensor:
+        """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape. precision: of the decoder;
+        what finds the codes is as ever."""
+        return reconstruct(self.autoencoder, self.images(images), precision)
 
     def compress(self, images: Pictures, *, labels: Labels = None, **settings: Any) -> bytes:
         """The images, of any sizes, as one `.zlg` file (docs/compress.md). labels: the class that the prior is told, of
@@ -318,7 +289,7 @@ class TwoStagePipeline:
         `inpaint`, settings as for `redraw`."""
         complete = self.completing(self.whole_images(images))
         codes = complete(())
-        known = codes_but_a_share(codes, share, self._places(codes, seed, first_index))
+        known = codes_but_a_share(codes, share, random_order(codes, seed, first_index))
         return self.redraw(known, complete=complete, seed=seed, first_index=first_index, **settings)
 
     def interpolate(
@@ -330,21 +301,7 @@ class TwoStagePipeline:
         if steps < 2:
             raise UserError(f"got steps={steps}, expected at least 2: the first image and the second")
         ends = [self.whole_images([end]).expand(steps, -1, -1, -1) for end in (first, second)]
-        of_first, of_second = map(self.completing, ends)
-        start = of_first(())
-        alone = tuple(grid[:1] for grid in start)
-        order = self._places(alone, seed, 0)
-        stages = [random_places(alone, step / (steps - 1), order) for step in range(steps)]
-        passed = tuple(torch.cat(grids) for grids in zip(*stages, strict=True))  # steps h w: the second's places
-
-        def complete(beginning: Codes) -> Codes:
-            return codes_at(passed, of_second(beginning), of_first(beginning))
-
-        known = complete(())
-        if steps > 2:
-            between = tuple(grid[1:-1] for grid in known)
-            between = codes_but_a_share(between, redrawn, self._places(between, seed, 1))
-            known = tuple(torch.cat([k[:1], b, k[-1:]]) for k, b in zip(known, between, strict=True))
+        known, complete = codes_between(*map(self.completing, ends), steps, redrawn, seed)
         return self.redraw(known, complete=complete, seed=seed, **settings)
 
     def redraw(
@@ -367,30 +324,16 @@ class TwoStagePipeline:
         UserError for a prior that never saw the null label."""
         sampling = with_settings(sampling or self.sampling, settings)
         indices = range(first_index, first_index + len(known[0]))
-        chosen: list[int] | None
-        if labels is None and self.num_classes:
-            if not self.prior.knows_null_label:
-                raise UserError(
-                    "this prior was trained with label_dropout=0 and must be told a class; give a label, one of the "
-                    f"{self.num_classes} from 0 to {self.num_classes - 1}"
-                )
-            chosen = [self.num_classes] * len(indices)
-            if prompts is None:  # nothing is asked for that could be followed
-                sampling = replace(sampling, guidance=1.0)
-        else:
-            chosen = labels_of(self.prior, indices, labels)
+        chosen, sampling = labels_of_redrawn(self.prior, indices, labels, prompts is not None, sampling)
         condition = self.condition(chosen, prompts_of(self.prior, indices, prompts), given)
         codes = sample_codes(self.prior, indices, condition, seed, sampling, known, complete=complete)
-        return Generated(self.decode(codes), codes, None if chosen is None else torch.tensor(chosen))
+        images = self.decode(codes, precision=sampling.decoding)
+        return Generated(images, codes, None if chosen is None else torch.tensor(chosen))
 
     def whole_images(self, pictures: Pictures) -> Tensor:
         """`images`, of exactly the size the model makes. Raises UserError for another."""
-        images, spec = self.images(pictures), self.prior.code_spec
-        if tuple(images.shape[1:]) != (spec.image_channels, spec.image_height, spec.image_width):
-            raise UserError(
-                f"got images of {'x'.join(map(str, images.shape[1:]))}, expected {spec.image_channels}x"
-                f"{spec.image_height}x{spec.image_width}, the size that this model makes; resize and crop them to it"
-            )
+        images = self.images(pictures)
+        check_size(images, self.prior.code_spec)
         return images
 
     @torch.no_grad()
@@ -398,11 +341,6 @@ class TwoStagePipeline:
         """`Autoencoder.completing` of images on its stride, on the pipeline's device and without gradients."""
         complete = self.autoencoder.completing(in_one_layout(images.to(self.device)))
         return torch.no_grad()(complete)
-
-    def _places(self, codes: Codes, seed: int, first_index: int) -> Tensor:
-        """A random number for each code, `b n`, of another stream than those the codes are drawn with."""
-        indices = range(first_index, first_index + len(codes[0]))
-        return noise(seed, indices, sum(grid[0].numel() for grid in codes), stream=1)
 
     def fingerprint(self) -> str:
         """SHA-256 of both models: equal where the same settings give the same samples."""
@@ -418,10 +356,7 @@ class TwoStagePipeline:
         pipeline folder.
         """
         folder = Path(folder)
-        check_replaceable(folder, INDEX_NAME)
-        known, types = self.compared
-        if self.autoencoder is known and types != weight_types(known) and self.prior.stage1_fingerprint is not None:
-            self.prior.stage1_fingerprint = known.fingerprint()
+        note_cast(self.prior, self.autoencoder, self.compared)
         check_fit(self.autoencoder, self.prior)
         parts = TwoStageParts(self.autoencoder, self.prior, self.sampling, self.tables)
         write_two_stage(folder, parts, self.fingerprint())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
+from common.precision import as_meant
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME
 from pipelines.stages import KIND, load_stages
@@ -53,7 +54,7 @@ def read_two_stage(folder: Path) -> TwoStageParts:
 
 def read_sampling(folder: Path, index: dict[str, Any]) -> SamplingConfig:
     try:
-        return SamplingConfig(**index.get("sampling", {}))
+        return SamplingConfig(**as_meant(index.get("sampling", {})))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{folder / INDEX_NAME} has sampling settings that this version does not take: {error}"

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.sampling_config import SamplingConfig
 from stage2_prior.stepping import step_dtype
 
@@ -62,6 +63,17 @@ class RecordedDraw:
         self.recording.replay()
         codes, finite = self.recording.outputs
         return codes.clone(), finite.clone()  # the next replay writes to the same places
+
+
+def check_recordable(prior: Prior, device: torch.device) -> None:
+    """Raises UserError for a prior on another device, and for one that fills in its codes in a few large steps."""
+    if device.type != "cuda":
+        raise UserError(f"got cuda_graph on the device {device}, expected a CUDA device; leave it out")
+    if not isinstance(prior, AutoregressivePrior):
+        raise UserError(
+            f"got cuda_graph for a {prior.kind} prior, expected one that draws its codes in an order: its few "
+            "steps are large ones, which do not wait for Python; leave it out"
+        )
 
 
 def tensors_of(condition: Condition, uniforms: Tensor, known: Tensor | None) -> list[Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate, count
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from codes.spec import Codes
+from common.computing import as_before, computing_in
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
@@ -53,10 +53,11 @@ def sample_codes(
     device = next(prior.parameters()).device
     condition = condition.to(device)
     check_request(prior, len(indices), condition, sampling)
+    complete = None if complete is None else as_before(complete, device)
     kept = None if known is None else prior.sequence(tuple(grid.to(device) for grid in known), condition)  # b n
     if kept is None or len({(grid.height, grid.width) for grid in prior.code_spec.grids}) == 1:
         complete = None
-    with computing(sampling, device, recorded is not None):
+    with computing_in(sampling.precision, device, remember_casts=recorded is None):
         if isinstance(prior, AutoregressivePrior):
             uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
             if complete is None:
@@ -76,16 +77,7 @@ def sample_codes(
 
 def completed(prior: Prior, condition: Condition, sequence: Tensor, number: int, complete: Complete) -> Tensor:
     """`complete` after the first `number` grids of a sequence b n."""
-    with torch.autocast(sequence.device.type, enabled=False):  # as the images were encoded
-        return prior.sequence(complete(prior.grids_of(sequence)[:number]), condition)
-
-
-def computing(sampling: SamplingConfig, device: torch.device, recorded: bool = False) -> AbstractContextManager[object]:
-    """The type that a prior computes in. recorded: as a CUDA graph, in which no weights may be remembered that were
-    cast before it began."""
-    if sampling.precision is None:
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=not recorded)
+    return prior.sequence(complete(prior.grids_of(sequence)[:number]), condition)
 
 
 def check_request(prior: Prior, batch: int, condition: Condition, sampling: SamplingConfig) -> None:
@@ -98,9 +90,11 @@ def check_request(prior: Prior, batch: int, condition: Condition, sampling: Samp
 def check_finite(finite: Tensor, sampling: SamplingConfig) -> None:
     """Raises UserError unless all logits were finite: a bool scalar."""
     if not bool(finite):
+        half = sampling.precision == "fp16"
+        short = " the prior exceeds the range of float16, which bf16 would not, or" if half else ""
         raise UserError(
-            f"the prior's logits are not finite: guidance={sampling.guidance} is too large for it, or its weights are "
-            "damaged; lower the guidance, or take an earlier checkpoint"
+            f"the prior's logits are not finite:{short} guidance={sampling.guidance} is too large for it, or its "
+            "weights are damaged; lower the guidance, or take an earlier checkpoint"
         )
 
 

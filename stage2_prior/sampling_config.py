@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from common.errors import UserError
+from common.precision import AnyPrecision, Precision, check_precision
 from common.short_repr import changes
 
 if TYPE_CHECKING:  # the options of commands are made of this class, and their help need not wait for torch
@@ -25,7 +26,8 @@ class SamplingConfig:
     guidance_end: float = 1.0  # share of an image's steps after which there is none
     steps: int | None = None  # of a masked prior for an image; None = its own: 12 of maskgit, 64 of diffusion
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; None = 4.5, as published
-    precision: Literal["bf16"] | None = None  # what the prior computes in; None = as its weights are
+    precision: Precision | None = None  # what the prior computes in, and the decoder; None = as their weights are
+    decoder_precision: AnyPrecision | None = None  # of the decoder alone; None = as the prior, "no" = none
 
     __repr__ = changes
 
@@ -45,8 +47,8 @@ class SamplingConfig:
                 f"guidance_start={self.guidance_start} and guidance_end={self.guidance_end}, expected shares of the "
                 "steps from 0 to 1, the start not after the end"
             )
-        if self.precision not in (None, "bf16"):
-            raise UserError(f"precision={self.precision}, expected bf16; leave it out for the type of the weights")
+        check_precision("precision", self.precision)
+        check_precision("decoder_precision", self.decoder_precision, get_args(AnyPrecision))
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps={self.steps}, expected at least 1; leave it out for the prior's own number")
         if self.choice_temperature is not None and not 0 <= self.choice_temperature < math.inf:
@@ -54,6 +56,13 @@ class SamplingConfig:
                 f"choice_temperature={self.choice_temperature}, expected 0 (always the surest codes) or more; 4.5 is "
                 "usual"
             )
+
+    @property
+    def decoding(self) -> Precision | None:
+        """What a decoder computes in that makes images of the codes."""
+        if self.decoder_precision is None:
+            return self.precision
+        return None if self.decoder_precision == "no" else self.decoder_precision
 
     def check_fits(self, prior: Prior) -> None:
         """Raises UserError for settings that mean nothing to this prior."""

@@ -22,11 +22,12 @@ from einops import rearrange
 from torch import Tensor
 
 from codes.spec import Codes, CodeSpec, Grid
+from common.computing import computing_in
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.drawing import draw, uniforms_of
 from stage2_prior.priors.base import AutoregressivePrior, Prior
-from stage2_prior.sampling import check_finite, check_request, computing
+from stage2_prior.sampling import check_finite, check_request
 from stage2_prior.sampling_config import SamplingConfig
 from stage2_prior.stepping import guided
 
@@ -102,7 +103,7 @@ def sample_larger_codes(
     training = prior.training
     prior.eval()  # no dropout
     try:
-        with computing(sampling, device):
+        with computing_in(sampling.precision, device):
             for at in places(grid, window):
                 if doubled is None:
                     logits = window_logits(prior, codes, at, condition)

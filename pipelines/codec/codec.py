@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from common.processes import usable_device
 from common.wording import counted
-from pipelines.any_size import encode_any_size
+from pipelines.any_size import decoded, encode_any_size
 from pipelines.codec import float_prior
 from pipelines.codec.archive import (
     DEVICES,
@@ -340,10 +340,8 @@ class Codec:
         height, width = self.padded(entry.shape.height, entry.shape.width)
         return height * width
 
-    @torch.no_grad()
     def pixels(self, codes: Codes) -> Tensor:
-        device = next(self.autoencoder.parameters()).device
-        return self.autoencoder.decode(tuple(grid.to(device) for grid in codes)).float()
+        return decoded(self.autoencoder, codes)
 
     def codes_of(
         self, entries: Mapping[int, Entry], archive: Archive, specs: Mapping[Shape, CodeSpec], titles: Sequence[str]

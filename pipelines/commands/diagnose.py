@@ -282,7 +282,7 @@ def partly_real(
 
 
 def sheet(pipeline: TwoStagePipeline, codes: Codes) -> Image.Image:
-    images = pipeline.decode(tuple(grid[:SHOWN] for grid in codes))
+    images = pipeline.decode(tuple(grid[:SHOWN] for grid in codes), precision=pipeline.sampling.decoding)
     return contact_sheet(in_columns([to_pil(image) for image in images], COLUMNS))
 
 

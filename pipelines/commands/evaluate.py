@@ -77,7 +77,9 @@ def judge_files(config: EvaluateConfig, network: FeatureNetwork | None, outcome:
 def judge_vae_model(
     config: EvaluateConfig, network: FeatureNetwork | None, outcome: Outcome, state: PartialState
 ) -> None:
-    config.check_not_asked(OF_CODES, "a VAE, which has none")
+    config.check_not_asked((*OF_CODES, "decoder_precision"), "a VAE, which has none")
+    if config.samples is None:
+        config.check_not_asked(("precision",), "a VAE without samples: densities are float32")
     if config.pictures is not None and Path(config.pictures).is_file():
         raise UserError(f"pictures={config.pictures} is a file, expected a folder: name another")
     pipeline = LatentPipeline.from_pretrained(str(config.model)).to(state.device)

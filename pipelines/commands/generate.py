@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from common.computing import check_device
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.owned_folder import SHEET_NAME
@@ -21,7 +22,7 @@ from pipelines.one_by_one import Use, decode_each
 from pipelines.pictures import is_complete_png, save_png
 from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.sample_folders import names, recorded_samples, sheet, summary, write_npz, write_samples
-from pipelines.sampling_options import DrawingOptions, check_temperatures
+from pipelines.sampling_options import DrawingOptions, check_temperatures, chosen_precision
 from pipelines.settings import recorded_settings, results_folder
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
@@ -104,7 +105,8 @@ def generate_files(config: GenerateConfig) -> str:
         check_larger(pipeline, config.size)
     out, num = Path(config.out), config.num
     asked_size = config.batch_size or recorded_batch_size(out)
-    sampling = config.sampling(pipeline.sampling)
+    sampling = config.sampling(pipeline.sampling, recorded_settings(out))
+    check_device(device, sampling.precision, sampling.decoding)
     sampling.check_fits(pipeline.prior)
     label = class_number(pipeline.class_names, config.label)
     prompts_of(pipeline.prior, range(num), config.prompt)
@@ -153,7 +155,7 @@ def generate_files(config: GenerateConfig) -> str:
                 else:
                     codes = sample_best(pipeline, batch, asked, config.seed, config.candidates, judge, sampling)
                 files = names(batch, num)
-                decode_each(pipeline, codes, len(files), to_files([out / name for name in files]))
+                decode_each(pipeline, codes, len(files), to_files([out / name for name in files]), sampling.decoding)
                 progress.update(len(files))
         state.wait_for_everyone()
         if state.is_main_process:
@@ -173,6 +175,7 @@ def generate_files(config: GenerateConfig) -> str:
 def asked_of_vae(config: GenerateConfig) -> LatentSettings:
     """Raises UserError for what priors over codes are asked, and a VAE's latents are not."""
     asked = {"num", "out", "format", "model", "label", "seed", "pixels", "temperature", "temperatures", "device"}
+    asked |= {"precision"}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name not in asked and value != field.default:
@@ -180,7 +183,8 @@ def asked_of_vae(config: GenerateConfig) -> LatentSettings:
                 f"{field.name}={value}, expected it left out: {config.model} is a VAE, which draws without it"
             )
     temperature = 1.0 if config.temperature is None else config.temperature
-    return LatentSettings(config.seed, config.pixels or "mean", config.label, config.temperatures or temperature)
+    pixels, precision = config.pixels or "mean", chosen_precision(config.precision)
+    return LatentSettings(config.seed, pixels, config.label, config.temperatures or temperature, precision)
 
 
 def recorded_batch_size(out: Path) -> int | None:

@@ -57,7 +57,7 @@ def inpaint_files(config: InpaintConfig) -> str:
     if config.expected or config.draws is not None:
         raise UserError("expected and draws are for a VAE, and this is a model of codes; leave them out")
     check_mask(config.keep, config.images)
-    drawing = open_drawing(config.model, config)
+    drawing = open_drawing(config.model, config, config.out)
     pipeline = drawing.pipeline
 
     def draw(view: View, number: int) -> Iterable[Tensor]:

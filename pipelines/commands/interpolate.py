@@ -48,7 +48,7 @@ def interpolate_files(config: InterpolateConfig) -> str:
         check_apart(out, Path(name))
     if is_vae(config.model):
         return walk_through_latents(config, out)
-    drawing = open_drawing(config.model, config)
+    drawing = open_drawing(config.model, config, config.out)
     try:
         first, second = (read_view(Path(name), drawing.spec).image for name in (config.first, config.second))
     except BadImageError as error:

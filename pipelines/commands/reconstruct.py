@@ -15,8 +15,10 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 
+from common.computing import check_device
 from common.files import write_json
 from common.owned_folder import SHEET_NAME
+from common.precision import AnyPrecision, Precision
 from common.processes import on_main_process
 from common.progress import with_progress
 from common.sources import Sources, times_of
@@ -36,6 +38,7 @@ from pipelines.image_input import fit
 from pipelines.latents.models import is_vae
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_png, side_by_side, to_pil
+from pipelines.sampling_options import chosen_precision
 from pipelines.settings import check_apart, results_folder
 from pipelines.stages import load_autoencoder
 
@@ -56,6 +59,7 @@ class ReconstructConfig:
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
+    precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
 
     def __post_init__(self) -> None:
@@ -71,7 +75,10 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     cannot be read.
     """
     state, device = open_device(config.device)
-    model = decoder_of_vae(config.model, device) if is_vae(config.model) else decoder_of_codes(config.model, device)
+    precision = chosen_precision(config.precision)
+    check_device(device, precision)
+    open_model = decoder_of_vae if is_vae(config.model) else decoder_of_codes
+    model = open_model(config.model, device, precision)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
     check_apart(out, source)
@@ -81,11 +88,12 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         "images": str(source.resolve()),
         "max_side": config.max_side,
         "alone": config.alone,
+        "precision": precision,
     }
     sources = Sources(out)
     files = {target: [root / name] for name, target in targets.items()}
     moved = {"images": lambda: sources.are_at(files)}
-    with results_folder(out, "reconstruct", settings, state, may_change=moved):
+    with results_folder(out, "reconstruct", settings, state, defaults={"precision": None}, may_change=moved):
         bad_images = BadImages(
             len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
         )
@@ -130,17 +138,21 @@ class Reconstructor(NamedTuple):
     reconstruct: Callable[[Tensor], Tensor]  # 1 c H W in [-1, 1], to the same shape
 
 
-def decoder_of_codes(name: str, device: torch.device) -> Reconstructor:
+def decoder_of_codes(name: str, device: torch.device, precision: Precision | None) -> Reconstructor:
     autoencoder = load_autoencoder(name).to(device)
-    decode = partial(reconstruct, autoencoder)
+    decode = partial(reconstruct, autoencoder, precision=precision)
     return Reconstructor(autoencoder.fingerprint(), autoencoder.channels, lambda picture: picture, decode)
 
 
-def decoder_of_vae(name: str, device: torch.device) -> Reconstructor:
+def decoder_of_vae(name: str, device: torch.device, precision: Precision | None) -> Reconstructor:
     pipeline = LatentPipeline.from_pretrained(name).to(device)
+    pipeline.check_precision(precision)
     vae = pipeline.vae
     return Reconstructor(
-        vae.fingerprint(), vae.config.channels, lambda picture: fit(picture, *vae.image_size), pipeline.reconstruct
+        vae.fingerprint(),
+        vae.config.channels,
+        lambda picture: fit(picture, *vae.image_size),
+        partial(pipeline.reconstruct, precision=precision),
     )
 
 

@@ -12,7 +12,7 @@ from pipelines.editing import View, check_share, check_variants, open_drawing, r
 from pipelines.latents.models import is_vae
 from pipelines.latents.varying import Redrawing, vary_latents
 from pipelines.model_folders import any_model_folder
-from pipelines.sampling_options import DrawingOptions, check_temperatures
+from pipelines.sampling_options import DrawingOptions, check_temperatures, chosen_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def vary_files(config: VaryConfig) -> str:
     for name, value in (("groups", config.groups), ("temperatures", config.temperatures)):
         if value is not None:
             raise UserError(f"{name}={value}, expected none: {config.model} has codes, and no groups of latents")
-    drawing = open_drawing(config.model, config)
+    drawing = open_drawing(config.model, config, config.out)
 
     def draw(view: View, number: int) -> Tensor:
         images, first_index = view.image.expand(config.variants, -1, -1, -1), number * config.variants
@@ -57,6 +57,7 @@ def vary_files(config: VaryConfig) -> str:
 def redrawing_of(config: VaryConfig) -> Redrawing:
     """Raises UserError for what priors over codes are asked, and a hierarchy of latents is not."""
     asked = {"model", "images", "out", "share", "groups", "variants", "temperature", "temperatures", "seed", "device"}
+    asked |= {"precision"}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name not in asked and value != field.default:
@@ -64,4 +65,6 @@ def redrawing_of(config: VaryConfig) -> Redrawing:
                 f"{field.name}={value}, expected it left out: {config.model} is a VAE, which draws without it"
             )
     temperature = 1.0 if config.temperature is None else config.temperature
-    return Redrawing(config.share, config.groups, config.temperatures or temperature, config.seed)
+    return Redrawing(
+        config.share, config.groups, config.temperatures or temperature, config.seed, chosen_precision(config.precision)
+    )

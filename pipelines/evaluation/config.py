@@ -12,6 +12,7 @@ from pipelines.sampling_options import SamplingOptions
 from stage1_vae.binarise import Binarisation
 from stage2_prior.sampling_config import SamplingConfig
 
+OF_DECODERS = ("precision", "decoder_precision")  # of samples, and of reconstructions by a model of codes
 OF_TEST_IMAGES = ("codes", "draws", "lpips", "unrounded", "pictures")  # options
 
 
@@ -83,7 +84,15 @@ class EvaluateConfig(SamplingOptions):
             ("reference_cache", self.judges_made_images, "samples or made, which are held against a reference"),
             ("pixels", self.samples is not None, "samples of a VAE"),
             ("download", self.features is not None or self.lpips, "features or lpips, whose weights are fetched"),
-            *((field.name, self.samples is not None, "samples, which it is about") for field in fields(SamplingConfig)),
+            *(
+                (field.name, self.samples is not None, "samples, which it is about")
+                for field in fields(SamplingConfig)
+                if field.name not in OF_DECODERS
+            ),
+            *(
+                (name, self.samples is not None or tests, "samples or test images, which are decoded")
+                for name in OF_DECODERS
+            ),
         ]
         for name, there, what in needs:
             if not there and (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:

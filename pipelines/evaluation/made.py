@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from codes.spec import Codes
+from common.computing import check_device
 from common.errors import UserError
 from common.file_names import is_below
 from common.files import json_value, read_json
 from common.owned_folder import SETTINGS_NAME, owner_of
+from common.precision import Precision
 from common.wording import one_line
 from images.datasets import DataConfig, ImageDataset, to_uint8
 from images.sources import FileSource, ImageSource, open_source
@@ -66,6 +68,7 @@ class SamplesOfCodes:
     ) -> None:
         """given: codes that the model goes by, sample i by those of image i. Raises UserError."""
         sampling.check_fits(pipeline.prior)
+        check_device(pipeline.device, sampling.precision, sampling.decoding)
         self.pipeline, self.num, self.seed, self.sampling, self.given = pipeline, num, seed, sampling, given
         size = min(batch_size, num)  # batches are full, as those of `generate`: what lies beyond num is dropped
         self.batches: Sequence[Any] = [range(start, start + size) for start in range(0, num, size)]
@@ -83,32 +86,45 @@ class SamplesOfCodes:
         given: Codes | None = None if self.given is None else self.given.of(batch)
         codes = self.pipeline.sample(batch, labels, self.seed, self.sampling, prompts=prompts, given=given)
         count = len([i for i in batch if i < self.num])
-        images = decoded_each(self.pipeline, codes, count)
+        images = decoded_each(self.pipeline, codes, count, self.sampling.decoding)
         return images, torch.tensor([-1] * count if labels is None else labels[:count])
 
 
-def decoded_each(pipeline: TwoStagePipeline, codes: Codes, count: int) -> Tensor:
+def decoded_each(pipeline: TwoStagePipeline, codes: Codes, count: int, precision: Precision | None = None) -> Tensor:
     """The first images of codes, rounded as in a file: uint8 count c H W on the CPU. On a CPU each by itself, as
     `generate` decodes them: a product of matrices adds up in an order that depends on how many images there are."""
     if pipeline.device.type != "cpu":
-        return to_uint8(pipeline.decode(tuple(grid[:count] for grid in codes))).cpu()
-    alone = [pipeline.decode(tuple(grid[i : i + 1] for grid in codes)) for i in range(count)]
+        return to_uint8(pipeline.decode(tuple(grid[:count] for grid in codes), precision=precision)).cpu()
+    alone = [pipeline.decode(tuple(grid[i : i + 1] for grid in codes), precision=precision) for i in range(count)]
     return to_uint8(torch.cat(alone))
 
 
 class SamplesOfLatents:
     """Samples of a VAE, those that `zellige generate` writes with the same settings."""
 
-    def __init__(self, pipeline: LatentPipeline, num: int, batch_size: int, seed: int, pixels: Pixels) -> None:
-        self.pipeline, self.seed, self.pixels = pipeline, seed, pixels
+    def __init__(
+        self,
+        pipeline: LatentPipeline,
+        num: int,
+        batch_size: int,
+        seed: int,
+        pixels: Pixels,
+        precision: Precision | None = None,
+    ) -> None:
+        """Raises UserError for a precision that model or device do not have."""
+        pipeline.check_precision(precision)
+        self.pipeline, self.seed, self.pixels, self.precision = pipeline, seed, pixels, precision
         self.batches: Sequence[Any] = [list(batch) for batch in in_batches(range(num), batch_size)]
 
     def fetch(self, batch: list[int]) -> tuple[Tensor, Tensor]:
         if self.pipeline.device.type == "cpu":
-            images = torch.cat([self.pipeline.sample([i], self.seed, self.pixels).images for i in batch])
+            images = torch.cat([self.sample([i]) for i in batch])
         else:
-            images = self.pipeline.sample(batch, self.seed, self.pixels).images
+            images = self.sample(batch)
         return to_uint8(images).cpu(), torch.full((len(batch),), -1)
+
+    def sample(self, indices: list[int]) -> Tensor:
+        return self.pipeline.sample(indices, self.seed, self.pixels, precision=self.precision).images
 
 
 def files_of(

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from codes.shards import CodeDataset
 from codes.spec import Codes
+from common.computing import check_device
 from common.errors import UserError
+from common.precision import Precision
 from common.wording import counted
 from images.datasets import ImageDataset, to_float
-from pipelines.any_size import encode_any_size
+from pipelines.any_size import decoded, encode_any_size
 from pipelines.codec.tables import CodeTables
 from pipelines.evaluation.codebook import Codebook
 from pipelines.evaluation.config import EvaluateConfig
@@ -38,6 +40,7 @@ from pipelines.stages import check_made_by, load_autoencoder
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.priors import Prior
+from stage2_prior.sampling_config import SamplingConfig
 
 
 class StageOne(NamedTuple):
@@ -76,8 +79,10 @@ class Figures:
         model: ModelOfCodes,
         training: CodeDataset | None = None,
         reconstruction: Reconstruction | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        """training: codes that the prior was trained on; reconstruction: left out, one without networks."""
+        """training: codes that the prior was trained on; reconstruction: left out, one without networks; precision: of
+        the decoder."""
         self.autoencoder: Autoencoder = model.autoencoder
         prior: Prior | None = model.prior
         tables: CodeTables | None = model.tables
@@ -85,6 +90,7 @@ class Figures:
         self.reconstruction = reconstruction or Reconstruction()
         self.codebook = Codebook(self.spec, training)
         self.bits = None if prior is None else PriorBits(self.autoencoder, prior, tables, training)
+        self.precision = precision
         self.values: Values = {}
 
     @torch.no_grad()
@@ -92,8 +98,8 @@ class Figures:
         """images: b c H W in [-1, 1], labels: b, below 0 where there is none; both on the model's device; given: codes
         that the prior goes by."""
         codes = encode_any_size(self.autoencoder, images)
-        decoded = self.autoencoder.decode(codes).float()
-        found = {**self.reconstruction.measure(images, decoded), **self.codebook.measure(codes)}
+        made = decoded(self.autoencoder, codes, self.precision)
+        found = {**self.reconstruction.measure(images, made), **self.codebook.measure(codes)}
         if self.bits is not None:
             found |= self.bits.measure(images, labels, codes, given)
         return {name: value.cpu().numpy() for name, value in found.items()}
@@ -152,7 +158,12 @@ def judge_model_of_codes(
     UserError."""
     images, device = images_for(config, model), state.device
     training = None if config.codes is None else training_codes(config.codes, model.autoencoder)
-    figures = Figures(model, training, reconstruction)
+    own = SamplingConfig() if isinstance(model, StageOne) else model.sampling
+    precision = config.sampling(own).decoding
+    check_device(device, precision)
+    if precision is not None:
+        outcome.protocol["reconstruction"] = {"decoder_precision": precision}
+    figures = Figures(model, training, reconstruction, precision)
     chosen = evenly(config.num, len(images))
 
     def measure(indices: Sequence[int]) -> Values | None:

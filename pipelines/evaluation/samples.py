@@ -43,6 +43,7 @@ from pipelines.evaluation.protocol import of_images
 from pipelines.given_codes import GivenCodes
 from pipelines.judge import Judge, load_judge
 from pipelines.latents.pipeline import LatentPipeline
+from pipelines.sampling_options import chosen_precision
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
 
@@ -116,11 +117,11 @@ def made_images(
             "model, or images by --made"
         )
     if isinstance(pipeline, LatentPipeline):
-        options = [name for name in SamplingConfig.__dataclass_fields__ if getattr(config, name) is not None]
+        options = [name for name in SamplingConfig.__dataclass_fields__ if name != "precision"]
         config.check_not_asked(options, "a VAE, which draws without it")
-        pixels = config.pixels or "mean"
-        samples = SamplesOfLatents(pipeline, config.samples, config.batch_size, config.seed, pixels)
-        return samples, {"seed": config.seed, "pixels": pixels}
+        pixels, precision = config.pixels or "mean", chosen_precision(config.precision)
+        samples = SamplesOfLatents(pipeline, config.samples, config.batch_size, config.seed, pixels, precision)
+        return samples, {"seed": config.seed, "pixels": pixels, "precision": precision}
     config.check_not_asked(("pixels",), "which is no VAE")
     sampling = config.sampling(pipeline.sampling)
     drawn = SamplesOfCodes(pipeline, config.samples, config.batch_size, config.seed, sampling, given)

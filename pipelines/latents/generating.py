@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.owned_folder import SHEET_NAME
+from common.precision import Precision
 from common.progress import progress_bar
 from pipelines.devices import open_device
 from pipelines.labels import class_number
@@ -19,6 +20,7 @@ from pipelines.settings import results_folder
 from stage1_vae.model import Pixels
 
 AT_ONCE = 64  # images
+BEFORE = {"label": None, "temperature": 1.0, "precision": None}  # what builds did that recorded none of these
 
 
 class LatentSettings(NamedTuple):
@@ -28,6 +30,7 @@ class LatentSettings(NamedTuple):
     pixels: Pixels
     label: int | str | None = None  # of a VAE that knows classes; None: all in turn
     temperature: float | tuple[float, ...] = 1.0  # of a hierarchy: of all groups, or of each
+    precision: Precision | None = None  # what the networks compute in; None: as their weights are
 
 
 def generate_from_latents(
@@ -48,8 +51,9 @@ def generate_from_latents(
 
     classes_of(range(num))  # refuses a label that the model does not have
     pipeline.check_temperature(asked.temperature)
+    pipeline.check_precision(asked.precision)
     settings = {"model": pipeline.fingerprint(), **asked._asdict(), "label": label}
-    with results_folder(out, "generate", settings, state, defaults={"label": None, "temperature": 1.0}):
+    with results_folder(out, "generate", settings, state, defaults=BEFORE):
         missing = [i for i in range(num) if not is_complete_png(out / f"{i:06d}.png")]
         state.wait_for_everyone()  # all have looked before one writes
         mine = missing[state.process_index :: state.num_processes]
@@ -57,7 +61,16 @@ def generate_from_latents(
             for start in range(0, len(mine), AT_ONCE):
                 some = mine[start : start + AT_ONCE]
                 write = to_files([out / f"{i:06d}.png" for i in some])
-                sample_each(pipeline, some, asked.seed, asked.pixels, write, classes_of(some), asked.temperature)
+                sample_each(
+                    pipeline,
+                    some,
+                    asked.seed,
+                    asked.pixels,
+                    write,
+                    classes_of(some),
+                    asked.temperature,
+                    asked.precision,
+                )
                 progress.update(len(some))
         state.wait_for_everyone()
         if state.is_main_process:

@@ -13,21 +13,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.computing import check_device, computing_in
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable
 from common.model_io import PretrainedModel, check_type, weight_types
+from common.precision import Precision
 from common.processes import usable_device
-from common.progress import BAR_AFTER, progress_bar
 from common.short_repr import weights_of
 from common.wording import either
+from pipelines.any_size import check_range
 from pipelines.generated import images_in_words, save_numbered, sheet_png
 from pipelines.image_input import Picture, Pictures, as_images, stacked
 from pipelines.latents.models import KIND, check_fit, load_latent_prior, load_vae
 from pipelines.model_card import SAMPLES, CardTraits, PushOptions, push
 from pipelines.model_folders import INDEX_NAME, any_model_folder
 from pipelines.pictures import to_pil
-from pipelines.prior_requests import Labels, labels_of
+from pipelines.prior_requests import Labels, check_labels, labels_of, part_of, to_slice
+from pipelines.stages import note_cast
+from pipelines.streaming import gathered, made_in_batches
 from stage1_vae.decoders import FactorisedDecoder
+from stage1_vae.decoders.base import Decoder
 from stage1_vae.evaluation import mixed
 from stage1_vae.hierarchies.base import HierarchicalVAE
 from stage1_vae.labels.base import LabelledVAE
@@ -132,15 +137,17 @@ class LatentPipeline:
         batch_size: int = 64,
         pixels: Pixels = "mean",
         temperature: float | Sequence[float] = 1.0,
+        precision: Precision | None = None,
         progress: bool = True,
     ) -> Drawn:
         """New images: samples first_index, first_index + 1, ... of `seed`.
 
         labels: of a VAE that knows classes, one by number or name for all images, or one for each; left out, all
         classes in turn. temperature: of a hierarchy, of all groups or of each, the top one first: what their standard
-        deviations are multiplied by. Sample i of seed s has the same latents whatever the batch size; its pixels, and
-        the latents of a hierarchy, agree to rounding. progress: whether a terminal shows a bar where it takes longer
-        than a second. Raises UserError.
+        deviations are multiplied by. precision: what the networks compute in that turn latents into images, None: as
+        their weights are. Sample i of seed s has the same latents whatever the batch size; its pixels, and the latents
+        of a hierarchy, agree to rounding. progress: whether a terminal shows a bar where it takes longer than a second.
+        What is made is on the CPU, at the end of each batch. Raises UserError.
         """
         batches = self.stream(
             num,
@@ -150,9 +157,10 @@ class LatentPipeline:
             batch_size=batch_size,
             pixels=pixels,
             temperature=temperature,
+            precision=precision,
             progress=progress,
         )
-        return Drawn(*map(torch.cat, zip(*batches, strict=True)))
+        return Drawn(*gathered(batches, num))
 
     def stream(
         self,
@@ -164,28 +172,24 @@ class LatentPipeline:
         batch_size: int = 64,
         pixels: Pixels = "mean",
         temperature: float | Sequence[float] = 1.0,
+        precision: Precision | None = None,
         progress: bool = True,
     ) -> Iterator[Drawn]:
-        """The images of `generate`, batch after batch, each made when it is asked for: any number of them in the memory
-        of one batch. Arguments and errors: those of `generate`. What is not asked for any more is not made."""
-        if num < 1 or batch_size < 1:
-            raise UserError(f"got num={num} and batch_size={batch_size}, expected at least 1 of each")
+        """The images of `generate`, batch after batch, each made when it is asked for, on the pipeline's device: any
+        number of them in the memory of one batch. Arguments and errors: those of `generate`; labels are not copied, but
+        read with their batch. What is not asked for any more is not made."""
         if pixels not in get_args(Pixels):
             raise UserError(f"got pixels={pixels!r}, expected {either(get_args(Pixels))}")
-        chosen = labels_of(self, range(first_index, first_index + num), labels)
+        indices, labels = range(first_index, first_index + num), to_slice(labels)
+        check_labels(self, indices, labels)
         self.check_temperature(temperature)
+        self.check_precision(precision)
 
-        def batches() -> Iterator[Drawn]:
-            with progress_bar(num, "images", shown=progress, delay=BAR_AFTER) as bar:
-                for start in range(0, num, batch_size):
-                    few = range(start, min(start + batch_size, num))
-                    asked = None if chosen is None else chosen[few.start : few.stop]
-                    indices = range(first_index + few.start, first_index + few.stop)
-                    made = self.sample(indices, seed, pixels, asked, temperature)
-                    bar.update(len(made.images))
-                    yield made
+        def make(some: slice) -> Drawn:
+            chosen = labels_of(self, indices[some], part_of(labels, some))
+            return self.sample(indices[some], seed, pixels, chosen, temperature, precision)
 
-        return batches()
+        return made_in_batches(num, batch_size, make, progress)
 
     @torch.no_grad()
     def sample(
@@ -195,29 +199,33 @@ class LatentPipeline:
         pixels: Pixels = "mean",
         labels: Sequence[int] | None = None,
         temperature: float | Sequence[float] = 1.0,
+        precision: Precision | None = None,
     ) -> Drawn:
         """Samples `indices` of `seed`, as one batch. labels: of a VAE that knows classes, one for each; left out, all
         in turn."""
+        self.check_precision(precision)
         chosen = labels_of(self, indices, labels)
         generators = [self.generator(seed, index) for index in indices]
         if self.prior is None and isinstance(self.vae, HierarchicalVAE):
             noise = [torch.randn(1, *self.vae.shape, device=self.device, generator=one) for one in generators]
-            latents, outputs = self.vae.draw(torch.cat(noise), temperatures=temperature)
+            with computing_in(precision, self.device):
+                latents, outputs = self.vae.draw(torch.cat(noise), temperatures=temperature)
             if pixels != "sample":
-                return Drawn(self.vae.shown(outputs, pixels).float(), latents)
+                return Drawn(in_range(self.vae.shown(outputs, pixels).float(), precision), latents)
             streams = [self.generator(seed, index, stream=1) for index in indices]
             shown = [self.vae.shown(one[None], "sample", own) for one, own in zip(outputs, streams, strict=True)]
-            return Drawn(torch.cat(shown), latents)
+            return Drawn(in_range(torch.cat(shown), precision), latents)
         latents = torch.cat(
             [self.draw_latents(one, None if chosen is None else chosen[i]) for i, one in enumerate(generators)]
         )
         if pixels != "sample":
-            return Drawn(self.decode(latents, pixels), latents)
-        images = [
-            self.vae.pixels(latents[i : i + 1], "sample", self.generator(seed, index, stream=1))
-            for i, index in enumerate(indices)
-        ]
-        return Drawn(torch.cat(images), latents)
+            return Drawn(self.decode(latents, pixels, precision), latents)
+        with computing_in(precision, self.device):
+            images = [
+                self.vae.pixels(latents[i : i + 1], "sample", self.generator(seed, index, stream=1))
+                for i, index in enumerate(indices)
+            ]
+        return Drawn(in_range(torch.cat(images), precision), latents)
 
     def draw_latents(self, generator: torch.Generator, label: int | None) -> Tensor:
         """1 *shape; label: of a VAE that knows classes."""
@@ -238,6 +246,18 @@ class LatentPipeline:
                 "or with a prior learned over them, which draws without it"
             )
 
+    def check_precision(self, precision: Precision | None) -> None:
+        """Raises UserError for one that the device does not have, and for a VAE that tells pixels one after another."""
+        check_device(self.device, precision)
+        in_turn = [
+            one for one in self.vae.modules() if isinstance(one, Decoder) and not isinstance(one, FactorisedDecoder)
+        ]
+        if precision is not None and in_turn:
+            raise UserError(
+                f"precision={precision} for a VAE with a decoder {self.vae.config.decoder.kind}, expected none: its "
+                "pixels go by those before them, to the last bit; leave it out"
+            )
+
     @torch.no_grad()
     def vary(
         self,
@@ -249,6 +269,7 @@ class LatentPipeline:
         first_index: int = 0,
         pixels: Pixels = "mean",
         temperature: float | Sequence[float] = 1.0,
+        precision: Precision | None = None,
     ) -> Drawn:
         """An image of which a hierarchy draws `groups` anew, 0 the top one, in so many variants; the others keep what
         they have, one draw of the image's posterior for all variants. Raises UserError."""
@@ -267,10 +288,11 @@ class LatentPipeline:
         drawn = [
             torch.randn(1, *vae.shape, device=self.device, generator=self.generator(seed, index)) for index in indices
         ]
-        latents, outputs = vae.draw(torch.cat(drawn), temperatures=temperature, known=known)
+        with computing_in(precision, self.device):
+            latents, outputs = vae.draw(torch.cat(drawn), temperatures=temperature, known=known)
         streams = [self.generator(seed, index, stream=1) for index in indices]
         shown = [vae.shown(one[None], pixels, own) for one, own in zip(outputs, streams, strict=True)]
-        return Drawn(torch.cat(shown).float(), latents)
+        return Drawn(in_range(torch.cat(shown).float(), precision), latents)
 
     def generator(self, seed: int, index: int, stream: int = 0) -> torch.Generator:
         """Of the random numbers of one sample."""
@@ -286,17 +308,22 @@ class LatentPipeline:
         return self.vae.encode(self.images(images))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, pixels: Pixels = "mean") -> Tensor:
-        """n *shape -> n c H W, float32 in [-1, 1]. Raises UserError for latents of another shape."""
+    def decode(self, latents: Tensor, pixels: Pixels = "mean", precision: Precision | None = None) -> Tensor:
+        """n *shape -> n c H W, float32 in [-1, 1]. precision: of the decoder; None: as its weights are. Raises
+        UserError for latents of another shape, and as `generate` does."""
+        self.check_precision(precision)
         if latents.shape[1:] != self.vae.shape:
             raise UserError(
                 f"got latents of shape {tuple(latents.shape)}, expected {('n', *self.vae.shape)}, as encode gives them"
             )
-        return self.vae.pixels(latents.to(self.device), pixels).float()
+        with computing_in(precision, self.device):
+            images = self.vae.pixels(latents.to(self.device), pixels).float()
+        return in_range(images, precision)
 
-    def reconstruct(self, images: Pictures) -> Tensor:
-        """Images as the means of their posteriors tell them, the same shape."""
-        return self.decode(self.encode(images))
+    def reconstruct(self, images: Pictures, precision: Precision | None = None) -> Tensor:
+        """Images as the means of their posteriors tell them, the same shape. precision: of the decoder; what finds the
+        latents is as ever."""
+        return self.decode(self.encode(images), precision=precision)
 
     @torch.no_grad()
     def interpolate(self, first: Picture, second: Picture, steps: int) -> Drawn:
@@ -334,10 +361,8 @@ class LatentPipeline:
         atomically and returns its path. Raises UserError rather than replace anything else."""
         folder = Path(folder)
         check_replaceable(folder, INDEX_NAME)
-        known, types = self.compared
         if self.prior is not None:
-            if self.vae is known and types != weight_types(known) and self.prior.stage1_fingerprint is not None:
-                self.prior.stage1_fingerprint = known.fingerprint()
+            note_cast(self.prior, self.vae, self.compared)
             check_fit(self.vae, self.prior)
         index = {"kind": KIND, "zellige_version": version("zellige"), "fingerprint": self.fingerprint()}
         with atomic_folder(folder) as temporary:
@@ -387,6 +412,13 @@ class LatentPipeline:
             settings={},
             samples=lambda: self.generate(SAMPLES).pil(),
         )
+
+
+def in_range(images: Tensor, precision: Precision | None) -> Tensor:
+    """The images. Raises UserError where float16 has no numbers for them."""
+    if precision == "fp16":
+        check_range(images)
+    return images
 
 
 def on_the_way(start: Tensor, end: Tensor, share: float) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from common.errors import UserError
+from common.precision import Precision
 from pipelines.devices import open_device
 from pipelines.editing import View, read_picture, write_variants
 from pipelines.image_folders import to_images
@@ -24,6 +25,7 @@ class Redrawing(NamedTuple):
     groups: Sequence[int] | None  # that are drawn anew, 0 the top one
     temperature: float | Sequence[float]
     seed: int
+    precision: Precision | None = None
 
 
 def vary_latents(model: str, images: str, out: str, variants: int, asked: Redrawing, device_name: str | None) -> str:
@@ -34,6 +36,7 @@ def vary_latents(model: str, images: str, out: str, variants: int, asked: Redraw
     if not isinstance(vae, HierarchicalVAE):
         raise UserError(f"{model} is a VAE of one group of latents, expected a hierarchy, some of whose groups stay")
     pipeline.check_temperature(asked.temperature)
+    pipeline.check_precision(asked.precision)
     count = len(vae.group_shapes)
     groups = asked.groups if asked.groups is not None else range(count - max(1, round(asked.share * count)), count)
 
@@ -43,7 +46,13 @@ def vary_latents(model: str, images: str, out: str, variants: int, asked: Redraw
     def draw(view: View, number: int) -> Tensor:
         first_index = number * variants
         return pipeline.vary(
-            view.image, groups, variants, seed=asked.seed, first_index=first_index, temperature=asked.temperature
+            view.image,
+            groups,
+            variants,
+            seed=asked.seed,
+            first_index=first_index,
+            temperature=asked.temperature,
+            precision=asked.precision,
         ).images
 
     record = {
@@ -51,5 +60,6 @@ def vary_latents(model: str, images: str, out: str, variants: int, asked: Redraw
         "groups": list(groups),
         "temperature": asked.temperature,
         "seed": asked.seed,
+        "precision": asked.precision,
     }
     return write_variants("vary", images, out, variants, record, read, draw)

@@ -73,7 +73,9 @@ def draw(pipeline: TwoStagePipeline, seed: int, num: int, batch_size: int, say: 
     for setting in with_progress(settings, "settings"):
         found = sample(pipeline, indices, labels, seed, setting, batch_size)
         codes = codes or found
-        images = torch.cat([pipeline.decode(part).cpu() for part in in_batches(found, batch_size)])
+        images = torch.cat(
+            [pipeline.decode(part, precision=setting.decoding).cpu() for part in in_batches(found, batch_size)]
+        )
         rows[setting] = rows_of(images, names, each, setting)
     seconds = time.perf_counter() - began
     sliders = [
@@ -137,6 +139,15 @@ def in_words(sampling: SamplingConfig) -> str:
     """`temperature 1, guidance 2`: what is not left to the prior."""
     plain = SamplingConfig()
     said = [f"temperature {sampling.temperature:g}", f"guidance {sampling.guidance:g}"]
-    others = ("top_k", "top_p", "min_p", "guidance_schedule", "steps", "choice_temperature", "precision")
+    others = (
+        "top_k",
+        "top_p",
+        "min_p",
+        "guidance_schedule",
+        "steps",
+        "choice_temperature",
+        "precision",
+        "decoder_precision",
+    )
     said += [f"{name} {getattr(sampling, name)}" for name in others if getattr(sampling, name) != getattr(plain, name)]
     return ", ".join(said)

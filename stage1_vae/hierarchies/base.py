@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from stage1_vae.binarise import Binarised
 from stage1_vae.likelihoods import LIKELIHOODS, build_likelihood
+from stage1_vae.likelihoods.base import at_least_float
 from stage1_vae.model import LikelihoodVAE, Move, NoiseSource, Pixels
 from stage1_vae.objectives.terms import Terms
 from stage1_vae.posteriors.base import LatentShape
@@ -222,7 +223,10 @@ class HierarchicalVAE(LikelihoodVAE):
 
         def choose(place: int, prior: Normal) -> Tensor:
             given = known[place] if place < len(known) else None
-            taken.append(prior.at_temperature(of_group[place]).draw(drawn[place]) if given is None else given)
+            if given is None:  # in float32 whatever the networks compute in, as latents are
+                told = Normal(at_least_float(prior.mean), at_least_float(prior.log_scale))
+                given = told.at_temperature(of_group[place]).draw(drawn[place])
+            taken.append(given)
             return taken[-1]
 
         outputs = self.generate(len(noise), choose)

@@ -14,6 +14,7 @@ from PIL import Image
 from common.errors import UserError
 from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.commands.vary import VaryConfig, vary_files
+from pipelines.encoded_prompts import EncodedPrompts
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import Transformer, TransformerConfig
@@ -162,6 +163,41 @@ def test_prompts_become_the_vectors_of_the_encoder_that_the_prior_records(kind, 
     assert not torch.equal(greedy[0], greedy[1])
     config = GenerateConfig(model=str(saved), out=str(tmp_path / "out"), num=2, prompt="red")
     assert "2 images" in generate_files(config)
+
+
+def test_a_text_goes_through_the_encoder_once(encoder_folder, monkeypatch):
+    pipeline, seen = embedding_pipeline("llamagen", str(encoder_folder)), []
+    encoder = pipeline.load_text_encoder()
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda tokens, left: seen.append(len(tokens)) or encode(tokens, left))
+    texts = ["red", "a grey owl", "red", "", "red", "a grey owl"]
+    told = pipeline.generate(prompts=texts, batch_size=2, guidance=2.0)
+    assert seen == [1, 1, 1]  # guidance against no prompt asks for no vectors
+    pipeline.generate(4, prompts="red", batch_size=1)
+    pipeline.generate(2, prompts=texts[1:3], seed=3)
+    assert len(seen) == 3
+    tokens = tokenize(encoder.tokenizer, texts, 6)
+    alone = [encode(row[None], True) for row in tokens]
+    condition = pipeline.condition(None, texts)
+    assert torch.equal(condition.embeddings, torch.cat([one.embeddings for one in alone]))
+    assert torch.equal(condition.embedding_mask, torch.cat([one.mask for one in alone]))
+    other = embedding_pipeline("llamagen", str(encoder_folder)).generate(prompts=texts, guidance=2.0)
+    assert torch.equal(told.codes[0], other.codes[0])
+    pipeline.load_text_encoder(str(encoder_folder))  # another one knows nothing yet
+    assert not pipeline.prompts.kept
+
+
+def test_vectors_that_were_asked_for_last_are_kept_within_a_bound(encoder_folder):
+    pipeline = embedding_pipeline("transformer", str(encoder_folder))
+    one = pipeline.condition(None, ["red"])
+    size = one.embeddings.nbytes + one.embedding_mask.nbytes
+    pipeline.prompts = EncodedPrompts(most_bytes=3 * size)
+    for asked in (["a", "b", "c"], ["a"], ["d"], ["c", "a"], list("efghij")):
+        vectors = pipeline.condition(None, asked).embeddings
+        assert len(vectors) == len(asked)
+        kept = [text for text, *_ in pipeline.prompts.kept]
+        assert pipeline.prompts.bytes == len(kept) * size <= 3 * size
+    assert kept == ["h", "i", "j"]
 
 
 def test_another_place_of_the_encoder_is_named_when_generating(encoder_folder, tmp_path):

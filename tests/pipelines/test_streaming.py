@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from common import progress
 from common.errors import UserError
-from pipelines import two_stage
-from pipelines.latents import pipeline as latent_pipeline
+from pipelines import streaming
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.two_stage import TwoStagePipeline
 from tests.pipelines.conftest import make_pipeline
@@ -90,8 +94,7 @@ def test_a_person_sees_a_bar_of_what_takes_long_unless_it_is_turned_off(pipeline
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
 
     def shown(after: float, **options: bool) -> str:
-        for module in (two_stage, latent_pipeline):
-            monkeypatch.setattr(module, "BAR_AFTER", after)
+        monkeypatch.setattr(streaming, "BAR_AFTER", after)
         monkeypatch.setattr(sys, "stderr", Terminal())
         pipeline.generate(4, batch_size=2, **options)
         return sys.stderr.getvalue()
@@ -124,3 +127,81 @@ def test_what_was_made_says_what_it_is():
         assert one._repr_png_().startswith(b"\x89PNG")
     images, codes, labels = made  # as ever
     assert (images.shape, len(codes), labels.tolist()) == ((3, 1, 16, 16), 1, [0, 1, 2])
+
+
+class Alive:
+    """How many tensors of images that a pipeline has made are there, whenever it makes others."""
+
+    def __init__(self, pipeline: TwoStagePipeline | LatentPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tensors: list[weakref.ref[torch.Tensor]] = []
+        self.seen: list[int] = []
+        decode = pipeline.decode
+
+        def watched(*given: Any, **more: Any) -> torch.Tensor:
+            self.seen.append(sum(one() is not None for one in self.tensors))
+            made = decode(*given, **more)
+            self.tensors.append(weakref.ref(made))
+            return made
+
+        monkeypatch.setattr(pipeline, "decode", watched)
+
+
+@pytest.mark.parametrize("pipeline", [make_pipeline(), LatentPipeline(small_vae())], ids=["two stages", "vae"])
+def test_there_is_one_batch_at_a_time_beside_the_result(pipeline: TwoStagePipeline | LatentPipeline, monkeypatch):
+    alive = Alive(pipeline, monkeypatch)
+    whole = pipeline.generate(9, batch_size=2)
+    assert alive.seen == [0] * 5
+    assert whole.images.shape[0] == len(whole[1] if isinstance(pipeline, LatentPipeline) else whole.codes[0]) == 9
+    assert whole.images.storage_offset() == 0
+    assert whole.images.untyped_storage().nbytes() == whole.images.nbytes  # nothing else is kept with it
+    for part in pipeline.stream(9, batch_size=2):
+        del part
+    assert alive.seen == [0] * 10
+
+
+class Numbered(Sequence):
+    """A list of what is told of so many images that nobody could hold it."""
+
+    def __init__(self, value: Any, images: int) -> None:
+        self.value, self.images = value, images
+        self.copied = 0
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, place: Any) -> Any:
+        if not isinstance(place, slice):
+            return self.value
+        count = len(range(*place.indices(self.images)))
+        self.copied = max(self.copied, count)
+        return [self.value] * count
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.repeat(self.value, min(self.images, 1000))
+
+
+@pytest.mark.parametrize("pipeline", [make_pipeline(), LatentPipeline(small_vae())], ids=["two stages", "vae"])
+def test_labels_of_a_million_images_are_not_copied(pipeline):
+    labels = Numbered("class 2", 10**9)
+    if not pipeline.num_classes:
+        with pytest.raises(UserError, match="has no classes"):
+            pipeline.stream(10**9, labels=labels)
+        return
+    made = next(pipeline.stream(10**9, labels=labels, batch_size=3))
+    assert made.labels.tolist() == [2, 2, 2]
+    assert labels.copied == 3
+    for given in (np.array([2, 0, 1]), torch.tensor([2, 0, 1]), iter([2, 0, 1]), ("class 2", 0, 1)):
+        parts = list(pipeline.stream(3, labels=given, batch_size=2))
+        assert [part.labels.tolist() for part in parts] == [[2, 0], [1]]
+
+
+def test_large_images_are_decoded_so_many_at_a_time_as_have_the_pixels_of_a_batch(monkeypatch):
+    pipeline, sizes = make_pipeline(0), []
+    decode = pipeline.autoencoder.decode
+    codes = (torch.randint(16, (6, 8, 4)),)  # twice the training size
+    whole = decode(codes)
+    monkeypatch.setattr(pipeline.autoencoder, "decode", lambda part: sizes.append(len(part[0])) or decode(part))
+    assert (pipeline.decode(codes) - whole).abs().max() < 1e-5
+    pipeline.decode((torch.randint(16, (2, 16, 16)),))
+    pipeline.decode((torch.randint(16, (70, 4, 4)),))
+    assert sizes == [3, 3, 1, 1, 70]
