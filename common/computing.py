@@ -105,7 +105,8 @@ def as_before(function: Callable[Arguments, Result], device: torch.device) -> Ca
 
 def tf32_backends() -> tuple[Any, Any]:
     """Whose TF32 is allowed or not: matrix products, and cuDNN's convolutions."""
-    return torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul, cudnn.conv
 
 
 @contextmanager

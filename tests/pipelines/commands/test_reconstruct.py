@@ -85,7 +85,9 @@ def test_a_rerun_keeps_what_is_there_and_makes_what_is_missing(model: Path, imag
     (tmp_path / "out" / "c.png").unlink()
     reconstruct, calls = pipelines.commands.reconstruct.reconstruct, []
     monkeypatch.setattr(
-        pipelines.commands.reconstruct, "reconstruct", lambda *args: calls.append(1) or reconstruct(*args)
+        pipelines.commands.reconstruct,
+        "reconstruct",
+        lambda *args, **more: calls.append(1) or reconstruct(*args, **more),
     )
     reconstruct_files(config)
     assert {path: path.read_bytes() for path in sorted((tmp_path / "out").rglob("*.*"))} == before
