@@ -10,7 +10,9 @@ What a step does is in training/trainer.py.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,13 @@ from common.processes import on_main_process
 from common.wording import counted
 from training.config import TrainConfig
 from training.data import explain_dead_workers
-from training.metrics_log import RunLog
+from training.metrics_log import PREVIEWS, SAVING, RunLog
 from training.run_folder import RunFacts, held_run
 from training.signals import StopRequest, stop_on_signals, this_command
 from training.task import Dataset, Evaluation, Task
 from training.trainer import StopReason, Trainer
 
-__all__ = ["FitResult", "TrainConfig", "fit"]
+__all__ = ["FitResult", "TrainConfig", "fit", "in_place_of_training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ def fit(
     the run began with; no undamaged checkpoint left, a full disk, a batch that the processes cannot share,
     `max_nonfinite_steps` steps in a row without a finite loss and gradient.
     """
+    if (other := IN_PLACE.get()) is not None:
+        return other(task, train_data, validation_data, config, Path(run), resolved_config, facts, evaluation)
     trainer = Trainer(task, train_data, validation_data, config, Path(run))
     with stop_on_signals() as stop, ExitStack() as stack:
         on_main_process(trainer.accelerator, lambda: stack.enter_context(held_run(trainer.run)))
@@ -92,6 +96,7 @@ def fit(
             config.steps,
             resolved_config,
             facts.samples,
+            trainer.clock,
         )
         with closing(log), closing(trainer.loader), explain_dead_workers():
             for damage in damages:
@@ -123,6 +128,7 @@ def fit(
                 later = "; what is due after it comes first next time" if trainer.progress.owed else ""
                 log.say(f"{stop.signal_name or 'a signal'}: step {trainer.progress.step} is done and saved{later}")
                 log.say(f"continue with: {this_command()}")
+            log.ended()
     return FitResult(
         run=trainer.run,
         steps_done=trainer.progress.step,
@@ -135,6 +141,19 @@ def fit(
         images_per_second=log.total.images_per_second,
         waiting_share=log.total.waiting_share,
     )
+
+
+IN_PLACE: ContextVar[Callable[..., FitResult] | None] = ContextVar("IN_PLACE", default=None)
+
+
+@contextmanager
+def in_place_of_training(other: Callable[..., FitResult]) -> Iterator[None]:
+    """Inside, `fit` calls `other` with its arguments: whoever builds a task for it builds it for `other`."""
+    token = IN_PLACE.set(other)
+    try:
+        yield
+    finally:
+        IN_PLACE.reset(token)
 
 
 def looks_next(trainer: Trainer) -> bool:
@@ -168,13 +187,15 @@ def look(trainer: Trainer, log: RunLog, stop: StopRequest, evaluation: Evaluatio
     if evaluation is not None and trainer.due(config.evaluate_every):
         log.evaluation(step, trainer.evaluate(evaluation))
     if trainer.due(config.preview_every):
-        log.preview(step, trainer.preview())
+        with trainer.clock.on(PREVIEWS):
+            log.preview(step, trainer.preview())
     if worth_saving or owed or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
         save(trainer, log)
 
 
 def save(trainer: Trainer, log: RunLog) -> None:
-    log.flush()
+    with trainer.clock.on(SAVING):
+        log.flush()
     trainer.save()
 
 

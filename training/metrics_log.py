@@ -5,9 +5,10 @@ metrics.jsonl holds what the seed and the config determine, one JSON object per 
 "train", ...}`, means over the steps since the last such line, `{"step": 500, "split": "validation",
 ...}`, means over the held-out samples, and `{"step": 500, "split": "evaluation", ...}`, distances of
 reconstructions or samples. timing.jsonl holds what the clock says: `images`, whatever the samples are, `seconds`,
-`training_seconds` and `waiting_seconds` since the run began, `images_per_second` and `waiting_share` since
-the last line. A continued run takes the lines after its checkpoint away, so that metrics.jsonl is, byte for
-byte, that of a run which was never interrupted.
+and of them `training_seconds`, `waiting_seconds` and those between steps since the run began; `images_per_second`,
+`waiting_share` of the training, and `shares` of the wall time, which add up to 1, since the last line; and
+`memory_bytes`, the largest so far. A continued run takes the lines after its checkpoint away, so that metrics.jsonl is,
+byte for byte, that of a run which was never interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from common.errors import explain_disk_errors
 from common.files import atomic_file, flush, json_value, write_text
 from common.progress import progress_bar
+from training.clock import OTHER, Clock
 from training.trackers import Tracker, open_tracker
 
 METRICS_NAME = "metrics.jsonl"
@@ -42,6 +45,11 @@ SETTING = re.compile(r"(?<![\w.-])((?:model|data|train|perceptual|adversarial)(?
 FIGURE = re.compile(r"\d+(?:\.\d+)?%|\d+\.\d+(?:e[+-]?\d+)?")
 
 
+WAITING, COMMUNICATION, COMPUTING = "waiting for data", "communication", "computing"
+VALIDATION, PREVIEWS, SAVING = "validation", "previews", "saving"
+WORTH_SAYING = 0.01  # share of the wall time
+
+
 @dataclass
 class Timing:
     """Running totals of a run, or of a part of it."""
@@ -49,7 +57,11 @@ class Timing:
     images: int = 0  # training samples, over all processes
     seconds: float = 0.0  # wall clock
     training_seconds: float = 0.0  # of them spent in steps, not in validation, previews and checkpoints
-    waiting_seconds: float = 0.0  # of these spent waiting for data
+    waiting_seconds: float = 0.0  # of these spent waiting for data, on the process that waited longest
+    communication_seconds: float = 0.0  # of these for the exchange of gradients, where that is known
+    validation_seconds: float = 0.0  # of `seconds`, between steps; evaluations too
+    preview_seconds: float = 0.0
+    saving_seconds: float = 0.0  # checkpoints and run/model
 
     @property
     def images_per_second(self) -> float:
@@ -58,6 +70,23 @@ class Timing:
     @property
     def waiting_share(self) -> float:
         return self.waiting_seconds / self.training_seconds if self.training_seconds else 0.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the wall time, by what it went to; they add up to 1."""
+        between = self.validation_seconds + self.preview_seconds + self.saving_seconds
+        computing = self.training_seconds - self.waiting_seconds - self.communication_seconds
+        seconds = {
+            COMPUTING: max(computing, 0.0),
+            WAITING: self.waiting_seconds,
+            COMMUNICATION: self.communication_seconds,
+            VALIDATION: self.validation_seconds,
+            PREVIEWS: self.preview_seconds,
+            SAVING: self.saving_seconds,
+            OTHER: max(self.seconds - self.training_seconds - between, 0.0),
+        }
+        total = sum(seconds.values())
+        return {name: value / total if total else 0.0 for name, value in seconds.items()}
 
     def since(self, earlier: Timing) -> Timing:
         """What has been added to earlier totals."""
@@ -71,6 +100,9 @@ class StepReport(NamedTuple):
     images: int  # samples, over all processes
     seconds: float
     waiting_seconds: float  # of them spent waiting for data
+    communication_seconds: float | None = (
+        None  # of them, of a step like it, for the exchange of gradients; None: unknown
+    )
 
 
 class RunLog:
@@ -85,10 +117,13 @@ class RunLog:
         steps: int,
         config: Mapping[str, Any] | None = None,
         samples: str = "images",
+        clock: Clock | None = None,
     ):
         """step: that of the checkpoint the run continues from, or 0; steps: of the whole run; config: of the whole run,
-        nested, which the tracker shows; samples: as `RunFacts` has them, of which speeds have the last word."""
+        nested, which the tracker shows; samples: as `RunFacts` has them, of which speeds have the last word; clock:
+        that of what is done between steps."""
         self.run = run
+        self.clock, self.device = clock or Clock(), accelerator.device
         self.counted = samples.split()[-1]
         self.steps = steps
         self.main = accelerator.is_main_process
@@ -97,11 +132,11 @@ class RunLog:
         if self.main:
             keep_lines(run / METRICS_NAME, step)
             for line in keep_lines(run / TIMING_NAME, step)[-1:]:
-                self.total = Timing(**{f.name: line[f.name] for f in fields(Timing)})
+                self.total = Timing(**{f.name: line.get(f.name, f.default) for f in fields(Timing)})
             with explain_disk_errors(run):
                 self.tracker = open_tracker(tracker, run, step, config or {})
         self._begin = time.perf_counter() - self.total.seconds
-        self._logged = replace(self.total)
+        self._logged, self._before = replace(self.total), replace(self.total)
         self._said: dict[str, tuple[int, str]] = {}  # of each kind of warning: when it was said, and how
         self._pace = Pace(steps - step)
         self._bar = progress_bar(steps, "steps", shown=self.main, done=step)
@@ -118,6 +153,7 @@ class RunLog:
         self.total.images += step.images
         self.total.training_seconds += step.seconds
         self.total.waiting_seconds += step.waiting_seconds
+        self.total.communication_seconds += step.communication_seconds or 0.0
         speed = self.total.since(self._logged).images_per_second
         self._bar.set_postfix_str(f"loss {step.loss:.4g}, {speed:,.0f} {self.counted}/s", refresh=False)
         self._bar.update()
@@ -126,14 +162,17 @@ class RunLog:
         """A line on the steps since the last one, and its warnings, as `warn` says them."""
         if not self.main:
             return
-        self.total.seconds = time.perf_counter() - self._begin
+        self._look_at_clock()
         recent = self.total.since(self._logged)
         self._logged = replace(self.total)
         rates = {"images_per_second": recent.images_per_second, "waiting_share": recent.waiting_share}
         self._append(METRICS_NAME, {"step": step, "split": "train", **metrics})
-        self._append(TIMING_NAME, {"step": step, **asdict(self.total), **rates})
-        self._track("train", {**metrics, **rates}, step)
-        speed = f"{recent.images_per_second:,.0f} {self.counted}/s, waiting for data {recent.waiting_share:.0%}"
+        memory = {} if (peak := peak_memory(self.device)) is None else {"memory_bytes": peak}
+        shares = recent.shares
+        self._append(TIMING_NAME, {"step": step, **asdict(self.total), **rates, "shares": shares, **memory})
+        by_name = {f"share_of_{name.replace(' ', '_')}": share for name, share in shares.items()}
+        self._track("train", {**metrics, **rates, **by_name, **memory}, step)
+        speed = f"{recent.images_per_second:,.0f} {self.counted}/s, {in_shares(shares)}"
         self.say(f"step {step}/{self.steps}  {phrase(metrics)}  {speed}")
         if recent.waiting_share > SLOW_DATA and recent.waiting_seconds > 1:
             smaller = ", or smaller image files" if self.counted == "images" else ""
@@ -185,8 +224,24 @@ class RunLog:
             if self.main and path.exists():
                 flush(path)
 
+    def ended(self) -> None:
+        """A line on what the time of a run went to, where it took some."""
+        self._look_at_clock()
+        if self.total.seconds > MEASURED_SECONDS:
+            memory = "" if (peak := peak_memory(self.device)) is None else f"; at most {in_bytes(peak)} of memory"
+            self.say(
+                f"time of the run: computing {self.total.shares[COMPUTING]:.0%}, {in_shares(self.total.shares)}{memory}"
+            )
+
+    def _look_at_clock(self) -> None:
+        spent, total, before = self.clock.seconds(), self.total, self._before
+        total.seconds = time.perf_counter() - self._begin
+        total.validation_seconds = before.validation_seconds + spent.get(VALIDATION, 0.0)
+        total.preview_seconds = before.preview_seconds + spent.get(PREVIEWS, 0.0)
+        total.saving_seconds = before.saving_seconds + spent.get(SAVING, 0.0)
+
     def close(self) -> None:
-        self.total.seconds = time.perf_counter() - self._begin
+        self._look_at_clock()
         self._bar.close()
         if self.tracker is not None:
             self.tracker.close()
@@ -225,6 +280,32 @@ class Pace:
         if rest < MEASURED_SECONDS:
             return None
         return f"at this rate: {duration(rest)} left, validations and checkpoints not counted"
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has held so far: of a GPU's memory, or, where it computes on the CPU, of the
+    machine's. None where nobody counts them."""
+    if device.type in ("cuda", "xpu"):
+        return torch.accelerator.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return None
+    peak = getrusage(RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def in_bytes(count: float) -> str:
+    """`12 MB`, `1.4 GB`"""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.{0 if count >= 1e7 else 1}f} MB"
+
+
+def in_shares(shares: Mapping[str, float]) -> str:
+    """`waiting for data 2%, validation 11%`: that of waiting, and those worth saying, but for computing itself."""
+    said = {name: share for name, share in shares.items() if share >= WORTH_SAYING or name == WAITING}
+    return ", ".join(f"{name} {share:.0%}" for name, share in said.items() if name not in (COMPUTING, OTHER))
 
 
 def duration(seconds: float) -> str:

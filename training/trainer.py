@@ -24,11 +24,12 @@ from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.processes import on_main_process, process_state
 from training.checkpoint import Checkpoints
+from training.clock import Clock, spent_on
 from training.config import TrainConfig
 from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
 from training.launcher import check_launcher
-from training.metrics_log import StepReport
+from training.metrics_log import PREVIEWS, SAVING, VALIDATION, StepReport
 from training.optimizers import Learner, OptimizerSettings
 from training.run_folder import RunFacts, open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
@@ -78,6 +79,7 @@ class Trainer:
         self.order = sample_order(train_data, config.batch_size, config.seed)
         self.checkpoints = Checkpoints(run / "checkpoints", config.keep_newest)
         self.progress = Progress()
+        self.clock = Clock()
         self.stopping = False  # whether a signal has reached any process
         self.health: dict[str, Tensor] = {}  # what the task's last after_step returned
 
@@ -88,6 +90,7 @@ class Trainer:
                 companion.module.compile()
         self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
         self.model = wrap(task.model, self.accelerator, config)
+        self.data_parallel = find_data_parallel(self.model, config.log_every)
         settings = OptimizerSettings(
             kind=config.optimizer,
             betas=config.betas,
@@ -163,8 +166,11 @@ class Trainer:
             companion.average()
             norms[f"{name}_grad_norm"] = companion.clip(scaler)
         stops = torch.tensor(float(bool(stop)), device=norms["grad_norm"].device)
-        figures = self._figures(parts, **norms, stops=stops)
+        own_wait = self.loader.seconds_waited - waited
+        waits = self._waits(own_wait)
+        figures = self._figures(parts, **norms, stops=stops, **waits)
         self.stopping = figures.pop("stops") > 0
+        longest = self.accelerator.num_processes * max([figures.pop(name) for name in waits])
 
         finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
         if finite and figures["grad_norm"] <= (self.config.skip_grad_norm or math.inf):
@@ -185,8 +191,16 @@ class Trainer:
             loss=figures["loss"],
             images=self.config.batch_size,
             seconds=time.perf_counter() - begin,
-            waiting_seconds=self.loader.seconds_waited - waited,
+            waiting_seconds=longest,
+            communication_seconds=communication_seconds(self.data_parallel, longest - own_wait),
         )
+
+    def _waits(self, seconds: float) -> dict[str, Tensor]:
+        """What each process has waited for data, over their number, once `_figures` has averaged it: the one that waits
+        longest holds up all others, which wait for its gradients."""
+        waits = torch.zeros(self.accelerator.num_processes)
+        waits[self.accelerator.process_index] = seconds
+        return {f"waited_{process}": wait for process, wait in enumerate(waits.to(self.accelerator.device))}
 
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         # Divides losses by the number of micro-batches, and lets processes exchange gradients after the last.
@@ -269,6 +283,7 @@ class Trainer:
 
     # ---- between steps -------------------------------------------------------------------------------------
 
+    @spent_on(VALIDATION)
     def validate(self, stop: StopRequest | None = None) -> Verdict | None:
         """Means over the held-out samples, whatever process saw them, to `progress`. A new best, or what the task's
         guard keeps, is saved to run/model. None, and nothing else, if `stop` comes meanwhile to a run of one process:
@@ -302,6 +317,7 @@ class Trainer:
             progress.validations_since_best += 1
         return verdict
 
+    @spent_on(SAVING)
     def roll_back(self) -> str:
         """Takes model, optimisers, averages and companions back to the checkpoint of the last validation whose weights
         were kept. The run does not go back: steps, samples and learning rate go on. Returns a line on it."""
@@ -315,10 +331,12 @@ class Trainer:
         self.task.guard.rolled_back(progress.step, progress.rollbacks)
         return f"rollback {progress.rollbacks}: weights and optimisers are those of step {good} again"
 
+    @spent_on(VALIDATION)
     def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
         with self._at_rest() as model:
             return evaluation(model)
 
+    @spent_on(PREVIEWS)
     def preview(self) -> Tensor | None:
         """The task's picture, `c H W` in [-1, 1], on the main process."""
         if not self.accelerator.is_main_process:
@@ -337,11 +355,13 @@ class Trainer:
         finally:
             self.task.model.train()
 
+    @spent_on(SAVING)
     def save_model(self) -> None:
         """Writes run/model."""
         with self._at_rest() as model:
             on_main_process(self.accelerator, lambda: model.save_pretrained(self.run / "model"))
 
+    @spent_on(SAVING)
     def save(self) -> None:
         """Writes a checkpoint. Raises UserError when the disk is full."""
         tensors = {
@@ -457,3 +477,24 @@ def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) 
             warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in every supported release
             wrapped = DistributedDataParallel(model, broadcast_buffers=False)
     return cast(nn.Module, torch.compile(wrapped)) if config.compile else wrapped
+
+
+def find_data_parallel(model: nn.Module, log_every: int) -> DistributedDataParallel | None:
+    """The wrapper that lets processes exchange gradients, told to time a step in every log line; None where there is
+    none."""
+    found = next((part for part in model.modules() if isinstance(part, DistributedDataParallel)), None)
+    if found is not None:
+        found._set_ddp_runtime_logging_sample_rate(log_every)
+    return found
+
+
+def communication_seconds(wrapper: DistributedDataParallel | None, late: float) -> float | None:
+    """For how long a backward pass waits for the exchange of gradients after all its own work, slower processes
+    included, in the last step that DistributedDataParallel has timed (it does so by events, without waiting for the
+    device); None where it has timed none. late: by how many seconds another process began, as it waited for data."""
+    told = {} if wrapper is None else wrapper._get_ddp_logging_data()
+    names = ("backward_comm_time", "backward_compute_comm_overlap_time")
+    if any(name not in told for name in names):
+        return None
+    exchange, beside_work = (int(told[name]) for name in names)  # nanoseconds
+    return max((exchange - beside_work) / 1e9 - late, 0.0)
