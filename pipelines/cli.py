@@ -92,6 +92,10 @@ COMMANDS = {
         "train a likelihood VAE of a table: rows of numbers, some missing, or of counts",
         from_arguments("pipelines.commands.train_table"),
     ),
+    "profile": Command(
+        "tell what limits a training, by a few of its steps: `profile train-stage1 ...`",
+        from_arguments("pipelines.commands.profile"),
+    ),
     "encode": Command(
         "turn images into code shards, with a trained autoencoder",
         from_options("encode", "pipelines.commands.encode", "EncodeConfig", "encode_images"),

@@ -28,7 +28,7 @@ from training.trainer import communication_seconds
 
 class SleepyData(ToyData):
     def fetch(self, indices, draws):
-        time.sleep(0.02)
+        time.sleep(0.05)
         return super().fetch(indices, draws)
 
 
@@ -51,7 +51,7 @@ def fail_after(clock: Clock, activity: str, seconds: float) -> None:
 def test_an_activity_has_the_seconds_that_pass_in_it_but_for_those_of_others():
     clock, begin = Clock(), time.perf_counter()
     with clock.on(VALIDATION):
-        time.sleep(0.02)
+        time.sleep(0.05)
         with pytest.raises(RuntimeError, match=SAVING):
             fail_after(clock, SAVING, 0.06)
     seconds = dict(clock.seconds())
