@@ -444,11 +444,12 @@ class Kept:
             self.bytes = max(self.bytes, sum(sizes.values()))
             return output
 
-        task.step = step  # type: ignore[method-assign]
+        owner: Any = task
+        owner.step = step
         try:
             yield
         finally:
-            del task.step
+            del owner.step
 
 
 def storage_of(tensor: Tensor) -> int:
