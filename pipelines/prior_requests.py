@@ -64,7 +64,7 @@ def to_slice(asked: Asked) -> Asked:
     """As `part_of` can take it: itself, not a copy, where it is a sequence, else a list of it."""
     if not is_one_for_each(asked) or isinstance(asked, Sequence | np.ndarray | torch.Tensor):
         return asked
-    return list(asked)  # type: ignore[return-value]
+    return list(asked)
 
 
 def part_of(asked: Asked, images: slice) -> Asked:

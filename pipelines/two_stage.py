@@ -300,8 +300,10 @@ class TwoStagePipeline:
         code the prior draws instead, so that both mix. settings: as for `redraw`."""
         if steps < 2:
             raise UserError(f"got steps={steps}, expected at least 2: the first image and the second")
-        ends = [self.whole_images([end]).expand(steps, -1, -1, -1) for end in (first, second)]
-        known, complete = codes_between(*map(self.completing, ends), steps, redrawn, seed)
+        of_first, of_second = (
+            self.completing(self.whole_images([end]).expand(steps, -1, -1, -1)) for end in (first, second)
+        )
+        known, complete = codes_between(of_first, of_second, steps, redrawn, seed)
         return self.redraw(known, complete=complete, seed=seed, **settings)
 
     def redraw(
