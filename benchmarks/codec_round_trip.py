@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from benchmarks.codec import modes_of, read_images
 from benchmarks.rate_distortion import to_tensor
-from images.files import list_images, open_upright
+from images.files import open_upright
+from images.listing import list_images
 from pipelines.any_size import reconstruct
 from pipelines.codec.archive import Mode, read_archive
 from pipelines.codec.codec import Codec, grouped

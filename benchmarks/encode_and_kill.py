@@ -25,7 +25,7 @@ import torch
 
 from codes.shards import CodeDataset
 from common.model_io import load_pretrained
-from images.files import list_images
+from images.listing import list_images
 from stage1_vq.autoencoders import AUTOENCODERS
 
 ZELLIGE = [sys.executable, "-m", "pipelines"]

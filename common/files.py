@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,15 @@ def json_value(text: str | bytes) -> Any:
         raise json.JSONDecodeError("nested too deeply", "", 0) from error
 
 
-def foreign_content(path: Path) -> str | None:
-    """What stands in a file in place of its content, and what to do, as the end of a sentence that begins with the
-    file's name; None if it is neither of the two that are frequent."""
-    with open(path, "rb") as file:
-        beginning = file.read(256).lstrip().lower()
+def foreign_content(file: Path | str | BytesIO) -> str | None:
+    """What stands in a file, or in the bytes of one, in place of its content, and what to do, as the end of a sentence
+    that begins with the file's name; None if it is neither of the two that are frequent."""
+    if isinstance(file, BytesIO):
+        beginning = file.getvalue()[:256]
+    else:
+        with open(file, "rb") as stream:
+            beginning = stream.read(256)
+    beginning = beginning.lstrip().lower()
     if beginning.startswith(b"version https://git-lfs.github.com/"):
         return "is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned, or download the file"
     if beginning.startswith((b"<!doctype html", b"<html", b"<?xml")):

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 
 from common.processes import process_state
 from common.progress import progress_bar
-from images.sources import ImageSource
+from images.contract import ImageSource
 
 Shape = tuple[int, int]
 """Height and width in pixels."""

@@ -15,23 +15,31 @@ from torch import Tensor
 from common.errors import UserError
 from common.short_repr import changes
 from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
-from images.files import MAX_BAD_SHARE, BadImageError, BadImages, covering_size
-from images.sources import ArraySource, ImageSource, open_source
+from images.contract import ImageSource, SourceSettings
+from images.crops import part_of_draw, seen_part
+from images.files import MAX_BAD_SHARE, MAX_PIXELS, BadImageError, BadImages, Crop, covering_size
+from images.random_numbers import uniforms
+from images.sources import ArraySource, open_source
 from training.task import Batch
+
+TRIES = 10  # of a random part to fit into its image
+RESIZED = 2**40  # apart from the seeds of all else that is drawn for an image
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, and how each becomes `channels` x H x W."""
 
-    path: str = ""  # a folder of images, an .npz file or a name: mnist (./mnist is a folder), cifar10 ...
-    split: Literal["train", "test"] = "train"  # part of a source that has both: .npz, torchvision's sets
+    path: str = ""  # a folder, an .npz file, tars, hf:NAME, or a name: mnist (./mnist is a folder), cifar10 ...
+    split: Literal["train", "test"] = "train"  # part of a source that has both: .npz, hf:, torchvision's sets
     download_folder: str = "~/.cache/zellige"  # where torchvision's sets are, or are downloaded to
     image_size: int | tuple[int, int] = 256  # pixels: side of a square, or (H, W)
     aspect_buckets: int = 0  # train at so many shapes of image_size's area, each image at the nearest; 0: at image_size
     aspect_limit: float = 2.0  # proportions of the longest of these shapes, the tallest and the widest
     channels: Literal[1, 3] = 3  # 1 is grey, 3 is RGB; images of the other kind are converted
-    crop: Literal["center", "random"] = "center"  # where H x W is cut from training images
+    crop: Literal["center", "random", "random_resized"] = "center"  # where H x W is cut from training images
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # of random_resized: least and greatest share of the image's area
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # and of a part's proportions to those of H x W
     flip: bool = False  # mirror training images left to right, each second one by chance
     shift: int = 0  # move training images by up to so many pixels each way; their border is repeated
     validation_path: str | None = None  # a source of held-out images; None: they are taken from `path`
@@ -41,10 +49,16 @@ class DataConfig:
     labels_per_class: int | None = None  # keep the labels of so many training images of each class; None: all of them
     labels_seed: int = 0  # which ones; apart from train.seed, so that runs know the same
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
+    max_pixels: int = MAX_PIXELS  # of an image by its header; larger ones count as unreadable and are not decoded
+    relist: bool = False  # look into a large folder, or tars, anew, though they have not changed since they were listed
+    image_field: str | None = None  # which image of a sample: its ending in tars, its column of hf:; None: the only one
+    label_field: str | None = None  # the column of classes of hf:; None: the only one of them
 
     __repr__ = changes
 
     def __post_init__(self) -> None:
+        for name in ("crop_scale", "crop_ratio"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.image_size, int):
             if len(self.image_size) != 2:
                 raise UserError(f"data.image_size={self.image_size}, expected one number, or height and width")
@@ -59,6 +73,16 @@ class DataConfig:
             ("aspect_limit", 1 < self.aspect_limit < np.inf, "above 1; 2 goes from 1:2 to 2:1"),
             ("channels", self.channels in (1, 3), "1 (grey) or 3 (RGB)"),
             (
+                "crop_scale",
+                len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+                "two shares above 0, up to 1, the lesser first",
+            ),
+            (
+                "crop_ratio",
+                len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1] < np.inf,
+                "two numbers above 0, the lesser first",
+            ),
+            (
                 "shift",
                 0 <= self.shift < min(self.height, self.width),
                 "0 or more, less than the shorter side",
@@ -68,6 +92,7 @@ class DataConfig:
             ("labels_per_class", (self.labels_per_class or 1) >= 1, "at least 1 of each class"),
             ("labels_seed", self.labels_seed >= 0, "0 or more"),
             ("max_bad_share", 0 <= self.max_bad_share <= 1, "from 0 to 1"),
+            ("max_pixels", self.max_pixels >= 1, "at least 1"),
         ):
             if not valid:
                 raise UserError(f"data.{name}={getattr(self, name)}, expected {expected}")
@@ -83,7 +108,11 @@ class DataConfig:
     @property
     def augments(self) -> bool:
         """Whether two draws of one training image can differ."""
-        return self.crop == "random" or self.flip or self.shift > 0
+        return self.crop != "center" or self.flip or self.shift > 0
+
+    @property
+    def source_settings(self) -> SourceSettings:
+        return SourceSettings(self.max_pixels, self.relist, self.image_field, self.label_field)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -98,7 +127,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def open_images(config: DataConfig) -> ImageSource:
     """All images of `config.path`, not split and not resized yet. Raises UserError."""
-    return open_source(config.path, config.split, Path(config.download_folder).expanduser())
+    return open_source(config.path, config.split, Path(config.download_folder).expanduser(), config.source_settings)
 
 
 def image_datasets(
@@ -120,7 +149,12 @@ def image_datasets(
         validation_source = open_images(replace(config, path=config.validation_path, split="train"))
         take_classes_of(source, validation_source)
         train, held_out = np.arange(len(source)), np.arange(len(validation_source))
-    bad_images = BadImages(len(train) + len(held_out), bad_files, max_share=config.max_bad_share)
+    bad_images = BadImages(
+        len(train) + len(held_out),
+        bad_files,
+        max_share=config.max_bad_share,
+        still_bad=lambda location: source.still_bad(location) or validation_source.still_bad(location),
+    )
     augment_seed = seed if config.augments else None
     buckets = validation_buckets = None
     if config.aspect_buckets:
@@ -233,7 +267,9 @@ class ImageDataset:
         self.augment_seed = augment_seed
         self.buckets = buckets
         self.groups = None if buckets is None else buckets.numbers[self.indices]  # n, int64
-        self.bad_images = bad_images or BadImages(len(source), max_share=config.max_bad_share)
+        self.bad_images = bad_images or BadImages(
+            len(source), max_share=config.max_bad_share, still_bad=source.still_bad
+        )
         self.unreadable: set[int] = set()  # known to this process, so that they are tried once only
 
     def __len__(self) -> int:
@@ -267,9 +303,9 @@ class ImageDataset:
             labels = torch.from_numpy(self.labels[list(indices)])
             return {"images": torch.from_numpy(pixels), "labels": labels}, list(indices)
         images, found = [], []
-        for index in indices:
+        for index, crop in zip(indices, self.crops(draws, shape), strict=True):
             for candidate in range(index, index + len(self)):
-                if (image := self.read(candidate % len(self), shape)) is not None:
+                if (image := self.read(candidate % len(self), shape, crop)) is not None:
                     images.append(image)
                     found.append(candidate % len(self))
                     break
@@ -284,8 +320,8 @@ class ImageDataset:
             labels = torch.from_numpy(self.labels[list(indices)])
             return {"images": torch.from_numpy(pixels), "labels": labels}, list(indices)
         images, found, kept_draws = [], [], []
-        for index, draw in zip(indices, draws, strict=True):
-            if (image := self.read(index, shape)) is not None:
+        for index, draw, crop in zip(indices, draws, self.crops(draws, shape), strict=True):
+            if (image := self.read(index, shape, crop)) is not None:
                 images.append(image)
                 found.append(index)
                 kept_draws.append(draw)
@@ -315,13 +351,23 @@ class ImageDataset:
             )
         return self.buckets.shapes[numbers[0]]
 
-    def read(self, index: int, shape: Shape) -> np.ndarray | None:
-        """Image `index` scaled to cover H x W, uint8 h w c; None, and recorded, if it cannot be read."""
+    def crops(self, draws: Sequence[int], shape: Shape) -> list[Crop | None]:
+        """Of each draw the part of an image that is read at H x W; None where the image is read whole."""
+        if self.augment_seed is None or self.config.crop != "random_resized":
+            return [None] * len(draws)
+        return [
+            part_of_draw(chance, shape, self.config.crop_scale, self.config.crop_ratio)
+            for chance in uniforms(self.augment_seed + RESIZED, draws, 4 * TRIES).reshape(-1, TRIES, 4)
+        ]
+
+    def read(self, index: int, shape: Shape, crop: Crop | None = None) -> np.ndarray | None:
+        """Image `index` scaled to cover H x W, or its part at H x W, uint8 h w c; None, and recorded, if it cannot be
+        read."""
         if index in self.unreadable:
             return None
         position = int(self.indices[index])
         try:
-            return self.source.read(position, *shape, self.config.channels)
+            return self.source.read(position, *shape, self.config.channels, crop)
         except BadImageError as error:
             self.unreadable.add(index)
             self.bad_images.add(self.source.location(position), str(error))
@@ -335,16 +381,34 @@ class ImageDataset:
         return {"images": torch.from_numpy(stacked), "labels": torch.from_numpy(self.labels[list(indices)])}
 
     def beyond_the_middle(self, middles: Sequence[np.ndarray], indices: Sequence[int]) -> list[np.ndarray]:
-        """What is told of the middle H x W of images, H W or H W c each, as `windows` takes it: at the size to which
+        """What is told of the middle H x W of images, H W or H W c each, as `seen` takes it: at the size to which
         the image is scaled, where windows move that far; `cut` goes on beyond the border by itself."""
         if self.augment_seed is None or self.config.crop == "center":
             return list(middles)
-        sizes = np.maximum(self.source.sizes(self.indices[list(indices)].tolist()), 1).tolist()
-        shapes = [covering_size(height, width, *self.shape_of(indices)) for height, width in sizes]
+        shape = self.shape_of(indices)
+        shapes = [covering_size(height, width, *shape) for height, width in self.own_sizes(indices)]
         return [extended(middle, shape) for middle, shape in zip(middles, shapes, strict=True)]
 
+    def own_sizes(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Height and width of each image before it is scaled; 1 1 where that is not known."""
+        sizes: np.ndarray = np.maximum(self.source.sizes(self.indices[list(indices)].tolist()), 1)
+        return [(height, width) for height, width in sizes.tolist()]
+
+    def seen(self, planes: Sequence[np.ndarray], indices: Sequence[int], draws: Sequence[int]) -> Iterator[np.ndarray]:
+        """What these draws see of planes, h w c each, that move with the pixels of images and are as large as these
+        after scaling, or H W c: H W c each."""
+        shape = self.shape_of(indices)
+        crops = self.crops(draws, shape)
+        if any(crops):
+            sizes = self.own_sizes(indices)
+            planes = [
+                plane if crop is None else seen_part(plane, size, crop(*size), shape)
+                for plane, size, crop in zip(planes, sizes, crops, strict=True)
+            ]
+        yield from self.windows(planes, draws, shape)
+
     def windows(self, images: Sequence[np.ndarray], draws: Sequence[int], shape: Shape) -> Iterator[np.ndarray]:
-        """What these draws see, H W c each, of scaled images, h w c, or of whatever moves with their pixels."""
+        """What these draws see, H W c each, of images as `read` has them, h w c."""
         (H, W), config = shape, self.config
         chance = None if self.augment_seed is None else uniforms(self.augment_seed, draws, 5)  # b 5
         for row, image in enumerate(images):
@@ -379,22 +443,3 @@ def cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.n
     rows = np.clip(np.arange(top, top + height), 0, h - 1)
     columns = np.clip(np.arange(left, left + width), 0, w - 1)
     return image.take(rows, axis=0).take(columns, axis=1)
-
-
-def uniforms(seed: int, draws: Sequence[int], count: int) -> np.ndarray:
-    """Random numbers in [0, 1), float64 b count, a function of the seed and each draw's number alone.
-
-    SplitMix64 (Steele, Lea and Flood 2014) used as a counter-based generator: one call serves a whole batch,
-    where a generator object for each draw would take longer than cutting out the image.
-    """
-
-    def mix(x: np.ndarray) -> np.ndarray:
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-    step = np.uint64(0x9E3779B97F4A7C15)
-    start = mix(np.array([seed % 2**64], dtype=np.uint64) * step)
-    first = np.asarray(draws, dtype=np.uint64)[:, None] * np.uint64(count)
-    places = first + np.arange(1, count + 1, dtype=np.uint64)  # b count
-    return (mix(start + places * step) >> np.uint64(11)) * 2.0**-53

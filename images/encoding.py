@@ -25,23 +25,34 @@ from common.safe_yaml import load_yaml
 from common.short_repr import changes
 from common.sources import Sources, times_of
 from images.datasets import DataConfig, ImageDataset
-from images.sources import FileSource
 from training.data import Loader, explain_dead_workers
 from training.task import Batch
 
 # Of the data's fields.
-NOTHING_DEPENDS_ON = ("aspect_buckets", "aspect_limit", "labels_per_class", "labels_seed", "max_bad_share")
+NOTHING_DEPENDS_ON = (
+    "aspect_buckets",
+    "aspect_limit",
+    "labels_per_class",
+    "labels_seed",
+    "max_bad_share",
+    "max_pixels",
+    "relist",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeDataConfig:
     """Which images to encode; what is not given is as the stage-one run had it."""
 
-    path: str | None = None  # a folder of images, an .npz file or a name
+    path: str | None = None  # a folder of images, an .npz file, tars, hf:NAME, or a name
     validation_path: str | None = None  # a source of held-out images; not taken over if `path` is another
     validation_share: float | None = None  # held out of the images of `path`, in place of those that the run held out
     image_size: int | tuple[int, int] | None = None  # pixels: side of a square, or (H, W)
     max_bad_share: float | None = None  # of the images may be unreadable; 0 stops at the first, else a few may be
+    max_pixels: int | None = None  # of an image by its header; larger ones count as unreadable and are not decoded
+    relist: bool | None = None  # look into a large folder, or tars, anew, though they have not changed
+    image_field: str | None = None  # which image of a sample: its ending in tars, its column of hf:
+    label_field: str | None = None  # the column of classes of hf:
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +176,7 @@ def write_shards(
     if augment_copies > 1 and train.augment_seed is None:
         raise UserError(
             f"augment_copies={augment_copies} asks for different copies of each image, but the stage-one run "
-            "augments nothing: leave it at 1, or train with data.crop=random, data.flip or data.shift"
+            "augments nothing: leave it at 1, or train with data.crop=random or random_resized, data.flip or data.shift"
         )
     state = process_state()
     pieces = cut_into_pieces(train, validation, augment_copies, shard_size)
@@ -219,12 +230,8 @@ def write_shards(
 
 
 def files_of(piece: Piece) -> list[Path]:
-    """The image files of a piece; none for images in arrays, whose pixels the source's fingerprint tells."""
-    source = piece.dataset.source
-    if not isinstance(source, FileSource):
-        return []
-    indices = piece.dataset.indices[piece.first : piece.first + piece.images]
-    return [source.root / source.name(int(index)) for index in indices]
+    """The files of a piece's images; none where the source's fingerprint tells when these change."""
+    return piece.dataset.source.files(piece.dataset.indices[piece.first : piece.first + piece.images].tolist())
 
 
 def cut_into_pieces(train: ImageDataset, validation: ImageDataset, augment_copies: int, shard_size: int) -> list[Piece]:

@@ -1,4 +1,4 @@
-"""Image files: which ones a folder holds, how they are decoded, and the record of those that cannot be."""
+"""Image files: how they are decoded, and the record of those that cannot be."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import math
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,8 @@ from common.files import atomic_file, foreign_content
 
 FORMATS = "png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm tga jp2 avif"
 SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
-UNREAD = "heic heif jxl dng cr2 cr3 nef arw raf orf rw2 psd svg"  # pictures too, which Pillow by itself cannot read
-UNREAD_SUFFIXES = frozenset(f".{name}" for name in UNREAD.split())
-SCATTERED = (
-    "__MACOSX",
-    "@eaDir",
-)  # folders that unpacking on other systems, and Synology's disks, leave among pictures
 MASK_ENDING = ".mask.png"  # of what says which pixels of the image beside it are missing: photo.mask.png of photo.png
+MAX_PIXELS = 178_956_970  # of an image, by its header, unless a person says otherwise: Pillow's own limit, 0.5 GiB
 LARGEST = 2**26  # pixels of an image scaled for training: 1024 times as long as wide at 256 pixels
 
 BAD_FILES_NAME = "bad_files.txt"  # the record, in the folder of what was made
@@ -36,76 +31,91 @@ MAX_BAD_SHARE = 0.01  # of the images may be unreadable; more, and the set is br
 FEW = 5  # may be unreadable whatever their share, as far as they are at most a tenth of the images
 
 
+File = Path | str | BytesIO
+"""An image file, or its bytes."""
+
+Crop = Callable[[int, int], tuple[float, float, float, float]]
+"""Which part of an upright image is seen: its height and width -> top, left, height and width, in pixels."""
+
+
 class BadImageError(Exception):
     """A file that cannot be read as an image; the text is the reason."""
 
 
-def list_images(root: Path) -> np.ndarray:
-    """Paths, relative to `root`, of all image files below it: sorted, as bytes in one array.
-
-    One array, because a list of a million strings is copied bit by bit into every loader process as its
-    reference counts are touched. Hidden files and folders are left out (thumbnails and resource forks that
-    systems scatter about), and masks, whose names end in `MASK_ENDING`; links are followed, each folder once. Raises
-    UserError for a folder that may not be read.
-    """
-    return scan_folder(root)[0]
-
-
-def scan_folder(root: Path) -> tuple[np.ndarray, Counter[str]]:
-    """`list_images`, and how many pictures of each ending in `UNREAD_SUFFIXES` stand beside them."""
-    paths: list[bytes] = []
-    unread: Counter[str] = Counter()
-    seen: set[tuple[int, int]] = set()
-
-    def visit(folder: str, prefix: str) -> None:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith(".") or entry.name in SCATTERED:
-                    continue
-                suffix = os.path.splitext(entry.name)[1].lower()
-                if entry.is_dir():
-                    visit(entry.path, f"{prefix}{entry.name}/")
-                elif entry.name.lower().endswith(MASK_ENDING):
-                    continue
-                elif suffix in SUFFIXES:
-                    paths.append(os.fsencode(prefix + entry.name))
-                elif suffix in UNREAD_SUFFIXES:
-                    unread[suffix] += 1
-
-    try:
-        visit(str(root), "")
-    except PermissionError as error:
-        raise UserError(
-            f"no permission to read the folder {error.filename}, in which there may be images: change its owner, or "
-            "name a folder beside it"
-        ) from error
-    return np.sort(np.array(paths)) if paths else np.zeros(0, dtype="S1"), unread
-
-
-def read_image(path: Path, height: int, width: int, channels: int) -> np.ndarray:
-    """The image of a file at the smallest size that covers `height` x `width`: uint8 h w c.
+def read_image(
+    file: File, height: int, width: int, channels: int, *, crop: Crop | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """The image of a file at the smallest size that covers `height` x `width`, or a part of it at just that size:
+    uint8 h w c.
 
     Raises BadImageError with the reason.
     """
     # Twice what is needed is left to the antialiased scaling, which the JPEG decoder's own reduction is not.
-    return to_array(scale_to_cover(open_upright(path, channels, 2 * max(height, width)), height, width))
+    if crop is None:
+        image = open_upright(file, channels, lambda _h, _w: 2 * max(height, width), max_pixels=max_pixels)
+        return to_array(scale_to_cover(image, height, width))
+    size, part = (1, 1), (0.0, 0.0, 1.0, 1.0)
+
+    def needed(image_height: int, image_width: int) -> int:
+        nonlocal size, part
+        size, part = (image_height, image_width), crop(image_height, image_width)
+        return math.ceil(2 * min(size) * max(height / part[2], width / part[3]))
+
+    image = open_upright(file, channels, needed, max_pixels=max_pixels)
+    return to_array(resized_part(image, size, part, height, width))
 
 
-def open_upright(path: Path, channels: int, needed: int | None = None) -> Image.Image:
+def resized_part(
+    image: Image.Image, size: tuple[int, int], part: tuple[float, float, float, float], height: int, width: int
+) -> Image.Image:
+    """A part of an image at `height` x `width`, antialiased. size: height and width of the image in which `part`, top,
+    left, height and width, is told; `image` may have been decoded at another."""
+    rows, columns = image.height / size[0], image.width / size[1]
+    top, left, part_height, part_width = part
+    y, x = min(round(top * rows), image.height - 1), min(round(left * columns), image.width - 1)
+    bottom = min(max(y + 1, round((top + part_height) * rows)), image.height)
+    right = min(max(x + 1, round((left + part_width) * columns)), image.width)
+    return image.crop((x, y, right, bottom)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@contextmanager
+def opened(file: File, max_pixels: int) -> Iterator[Image.Image]:
+    """The file's image, of which only the header is read yet. Raises BadImageError for one of more pixels than
+    `max_pixels`, and whatever decoders raise."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # of the process: who asks for more must not be stopped by Pillow's own
+    try:
+        image = Image.open(file)
+    except Image.DecompressionBombError as error:  # the message has the number of pixels
+        raise BadImageError(f"{error}, expected at most {max_pixels:,} by its header") from error
+    with image:
+        if image.width * image.height > max_pixels:
+            raise BadImageError(
+                f"{image.width}x{image.height} pixels by its header, expected at most {max_pixels:,}: a decompression "
+                "bomb, or a picture to scale down"
+            )
+        yield image
+
+
+def open_upright(
+    file: File,
+    channels: int,
+    needed: Callable[[int, int], int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """The image of a file as a person sees it, EXIF rotation applied: "L" (channels=1) or "RGB" (channels=3).
 
-    Of an animation or a multi-page file the first frame counts. needed: a JPEG whose sides are larger by far is
-    decoded at 1/2, 1/4 or 1/8 of its size, which is quick, with sides of at least so many pixels. Raises
-    BadImageError with the reason.
+    Of an animation or a multi-page file the first frame counts. needed: of the image's height and width, as a person
+    sees it: a JPEG whose sides are larger by far is decoded at 1/2, 1/4 or 1/8 of its size, which is quick, with sides
+    of at least so many pixels. Raises BadImageError with the reason.
     """
     try:
-        with Image.open(path) as image:
-            if needed is not None and image.format == "JPEG":
-                image.draft("", (needed, needed))
+        with opened(file, max_pixels) as image:
+            if needed is not None:
+                side = needed(*upright_size(image))
+                if image.format == "JPEG":
+                    image.draft("", (side, side))
             key = transparent_value(image)  # before the pixels are decoded: Pillow forgets the file's bits then
             image.load()
             with suppress(Exception):  # EXIF that is damaged, or that Pillow cannot write back: the pixels are sound
@@ -116,26 +126,31 @@ def open_upright(path: Path, channels: int, needed: int | None = None) -> Image.
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        reason = foreign_content(path) or "no image in a format that is known, or a damaged one"
+        reason = foreign_content(file) or "no image in a format that is known, or a damaged one"
         raise BadImageError(reason) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise BadImageError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def read_size(path: Path | str) -> tuple[int, int]:
+def read_size(file: File, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of the image of a file as a person sees it, from its header; 0, 0 if it cannot be read."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if isinstance(image, TiffImageFile):  # whose `size` is turned already, or not: Pillow's versions differ
-                width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
-            orientation = 1
-            with suppress(Exception):  # damaged EXIF
-                # The base class's method: that of PNG files decodes the whole image for a tag that may stand behind it.
-                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-            return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+        with opened(file, max_pixels) as image:
+            return upright_size(image)
     except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others
         return 0, 0
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width, as a person sees it, of an image of which only the header has been read."""
+    width, height = image.size
+    if isinstance(image, TiffImageFile):  # whose `size` is turned already, or not: Pillow's versions differ
+        width, height = (image.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
+    orientation = 1
+    with suppress(Exception):  # damaged EXIF
+        # The base class's method: that of PNG files decodes the whole image for a tag that may stand behind it.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
@@ -228,16 +243,19 @@ class BadImages:
         *,
         max_share: float = MAX_BAD_SHARE,
         option: str = "--data.max_bad_share",
+        still_bad: Callable[[str], bool] | None = None,
     ):
         """images: how many there are in all; record: the file, lines of location, tab and reason; max_share: of the
-        images may be bad (a few may in any case, unless it is 0); option: by which a user raises it. Raises UserError
-        for a share that is none."""
+        images may be bad (a few may in any case, unless it is 0); option: by which a user raises it; still_bad: whether
+        an image that an earlier run named is one of these and still cannot be read, left out for files. Raises
+        UserError for a share that is none."""
         if not 0 <= max_share <= 1:
             raise UserError(f"{option} is {max_share}, expected a share of the images, from 0 to 1")
         self.images = images
         self.record = record
         self.max_share = max_share
         self.option = option
+        self.still_bad = still_bad or is_bad_file
         self.seen: dict[str, str] = {}  # location -> reason, by this process
         self.mended: set[str] = set()  # named in the record by an earlier run, and readable or gone now
 
@@ -277,7 +295,7 @@ class BadImages:
         """The images that cannot be read, location -> reason: what the record names is tried again."""
         known = self.recorded() | self.seen
         for name in known.keys() - self.seen.keys() - self.mended:
-            if not os.path.lexists(name) or is_readable(Path(name)):
+            if not self.still_bad(name):
                 self.mended.add(name)
         return {name: reason for name, reason in known.items() if name not in self.mended}
 
@@ -323,9 +341,14 @@ def append_line(path: Path, line: str) -> None:
         os.close(file)
 
 
-def is_readable(path: Path) -> bool:
+def is_bad_file(name: str) -> bool:
+    """Whether a file is there and cannot be read."""
+    return os.path.lexists(name) and not is_readable(Path(name))
+
+
+def is_readable(file: File, max_pixels: int = MAX_PIXELS) -> bool:
     try:
-        read_image(path, 1, 1, 3)
+        read_image(file, 1, 1, 3, max_pixels=max_pixels)
     except BadImageError:
         return False
     return True

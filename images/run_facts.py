@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from images.datasets import DataConfig, ImageDataset
-from images.sources import NAMES, FileSource
+from images.sources import NAMES, ArraySource
 
 SIZES = 1000  # files whose sizes tell one set of images from another of the same names
 
@@ -16,11 +16,10 @@ def fingerprint_of(images: ImageDataset) -> str:
     """Of a part of a source, wherever that lies: its images' names, classes and, of a sample of them, files' sizes; of
     arrays every pixel. So a million files are not read, and what has been scaled or saved anew is still known."""
     digest = hashlib.sha256(images.fingerprint().encode())
-    if isinstance(images.source, FileSource):
+    if not isinstance(images.source, ArraySource):
         count = len(images)
         for index in (i * count // SIZES for i in range(SIZES)) if count > SIZES else range(count):
-            file = Path(images.source.location(int(images.indices[index])))
-            digest.update(f"{file.stat().st_size if file.is_file() else None} ".encode())
+            digest.update(f"{images.source.stored_size(int(images.indices[index]))} ".encode())
     return digest.hexdigest()
 
 

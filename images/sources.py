@@ -1,4 +1,5 @@
-"""Where images come from: a folder, an .npz file, the bundled MNIST sample, one of torchvision's sets."""
+"""Where images come from: a folder, an .npz file, tars, Hugging Face's data sets, the bundled MNIST sample, one of
+torchvision's sets."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,45 +16,27 @@ from PIL import Image
 from common.errors import UserError
 from common.packed_files import opened_npz
 from common.processes import process_state
-from common.wording import counted
-from images.files import SUFFIXES, read_image, read_size, scale_to_cover, scan_folder, to_array
+from images.contract import ImageSource, SourceSettings, check_labels
+from images.files import (
+    MAX_PIXELS,
+    SUFFIXES,
+    BadImageError,
+    Crop,
+    is_readable,
+    read_image,
+    read_size,
+    resized_part,
+    scale_to_cover,
+    to_array,
+)
+from images.listing import PACKED_SUFFIXES, listing_of
+from images.tables import is_table, open_table
+from images.tar_files import is_tars
+from images.tars import open_tars
 
 Split = Literal["train", "test"]
 UNLABELLED = "unlabelled"  # folder of images whose class is not known, beside those of classes
 LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601 times 2**16: RGB to grey exactly as PIL does
-
-
-class ImageSource(Protocol):
-    """Images by index, with or without classes."""
-
-    title: str  # what the user named, for messages
-    labels: np.ndarray | None  # n, int64, -1 where the class of an image is not known; None: there are no classes
-    class_names: tuple[str, ...] | None
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """The image's file relative to the source's folder, or its number."""
-        ...
-
-    def location(self, index: int) -> str:
-        """Where a person finds the image."""
-        ...
-
-    def read(self, index: int, height: int, width: int, channels: int) -> np.ndarray:
-        """Image `index`, scaled to the smallest size that covers height x width: uint8 h w c.
-
-        Raises BadImageError.
-        """
-        ...
-
-    def sizes(self, indices: Sequence[int]) -> np.ndarray:
-        """Height and width of images, upright: b 2, int64; 0 0 where a file cannot be read."""
-        ...
-
-    def fingerprint(self) -> str:
-        """SHA-256 over names and labels (and the pixels of arrays): equal for equal sets of images."""
-        ...
 
 
 class ArraySource:
@@ -93,20 +76,34 @@ class ArraySource:
     def location(self, index: int) -> str:
         return f"{self.title}[{index}]"
 
-    def read(self, index: int, height: int, width: int, channels: int) -> np.ndarray:
+    def read(self, index: int, height: int, width: int, channels: int, crop: Crop | None = None) -> np.ndarray:
         pixels = self.images[index]
         if pixels.shape[2] < channels:
             pixels = np.repeat(pixels, channels, axis=2)
         elif pixels.shape[2] > channels:
             pixels = ((pixels @ LUMA + 0x8000) >> 16).astype(np.uint8)[:, :, None]
         h, w, _ = pixels.shape
-        if max(height / h, width / w) == 1:
+        if crop is None and max(height / h, width / w) == 1:
             return pixels
         image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+        if crop is not None:
+            return to_array(resized_part(image, (h, w), crop(h, w), height, width))
         return to_array(scale_to_cover(image, height, width))
 
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         return np.tile(np.array(self.images.shape[1:3], dtype=np.int64), (len(indices), 1))
+
+    def still_bad(self, location: str) -> bool:
+        return False
+
+    def caption(self, index: int) -> str | None:
+        return None
+
+    def files(self, indices: Sequence[int]) -> list[Path]:
+        return []
+
+    def stored_size(self, index: int) -> int | None:
+        return None
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.images.shape).encode())
@@ -124,10 +121,13 @@ class FileSource:
         paths: np.ndarray,
         labels: np.ndarray | None = None,
         class_names: Sequence[str] | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
     ):
         """paths: n, bytes, relative to `root`; labels: n, -1 where the class of an image is not known."""
         self.title = str(root)
         self.root = root
+        self.max_pixels = max_pixels
         self.paths = paths
         self.labels, self.class_names = check_labels(self.title, len(paths), labels, class_names, lowest=-1)
 
@@ -140,11 +140,39 @@ class FileSource:
     def location(self, index: int) -> str:
         return str(self.root / self.name(index))
 
-    def read(self, index: int, height: int, width: int, channels: int) -> np.ndarray:
-        return read_image(self.root / self.name(index), height, width, channels)
+    def read(self, index: int, height: int, width: int, channels: int, crop: Crop | None = None) -> np.ndarray:
+        path = self.root / self.name(index)
+        try:
+            return read_image(path, height, width, channels, crop=crop, max_pixels=self.max_pixels)
+        except BadImageError as error:
+            if os.path.lexists(path):
+                raise
+            if not self.root.is_dir():  # a disk that is not mounted any more is no matter of single images
+                raise UserError(
+                    f"the folder {self.root} is gone, which was there when this command began: bring it back, and give "
+                    "the same command again, which continues"
+                ) from error
+            raise BadImageError("gone since the folder was listed") from error
 
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
-        return np.array([read_size(self.location(index)) for index in indices], dtype=np.int64).reshape(-1, 2)
+        sizes = [read_size(self.location(index), self.max_pixels) for index in indices]
+        return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+    def still_bad(self, location: str) -> bool:
+        if not Path(location).is_relative_to(self.root):
+            return False
+        name = os.fsencode(os.path.relpath(location, self.root))
+        return bool((self.paths == name).any()) and not is_readable(Path(location), self.max_pixels)
+
+    def caption(self, index: int) -> str | None:
+        return None
+
+    def files(self, indices: Sequence[int]) -> list[Path]:
+        return [self.root / self.name(index) for index in indices]
+
+    def stored_size(self, index: int) -> int | None:
+        file = self.root / self.name(index)
+        return file.stat().st_size if file.is_file() else None
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(b"\0".join(self.paths.tolist()))
@@ -152,71 +180,79 @@ class FileSource:
         return digest.hexdigest()
 
 
-def check_labels(
-    title: str, count: int, labels: np.ndarray | None, class_names: Sequence[str] | None, *, lowest: int = 0
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """Labels, `lowest` or more, as int64 with one name for each class, or None twice. Raises UserError."""
-    if labels is None:
-        return None, None
-    labels = np.asarray(labels)
-    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"the labels of {title} are {labels.dtype} {labels.shape}, expected integers of shape ({count},)"
-        )
-    labels = labels.reshape(-1).astype(np.int64)
-    names = tuple(map(str, range(labels.max() + 1)) if class_names is None else class_names)
-    if labels.min() < lowest or labels.max() >= len(names):
-        raise UserError(
-            f"the labels of {title} go from {labels.min()} to {labels.max()}, "
-            f"expected 0 to {len(names) - 1}: it has {counted(len(names), 'class', 'classes')}"
-        )
-    return labels, names
+KINDS = "a folder, an .npz file, tars, a data set hf:NAME"  # what a path can name, for messages
 
 
-def open_source(path: str, split: Split, download_folder: Path) -> ImageSource:
-    """The images of `path`: one of NAMES, an .npz file or a folder. Raises UserError when there are none."""
+def open_source(path: str, split: Split, download_folder: Path, settings: SourceSettings | None = None) -> ImageSource:
+    """The images of `path`: one of NAMES, an .npz file, a folder, tars or a data set of Hugging Face. Raises UserError
+    when there are none."""
+    settings = settings or SourceSettings()
     if path in NAMED:
         return NAMED[path](path, split, download_folder)
     if path == "":
-        raise UserError(f"no images are named: set data.path to a folder, an .npz file or one of {', '.join(NAMES)}")
+        raise UserError(f"no images are named: set data.path to {KINDS}, or one of {', '.join(NAMES)}")
     place = Path(path).expanduser()
     if place.is_file() and place.suffix == ".npz":
         return open_npz(place, split)
+    if is_table(path):
+        return open_table(path, split, settings)
+    if not has_parts(path) and split != "train" and is_there(path):
+        what = "a folder" if place.is_dir() else "a set of tars"
+        raise UserError(f"data.split={split}, but {path} is {what}, without such a part: name that of those images")
+    if is_tars(path):
+        return open_tars(path, settings)
     if place.is_dir():
-        if split != "train":
-            raise UserError(
-                f"data.split={split}, but {place} is a folder, without such a part: name that of those images"
-            )
-        return open_folder(place)
-    raise UserError(f"data.path={path} is neither a folder, an .npz file nor one of {', '.join(NAMES)}; check the path")
+        return open_folder(place, settings)
+    raise UserError(f"data.path={path} is neither {KINDS}, nor one of {', '.join(NAMES)}; check the path")
 
 
-def open_folder(root: Path) -> FileSource:
+def has_parts(path: str) -> bool:
+    """Whether `data.split` chooses a part of what a path names."""
+    return path in NAMED or path.endswith(".npz") or is_table(path)
+
+
+def is_there(path: str) -> bool:
+    """Whether a path names something that can be opened, as far as can be told without fetching anything: data sets and
+    tars that lie elsewhere count as there."""
+    return path in NAMED or is_table(path) or is_tars(path) or Path(path).expanduser().exists()
+
+
+def open_folder(root: Path, settings: SourceSettings | None = None) -> ImageSource:
     """All images below `root`; its subfolders are classes if they are two or more and every image is in one. Those of a
-    subfolder `unlabelled` beside them are of classes that nobody has said.
+    subfolder `unlabelled` beside them are of classes that nobody has said. A folder without image files is one of tars
+    or of tables.
 
     Prints which pictures it passes over, in formats that cannot be read. Raises UserError when there are no images, or
     subfolders such as train and test.
     """
-    paths, unread = scan_folder(root)
+    settings = settings or SourceSettings()
+    paths, unread, *_ = listing_of(root, settings.relist)
+    if len(paths) == 0 and unread[".tar"]:
+        return open_tars(str(root), settings)
+    if len(paths) == 0 and unread[".parquet"]:
+        return open_table(str(root), "train", settings)
     passed_over = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common())
     if len(paths) == 0:
         found = f" (but files that are to be converted first: {passed_over})" if unread else ""
         raise UserError(f"{root} holds no images{found}, expected files ending in {', '.join(sorted(SUFFIXES))}")
     if unread and process_state().is_main_process:
-        print(f"{root}: passed over {passed_over}, which cannot be read; convert them to use them", flush=True)
+        packed = not PACKED_SUFFIXES.isdisjoint(unread)
+        advice = "beside image files; name a folder that holds nothing else" if packed else "which cannot be read; "
+        advice += " to read them" if packed else "convert them to use them"
+        print(f"{root}: passed over {passed_over}, {advice}", flush=True)
     folders = [path.split(b"/", 1)[0] if b"/" in path else b"" for path in paths.tolist()]
     classes = tuple(os.fsdecode(name) for name in sorted(set(folders)))
     known = tuple(name for name in classes if name != UNLABELLED)
     if len(known) < 2 or "" in known:
-        return FileSource(root, paths)
+        return FileSource(root, paths, max_pixels=settings.max_pixels)
     if {name.lower() for name in classes} <= {"train", "training", "test", "val", "valid", "validation"}:
         raise UserError(
             f"{root} holds the parts of a data set ({', '.join(classes)}), not classes: name one, such as "
             f"data.path={root / classes[-1]}, and another as data.validation_path if it is to be held out"
         )
     numbers = {os.fsencode(name): number for number, name in enumerate(known)}
-    return FileSource(root, paths, np.array([numbers.get(folder, -1) for folder in folders]), known)
+    labels = np.array([numbers.get(folder, -1) for folder in folders])
+    return FileSource(root, paths, labels, known, max_pixels=settings.max_pixels)
 
 
 def open_npz(path: Path, split: Split) -> ArraySource:

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.owned_folder import SHEET_NAME
 from images.datasets import to_float
-from images.files import list_images
+from images.listing import list_images
 
 
 def image_names(source: Path) -> list[str]:

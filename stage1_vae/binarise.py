@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from images.datasets import ImageDataset, uniforms
+from images.datasets import ImageDataset
+from images.random_numbers import uniforms
 from stage1_vae.holes import HolesConfig, with_holes
 from training.data import Mixture
 from training.task import Batch
@@ -99,7 +100,7 @@ class NumberedImages:
         if images.augment_seed is None or not len(still):
             return still
         planes = images.beyond_the_middle(list(still.transpose(0, 2, 3, 1)), indices)
-        return np.stack(list(images.windows(planes, draws, shape))).transpose(0, 3, 1, 2)
+        return np.stack(list(images.seen(planes, indices, draws))).transpose(0, 3, 1, 2)
 
     def fingerprint(self) -> str:
         holes = "" if self.holes is None else f" {self.holes}"

@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from common.errors import UserError, check_fields
-from images.datasets import ImageDataset, extended, to_float, uniforms
+from images.datasets import ImageDataset, extended, to_float
 from images.files import MASK_ENDING, BadImageError, open_upright, read_size, scale_to_cover
+from images.random_numbers import uniforms
 from images.sources import FileSource
 from training.task import Batch
 
@@ -152,9 +153,8 @@ def with_holes(
     are: a missing pixel is missing in all draws. Raises UserError for an image of which nothing is seen; of images that
     are augmented, in no draw at all."""
     whole = holes_of_images(config, images, indices)
-    shape = images.shape_of(indices)
-    holes = np.empty((len(whole), *shape), dtype=bool)
-    for row, window in enumerate(images.windows([hole[..., None] for hole in whole], draws, shape)):
+    holes = np.empty((len(whole), *images.shape_of(indices)), dtype=bool)
+    for row, window in enumerate(images.seen([hole[..., None] for hole in whole], indices, draws)):
         holes[row] = window[..., 0]
         if (holes[row] if images.augment_seed is None else whole[row]).all():
             raise UserError(of_nothing(config, images, indices[row]))

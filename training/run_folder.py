@@ -46,6 +46,8 @@ FREE_FIELDS = {
     "train.workers",
     "train.prefetch",
     "data.max_bad_share",
+    "data.max_pixels",
+    "data.relist",
     "data.download_folder",  # what is in it is compared
     "model.backbone_pretrained",  # where the weights began is of no account once they have moved on
     "decoder",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from images.datasets import DataConfig
+from images.sources import has_parts
 from pipelines.devices import open_device
 from pipelines.report.report import Asked, make_report
 from pipelines.report.settings import command
@@ -51,7 +52,7 @@ def report(config: ReportConfig) -> str:
     _, device = open_device(config.device)
     data = None
     if config.data.path is not None:
-        split = "train" if Path(config.data.path).expanduser().is_dir() else config.data.split
+        split = config.data.split if has_parts(config.data.path) else "train"
         data = DataConfig(path=config.data.path, split=split)
     asked = Asked(data, config.codes, config.seed, config.num, config.samples, config.batch_size, device)
     size = make_report(config.runs, asked, out, own_command(config), print)

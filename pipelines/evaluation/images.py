@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.owned_folder import SETTINGS_NAME, SHEET_NAME
+from images.contract import ImageSource
 from images.datasets import DataConfig, ImageDataset, open_images
 from images.files import MAX_BAD_SHARE
-from images.sources import NAMES, FileSource, ImageSource
+from images.sources import KINDS, NAMES, FileSource, has_parts, is_there
 from metrics.reference import hash_of, image_digests
 from pipelines.evaluation.gathering import Values
 
@@ -25,7 +25,7 @@ CROP, FILTER = "center", "bicubic, antialiased (Pillow), to the smallest size th
 class EvaluateDataConfig:
     """Which test images."""
 
-    path: str | None = None  # a folder of images, an .npz file or a name such as cifar10
+    path: str | None = None  # a folder of images, an .npz file, tars, hf:NAME, or a name such as cifar10
     split: Literal["train", "test"] = "test"  # of an .npz file or a named set; a folder has no such parts
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
 
@@ -34,10 +34,9 @@ def images_of_size(
     path: str, split: Literal["train", "test"], max_bad_share: float, size: tuple[int, int], channels: int
 ) -> ImageDataset:
     """The images at this height and width. Raises UserError."""
-    is_folder = Path(path).expanduser().is_dir()
     config = DataConfig(
         path=path,
-        split="train" if is_folder else split,
+        split=split if has_parts(path) else "train",
         image_size=size,
         channels=1 if channels == 1 else 3,
         max_bad_share=max_bad_share,
@@ -51,7 +50,7 @@ def without_sheet(source: ImageSource) -> ImageSource:
         return source
     kept = source.paths != SHEET_NAME.encode()
     labels = None if source.labels is None else source.labels[kept]
-    return FileSource(source.root, source.paths[kept], labels, source.class_names)
+    return FileSource(source.root, source.paths[kept], labels, source.class_names, max_pixels=source.max_pixels)
 
 
 def with_classes_of(images: ImageDataset, known: Sequence[str] | None) -> ImageDataset:
@@ -88,10 +87,8 @@ def hash_of_set(values: Values) -> str:
 
 def check_there(option: str, path: str) -> None:
     """Raises UserError for a path that is neither a named set nor there."""
-    if path not in NAMES and not Path(path).expanduser().exists():
-        raise UserError(
-            f"{option}={path} is neither a folder, an .npz file nor one of {', '.join(NAMES)}; check the path"
-        )
+    if not is_there(path):
+        raise UserError(f"{option}={path} is neither {KINDS}, nor one of {', '.join(NAMES)}; check the path")
 
 
 def check_some(values: Values, count: int, path: str) -> None:

@@ -19,8 +19,9 @@ from common.files import json_value, read_json
 from common.owned_folder import SETTINGS_NAME, owner_of
 from common.precision import Precision
 from common.wording import one_line
+from images.contract import ImageSource
 from images.datasets import DataConfig, ImageDataset, to_uint8
-from images.sources import FileSource, ImageSource, open_source
+from images.sources import FileSource, open_source
 from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of, without_sheet
 from pipelines.given_codes import GivenCodes
 from pipelines.latents.pipeline import LatentPipeline

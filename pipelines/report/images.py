@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from images.datasets import DataConfig, ImageDataset, image_datasets, open_images
-from images.sources import DOWNLOADS
+from images.sources import DOWNLOADS, has_parts, is_there
 from pipelines.report.collect import Subject
 from stage1_vae.binarise import Binarisation, Binarised, NumberedImages
 from stage1_vae.model import LikelihoodVAE
@@ -67,7 +66,7 @@ def is_at_hand(data: DataConfig) -> bool:
     """Whether the images can be opened without fetching anything."""
     paths = [data.path, *([data.validation_path] if data.validation_path else [])]
     return all(
-        path not in DOWNLOADS and (path.startswith("bundled") or Path(path).expanduser().exists()) for path in paths
+        path not in DOWNLOADS and (path.startswith("bundled") or is_there(path)) and "://" not in path for path in paths
     )
 
 
@@ -119,7 +118,7 @@ def image_sets(
         config = replace(given, image_size=size, channels=1 if channels == 1 else 3)
         dataset = ImageDataset(open_images(config), config)
         test, class_names = prepared(dataset), dataset.class_names or class_names
-        test_title = f"images of {config.path}" + ("" if Path(config.path).is_dir() else f", part {config.split}")
+        test_title = f"images of {config.path}" + (f", part {config.split}" if has_parts(config.path) else "")
     said = "" if binarised is None or binarised.how == "none" else str(binarised)
     return Sets(test, test_title, training, training_title, class_names, said)
 

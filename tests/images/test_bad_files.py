@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from common.errors import UserError
 from images import files as image_files
-from images.files import BadImageError, BadImages, list_images, read_image
+from images.datasets import DataConfig, image_datasets
+from images.files import BadImageError, BadImages, read_image, read_size
+from images.listing import list_images
 
 
 def write_bad_files(folder: Path) -> list[Path]:
@@ -55,11 +61,85 @@ def test_files_that_are_no_images_say_why(tmp_path: Path) -> None:
     assert not any("\n" in reason for reason in reasons.values())
 
 
-def test_a_decompression_bomb_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BadImageError, match="decompression bomb"):
-        read_image(tmp_path / "bomb.png", 6, 8, 3)
+def bomb(folder: Path, width: int, height: int) -> Path:
+    """A PNG whose header names a size, and that holds no pixels."""
+    Image.new("L", (1, 1)).save(folder / "bomb.png")
+    content = bytearray((folder / "bomb.png").read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (folder / "bomb.png").write_bytes(content)
+    return folder / "bomb.png"
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (13_378, 13_378), (2**31 - 1, 1)])
+def test_a_decompression_bomb_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, height: int
+) -> None:
+    path = bomb(tmp_path, width, height)
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(BadImageError, match="expected at most 178,956,970") as caught:
+        read_image(path, 6, 8, 3)
+    assert str(width * height) in str(caught.value) or f"{width}x{height} pixels" in str(caught.value)
+    assert read_size(path) == (0, 0)
+
+
+def test_the_limit_of_pixels_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 50)  # Pillow's own, which refuses from twice as many on
+    Image.new("L", (100, 100), 7).save(tmp_path / "large.png")
+    with pytest.raises(BadImageError, match=r"100x100 pixels by its header, expected at most 9,999: a decompression b"):
+        read_image(tmp_path / "large.png", 6, 8, 1, max_pixels=9_999)
+    assert read_image(tmp_path / "large.png", 6, 8, 1, max_pixels=10_000).shape == (8, 8, 1)
+    assert read_size(tmp_path / "large.png", 10_000) == (100, 100)
+
+
+def photos(root: Path) -> DataConfig:
+    """Twenty, of which two may be bad; image i is of grey i."""
+    root.mkdir()
+    for number in range(20):
+        Image.new("L", (8, 8), number).save(root / f"{number:02d}.png")
+    return DataConfig(path=str(root), image_size=8, channels=1, validation_share=0, max_pixels=8_000)
+
+
+def test_images_that_are_too_large_are_passed_over_until_the_limit_is_raised(tmp_path: Path) -> None:
+    record, config = tmp_path / "bad_files.txt", photos(tmp_path / "photos")
+    Image.new("L", (90, 90), 99).save(tmp_path / "photos" / "03.png")
+    train, _ = image_datasets(config, 0, record)
+    assert train.fetch([3], [0])["images"][0, 0, 0, 0] == 4
+    assert record.read_text().startswith(f"{tmp_path}/photos/03.png\t90x90 pixels by its header, expected at most 8,0")
+    assert image_datasets(config, 0, record)[0].bad_images.summary().startswith("1 of 20 images cannot be read")
+    raised, _ = image_datasets(replace(config, max_pixels=8_100), 0, record)
+    assert raised.bad_images.summary() == ""
+    assert raised.fetch([3], [0])["images"][0, 0, 0, 0] == 99
+
+
+def test_files_that_vanish_in_a_training_are_told_by_name(tmp_path: Path) -> None:
+    """Whichever loader process finds them: what others have named counts although it is not there any more."""
+    record, config = tmp_path / "bad_files.txt", photos(tmp_path / "photos")
+    one, other = (image_datasets(config, 0, record)[0] for _ in range(2))
+    for name in ("04", "05", "11"):
+        (tmp_path / "photos" / f"{name}.png").unlink()
+    assert one.fetch([4], [0])["images"][0, 0, 0, 0] == 6  # the next that can be read
+    assert one.bad_images.summary() == f"2 of 20 images cannot be read and are passed over: see {record}"
+    with pytest.raises(UserError) as caught:
+        other.fetch([11], [0])
+    assert str(caught.value).startswith(
+        f"3 of 20 images cannot be read, and 2 may be: {tmp_path}/photos/04.png (gone since the folder was listed), "
+    )
+    Image.new("L", (8, 8), 4).save(tmp_path / "photos" / "04.png")  # brought back
+    assert image_datasets(config, 0, record)[0].bad_images.summary() == ""  # listed anew, without the other two
+
+
+def test_a_folder_that_is_gone_ends_the_run_at_once(tmp_path: Path) -> None:
+    train, _ = image_datasets(photos(tmp_path / "photos"), 0)
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError) as caught:
+        train.fetch([4], [0])
+    assert str(caught.value) == (
+        f"the folder {tmp_path}/photos is gone, which was there when this command began: bring it back, and give the "
+        "same command again, which continues"
+    )
+    (tmp_path / "elsewhere").rename(tmp_path / "photos")
+    assert train.fetch([4], [0])["images"][0, 0, 0, 0] == 4
 
 
 def test_listing_is_sorted_recursive_and_follows_links_once(tmp_path: Path) -> None:

@@ -436,9 +436,9 @@ def test_images_in_memory_are_the_same_at_once_as_one_by_one(channels: int, monk
     read: list[int] = []
     one_by_one = ImageDataset.read
 
-    def counted(self: ImageDataset, index: int, shape: tuple[int, int]) -> np.ndarray | None:
+    def counted(self: ImageDataset, index: int, *how: Any) -> np.ndarray | None:
         read.append(index)
-        return one_by_one(self, index, shape)
+        return one_by_one(self, index, *how)
 
     monkeypatch.setattr(ImageDataset, "read", counted)
     found = data.fetch(indices, indices)

@@ -10,7 +10,8 @@ import PIL
 import pytest
 from PIL import Image, features
 
-from images.files import flatten, list_images, open_upright, read_image, read_size
+from images.files import flatten, open_upright, read_image, read_size
+from images.listing import list_images
 
 
 def four_colours() -> np.ndarray:

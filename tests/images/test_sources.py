@@ -100,10 +100,13 @@ def test_pictures_that_cannot_be_read_are_told(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", "no images are named: set data.path to a folder, an .npz file or one of bundled-mnist, mnist"),
+        (
+            "",
+            "no images are named: set data.path to a folder, an .npz file, tars, a data set hf:NAME, or one of b",
+        ),
         (
             "no/such/folder",
-            "data.path=no/such/folder is neither a folder, an .npz file nor one of bundled-mnist",
+            "data.path=no/such/folder is neither a folder, an .npz file, tars, a data set hf:NAME, nor one of bundled",
         ),
         ("mnits", "data.path=mnits is neither"),
     ],
