@@ -48,4 +48,4 @@ def keep_arrays(kind: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         atomic_file(place_of(kind, key)) as temporary,
         open(temporary, "wb") as file,
     ):
-        np.savez(file, **{KEY: said}, **arrays)
+        np.savez(file, **{KEY: said}, **arrays)  # type: ignore[arg-type]  # which takes an option for an array

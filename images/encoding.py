@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import remove_leftovers
+from common.files import atomic_file, remove_leftovers
 from common.folder_lock import held
 from common.model_io import model_folder
 from common.owned_folder import check_owner
@@ -27,6 +28,8 @@ from common.sources import Sources, times_of
 from images.datasets import DataConfig, ImageDataset
 from training.data import Loader, explain_dead_workers
 from training.task import Batch
+
+CAPTIONS_NAME = "captions.jsonl"  # beside the shards, of sources that have captions
 
 # Of the data's fields.
 NOTHING_DEPENDS_ON = (
@@ -226,7 +229,22 @@ def write_shards(
         if state.is_main_process:
             sources.finish()
             writer.finish()
+            write_captions(out / CAPTIONS_NAME, [train, validation])
         state.wait_for_everyone()
+
+
+def write_captions(path: Path, datasets: Sequence[ImageDataset]) -> None:
+    """What the sources of images say of them in words, as `train-stage2 --captions` reads it; no file where they say
+    nothing."""
+    lines = []
+    for dataset in datasets:
+        for index in dataset.indices.tolist():
+            if (caption := dataset.source.caption(index)) is not None:
+                line = {"file": dataset.source.name(index), "caption": caption}
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    if lines:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def files_of(piece: Piece) -> list[Path]:

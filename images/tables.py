@@ -179,9 +179,7 @@ def from_rows(title: str, rows: Any, settings: SourceSettings) -> TableSource:
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
     elif not holds_bytes(features[column]):
-        raise UserError(
-            f"the column {column} of {title} is {features[column]}, expected images: encoded files as bytes"
-        )
+        raise UserError(f"the column {column} of {title} is {features[column]}, expected images: files as bytes")
     if not len(rows):
         raise UserError(f"{title} has no rows, expected images")
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -198,12 +196,8 @@ def from_rows(title: str, rows: Any, settings: SourceSettings) -> TableSource:
 def only(title: str, columns: list[str], rows: Any) -> str:
     columns = columns or [name for name, feature in rows.features.items() if holds_bytes(feature)]
     if len(columns) != 1:
-        said = (
-            f"columns of images {', '.join(columns)}"
-            if columns
-            else f"columns {', '.join(rows.features)}, none of images"
-        )
-        raise UserError(f"{title} has the {said}, expected one: say which by --data.image_field")
+        said = f"the columns of images {', '.join(columns)}" if columns else f"only {', '.join(rows.features)}"
+        raise UserError(f"{title} has {said}, expected one column of images: say which by --data.image_field")
     return columns[0]
 
 

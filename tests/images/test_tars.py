@@ -18,12 +18,13 @@ from PIL import Image
 
 from common.errors import UserError
 from images.datasets import DataConfig, ImageDataset, image_datasets
-from images.encoding import files_of
+from images.encoding import Piece, files_of, write_captions
 from images.run_facts import fingerprint_of
 from images.sources import open_source
 from images.tar_files import expand_braces, find_tars
 from images.tar_index import make_index
 from images.tars import TarSource
+from stage2_prior.text import read_captions
 
 
 @pytest.fixture(autouse=True)
@@ -386,8 +387,20 @@ def test_a_run_knows_its_tars_wherever_they_lie(tmp_path: Path) -> None:
     assert known(tmp_path / "b") != one
 
 
-def test_shards_of_codes_go_by_the_tars_of_their_images(tmp_path: Path) -> None:
-    from images.encoding import Piece
+def test_captions_are_written_as_stage_two_reads_them(tmp_path: Path) -> None:
+    """With the names that code shards have."""
+    members = [*sample("a", 1, 0, "eine Füchsin"), *sample("b", 2, 0), *sample("c", 3, 0, "c")]
+    path = write_tar(tmp_path / "x.tar", members)
+    train, held_out = image_datasets(DataConfig(path=str(path), image_size=8, channels=1, validation_count=1), 0)
+    write_captions(tmp_path / "captions.jsonl", [train, held_out])
+    captions = dict(read_captions(tmp_path / "captions.jsonl"))
+    assert captions == {"x.tar/a.png": "eine Füchsin", "x.tar/c.png": "c"}
+    assert set(captions) < {*train.names(range(len(train))), *held_out.names(range(len(held_out)))}
+    silent = open_tars(write_tar(tmp_path / "y.tar", sample("a", 1)))
+    write_captions(tmp_path / "none.jsonl", [ImageDataset(silent, train.config)])
+    assert not (tmp_path / "none.jsonl").exists()
 
+
+def test_shards_of_codes_go_by_the_tars_of_their_images(tmp_path: Path) -> None:
     dataset = ImageDataset(open_tars(write_shards(tmp_path)), DataConfig(path="x", image_size=8, channels=1))
     assert files_of(Piece("train", dataset, 5, 4, 0)) == [tmp_path / "train-000000.tar", tmp_path / "train-000001.tar"]
