@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -28,6 +29,14 @@ def forget_accelerator_settings() -> None:
     differs. The process group stays."""
     AcceleratorState._reset_state()
     GradientState._reset_state()
+
+
+def set_timeout(timeout: timedelta) -> None:
+    """How long a process waits for the others of its group, from now on."""
+    from torch.distributed import distributed_c10d  # torch may be built without it
+
+    public = getattr(distributed_c10d, "set_timeout", None)  # not in every supported release
+    (public or distributed_c10d._set_pg_timeout)(timeout)
 
 
 def end_workers(batches: Iterator[Any]) -> None:

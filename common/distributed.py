@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.recompute import once_agreed
+
 
 def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -41,7 +43,7 @@ def global_mean(tensor: Tensor) -> Tensor:
     """
     if not several_processes():
         return tensor
-    mean = sum_over_processes(tensor.detach().clone()) / dist.get_world_size()
+    mean = once_agreed(lambda: sum_over_processes(tensor.detach().clone())) / dist.get_world_size()
     return tensor + (mean - tensor.detach())
 
 
@@ -65,7 +67,8 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return sum_over_processes(tensor.detach().clone())
+        # A tensor of its own: autograd marks what is returned here as a result of this call.
+        return once_agreed(lambda: sum_over_processes(tensor.detach().clone())).clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -16,6 +16,14 @@ class UserError(ValueError):
     """One sentence: what was given, what was expected, how to fix it. The command line exits with 2 on it."""
 
 
+class Stopped(Exception):  # noqa: N818 - none is made by anybody
+    """The work was asked to stop, has saved what it did, and the same command continues it; says so in one line. The
+    command line exits with STOPPED_CODE on it."""
+
+
+STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, and worth another try
+
+
 class FieldError(UserError):
     """A field of a config cannot have its value. A config does not know what it is part of: those who know put the path
     before the field by `at`."""

@@ -31,6 +31,7 @@ class PretrainedModel(nn.Module):
     """An nn.Module that a folder can hold: `kind` names its class, `arguments()` rebuilds it."""
 
     kind: ClassVar[str]
+    recompute: ClassVar = "parts"  # of a model inside a model too: its blocks are recomputed, not it as one
 
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments as plain JSON values: `from_arguments(**arguments())` builds the same architecture."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from common.errors import NO_SPACE, UserError
+from common.errors import NO_SPACE, STOPPED_CODE, Stopped, UserError
 from common.memory import keep_freed_memory
 from common.wording import either
 
@@ -211,7 +211,8 @@ def help_in_front(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Runs one command. Returns the exit code: 0 when it has finished, 2 for what the user can mend, 75 where it was
+    asked to stop and saved what it did (trainings), 130 after a Ctrl-C that ended it at once."""
     keep_freed_memory()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -234,6 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = job()
         if process == 0:
             print(summary, flush=True)
+    except Stopped as stopped:
+        if process == 0:
+            print(stopped, flush=True)
+        return STOPPED_CODE
     except BrokenPipeError:  # who reads what we print has seen enough: `zellige generate --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

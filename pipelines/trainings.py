@@ -75,21 +75,21 @@ def train_stage1(config: Stage1Config, run: str | Path, *, device: str | None = 
     """Trains an autoencoder on images in the folder `run`, or continues there; the best weights are in `run/model`.
     device: "cpu", "cuda", "mps" ...; left out, the fastest there is. Raises UserError."""
     check_images(config.data.path)
-    use_device(device)
+    use_device(device, config.train.timeout_minutes)
     return stage1_vq.train.train_stage1(config, Path(run))
 
 
 def train_vae(config: Stage1VAEConfig, run: str | Path, *, device: str | None = None) -> FitResult:
     """Trains a likelihood VAE; otherwise as `train_stage1`."""
     check_images(config.data.path)
-    use_device(device)
+    use_device(device, config.train.timeout_minutes)
     return stage1_vae.train.train_vae(config, Path(run))
 
 
 def train_table(config: Stage1TableConfig, run: str | Path, *, device: str | None = None) -> FitResult:
     """Trains a likelihood VAE of a table; otherwise as `train_stage1`."""
     check_table(config.table.path)
-    use_device(device)
+    use_device(device, config.train.timeout_minutes)
     return stage1_vae.tables.train.train_table(config, Path(run))
 
 
@@ -97,7 +97,7 @@ def train_stage2(config: Stage2Config | Stage2LatentConfig, run: str | Path, *, 
     """Trains a prior on the code shards in `config.codes`, or one over latents on latent shards; otherwise as
     `train_stage1`. With `config.decoder` the previews show samples as images, and evaluations judge them."""
     codes = shards_of(config)
-    use_device(device)
+    use_device(device, config.train.timeout_minutes)
     if isinstance(config, Stage2LatentConfig):
         vae = None if config.decoder is None else load_decoder_of_latents(config.decoder, codes)
         shown, decode_latents = (None, None) if vae is None else (drawing_latents(vae), decoding_latents(vae))
@@ -119,7 +119,7 @@ def check_images(path: str) -> None:
 
 def train_sequence(config: Stage1SequenceConfig, run: str | Path, *, device: str | None = None) -> FitResult:
     """Trains a likelihood VAE of sequences; otherwise as `train_stage1`."""
-    use_device(device)
+    use_device(device, config.train.timeout_minutes)
     return stage1_vae.sequences.train.train_sequence(config, Path(run))
 
 

@@ -31,6 +31,7 @@ class Checkpoints:
 
     folder: Path
     keep_newest: int
+    keep_every: int = 0  # steps: checkpoints of their multiples stay for ever; 0: none does
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -42,7 +43,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any, best_step: int | None) -> None:
         """Writes the checkpoint of `step`: one file per entry of `tensors`, and `state` as JSON. Then removes all
-        checkpoints but the newest `keep_newest` and that of `best_step`. Raises UserError when the disk is full."""
+        checkpoints but the newest `keep_newest`, that of `best_step` and milestones. Raises UserError when the disk is
+        full."""
         with atomic_folder(self.path(step)) as folder:
             for name, group in tensors.items():
                 save_tensors(group, folder / f"{name}.safetensors")
@@ -50,10 +52,14 @@ class Checkpoints:
             manifest = {"files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}}
             (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         # Steps beyond this one are damaged (or the run would have continued from them) and must not outlive it.
-        keep = {*[other for other in self.steps() if other <= step][-self.keep_newest :], best_step}
+        here = [other for other in self.steps() if other <= step]
+        keep = {*here[-self.keep_newest :], *filter(self.is_milestone, here), best_step}
         for other in self.steps():
             if other not in keep:
                 shutil.rmtree(self.path(other))
+
+    def is_milestone(self, step: int) -> bool:
+        return self.keep_every > 0 and step % self.keep_every == 0
 
     def newest_good(self) -> tuple[int | None, list[str]]:
         """Step of the newest undamaged checkpoint, or None where there is no checkpoint; and a line on each

@@ -8,6 +8,8 @@ from typing import Literal
 from common.errors import UserError
 from common.short_repr import changes
 
+MOST_MINUTES = 7 * 24 * 60
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -27,6 +29,7 @@ class TrainConfig:
     skip_grad_norm: float = 0.0  # steps whose gradient has a larger norm, before that, change no weights; 0 is off
     precision: Literal["no", "bf16", "fp16"] = "no"  # autocast type; weights stay float32
     compile: bool = False  # torch.compile the model
+    checkpoint_activations: bool = False  # blocks are computed again in the backward pass: less memory, more time
     ema_decay: float = 0.0  # moving average of the weights, validated and saved in their place; 0 is off
     log_every: int = 50  # steps
     validate_every: int = 500  # steps, and after the last one; 0 is off
@@ -36,9 +39,12 @@ class TrainConfig:
     evaluate_weights: str | None = None  # file with the weights of these; left out: those that are on this machine
     preview_every: int = 500  # steps, and after the last one; 0 is off; stage two needs --decoder for them
     save_every: int = 500  # steps, after the last one, and after each validation that is the best so far
+    save_minutes: float = 0.0  # saves, too, when so many have gone by since the last time; 0 is off
     keep_newest: int = 3  # checkpoints, besides that of the best validation
+    keep_every: int = 0  # steps: checkpoints of their multiples are kept for ever, too; 0 is off
     patience: int = 0  # stop after so many validations without a new best; 0 is off
     max_nonfinite_steps: int = 20  # stop after so many skipped steps in a row
+    timeout_minutes: float = 60.0  # of several processes, how long each waits for the others before it gives up
     seed: int = 0
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     workers: int = 2  # data loader processes per training process; 0 loads in the training process
@@ -50,12 +56,17 @@ class TrainConfig:
         positive = "steps batch_size accumulate log_every save_every keep_newest max_nonfinite_steps prefetch"
         not_negative = (
             "weight_decay warmup_steps final_learning_rate max_grad_norm skip_grad_norm ema_decay "
-            "validate_every evaluate_every preview_every patience seed workers"
+            "validate_every evaluate_every preview_every save_minutes keep_every patience seed workers"
         )
         for names, minimum in ((positive, 1), (not_negative, 0)):
             for name in names.split():
                 if not getattr(self, name) >= minimum:
                     raise UserError(f"train.{name}={getattr(self, name)}, expected at least {minimum}")
+        if not 0 < self.timeout_minutes <= MOST_MINUTES:
+            raise UserError(
+                f"train.timeout_minutes={self.timeout_minutes}, expected above 0 and at most {MOST_MINUTES}, a week: "
+                "60 is usual, and more where the first process has hours of work to do before the first step"
+            )
         if not self.learning_rate > 0:
             raise UserError(f"train.learning_rate={self.learning_rate}, expected above 0; 3e-4 is a common start")
         for name, decays in (("betas", self.betas), ("ema_decay", (self.ema_decay,))):

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from common.errors import Stopped
 from common.processes import on_main_process
 from common.wording import counted
 from training.config import TrainConfig
@@ -48,9 +49,10 @@ class FitResult:
     waiting_share: float  # share of the training time spent waiting for data
 
     def summary(self, next_command: str) -> str:
-        """One line for a person: what was done, how good it is, and the command that goes on from here."""
+        """One line for a person: what was done, how good it is, and the command that goes on from here. Raises Stopped
+        where a signal ended the run."""
         if not self.finished:
-            return f"{self.run} is stopped after step {self.steps_done}; the same command continues"
+            raise Stopped(f"{self.run} is stopped after step {self.steps_done}; the same command continues")
         figures = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         validated = f", validation: {figures} (kept: step {self.best_step})" if figures else ""
         return (
@@ -75,7 +77,7 @@ def fit(
     where there is one, and the last ones where nothing is validated); `task.model` is left with the last ones.
     `resolved_config` is the config of the whole run as plain values, `config` under "train": it goes to
     `run/config.yaml`, and the fingerprints of `facts` to `run/run.json`. `evaluation` is asked every
-    `config.evaluate_every` steps, for the log alone. SIGINT and SIGTERM end the run after its current step.
+    `config.evaluate_every` steps, for the log alone. SIGINT, SIGTERM and SIGUSR1 end the run after its current step.
 
     Raises UserError: a folder of anything but a run, or in which another process trains; a config or data other than
     the run began with; no undamaged checkpoint left, a full disk, a batch that the processes cannot share,
@@ -129,6 +131,9 @@ def fit(
                 log.say(f"{stop.signal_name or 'a signal'}: step {trainer.progress.step} is done and saved{later}")
                 log.say(f"continue with: {this_command()}")
             log.ended()
+    if reason == "signal":
+        # A launcher takes the first process that ends so for a failure, and ends the others: none may be at work then.
+        trainer.accelerator.wait_for_everyone()
     return FitResult(
         run=trainer.run,
         steps_done=trainer.progress.step,
@@ -189,7 +194,7 @@ def look(trainer: Trainer, log: RunLog, stop: StopRequest, evaluation: Evaluatio
     if trainer.due(config.preview_every):
         with trainer.clock.on(PREVIEWS):
             log.preview(step, trainer.preview())
-    if worth_saving or owed or trainer.due(config.save_every) or trainer.reason_to_stop() is not None:
+    if worth_saving or owed or trainer.save_due() or trainer.reason_to_stop() is not None:
         save(trainer, log)
 
 

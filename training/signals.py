@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM ask a run to stop after its step; a second SIGINT stops it at once."""
+"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop after its step; a second SIGINT stops it at once.
+
+SIGTERM is how schedulers end a job, SIGUSR1 how SLURM says beforehand that time is nearly up (`--signal=USR1@90`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -30,14 +35,13 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Collects SIGINT and SIGTERM while the block runs. Outside the main thread Python delivers no signals,
+    """Collects STOP_SIGNALS while the block runs. Outside the main thread Python delivers no signals,
     and the request is never made."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, request.handle) for number in numbers}
+    previous = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
     try:
         yield request
     finally:
@@ -51,6 +55,7 @@ def outlive_stop_signals() -> None:
     They outlive SIGTERM by a minute and not for ever, because it is also how a training process that crashed ends them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60))
 
 

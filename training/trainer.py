@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from common.compatibility import forget_accelerator_settings
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.processes import on_main_process, process_state
+from common.recompute import Recomputation, blocks_of
 from training.checkpoint import Checkpoints
 from training.clock import Clock, spent_on
 from training.config import TrainConfig
@@ -31,34 +32,13 @@ from training.ema import EMA
 from training.launcher import check_launcher
 from training.metrics_log import PREVIEWS, SAVING, VALIDATION, StepReport
 from training.optimizers import Learner, OptimizerSettings
+from training.progress import Progress
 from training.run_folder import RunFacts, open_run_folder, write_config
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest
 from training.task import Batch, Dataset, Evaluation, Task, Verdict
 
 StopReason = Literal["steps", "patience", "signal"]
-
-
-@dataclass
-class Progress:
-    """What a run remembers besides its tensors: JSON in a checkpoint, equal on all processes."""
-
-    step: int = 0  # steps done, skipped ones included
-    skipped_steps: int = 0
-    nonfinite_in_a_row: int = 0  # skipped for any reason
-    large_gradients: int = 0  # steps skipped for a norm above train.skip_grad_norm
-    smallest_skipped: float | None = None  # norm of those in a row; None: the last step was not one of them
-    companion_skips: dict[str, int] = field(default_factory=dict)  # steps that passed over a companion alone
-    validation: dict[str, float] = field(default_factory=dict)  # metrics of the last one
-    # Of the best one, whose weights are in run/model; where the task has a guard, of the last one that it kept.
-    best: dict[str, float] = field(default_factory=dict)
-    best_value: float | None = None
-    best_step: int | None = None
-    validations_since_best: int = 0
-    rollbacks: int = 0
-    owed: bool = False  # a signal came: what was due after the last step is to be done before the next one
-    # Of each metric since the last log line: sum over the steps, and number of steps that had it.
-    sums: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Trainer:
@@ -77,10 +57,12 @@ class Trainer:
             process=self.accelerator.process_index,
         )
         self.order = sample_order(train_data, config.batch_size, config.seed)
-        self.checkpoints = Checkpoints(run / "checkpoints", config.keep_newest)
+        self.checkpoints = Checkpoints(run / "checkpoints", config.keep_newest, config.keep_every)
         self.progress = Progress()
         self.clock = Clock()
         self.stopping = False  # whether a signal has reached any process
+        self.save_clock = time.monotonic()  # of the last checkpoint; no clock of the day, which may be set back
+        self.save_time = False  # whether on any process train.save_minutes have gone by since then
         self.health: dict[str, Tensor] = {}  # what the task's last after_step returned
 
         task.model.to(self.accelerator.device).train()
@@ -89,6 +71,8 @@ class Trainer:
             if config.compile and companion.optimizer is not None:
                 companion.module.compile()
         self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
+        blocks = recomputed_blocks(task.model) if config.checkpoint_activations else []
+        self.recomputation = Recomputation(blocks, compiled=config.compile)
         self.model = wrap(task.model, self.accelerator, config)
         self.data_parallel = find_data_parallel(self.model, config.log_every)
         settings = OptimizerSettings(
@@ -147,6 +131,10 @@ class Trainer:
             return "patience"
         return "signal" if self.stopping else None
 
+    def save_due(self) -> bool:
+        """Whether a checkpoint is, whatever else has happened."""
+        return self.due(self.config.save_every) or self.checkpoints.is_milestone(self.progress.step) or self.save_time
+
     def due(self, every: int) -> bool:
         """Whether what happens every so many steps, and after the last one, happens now."""
         return every > 0 and (self.progress.step % every == 0 or self.progress.step == self.config.steps)
@@ -165,11 +153,14 @@ class Trainer:
         for name, companion in learning.items():
             companion.average()
             norms[f"{name}_grad_norm"] = companion.clip(scaler)
-        stops = torch.tensor(float(bool(stop)), device=norms["grad_norm"].device)
         own_wait = self.loader.seconds_waited - waited
         waits = self._waits(own_wait)
-        figures = self._figures(parts, **norms, stops=stops, **waits)
-        self.stopping = figures.pop("stops") > 0
+        # What one process knows and all must agree on goes with the figures, which they exchange anyway.
+        minutes = (time.monotonic() - self.save_clock) / 60
+        asked = {"stops": bool(stop), "saves": 0 < self.config.save_minutes <= minutes}
+        asks = {name: torch.tensor(float(one), device=norms["grad_norm"].device) for name, one in asked.items()}
+        figures = self._figures(parts, **norms, **asks, **waits)
+        self.stopping, self.save_time = (figures.pop(name) > 0 for name in asked)
         longest = self.accelerator.num_processes * max([figures.pop(name) for name in waits])
 
         finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
@@ -205,7 +196,7 @@ class Trainer:
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         # Divides losses by the number of micro-batches, and lets processes exchange gradients after the last.
         with self.accelerator.accumulate(self.model):
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), self.recomputation.on():
                 output = self.task.step(self.model, batch, self.progress.step)
             for loss in (*output.companion_losses.values(), output.loss):
                 self.accelerator.backward(loss)
@@ -232,46 +223,22 @@ class Trainer:
         self.health = self.task.after_step(self.progress.step)
         if self.ema:
             self.ema.update(self.progress.step)
-        self.progress.nonfinite_in_a_row, self.progress.smallest_skipped = 0, None
-        for name, value in figures.items():
-            total, steps = self.progress.sums.get(name, (0.0, 0))
-            self.progress.sums[name] = [total + value, steps + 1]
+        self.progress.count(figures)
 
     def _skip(self, norm: float | None) -> None:
         """norm: of a gradient that is too large; None: it or the loss is not finite."""
         self.task.discard_step()
         self.health = {}
-        progress = self.progress
-        progress.skipped_steps += 1
-        progress.nonfinite_in_a_row += 1
-        if norm is not None:
-            progress.large_gradients += 1
-            before = progress.smallest_skipped
-            progress.smallest_skipped = norm if before is None else min(norm, before)
-        if progress.nonfinite_in_a_row < self.config.max_nonfinite_steps:
-            return
+        self.progress.count_skipped(norm)
         saved = self.checkpoints.steps()
         good = f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "none is saved yet"
-        row = f"{progress.nonfinite_in_a_row} steps in a row, up to step {progress.step + 1},"
-        if progress.smallest_skipped is None:
-            raise UserError(
-                f"{row} had a loss or gradient that is not finite; they were skipped and changed no weights; {good}; "
-                "start another run with a lower train.learning_rate, a longer train.warmup_steps or train.precision=no"
-            )
-        raise UserError(
-            f"{row} were skipped and changed no weights, as their gradients' norms, {progress.smallest_skipped:.4g} "
-            f"and more, are above train.skip_grad_norm={self.config.skip_grad_norm:g}, or not finite; {good}; start "
-            "another run with a larger train.skip_grad_norm, some two times the usual grad_norm of the log, or, where "
-            "it was not reached before, with a lower train.learning_rate or a longer train.warmup_steps"
-        )
+        self.progress.check_skipped(self.config, good)
 
     def metrics_since_last_line(self) -> dict[str, float]:
         """Means over the steps since the last call, skipped ones left out; and what describes the last one."""
         progress = self.progress
-        means = {name: total / steps for name, (total, steps) in progress.sums.items()}
-        progress.sums = {}
         return {
-            **means,
+            **progress.means(),
             **{name: float(value) for name, value in self.health.items()},
             "learning_rate": self._learning_rate(progress.step - 1),
             "skipped_steps": progress.skipped_steps,
@@ -382,6 +349,7 @@ class Trainer:
         }
         step, best = self.progress.step, self.progress.best_step
         on_main_process(self.accelerator, lambda: self.checkpoints.save(step, tensors, state, best))
+        self.save_clock, self.save_time = time.monotonic(), False
 
     def _restore(self, step: int) -> None:
         """Takes up the run where the checkpoint of `step` left it."""
@@ -452,7 +420,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise UserError(f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none")
     check_launcher(config)
     forget_accelerator_settings()  # of a run before this one: the quickstart trains twice
-    process_state()
+    process_state(timeout_minutes=config.timeout_minutes)
     try:
         accelerator = Accelerator(
             mixed_precision=config.precision,
@@ -465,6 +433,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU, and there is none: use bf16 or no")
     return accelerator
+
+
+def recomputed_blocks(model: PretrainedModel) -> list[nn.Module]:
+    """Raises UserError where there is nothing to recompute."""
+    blocks = blocks_of(model)
+    if not blocks:
+        raise UserError(
+            "train.checkpoint_activations=true for a model without blocks whose activations could be recomputed, such "
+            "as one of a few plain layers: leave it out; train.accumulate takes less memory, too"
+        )
+    return blocks
 
 
 def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) -> nn.Module:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from codes.shards import CodeDataset
+from common.errors import Stopped
 from common.model_io import load_pretrained
 from common.owned_folder import check_owner
 from common.processes import process_state
@@ -62,7 +63,7 @@ def quickstart(config: QuickstartConfig) -> str:
     say(f"1/4  zellige train-stage1 --config {RECIPE} --run {stage1_run}: an autoencoder learns its tiles")
     first = train_stage1(stage1, stage1_run)
     if not first.finished:
-        return STOPPED
+        raise Stopped(STOPPED)
     codes = run / "codes"
     say(f"2/4  zellige encode --model {stage1_run} --out {codes}: each digit becomes a grid of codes")
     encode(EncodeConfig(model=str(stage1_run), out=str(codes), augment_copies=AUGMENT_COPIES, workers=0))
@@ -74,7 +75,7 @@ def quickstart(config: QuickstartConfig) -> str:
     )
     second = train_stage2(stage2, codes, stage2_run)
     if not second.finished:
-        return STOPPED
+        raise Stopped(STOPPED)
     model = run / "model"
     say(f"4/4  zellige assemble --stage1 {stage1_run} --stage2 {stage2_run} --out {model}: both become one model")
     if state.is_main_process:

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError, check_fields
+from common.recompute import recomputing
 from stage1_vae.binarise import Binarised
 from stage1_vae.hierarchies.base import Choose, Group, HierarchicalVAE, Normal
 from stage1_vae.likelihoods import LikelihoodConfig, LogisticMixtureConfig
@@ -381,7 +382,9 @@ class VDVAE(HierarchicalVAE):
             given = features[place].contiguous(memory_format=torch.channels_last)
             posterior = self.decoder.blocks[place].posterior_of(active, given)
             latents = posterior.mean if noise is None else posterior.draw(noise[place])
-            groups.append(Group.of(latents, posterior, prior))
+            group = Group.of(latents, posterior, prior)
+            if not recomputing():
+                groups.append(group)
             return latents
 
         x = self.decoder(len(features[0]), latents_of)

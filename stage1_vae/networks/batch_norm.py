@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.distributed import moments_of_all, several_processes
+from common.recompute import recomputing
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -51,6 +52,8 @@ class BatchNorm(nn.BatchNorm2d):
     @torch.no_grad()
     def note(self, moments: Tensor, count: int | Tensor, copies: int) -> None:
         """moments: 2 c, the variance unbiased for `count` numbers."""
+        if recomputing():
+            return
         if copies > 1:  # autograd keeps what it was given
             moments = torch.stack([moments[0], moments[1] * ((count - 1) * copies / (count * copies - 1))])
         self.noted = moments if self.noted is None else self.noted + moments

@@ -169,6 +169,8 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """`blocks` residual blocks, each with attention after it if `attention`."""
 
+    recompute = "parts"  # the finest level alone has most of all activations (common/recompute.py)
+
     def __init__(
         self, channels_in: int, channels_out: int, *, blocks: int, attention: bool, make_norm: MakeNorm
     ) -> None:

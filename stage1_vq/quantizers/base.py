@@ -29,6 +29,7 @@ class Quantizer(nn.Module):
     """
 
     config_class: ClassVar[type]  # a frozen dataclass with `kind` and `dim`
+    recompute: ClassVar = "never"  # `forward` notes what it sees, and would twice (common/recompute.py)
     dim: int  # d, width of z
     dim_out: int  # width of z_q; that of z for all but a few
     path: str = "model.quantizer"  # where its config stands in a recipe: what messages call its fields by

@@ -67,7 +67,7 @@ def test_a_launcher_that_would_spread_the_model_is_refused(monkeypatch: pytest.M
 @pytest.mark.parametrize(("flag", "cpu"), [("True", True), ("False", False), (None, False)])
 def test_a_launcher_that_asks_for_the_cpu_is_obeyed(monkeypatch: pytest.MonkeyPatch, flag: str | None, cpu: bool):
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr("common.processes.PartialState", lambda **options: asked.append(options))
+    monkeypatch.setattr("common.processes.PartialState", lambda cpu, timeout: asked.append({"cpu": cpu}))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if flag is None:
         monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)

@@ -41,6 +41,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     assert checkpoints.steps() == [20, 40, 50]
 
 
+def test_milestones_are_kept_for_ever_and_the_next_run_keeps_them_too(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep_newest=2, keep_every=20)
+    for step in range(10, 80, 10):
+        checkpoints.save(step, {"model": {"weight": torch.zeros(3)}}, {}, 30)
+    assert checkpoints.steps() == [20, 30, 40, 60, 70]
+    truncate(checkpoints.path(60) / "model.safetensors")  # damaged, and ahead of where the run goes on
+    checkpoints.save(50, {"model": {"weight": torch.zeros(3)}}, {}, None)
+    assert checkpoints.steps() == [20, 40, 50]
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "sentence"),
     [

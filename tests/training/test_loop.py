@@ -315,7 +315,7 @@ def test_counts_as_people_say_them(count: int, words: str):
     assert in_words(count) == words
 
 
-def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_0(tmp_path: Path):
+def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_75(tmp_path: Path):
     config = json.dumps({"steps": 100_000, "workers": 1, "validate_every": 0, "save_every": 1000})
     command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), "--config", config]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -324,7 +324,7 @@ def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_0(tmp_path: Path
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the data loader's workers too
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 75
     assert "continue with: python" in out
     done = int(out.splitlines()[-1].removeprefix("stopped by signal after "))
     assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == f"step_{done:08d}"

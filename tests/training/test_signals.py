@@ -10,7 +10,7 @@ import pytest
 from training.signals import stop_on_signals, this_command
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_asks(number: signal.Signals):
     before = signal.getsignal(number)
     with stop_on_signals() as stop:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import STOPPED_CODE
 from common.model_io import PretrainedModel
 from common.processes import leave
 from training.loop import FitResult, TrainConfig, fit
@@ -172,7 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result = toy_fit(arguments.run, toy_config(**arguments.config), toy_task(first_every=arguments.first_every))
     print(f"stopped by {result.stopped_by} after {result.steps_done}")
-    leave(0)
+    leave(0 if result.finished else STOPPED_CODE)
 
 
 if __name__ == "__main__":
