@@ -1,0 +1,168 @@
+"""Two real processes: how long they wait for each other, and how often they communicate."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.distributed import moments_of_all
+from common.errors import UserError
+from common.processes import on_main_process, process_state
+from common.recompute import Recomputation, blocks_of
+from stage1_vq.quantizers import NearestQuantizerConfig, build_quantizer
+from tests.training.test_companions import CriticTask
+from tests.training.toy import toy_config, toy_fit
+from training.trainer import Trainer, make_accelerator
+
+
+def in_two_processes(work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(rank, *arguments)` returns in each process; None where it came to nothing."""
+    context = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
+    context.set_forkserver_preload(["tests.training.test_loop", "torch._dynamo"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results = [context.SimpleQueue() for _ in range(2)]
+    processes = [
+        context.Process(target=one_of_two, args=(rank, port, results[rank], work, *arguments)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    return [None if queue.empty() else queue.get() for queue in results]
+
+
+def one_of_two(rank: int, port: int, result: Any, work: Callable[..., Any], *arguments: Any) -> None:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    result.put(work(rank, *arguments))
+    sys.stdout.flush()
+    os._exit(0)  # without the interpreter's shutdown, as `leave`
+
+
+# ---- how long -------------------------------------------------------------------------------------------------------
+
+SECOND = 1 / 60
+
+
+def wait(rank: int, first: float | None, then: float, seconds: float) -> str:
+    """Process 0 works alone for so long; timeouts in minutes: of the group as it is made, and of the training."""
+    process_state(timeout_minutes=first)
+    accelerator = make_accelerator(toy_config(timeout_minutes=then))
+    accelerator.wait_for_everyone()
+    try:
+        return on_main_process(accelerator, lambda: time.sleep(seconds) or "done")
+    except UserError as error:
+        return str(error)
+
+
+def test_a_process_waits_as_long_as_the_training_says_and_no_longer():
+    second = in_two_processes(wait, None, SECOND, 2.5)[1]
+    assert second.startswith("process 1 has waited for the first one longer than processes wait for each other")
+    assert "--train.timeout_minutes" in second
+
+
+def test_long_work_of_the_first_process_survives_under_a_longer_timeout_than_the_group_began_with():
+    assert in_two_processes(wait, SECOND, 1.0, 2.5) == ["done", "done"]
+
+
+# ---- how often ------------------------------------------------------------------------------------------------------
+
+
+def counted(work: Callable[[], Any]) -> dict[str, int]:
+    """Collectives that `work` takes part in, by their names, those of C++ included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    return dict(Counter(event.name for event in profile.events() if event.name.startswith("gloo:")))
+
+
+def collectives_of_steps(rank: int, folder: Path, accumulate: int) -> list[dict[str, int]]:
+    """Of each step of the toy, with a companion that learns."""
+    found: list[dict[str, int]] = []
+    step = Trainer.step
+
+    def counted_step(trainer: Trainer, stop: Any) -> Any:
+        report: list[Any] = []
+        found.append(counted(lambda: report.append(step(trainer, stop))))
+        return report[0]
+
+    Trainer.step = counted_step  # type: ignore[method-assign]
+    config = toy_config(steps=3, accumulate=accumulate, validate_every=0, save_every=100)
+    toy_fit(folder / str(accumulate), config, CriticTask())
+    return found
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_step_exchanges_gradients_once_however_many_micro_batches_it_has(tmp_path: Path, accumulate: int):
+    for steps in in_two_processes(collectives_of_steps, tmp_path, accumulate):
+        # Gradients of the model, gradients of the companion, figures, and what the toy's after_step averages.
+        assert steps[-1] == {"gloo:all_reduce": 4}  # in the second step DDP lays out its buckets anew
+
+
+class Normed(nn.Module):
+    """Batch norm by the batch of all processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance, _ = moments_of_all(self.linear(x))
+        return ((x - mean) / (variance + 0.1).sqrt()).tanh()
+
+
+def collectives_of_norms(rank: int) -> list[Any]:
+    """Of a forward and backward pass, without and with recomputation, and the gradients."""
+    process_state()
+    torch.manual_seed(0)
+    model, found = nn.Sequential(Normed(), Normed()), []
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(rank))
+    for blocks in ([], blocks_of(model)):
+        model.zero_grad()
+
+        def passes(blocks: list[nn.Module] = blocks) -> None:
+            with Recomputation(blocks).on():
+                loss = model(x).square().sum()
+            loss.backward()
+
+        count = counted(passes)
+        found.append([count, [weight.grad.tolist() for weight in model.parameters()]])
+    return json.loads(json.dumps(found))
+
+
+def test_recomputed_blocks_communicate_no_more_than_others():
+    for plain, recomputed in in_two_processes(collectives_of_norms):
+        assert plain[0]["gloo:all_reduce"] == 8  # two norms with two sums each, and their gradients
+        assert recomputed == plain
+
+
+def collectives_of_a_codebook(rank: int) -> list[dict[str, int]]:
+    """Of four micro-batches, and of the codebook's move."""
+    process_state()
+    torch.manual_seed(0)
+    settings = NearestQuantizerConfig(codebook_size=4, dim=2, revive_after=100)
+    quantizer = build_quantizer(settings).train()
+    micro_batches = counted(lambda: [quantizer(torch.randn(2, 2, 3, 3)) for _ in range(4)])
+    return [micro_batches, counted(lambda: quantizer.update(4))]
+
+
+def test_a_codebook_communicates_when_it_moves_and_not_in_micro_batches():
+    for micro_batches, move in in_two_processes(collectives_of_a_codebook):
+        assert micro_batches == {}
+        assert move == {"gloo:all_reduce": 2}  # how often each code was used, and the sums of its latents
