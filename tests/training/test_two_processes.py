@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -113,6 +114,27 @@ def test_a_step_exchanges_gradients_once_however_many_micro_batches_it_has(tmp_p
     for steps in in_two_processes(collectives_of_steps, tmp_path, accumulate):
         # Gradients of the model, gradients of the companion, figures, and what the toy's after_step averages.
         assert steps[-1] == {"gloo:all_reduce": 4}  # in the second step DDP lays out its buckets anew
+
+
+def run_of_one_s_wishes(rank: int, run: Path) -> list[Any]:
+    """For process 1 alone an hour goes by before step 4, and a signal comes in step 8."""
+    step = Trainer.step
+
+    def wishing_step(trainer: Trainer, stop: Any) -> Any:
+        if rank == 1 and trainer.progress.step == 3:
+            trainer.save_clock -= 3600
+        if rank == 1 and trainer.progress.step == 7:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(trainer, stop)
+
+    Trainer.step = wishing_step  # type: ignore[method-assign]
+    result = toy_fit(run, toy_config(validate_every=0, save_every=100, save_minutes=50.0, keep_newest=9))
+    return [result.steps_done, result.stopped_by]
+
+
+def test_all_processes_save_and_stop_where_one_is_asked_to(tmp_path: Path):
+    assert in_two_processes(run_of_one_s_wishes, tmp_path) == [[8, "signal"], [8, "signal"]]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000004", "step_00000008"]
 
 
 class Normed(nn.Module):
