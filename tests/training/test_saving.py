@@ -19,7 +19,7 @@ from torch import nn
 from common.errors import Stopped, UserError
 from pipelines import cli
 from tests.training.test_checkpoint import flip_a_bit, truncate
-from tests.training.test_loop import assert_same_run, metrics, newest_weights
+from tests.training.test_loop import assert_same_run, newest_weights
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
 
 
@@ -147,39 +147,6 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(tmp_path: Path, runs: Pa
     assert task.steps == [9, 10, 11]
     assert f"checkpoint {run / 'checkpoints' / 'step_00000011'} is damaged" in capsys.readouterr().out
     assert_same_run(run, runs / "whole")
-
-
-# ---- spikes ---------------------------------------------------------------------------------------------------------
-
-
-class Spiky(ToyTask):
-    """The loss of some steps is a million times as large."""
-
-    spikes: tuple[int, ...] = ()
-
-    def step(self, model: nn.Module, batch: Any, step: int) -> Any:
-        output = super().step(model, batch, step)
-        return output._replace(loss=output.loss * (1e6 if step in self.spikes else 1))
-
-
-def fit_spiky(run: Path, spikes: tuple[int, ...], **changes: Any) -> tuple[float, ToyTask]:
-    """The loss of the last ten steps, and the task."""
-    torch.manual_seed(0)
-    task = Spiky(ToyModel())
-    task.spikes = spikes
-    settings = {"schedule": "constant", "learning_rate": 0.03, "max_grad_norm": 0.0, "ema_decay": 0.0}
-    toy_fit(run, toy_config(steps=60, validate_every=0, save_every=60, **settings, **changes), task)
-    return sum(line["loss"] for line in metrics(run, "train")[-5:]) / 5, task
-
-
-def test_a_spike_that_is_skipped_harms_nothing_and_one_that_is_not_does(tmp_path: Path):
-    calm, _ = fit_spiky(tmp_path / "calm", ())
-    guarded, task = fit_spiky(tmp_path / "guarded", (20, 21, 40), skip_grad_norm=1000.0)
-    harmed, _ = fit_spiky(tmp_path / "harmed", (20, 21, 40))
-    assert task.discarded == 3
-    assert guarded < 1.5 * calm
-    # Adam's second moments remember a spike for a thousand steps, in which the weights all but stand still.
-    assert harmed > 2 * guarded, (calm, guarded, harmed)
 
 
 # ---- how commands end -----------------------------------------------------------------------------------------------
