@@ -95,7 +95,7 @@ class Recomputation:
     @contextmanager
     def on(self) -> Iterator[None]:
         for block, forward in self.forwards:
-            block.forward = forward  # type: ignore[method-assign]
+            block.forward = forward
         try:
             yield
         finally:
