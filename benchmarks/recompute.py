@@ -6,6 +6,7 @@ forward and backward pass, weights and gradients included, in float32; and the t
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +90,7 @@ def measure(name: str, *, recompute: bool) -> tuple[float, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     print(f"{'':26}{'MB kept':>10}{'recomputed':>12}{'share':>8}{'time':>8}")
     for name in FAMILIES:
         kept, before = measure(name, recompute=False)
