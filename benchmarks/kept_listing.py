@@ -15,7 +15,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from images import listing
@@ -37,12 +36,12 @@ def seconds(root: Path, *, relist: bool) -> float:
     return time.perf_counter() - begin
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--folders", type=int, default=1000)
     parser.add_argument("--times", type=int, default=5)
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
         root = make_files(Path(work) / "images", asked.files, asked.folders)

@@ -101,7 +101,7 @@ def members_of(file: BinaryIO, tar: Tar) -> Iterator[Member]:
         while True:
             file.seek(position)
             try:
-                member = archive.tarinfo.fromtarfile(archive)  # type: ignore[arg-type]
+                member = archive.tarinfo.fromtarfile(archive)
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
                 check_end(file, tar, position)
                 return
@@ -138,7 +138,8 @@ def check_end(file: BinaryIO, tar: Tar, position: int) -> None:
 def samples_of(members: Iterator[Member], tar: Tar) -> Iterator[dict[str, Member]]:
     """Members that follow one another under one key, by their fields in lower case: webdataset's own rules. Raises
     UserError for a field that a sample has twice."""
-    key, sample = None, {}
+    key: str | None = None
+    sample: dict[str, Member] = {}
     for member in members:
         match = None if META.match(member.name) else KEY.match(member.name)
         if match is None or match[1].endswith("/"):  # files without an ending, and hidden ones
