@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stage1_vq.quantizers import (
     ResidualQuantizerConfig,
     build_quantizer,
 )
+from tests.processes import Processes
 
 
 def nearest(**settings: Any) -> NearestQuantizerConfig:
@@ -93,9 +95,9 @@ def entropy_terms(name: str, images: slice) -> dict[str, Tensor]:
     return {"batch_entropy": quantized.statistics["batch_entropy"], "gradient": z.grad}
 
 
-def process(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
-    torch.set_num_threads(1)
+def process(folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
     half = slice(2 * rank, 2 * rank + 2)
     found: dict[str, Any] = {name: train(name, half) for name in SETTINGS}
     first, second = torch.arange(20.0).view(20, 1).split([12, 8])  # global micro-batches, shared by halves
@@ -103,14 +105,13 @@ def process(rank: int, folder: Path) -> None:
     found["rows"] = draw_rows([first.chunk(2)[rank], second.chunk(2)[rank]], 7)
     found |= {name: entropy_terms(name, half) for name in ENTROPY_CONFIGS}
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def processes(process_server: Processes, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes ended up with."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(process, (folder,), nprocs=PROCESSES)
+    process_server.together(process, folder, count=PROCESSES)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 

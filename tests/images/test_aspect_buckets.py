@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image, ImageFile
 
@@ -27,6 +24,7 @@ from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig
 from stage1_vq.losses.adversarial import AdversarialConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, train_stage1
+from tests.processes import Processes
 from tests.stage1_vq.test_conformance import (
     AUTOENCODER_ROWS,
     DIM,
@@ -337,28 +335,11 @@ def test_every_quantizer_trains_at_grids_that_change_from_step_to_step(row):
             assert value.isfinite(), name
 
 
-def free_port() -> int:
-    with socket.socket() as connection:
-        connection.bind(("127.0.0.1", 0))
-        return connection.getsockname()[1]
-
-
-def process(rank: int, port: int, config: Stage1Config, run: Path) -> None:
-    """One of two processes, as torchrun would start it."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    train_stage1(config, run)
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(photos: Path, tmp_path: Path):
+def test_two_processes_train_what_one_does(processes: Processes, photos: Path, tmp_path: Path):
     config = run_config(photos, accumulate=2)
     train_stage1(config, tmp_path / "one")
-    torch.multiprocessing.spawn(process, (free_port(), config, tmp_path / "two"), nprocs=2)
+    processes.together(train_stage1, config, tmp_path / "two")
     one, two = (load_pretrained(tmp_path / name, AUTOENCODERS).state_dict() for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)

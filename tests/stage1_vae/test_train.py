@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from common.errors import UserError
 from common.model_io import load_pretrained
@@ -25,6 +22,7 @@ from stage1_vae.priors import VampPriorConfig
 from stage1_vae.task import VAETask, noise_of
 from stage1_vae.train import Stage1VAEConfig, train_vae
 from stage1_vae.vae import VAE, VAEConfig
+from tests.processes import Processes
 from training.config import TrainConfig
 
 
@@ -105,27 +103,11 @@ def test_micro_batches_are_one_batch(images: Path, tmp_path: Path, objective):
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6)
 
 
-def free_port() -> int:
-    with socket.socket() as connection:
-        connection.bind(("127.0.0.1", 0))
-        return connection.getsockname()[1]
-
-
-def process(rank: int, port: int, settings: Stage1VAEConfig, run: Path) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    train_vae(settings, run)
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(images: Path, tmp_path: Path):
+def test_two_processes_train_what_one_does(processes: Processes, images: Path, tmp_path: Path):
     settings = config(images, accumulate=2, steps=6)
     train_vae(settings, tmp_path / "one")
-    torch.multiprocessing.spawn(process, (free_port(), settings, tmp_path / "two"), nprocs=2)
+    processes.together(train_vae, settings, tmp_path / "two")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -28,8 +27,9 @@ from stage1_vq.losses.discriminators import DiscriminatorConfig, PatchGANConfig,
 from stage1_vq.losses.perceptual import TimmPerceptualConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, companions, train_stage1
+from tests.processes import Processes
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for, make_autoencoder
-from tests.stage1_vq.test_train import free_port, lines, process
+from tests.stage1_vq.test_train import lines
 from tests.training.test_loop import assert_same_run
 from training.loop import TrainConfig
 
@@ -234,20 +234,18 @@ def train_until_killed(config: Stage1Config, run: Path, events: int) -> None:
     train_stage1(config, run)
 
 
-def test_killed_and_continued_is_uninterrupted_bit_for_bit_also_across_a_rollback(squares, tmp_path):
+def test_killed_and_continued_is_uninterrupted_bit_for_bit_also_across_a_rollback(
+    processes: Processes, squares, tmp_path
+):
     config = make_config(squares, RUINOUS, **RUINED)
     torch.set_num_threads(1)
     train_stage1(config, tmp_path / "whole")
     after_rollback = min(line["step"] for line in lines(tmp_path / "whole") if line.get("rollbacks"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stage1_vq.test_adversarial_runs", "torch._dynamo"])
     reached = []  # step of the newest checkpoint at each kill, and at the end
     for events in (150, 250, 10_000):
-        child = context.Process(target=train_until_killed, args=(config, tmp_path / "cut", events))
-        child.start()
-        child.join()
+        code = processes.start(train_until_killed, config, tmp_path / "cut", events).wait()
         reached.append(max(int(path.name[-8:]) for path in (tmp_path / "cut" / "checkpoints").glob("step_*")))
-    assert child.exitcode == 0
+    assert code == 0
     assert 0 < reached[0] < after_rollback <= reached[1] < 40
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
@@ -298,11 +296,11 @@ def test_a_rollback_is_said_and_halves_the_weight(squares, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does_with_both_optimisers(squares, tmp_path):
+def test_two_processes_train_what_one_does_with_both_optimisers(processes: Processes, squares, tmp_path):
     # Batch norm: its statistics must be those of all processes. Tolerance: sums in another order, and Adam adds to it.
     config = make_config(squares, replace(ADVERSARIAL, start=0.1), steps=12, log_every=1, validate_every=6)
     train_stage1(config, tmp_path / "one")
-    torch.multiprocessing.spawn(process, (free_port(), config, tmp_path / "two"), nprocs=2)
+    processes.together(train_stage1, config, tmp_path / "two")
     one, two = (load_pretrained(tmp_path / name, AUTOENCODERS).state_dict() for name in ("one", "two"))
     differences = {name: float((two[name].float() - tensor.float()).abs().max()) for name, tensor in one.items()}
     # Attention does not depend on its keys' bias: rounding is all of its gradient, which Adam makes steps of.

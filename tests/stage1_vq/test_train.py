@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image
 
@@ -29,6 +26,7 @@ from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfi
 from stage1_vq.losses.perceptual import LPIPSConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, fingerprints, train_stage1
+from tests.processes import Processes
 from training.loop import TrainConfig
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
@@ -222,31 +220,14 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(squares, tmp_path):
     assert lines(tmp_path / "whole") == lines(tmp_path / "continued")
 
 
-def free_port() -> int:
-    with socket.socket() as connection:
-        connection.bind(("127.0.0.1", 0))
-        return connection.getsockname()[1]
-
-
-def process(rank: int, port: int, config: Stage1Config, run: Path) -> None:
-    """One of two processes, as torchrun would start it."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    train_stage1(config, run)
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [MODEL, TWO_LEVELS], ids=["vqvae", "vqvae2"])
-def test_two_processes_train_what_one_does(squares, tmp_path, model):
+def test_two_processes_train_what_one_does(processes: Processes, squares, tmp_path, model):
     judged = {"evaluate_every": 6, "evaluate_features": "tests.pipelines.feature_networks:pooled"}
     config = replace(make_config(squares, accumulate=2, log_every=1, **judged), model=model)
     train_stage1(config, tmp_path / "one")
     assert sum("rfd" in line for line in lines(tmp_path / "one")) == 2
-    torch.multiprocessing.spawn(process, (free_port(), config, tmp_path / "two"), nprocs=2)
+    processes.together(train_stage1, config, tmp_path / "two")
     one, two = (load_pretrained(tmp_path / name, AUTOENCODERS).state_dict() for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)

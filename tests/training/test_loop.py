@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +18,8 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from common.model_io import load_pretrained
-from tests.training.toy import ToyData, ToyModel, ToyTask, toy_config, toy_fit, toy_task
+from tests.processes import Processes
+from tests.training.toy import ToyData, ToyModel, ToyTask, toy_command, toy_config, toy_fit, toy_program, toy_task
 from training.loop import FitResult, fit, in_words
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.task import Batch
@@ -118,12 +116,10 @@ def train_until_killed(run: Path, dropout: float, events: int) -> None:
     toy_fit(run, toy_config(), toy_task(dropout))
 
 
-def test_killed_and_continued_is_uninterrupted_bit_for_bit(tmp_path: Path):
+def test_killed_and_continued_is_uninterrupted_bit_for_bit(processes: Processes, tmp_path: Path):
     # Dropout and noisy data: random numbers must not depend on where the run was cut either.
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     toy_fit(whole, toy_config(), toy_task(0.3))
-    context = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
-    context.set_forkserver_preload(["tests.training.test_loop", "torch._dynamo"])
     kills = 0
     for events in (
         2,
@@ -136,11 +132,9 @@ def test_killed_and_continued_is_uninterrupted_bit_for_bit(tmp_path: Path):
         57,
         10_000,
     ):  # in fetches, flushes and both moves of atomic writes
-        process = context.Process(target=train_until_killed, args=(cut, 0.3, events))
-        process.start()
-        process.join()
-        kills += process.exitcode == -signal.SIGKILL
-    assert process.exitcode == 0
+        code = processes.start(train_until_killed, cut, 0.3, events).wait()
+        kills += code == -signal.SIGKILL
+    assert code == 0
     assert kills >= 5
     assert_same_run(cut, whole)
 
@@ -315,16 +309,13 @@ def test_counts_as_people_say_them(count: int, words: str):
     assert in_words(count) == words
 
 
-def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_75(tmp_path: Path):
-    config = json.dumps({"steps": 100_000, "workers": 1, "validate_every": 0, "save_every": 1000})
-    command = [sys.executable, "-m", "tests.training.toy", str(tmp_path), "--config", config]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_75(processes: Processes, tmp_path: Path):
+    config = {"steps": 100_000, "workers": 1, "validate_every": 0, "save_every": 1000}
+    process = processes.start(toy_command, tmp_path, config)
+    process.wait_for("step 2/")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the data loader's workers too
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 75
+    assert process.wait() == 75
+    out = process.stdout
     assert "continue with: python" in out
     done = int(out.splitlines()[-1].removeprefix("stopped by signal after "))
     assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == f"step_{done:08d}"
@@ -348,16 +339,12 @@ def test_micro_batches_equal_one_batch_also_across_epochs(tmp_path: Path, accumu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_equal_one(tmp_path: Path, accumulate: int):
+def test_two_processes_equal_one(processes: Processes, tmp_path: Path, accumulate: int):
     # Tolerance: gradients are summed in another order, and 12 steps of Adam add to that.
     fit_parts(tmp_path / "one", batch_size=8)
-    config = json.dumps({"log_every": 1, "batch_size": 8, "accumulate": accumulate})
-    program = ["-m", "tests.training.toy", str(tmp_path / "two"), "--config", config]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation: loss") == 3  # the main process speaks, the other is silent
+    config = {"log_every": 1, "batch_size": 8, "accumulate": accumulate}
+    said = processes.together(toy_program, tmp_path / "two", config)
+    assert [text.count("validation: loss") for text in said] == [3, 0]  # the main process speaks, the other is silent
     assert_close_runs(tmp_path / "two", tmp_path / "one", tolerance=1e-5)
 
 

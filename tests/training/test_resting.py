@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import Processes
 from tests.training.test_loop import assert_close_runs, assert_same_run
-from tests.training.toy import ToyTask, toy_config, toy_fit, toy_task
+from tests.training.toy import ToyTask, toy_config, toy_fit, toy_program, toy_task
 
 
 class Watching(ToyTask):
@@ -79,11 +77,7 @@ def test_killed_and_continued_is_uninterrupted(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path):
+def test_two_processes_equal_one(processes: Processes, tmp_path: Path):
     toy_fit(tmp_path / "one", toy_config(), toy_task(first_every=3))
-    program = ["-m", "tests.training.toy", str(tmp_path / "two"), "--first-every", "3"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    processes.together(toy_program, tmp_path / "two", {}, 3)
     assert_close_runs(tmp_path / "two", tmp_path / "one", tolerance=1e-5)

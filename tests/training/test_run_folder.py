@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +11,8 @@ import yaml
 
 from common.errors import UserError
 from common.runs import stage_of_run
-from tests.training.toy import toy_config, toy_fit
+from tests.processes import Processes
+from tests.training.toy import toy_config, toy_fit, toy_program
 from training.config import TrainConfig
 from training.run_folder import (
     FREE_FIELDS,
@@ -204,38 +202,23 @@ def test_a_folder_of_the_other_stage_is_refused_by_name(tmp_path: Path, recorded
 # ---- whose folder it is -------------------------------------------------------------------------------------------
 
 
-def begin_training(run: Path) -> subprocess.Popen[str]:
-    """A process that has saved a checkpoint and trains on."""
-    config = json.dumps({"steps": 1_000_000, "log_every": 1, "save_every": 3})
-    command = [sys.executable, "-m", "tests.training.toy", str(run), "--config", config]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    here = Path(__file__).parents[2]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=here, env=environment)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if (step := re.match(r"step (\d+)/", line)) and int(step[1]) >= 7:  # one that continues may begin beyond it
-            return process
-    raise AssertionError("it ended early")
-
-
-@pytest.mark.slow  # two imports of torch
-def test_a_second_training_in_the_same_run_is_refused_and_one_after_a_kill_goes_on(tmp_path: Path):
-    first = begin_training(tmp_path / "run")
-    try:
-        with pytest.raises(UserError) as refused:
-            toy_fit(tmp_path / "run", toy_config(steps=12))
-    finally:
-        first.kill()
-        first.communicate()
+def test_a_second_training_in_the_same_run_is_refused_and_one_after_a_kill_goes_on(
+    processes: Processes, tmp_path: Path
+):
+    config = {"steps": 1_000_000, "log_every": 1, "save_every": 3}
+    first = processes.start(toy_program, tmp_path / "run", config)
+    first.wait_for("step 7/")
+    with pytest.raises(UserError) as refused:
+        toy_fit(tmp_path / "run", toy_config(steps=12))
+    first.kill()
+    first.wait()
     assert re.match(
         rf"another process is writing to {tmp_path}/run \(zellige train, pid {first.pid}, on \S+, since [\d: -]+\);",
         str(refused.value),
     )
     done = max(int(path.name.removeprefix("step_")) for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
-    resumed = begin_training(tmp_path / "run")
-    resumed.kill()
-    resumed.communicate()
     assert done >= 6
+    processes.start(toy_program, tmp_path / "run", config).wait_for(f"step {done + 1}/")
 
 
 @pytest.mark.parametrize("foreign", ["cat.png", "sub/cat.png", "config.yaml", "index.json"])

@@ -165,15 +165,24 @@ def toy_fit(run: Path, config: TrainConfig, task: ToyTask | None = None, train: 
     return fit(task, train or ToyData(37, 0.1), ToyData(13), config, run, resolved)
 
 
+def toy_program(run: Path, config: dict[str, Any], first_every: int = 1) -> FitResult:
+    """What a process of its own does."""
+    result = toy_fit(run, toy_config(**config), toy_task(first_every=first_every))
+    print(f"stopped by {result.stopped_by} after {result.steps_done}")
+    return result
+
+
+def toy_command(run: Path, config: dict[str, Any]) -> None:
+    """As a command of ours: the exit code tells whether the training is finished."""
+    leave(0 if toy_program(run, config).finished else STOPPED_CODE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--config", type=json.loads, default={})
-    parser.add_argument("--first-every", type=int, default=1)
     arguments = parser.parse_args()
-    result = toy_fit(arguments.run, toy_config(**arguments.config), toy_task(first_every=arguments.first_every))
-    print(f"stopped by {result.stopped_by} after {result.steps_done}")
-    leave(0 if result.finished else STOPPED_CODE)
+    toy_command(arguments.run, arguments.config)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import pipelines
 from codes.shards import CodeShardWriter
 from codes.spec import CodeSpec, Grid
 from common.errors import UserError
@@ -28,6 +24,7 @@ from pipelines.figures import bits_of_codes
 from pipelines.pictures import to_pil
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, some_images
 from tests.pipelines.latents.test_judging import small_vae
+from tests.processes import Processes
 from tests.stage2_prior.tiny import tiny_prior
 
 MAP = Grid("map", 2, 2, 8)
@@ -198,19 +195,17 @@ def test_what_is_missing_is_asked_for():
         evaluate(EvaluateConfig(model="x"))
 
 
-TWICE = """
-import sys
-from pipelines.cli import main
-networks = "tests.pipelines.feature_networks"
-judge = {"codes": ["--judge", f"{networks}:corners"], "vae": []}
-for name in sys.argv[1:]:
-    own = ["--features", f"{networks}:classifier", *judge[name]]
-    assert main(["evaluate", "--against", f"{name}.json", "--out", f"{name}_two.json", *own]) == 0
-"""
+def repeat(*names: str) -> None:
+    judge = {"codes": ["--judge", f"{NETWORKS}:corners"], "vae": []}
+    for name in names:
+        own = ["--features", CLASSIFIER, *judge[name]]
+        assert main(["evaluate", "--against", f"{name}.json", "--out", f"{name}_two.json", *own]) == 0
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(model: Path, digits: Path, tmp_path: Path):
+def test_two_processes_give_the_numbers_of_one(
+    processes: Processes, model: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     small_vae().save_pretrained(tmp_path / "vae")
     options: dict[str, Any] = {"batch_size": 8, "features": CLASSIFIER, "seed": 5}
     of_vae = {"draws": 20, "samples": 20}
@@ -220,19 +215,9 @@ def test_two_processes_give_the_numbers_of_one(model: Path, digits: Path, tmp_pa
         "vae": evaluation_of(config_of(tmp_path / "vae", digits, **options, **of_vae), tmp_path, "vae.json"),
     }
     assert {"fd", "rfd", "kd", "bits_per_code", "classifier_agreement"} <= one["codes"].keys()
-    (tmp_path / "twice.py").write_text(TWICE)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "twice.py"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *one],
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(pipelines.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("figures are exactly the same") == 2
+    monkeypatch.chdir(tmp_path)
+    said = processes.together(repeat, *one)
+    assert [text.count("figures are exactly the same") for text in said] == [2, 0]
     for name, expected in one.items():
         found = json.loads((tmp_path / f"{name}_two.json").read_text())
         assert {**found, "protocol": None} == {**expected, "protocol": None}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import VQVAE
 from tests.pipelines.conftest import make_pipeline
+from tests.processes import Processes, run_zellige
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -320,34 +318,10 @@ def test_numbers_below_one_are_refused(field, message):
         GenerateConfig(model="m", out="o", **{field: 0})
 
 
-def run_generate(model: Path, out: Path, processes: int) -> str:
-    """In processes of its own; returns what they wrote to stderr, their progress."""
-    command = [
-        "-m",
-        "pipelines",
-        "--",
-        "generate",
-        "--model",
-        str(model),
-        "--out",
-        str(out),
-        "--num",
-        "22",
-        "--batch_size",
-        "4",
-    ]
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    line = [sys.executable, *launcher, *command]
-    return subprocess.run(line, check=True, env=environment, capture_output=True, text=True).stderr
-
-
-@pytest.mark.slow
-def test_two_processes_write_the_files_of_one_byte_for_byte(model: Path, tmp_path: Path):
-    run_generate(model, tmp_path / "one", processes=1)
-    run_generate(model, tmp_path / "two", processes=2)
+def test_two_processes_write_the_files_of_one_byte_for_byte(processes: Processes, model: Path, tmp_path: Path):
+    words = ("generate", "--model", str(model), "--num", "22", "--batch_size", "4", "--out")
+    processes.zellige(*words, tmp_path / "one").succeed()
+    processes.together(run_zellige, *words, str(tmp_path / "two"))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
@@ -363,26 +337,11 @@ def test_the_progress_counts_the_images_that_are_made(model: Path, tmp_path: Pat
     assert [(bar.total, bar.n, unit) for bar, unit in bars] == [(7, 7, "images")]
 
 
-@pytest.mark.slow  # three imports of torch
-def test_of_two_on_one_folder_one_is_refused_and_nothing_is_lost(model: Path, tmp_path: Path):
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines",
-        "generate",
-        "--model",
-        str(model),
-        "--num",
-        "400",
-        "--batch_size",
-        "2",
-    ]
-    both = [
-        subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    errors = [process.communicate(timeout=250)[1] for process in both]
-    codes = sorted(process.returncode for process in both)
+def test_of_two_on_one_folder_one_is_refused_and_nothing_is_lost(processes: Processes, model: Path, tmp_path: Path):
+    words = ("generate", "--model", model, "--num", 400, "--batch_size", 2, "--out", tmp_path / "out")
+    both = [processes.zellige(*words) for _ in range(2)]
+    codes = sorted(process.wait() for process in both)
+    errors = [process.stderr for process in both]
     assert codes in ([0, 2], [0, 0])  # one after the other if the machine is so slow
     assert not any("Traceback" in error for error in errors)
     if codes == [0, 2]:

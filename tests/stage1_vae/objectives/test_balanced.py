@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from stage1_vae.objectives.balanced import alphas
 from stage1_vae.objectives.spectral import SpectralNorms
 from stage1_vae.task import VAETask
 from stage1_vae.train import Stage1VAEConfig, train_vae
+from tests.processes import Processes
 from training.config import TrainConfig
 
 TINY = NVAEConfig(
@@ -232,26 +231,13 @@ def test_a_run_continues_bit_for_bit_with_the_vectors_that_it_kept(pictures: Pat
     assert all(line["spectral_norms"] > 0 for line in logged if line["split"] == "train")
 
 
-def process(rank: int, port: int, config: Stage1VAEConfig, run: Path) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    train_vae(config, run)
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(pictures: Path, tmp_path: Path):
+def test_two_processes_train_what_one_does(processes: Processes, pictures: Path, tmp_path: Path):
     """Batch norm, balance and averages are of the images of both."""
     # Of weights before a batch norm the gradient is rounding alone, by whose sign Adam would move.
     config = run_config(pictures, steps=3, max_grad_norm=0, optimizer="adamax")
     train_vae(config, tmp_path / "one")
-    with socket.socket() as connection:
-        connection.bind(("127.0.0.1", 0))
-        port = connection.getsockname()[1]
-    torch.multiprocessing.spawn(process, (port, config, tmp_path / "two"), nprocs=2)
+    processes.together(train_vae, config, tmp_path / "two")
     one, two = (
         load_file(tmp_path / run / "checkpoints" / "step_00000003" / "model.safetensors") for run in ("one", "two")
     )

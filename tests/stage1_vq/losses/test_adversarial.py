@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from stage1_vq.losses.discriminators import (
     StyleGANDiscriminatorConfig,
 )
 from tests.golden import golden
+from tests.processes import Processes
 from training.optimizers import Learner
 
 SIDE, STEPS = 16, 100
@@ -465,18 +467,17 @@ def train(discriminator: DiscriminatorConfig, part: slice) -> dict[str, Tensor]:
     return {**adversary.state_dict(), **found}
 
 
-def process(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def process(folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
     half = slice(4 * rank, 4 * rank + 4)
     torch.save({name: train(config, half) for name, config in NORMS.items()}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def processes(process_server: Processes, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(process, (folder,), nprocs=2)
+    process_server.together(process, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
