@@ -18,6 +18,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.file_names import is_plain
 from common.files import atomic_file, json_value, read_json, sha256_of_file, write_json
+from common.sealed_json import check_seal, sealed
 from common.tensor_files import save_tensors
 from common.wording import counted
 
@@ -63,7 +64,7 @@ class ShardIndex:
         images = {"train": self.images("train"), "validation": self.images("validation")}
         fields = asdict(self)
         spec = {self.spec_name: fields[self.spec_name]}
-        return {"zellige_version": version("zellige"), "images": images, **spec, **fields}
+        return sealed({"zellige_version": version("zellige"), "images": images, **spec, **fields})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], **own: Any) -> Self:
@@ -84,9 +85,10 @@ class ShardIndex:
         if other := next((name for name in value if name.endswith("_spec") and name != cls.spec_name), None):
             held = f"{other.removesuffix('_spec')} shards"
             raise UserError(f"{path.parent} holds {held}, expected {cls.what} shards; name another folder")
+        check_seal(path, value, "delete it and run its `zellige encode` again, which encodes the images anew")
         try:
             return cls.from_json(value)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, UserError) as error:
             raise UserError(
                 f"{path} is not an index of {cls.what} shards ({error!r}): encode the images anew"
             ) from error
@@ -152,7 +154,7 @@ class ShardWriter(Generic[Index]):
         if record.exists():
             try:
                 shard = Shard(**read_json(record))
-            except TypeError:  # it is edited, or of another version
+            except (UserError, TypeError):  # damaged by a power failure, edited, or of another version
                 return None
         elif self.indexed:
             shard = self.indexed[number]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import atomic_folder, check_replaceable, foreign_content, read_json
+from common.files import atomic_folder, check_replaceable, foreign_content, read_json, sha256_of_file
 from common.hub import download_from_hub
 from common.model_size import no_larger_than
 from common.processes import usable_device
@@ -24,6 +24,7 @@ from common.tensor_files import load_tensors, save_tensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+RECORDS = "records"  # of config.json: the SHA-256 of each further file that is no part of the fingerprint
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # that a model can be in
 
 
@@ -66,18 +67,20 @@ class PretrainedModel(nn.Module):
         """Writes the model folder atomically and returns its path. Raises UserError if `folder` is something else."""
         folder = Path(folder)
         check_replaceable(folder, CONFIG_NAME)
-        description = {
+        description: dict[str, Any] = {
             "kind": self.kind,
             "zellige_version": version("zellige"),
             "arguments": self.arguments(),
+            "fingerprint": self.fingerprint(),  # by which a byte that flips on a disk is noticed
         }
         with atomic_folder(folder) as temporary:
-            (temporary / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             save_tensors(self.state_dict(), temporary / WEIGHTS_NAME)
             for name, content in self.documents().items():
                 (temporary / name).write_text(content, encoding="utf-8")
             for name, tensors in self.records().items():
                 save_tensors(tensors, temporary / name)
+                description[RECORDS] = {**description.get(RECORDS, {}), name: sha256_of_file(temporary / name)}
+            (temporary / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         return folder
 
     @classmethod
@@ -140,8 +143,9 @@ def load_pretrained(
     A run folder stands for the model inside it. Each weight has the type that the file holds it in, so that a model in
     bfloat16 comes back as it was saved; dtype: another floating type that the weights are cast to, as far as the model
     allows (a quantizer stays in float32). revision: branch, tag or commit of a repository of the hub. Raises UserError
-    for a missing folder, an unknown kind, damaged weights, weights that do not fit the config, a device that is not
-    there, a type that models do not compute in, and a revision of a local folder.
+    for a missing folder, an unknown kind, damaged weights, weights that do not fit the config, anything else than what
+    was saved (folders of earlier versions do not tell), a device that is not there, a type that models do not compute
+    in, and a revision of a local folder.
     """
     check_type(dtype)
     folder = model_folder(folder_or_hub_id, revision=revision)
@@ -170,10 +174,29 @@ def load_pretrained(
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder} cannot be read as a {kind} model by this version: {' '.join(str(error).split())}; "
-            f"it was written by zellige {description.get('zellige_version', 'of unknown version')}"
+            f"it was written by zellige "
+            f"{description.get('zellige_version', 'of unknown version')}: use that one, or copy the folder again if it "
+            "is damaged"
         ) from error
+    check_records(folder, description)
     model.read_documents(folder)
+    if (recorded := description.get("fingerprint")) is not None and recorded != model.fingerprint():
+        raise UserError(
+            f"{folder} is damaged: {WEIGHTS_NAME}, {CONFIG_NAME} or a document beside them is not what was saved; copy "
+            "the folder again from where it came, or take the model from an earlier checkpoint of its run; if you "
+            f"edited it yourself, delete fingerprint from {folder / CONFIG_NAME}"
+        )
     return model.eval().to(device=usable_device(device), dtype=dtype)
+
+
+def check_records(folder: Path, description: Mapping[str, Any]) -> None:
+    """Raises UserError for a file beside the model that is not what was saved; one that somebody took away may be."""
+    for name, digest in dict(description.get(RECORDS, {})).items():
+        if (folder / name).is_file() and sha256_of_file(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} is damaged: its checksum is not that of {CONFIG_NAME}; copy it again from where it "
+                "came, or delete it, and what it tells of the training is unknown"
+            )
 
 
 def check_type(dtype: torch.dtype | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from common.errors import UserError
 from common.files import atomic_folder, check_replaceable, read_json
 from common.precision import as_meant
+from common.sealed_json import check_seal, sealed
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME
 from pipelines.stages import KIND, load_stages
@@ -42,13 +43,15 @@ def write_two_stage(folder: Path, parts: TwoStageParts, fingerprint: str) -> Non
         parts.prior.save_pretrained(temporary / "stage2")
         if parts.tables is not None:
             parts.tables.save(temporary)
-        (temporary / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (temporary / INDEX_NAME).write_text(json.dumps(sealed(index), indent=2) + "\n", encoding="utf-8")
 
 
 def read_two_stage(folder: Path) -> TwoStageParts:
     """Of a local folder. Raises UserError for a folder of something else, and for stages that do not fit."""
     autoencoder, prior = load_stages(folder)
-    sampling = read_sampling(folder, read_json(folder / INDEX_NAME))
+    index = read_json(folder / INDEX_NAME)
+    check_seal(folder / INDEX_NAME, index, "assemble the model again, or copy it again from where it came")
+    sampling = read_sampling(folder, index)
     return TwoStageParts(autoencoder, prior, sampling, load_tables(folder))
 
 

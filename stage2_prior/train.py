@@ -328,7 +328,12 @@ def notes_on_size(prior: Prior, images: int) -> tuple[str, ...]:
 
 
 def fingerprints(config: Stage2Config, codes: CodeDataset, given: CodeDataset | None) -> dict[str, str]:
-    """Of what the config names by its path, by the path of the field."""
+    """Of what the config names by its path, by the path of the field. Raises UserError for shards that are not what
+    their index promises: a flipped byte would be learned as if it were a code."""
+    for dataset in (codes, given):
+        if dataset is not None:
+            dataset.verify()
+            type(dataset)(dataset.folder, "validation").verify()
     found = {"codes": codes.fingerprint()}
     if given is not None:
         found["given"] = given.fingerprint()

@@ -220,8 +220,15 @@ def train_latents(
         stage=STAGE,
         samples="encoded images",
         defaults=defaults_of(config),
-        data=lambda: {"codes": training.fingerprint()},
+        data=lambda: fingerprints(training, validation),
         notes=notes,
     )
     evaluation = None if judge is None else task.evaluation(config.train.evaluate_images, judge)
     return fit(task, training, validation, config.train, run, asdict(config), facts, evaluation)
+
+
+def fingerprints(training: LatentDataset, validation: LatentDataset) -> dict[str, str]:
+    """Of what the config names by its path. Raises UserError for shards that are not what their index promises."""
+    for latents in (training, validation):
+        latents.verify()
+    return {"codes": training.fingerprint()}

@@ -10,9 +10,11 @@ from stage1_vq.autoencoders import Autoencoder
 
 
 def tables_of_shards(folder: str, autoencoder: Autoencoder) -> CodeTables:
-    """Tables of the training images of code shards. Raises UserError unless this autoencoder made them."""
+    """Tables of the training images of code shards. Raises UserError unless this autoencoder made them, and for damaged
+    ones."""
     codes = CodeDataset(folder)
     check_made_by(codes, autoencoder)
     if len(codes) == 0:
         raise UserError(f"{folder} holds no training images to count; encode some")
+    codes.verify()
     return fit_tables_to_shards(codes)

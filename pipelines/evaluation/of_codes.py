@@ -63,11 +63,13 @@ def open_model_of_codes(path: str, device: torch.device) -> ModelOfCodes:
 
 
 def training_codes(folder: str, autoencoder: Autoencoder) -> CodeDataset:
-    """The training part of code shards. Raises UserError for codes of another model, and where there is none."""
+    """The training part of code shards. Raises UserError for codes of another model, damaged ones, and where there
+    is none."""
     dataset = CodeDataset(folder, "train")
     check_made_by(dataset, autoencoder)
     if not len(dataset):
         raise UserError(f"{folder} holds no training images; name the codes that the prior was trained on")
+    dataset.verify()
     return dataset
 
 

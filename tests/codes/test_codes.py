@@ -124,7 +124,7 @@ def test_the_format_is_what_the_documentation_says(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "index.json").read_text())
     assert list(index) == [
         *("zellige_version", "images", "code_spec", "class_names", "stage1_fingerprint", "source", "shards"),
-        "latents_sha256",
+        *("latents_sha256", "sha256"),
     ]
     assert index["images"] == {"train": 8, "validation": 4}
     assert [(shard["split"], shard["images"]) for shard in index["shards"]] == [
@@ -282,7 +282,7 @@ def test_an_index_without_latents_of_an_earlier_version_is_read_and_completed(tm
     write_folder(tmp_path)
     path = tmp_path / "index.json"
     value = json.loads(path.read_text())
-    del value["latents_sha256"]
+    del value["latents_sha256"], value["sha256"]
     path.write_text(json.dumps(value))
     assert CodeDataset(tmp_path).latents() is None
     write_folder(tmp_path, latents=LATENTS)

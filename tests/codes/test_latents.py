@@ -50,7 +50,8 @@ def test_the_index_says_what_the_documentation_says(tmp_path: Path):
     write(tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
     assert list(index) == [
-        *("zellige_version", "images", "latent_spec", "class_names", "stage1_fingerprint", "source", "shards")
+        *("zellige_version", "images", "latent_spec", "class_names", "stage1_fingerprint", "source", "shards"),
+        "sha256",
     ]
     assert index["latent_spec"] == {
         **{"shape": [3], "scales": True},

@@ -11,6 +11,7 @@ import torch
 
 from common import model_io
 from common.errors import UserError
+from common.sealed_json import sealed
 from pipelines import TwoStagePipeline
 from pipelines.any_size import reconstruct
 from pipelines.codec.codec import Codec
@@ -281,7 +282,7 @@ def test_sampling_settings_of_a_later_version_are_refused(tmp_path: Path):
     folder = make_pipeline().save_pretrained(tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     index["sampling"]["magic"] = 1
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(sealed(index)))
     with pytest.raises(UserError, match="sampling settings that this version does not take"):
         TwoStagePipeline.from_pretrained(folder)
 
@@ -291,7 +292,7 @@ def test_impossible_sampling_settings_are_refused_with_the_file(name, value, tmp
     folder = make_pipeline().save_pretrained(tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     index["sampling"][name] = value
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(sealed(index)))
     with pytest.raises(UserError, match=r"model_index.json has sampling settings that this version does not take: "):
         TwoStagePipeline.from_pretrained(folder)
 

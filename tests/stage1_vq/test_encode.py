@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+import common.sources
 from codes.shards import CodeDataset, CodeIndex, CodeShardWriter
 from codes.spec import Codes
 from common.errors import UserError
@@ -26,6 +25,7 @@ from images.encoding import EncodeConfig, EncodeDataConfig
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.encode import encode, encode_images
 from stage1_vq.quantizers import MultiscaleQuantizerConfig, NearestQuantizerConfig, ResidualQuantizerConfig
+from tests.processes import Processes
 
 
 def tiny_vqvae() -> VQVAE:
@@ -270,7 +270,7 @@ def test_images_that_moved_are_the_same_and_a_field_at_its_default_is_no_differe
     run = save_run(tmp_path / "run", data_of(root))
     encode(config(run, tmp_path / "codes"))
     index = json.loads((tmp_path / "codes" / "index.json").read_text())
-    del index["source"]["data.shift"]
+    del index["source"]["data.shift"], index["sha256"]
     (tmp_path / "codes" / "index.json").write_text(json.dumps(index))
     if copied:
         shutil.copytree(root, tmp_path / "scratch", copy_function=shutil.copyfile)  # with times of its own
@@ -422,57 +422,34 @@ def test_several_grids_of_different_sizes_are_written_and_read(tmp_path: Path, m
         assert all(torch.equal(beside[name], latents[name]) for name in latents)
 
 
-PROGRAM = """
-import os, sys
-from codes.shards import CodeShardWriter
-from common import sources
-from images.encoding import EncodeConfig
-from stage1_vq.encode import encode
-from common.processes import leave
-if __name__ == "__main__":
-    write = CodeShardWriter.write
-    def write_and_tell(self, number, *content):
-        # In one piece: torchrun's processes are unbuffered, and share this pipe.
-        sys.stdout.write(f"process {os.environ['RANK']} wrote {number}\\n")
+def encode_and_tell(run: Path, out: Path) -> None:
+    """What a process does, and says of itself."""
+    write, content_of = CodeShardWriter.write, common.sources.content_of
+
+    def write_and_tell(self: CodeShardWriter, number: int, *content: Any) -> None:
+        print(f"wrote {number}")
         write(self, number, *content)
-    CodeShardWriter.write = write_and_tell
-    content_of = sources.content_of
-    def read_and_tell(file):
-        sys.stdout.write(f"process {os.environ['RANK']} read {file.name}\\n")
+
+    def read_and_tell(file: Path) -> str:
+        print(f"read {file.name}")
         return content_of(file)
-    sources.content_of = read_and_tell
-    print(encode(EncodeConfig(model=sys.argv[1], out=sys.argv[2], augment_copies=2, batch_size=3, shard_size=5)))
-    leave(0)
-"""
+
+    CodeShardWriter.write, common.sources.content_of = write_and_tell, read_and_tell
+    encode(EncodeConfig(model=str(run), out=str(out), augment_copies=2, batch_size=3, shard_size=5))
 
 
-@pytest.mark.slow  # three imports of torch
-def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(processes: Processes, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "set")))
     encode(config(run, tmp_path / "one", augment_copies=2))
-    (tmp_path / "program.py").write_text(PROGRAM)
-    said = by_two_processes(tmp_path / "program.py", run, tmp_path / "two")
+    said = processes.together(encode_and_tell, run, tmp_path / "two")
     one = files_of(tmp_path / "one")
     assert len(one) == 9  # seven shards, their index and the record of their images
     assert files_of(tmp_path / "two") == one
-    written = re.findall(r"process (\d) wrote (\d)", said)
-    assert sorted(written) == sorted((str(number % 2), str(number)) for number in range(7))
+    for rank, text in enumerate(said):
+        assert sorted(re.findall(r"wrote (\d)", text)) == [str(number) for number in range(rank, 7, 2)]
 
     for image in (tmp_path / "set").rglob("*.png"):
         os.utime(image, ns=(1, 1))  # as after a copy: only their bytes tell that they are the same
-    said = by_two_processes(tmp_path / "program.py", run, tmp_path / "two")
-    assert " wrote " not in said
-    assert set(re.findall(r"process (\d) read", said)) == {"0"}
-
-
-def by_two_processes(program: Path, *arguments: Path) -> str:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    finished = subprocess.run(
-        [sys.executable, *launcher, str(program), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    said = processes.together(encode_and_tell, run, tmp_path / "two")
+    assert "wrote" not in said[0] + said[1]
+    assert ("read" in said[0], "read" in said[1]) == (True, False)

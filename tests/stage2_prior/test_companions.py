@@ -12,6 +12,7 @@ import yaml
 from codes.shards import CodeDataset, CodeShardWriter
 from common.errors import UserError
 from common.model_io import load_pretrained
+from common.sealed_json import sealed
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, TextSpec
 from stage2_prior.priors import PRIORS
@@ -53,7 +54,7 @@ def test_a_run_goes_on_with_codes_of_the_same_tokenizer_only(pair, tmp_path):
     config, run = make_config(given=str(maps), train={"steps": 4}), tmp_path / "run"
     train_stage2(config, codes, run)
     index = json.loads((maps / "index.json").read_text())
-    (maps / "index.json").write_text(json.dumps({**index, "stage1_fingerprint": "another"}))
+    (maps / "index.json").write_text(json.dumps(sealed({**index, "stage1_fingerprint": "another"})))
     longer = replace(config, train=replace(config.train, steps=6))
     try:
         with pytest.raises(UserError, match=r"given=.* holds something else than when the run began"):

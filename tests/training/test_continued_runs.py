@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from common.files import sha256_of_file, write_json
+from common.sealed_json import sealed
+from common.tensor_files import load_tensors, save_tensors
 from pipelines.options import read_recipe
 from stage1_vq.train import Stage1Config, train_stage1
 from stage2_prior.train import Stage2Config, train_stage2
@@ -69,8 +72,11 @@ def test_other_data_in_the_same_place_is_refused_until_the_record_is_taken_away(
         Path("images/dark/03.png").rename("images/light/03a.png")
     else:
         index = json.loads(Path("shards/index.json").read_text())
-        index["shards"][0]["sha256"] = "0" * 64
-        Path("shards/index.json").write_text(json.dumps(index))
+        shard = Path("shards", index["shards"][0]["file"])
+        tensors = load_tensors(shard)
+        save_tensors({**tensors, "names": tensors["names"].flip(0)}, shard)
+        index["shards"][0]["sha256"] = sha256_of_file(shard)
+        write_json(Path("shards/index.json"), sealed(index))
     with pytest.raises(
         UserError, match=rf"config: {field}='{data}' holds something else than when the run began; .* run"
     ):

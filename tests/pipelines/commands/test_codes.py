@@ -17,6 +17,7 @@ from codes.shards import CodeDataset, CodeShardWriter
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from common.files import read_json, sha256_of_file, write_json
+from common.sealed_json import sealed
 from common.tensor_files import load_tensors, save_tensors
 from pipelines.cli import main
 from pipelines.commands import codes as code_shards
@@ -89,7 +90,7 @@ def test_verify_looks_at_values_whose_checksum_is_right(folder, tensor, value, m
     save_tensors(tensors, path)
     index = read_json(folder / "index.json")
     index["shards"][1]["sha256"] = sha256_of_file(path)
-    write_json(folder / "index.json", index)
+    write_json(folder / "index.json", sealed(index))
     with pytest.raises(UserError, match=message):
         verify(CodesVerifyConfig(codes=str(folder)))
 
