@@ -61,7 +61,8 @@ def check_fields(config: object, rules: Iterable[tuple[str, bool, str]]) -> None
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk, a used up quota or a missing permission while writing `path` into a UserError."""
+    """Turns a full disk, a used up quota, a file that is too large or a missing permission while writing `path` into a
+    UserError."""
     try:
         yield
     except OSError as error:
@@ -69,6 +70,12 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"the disk is full: {path} was not written, and what stood there before is untouched; "
                 "free some space and run the same command again, it continues where it stopped"
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"{path} was not written: it is larger than a file may be here, by the file system or by a limit of "
+                "this process (ulimit -f); raise the limit, or name another disk, and run the same command again, it "
+                "continues where it stopped"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"no permission to write {path}; choose another folder or change its owner") from error

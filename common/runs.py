@@ -32,7 +32,7 @@ FIELDS_OF = {
 
 def config_of_run(run: Path) -> dict[str, Any]:
     """Of `config.yaml`; empty where there is none, or none that can be read."""
-    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+    with suppress(OSError, ValueError, yaml.YAMLError):  # ValueError: no UTF-8, or a date that there is not
         config = load_yaml((run / RUN_CONFIG_NAME).read_text(encoding="utf-8"))
         return config if isinstance(config, dict) else {}
     return {}

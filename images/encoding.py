@@ -25,6 +25,7 @@ from common.runs import RUN_CONFIG_NAME
 from common.safe_yaml import load_yaml
 from common.short_repr import changes
 from common.sources import Sources, times_of
+from common.wording import one_line
 from images.datasets import DataConfig, ImageDataset
 from training.data import Loader, explain_dead_workers
 from training.task import Batch
@@ -89,8 +90,11 @@ def recorded_config(model: str | Path) -> dict[str, Any] | None:
     try:
         config = load_yaml(recorded.read_text(encoding="utf-8"))
         DataConfig(**config["data"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{recorded} does not say what the run was trained on ({error}); it is damaged") from error
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{recorded} does not say what the run was trained on ({one_line(error)}); it is damaged: restore it, or "
+            "delete it and name the images by --data.path"
+        ) from error
     return dict(config)
 
 

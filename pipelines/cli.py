@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -42,6 +43,17 @@ def from_options(
 def own_module(name: str) -> Any:
     """A module of this package, which has another name where `pipelines` is somebody else's (zellige/shadowing.py)."""
     return import_module(name.removeprefix("pipelines"), __package__)
+
+
+# What torch's process groups say when another process is gone, or has not answered for as long as they wait.
+LOST = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|Socket (closed|[Tt]imeout)|[Tt]imed out|[Tt]imeout"
+    r"|remote process exited|ncclRemoteError|recvValue failed|sendBytes failed"
+)
+ANOTHER_ENDED = (
+    "another process of this job has ended, or does not answer: what it said last tells why; what is saved is whole, "
+    "and the same command continues"
+)
 
 
 class Command(NamedTuple):
@@ -242,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads what we print has seen enough: `zellige generate --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UserError, OSError, KeyboardInterrupt) as error:
+    except (UserError, OSError, KeyboardInterrupt, RuntimeError) as error:
         if debug or not (message := explain(error)):
             raise
         # All processes refuse the same arguments: one says so. What fails later may fail on one alone.
@@ -267,6 +279,8 @@ def explain(error: BaseException) -> str | None:
     """One sentence for what the user can mend; None for anything else, which deserves its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues where it stopped"
+    if isinstance(error, RuntimeError):
+        return ANOTHER_ENDED if "LOCAL_RANK" in os.environ and LOST.search(str(error)) else None
     if isinstance(error, OSError):
         if error.errno in NO_SPACE:
             where = error.filename or "while writing"

@@ -285,7 +285,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A recipe as nested dicts. Raises UserError when it is not one."""
     try:
         recipe = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date that there is not
         raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"{path} is not a recipe: expected fields such as `model:` and `train:`")

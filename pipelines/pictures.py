@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from images.sheets import contact_sheet as contact_sheet
 from images.sheets import to_picture as to_picture
 from images.sheets import to_pil as to_pil
 
-PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the empty last chunk with its checksum
+PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 
 
 @contextmanager
@@ -41,13 +42,23 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 
 def is_complete_png(path: Path) -> bool:
-    """Whether a file is there and ends as every whole PNG file does."""
+    """Whether a PNG file is there from its first chunk to its last, each with the checksum that it says of itself."""
     try:
-        with open(path, "rb") as file:
-            file.seek(-len(PNG_END), os.SEEK_END)
-            return file.read() == PNG_END
+        data = path.read_bytes()
     except OSError:
         return False
+    place = len(PNG_BEGIN)
+    if data[:place] != PNG_BEGIN:
+        return False
+    while place < len(data):  # a chunk: length, kind, content, checksum of the last two
+        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        end = place + 12 + length
+        if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]) or end > len(data):
+            return False
+        if kind == b"IEND":
+            return end == len(data)
+        place = end
+    return False
 
 
 def in_columns(pictures: Sequence[Image.Image], columns: int) -> list[Sequence[Image.Image]]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -241,7 +242,13 @@ class Loader(Iterator[Batch]):
         begin = time.perf_counter()
         if self._batches is None:
             self._batches = iter(self.loader)
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except (EOFError, OSError) as error:  # a worker that dies takes along what it has sent
+            ends = [worker.sentinel for worker in getattr(self._batches, "_workers", ())]
+            if not wait(ends, timeout=2):  # its connections are closed a moment before it has ended
+                raise
+            raise dead_worker(error) from error
         if isinstance(batch, UserError):
             raise batch
         batch = send_to_device(batch, self.device, non_blocking=True)
@@ -256,16 +263,22 @@ class Loader(Iterator[Batch]):
 
 @contextmanager
 def explain_dead_workers() -> Iterator[None]:
-    """Turns the death of a data loader worker, of which torch tells at any moment, into a UserError."""
+    """Turns the death of a data loader worker, of which torch tells at any moment, into a UserError; what fails in the
+    middle of a batch for want of a worker is one already."""
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        raise UserError(
-            f"a data loader worker died ({' '.join(str(error).split())}): it ran out of memory, or of shared "
-            "memory in a container; lower train.workers or train.prefetch, or give more (docker run --shm-size)"
-        ) from error
+        raise dead_worker(error) from error
+
+
+def dead_worker(error: Exception) -> UserError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return UserError(
+        f"a data loader worker died ({said}): it ran out of memory, or of shared memory in a container; lower "
+        "train.workers or train.prefetch, or give more (docker run --shm-size)"
+    )
 
 
 class _Fetch:

@@ -32,11 +32,13 @@ from tqdm import tqdm
 from common.errors import explain_disk_errors
 from common.files import atomic_file, flush, json_value, write_text
 from common.progress import progress_bar
+from common.wording import counted
 from training.clock import OTHER, Clock
 from training.trackers import Tracker, open_tracker
 
 METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"
+ALWAYS_TIMED = ("images", "seconds", "training_seconds", "waiting_seconds")  # in lines of every version
 SLOW_DATA = 0.1  # share of the training time spent waiting for data above which a person should act
 PATIENCE = 0.5  # share of a run's steps after which a warning that still holds is said again
 WARM_UP = 2  # steps that are slower than those to come, for memory to be found and code to be compiled
@@ -130,9 +132,11 @@ class RunLog:
         self.total = Timing()
         self.tracker: Tracker | None = None
         if self.main:
-            keep_lines(run / METRICS_NAME, step)
-            for line in keep_lines(run / TIMING_NAME, step)[-1:]:
-                self.total = Timing(**{f.name: line.get(f.name, f.default) for f in fields(Timing)})
+            _, damaged = keep_lines(run / METRICS_NAME, step)
+            times, _ = keep_lines(run / TIMING_NAME, step)
+            for line in [line for line in times if all(is_number(line.get(name)) for name in ALWAYS_TIMED)][-1:]:
+                told = {f.name: line[f.name] for f in fields(Timing) if is_number(line.get(f.name))}
+                self.total = Timing(**told)
             with explain_disk_errors(run):
                 self.tracker = open_tracker(tracker, run, step, config or {})
         self._begin = time.perf_counter() - self.total.seconds
@@ -140,6 +144,11 @@ class RunLog:
         self._said: dict[str, tuple[int, str]] = {}  # of each kind of warning: when it was said, and how
         self._pace = Pace(steps - step)
         self._bar = progress_bar(steps, "steps", shown=self.main, done=step)
+        if self.main and damaged:
+            self.say(
+                f"{run / METRICS_NAME}: {counted(damaged, 'damaged line')} taken out: curves have a gap there, and the "
+                "training has none"
+            )
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
@@ -336,21 +345,29 @@ def as_options(text: str) -> str:
     return SETTING.sub(lambda match: f"--{match[1]} {match[2]}" if match[2] else f"--{match[1]}", text)
 
 
-def keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """Takes the lines after `step`, and a last one cut short by a kill, from a JSON-lines file; returns the rest."""
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def keep_lines(path: Path, step: int) -> tuple[list[dict[str, Any]], int]:
+    """Takes the lines after `step`, and those that are none, from a JSON-lines file; returns the rest, and how many
+    were damaged, a last one that a kill cut short not counted."""
     if not path.exists():
-        return []
-    kept, values = "", []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        return [], 0
+    kept, values, damaged = "", [], 0
+    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for line in [*lines, last]:
         try:
             value = json_value(line)
-        except json.JSONDecodeError:
-            break
-        if value["step"] <= step:
-            kept += line
+            beyond = value["step"] > step
+        except (ValueError, TypeError, KeyError):
+            damaged += line is not last
+            continue
+        if not beyond:
+            kept += line + "\n"
             values.append(value)
     write_text(path, kept)
-    return values
+    return values, damaged
 
 
 def phrase(metrics: Mapping[str, float]) -> str:

@@ -120,7 +120,7 @@ def write_config(
     if continued and path.is_file():
         try:
             before = flat(load_yaml(path.read_text(encoding="utf-8")))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date that there is not
             raise UserError(f"{path} is not valid YAML: it was damaged or edited; restore it, or start anew") from error
         known = read_json(facts_path).get("data", {}) if facts_path.is_file() else {}
         compared = {name for name in data if name in known}

@@ -67,7 +67,22 @@ def test_a_continued_run_takes_later_and_torn_lines_away_and_counts_on(tmp_path:
     log = log_of(tmp_path, step=2)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(before[:2])
     assert (log.total.images, log.total.training_seconds) == (16, 1.0)
-    assert keep_lines(tmp_path / "absent.jsonl", 2) == []
+    assert keep_lines(tmp_path / "absent.jsonl", 2) == ([], 0)
+
+
+def test_damaged_lines_are_taken_out_and_those_after_them_stay(tmp_path: Path, capsys):
+    whole = ['{"step": 1, "split": "train"}\n', '{"step": 2, "split": "train"}\n', '{"step": 3, "split": "train"}']
+    damaged = ["{" + whole[0], '{"stop": 1}\n', "17\n", "\n", *whole[:2], '{"step": "1"}\n', whole[2]]
+    (tmp_path / "metrics.jsonl").write_text("".join(damaged))
+    (tmp_path / "timing.jsonl").write_text('{"step": 1, "images": 8}\n')  # without its other fields
+    log = log_of(tmp_path, step=3)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(whole) + "\n"
+    assert log.total == Timing()
+    assert "metrics.jsonl: 5 damaged lines taken out: curves have a gap there" in capsys.readouterr().out
+    (tmp_path / "metrics.jsonl").write_text(whole[0] + '{"step": 2, "sp')  # cut short by a kill
+    log_of(tmp_path, step=3)
+    assert (tmp_path / "metrics.jsonl").read_text() == whole[0]
+    assert "damaged" not in capsys.readouterr().out
 
 
 def test_a_warning_is_said_once_and_again_when_it_is_much_worse_or_after_long(tmp_path: Path, capsys):
