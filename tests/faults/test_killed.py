@@ -20,10 +20,9 @@ CASES += ["evaluate", "reconstruct", "assemble"]
 def test_killed_and_repeated_is_undisturbed_byte_for_byte(processes: Processes, workshop: Workshop, job: str):
     out = f"broken-{result(job)}"
     kills = 0
-    for event in instants(job, workshop.events[job], KILLS.get(job, 2)):
+    for event in instants(job, workshop.events[job] // 2, KILLS.get(job, 1)):  # a start that continues does less
         process = processes.start(signalled, ".", event, signal.SIGKILL, run_zellige, *line(job, out))
-        if process.wait() == -signal.SIGKILL:
-            kills += 1
+        kills += process.wait() == -signal.SIGKILL
     processes.zellige(*line(job, out)).succeed()
     assert kills >= 1
     assert_same(job, Path(out))

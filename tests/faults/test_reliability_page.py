@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -13,17 +12,9 @@ ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.star
 
 
 def texts_of_the_code() -> list[str]:
-    """Every text in the code; of an f-string what is fixed, with a line's end for each value."""
-    found = []
-    for package in CODE:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    parts = [part.value if isinstance(part, ast.Constant) else "\n" for part in node.values]
-                    found.append("".join(map(str, parts)))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.append(node.value)
-    return found
+    """The code, file by file, with strings that stand beside each other as one."""
+    files = [path for package in CODE for path in (ROOT / package).rglob("*.py")]
+    return [re.sub(r'"\s*f?"', "", path.read_text(encoding="utf-8")) for path in files]
 
 
 def test_every_test_that_is_named_exists():
@@ -44,6 +35,6 @@ def test_every_sentence_is_one_of_the_program():
             pieces = [re.escape(piece) for piece in re.split(r" ?… ?", sentence) if piece.strip()]
             if sentence == "skipped steps":  # a metric's name without its underscore
                 pieces = ["skipped_steps"]
-            pattern = re.compile("(?s:.*)".join(pieces))
+            pattern = re.compile("(?s:.{,300})".join(pieces))
             assert pieces, sentence
             assert any(pattern.search(text) for text in texts), sentence

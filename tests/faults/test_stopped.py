@@ -13,7 +13,7 @@ from tests.faults.workshop import line
 from tests.processes import Processes, run_zellige, signalled
 
 
-@pytest.mark.parametrize("job", ["train-stage1", "train-vae"])
+@pytest.mark.parametrize("job", ["train-vae"])
 def test_sigterm_ends_a_training_after_its_step_and_the_same_command_continues(
     processes: Processes, workshop: Workshop, job: str
 ):
@@ -38,7 +38,7 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_continues(processes: Proces
     assert_same(job, Path("broken"))
 
 
-@pytest.mark.parametrize("job", ["train-stage1", "generate"])
+@pytest.mark.parametrize("job", ["train-stage1"])
 def test_of_two_on_one_folder_the_second_is_refused_and_a_dead_one_hinders_nobody(
     processes: Processes, workshop: Workshop, job: str
 ):
