@@ -6,12 +6,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -49,6 +52,12 @@ def end_workers(batches: Iterator[Any]) -> None:
 def follow_all(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
     """average <- average + share * (weight - average), in place, for all of them in a few launches."""
     torch._foreach_lerp_(list(averages), list(weights), share)
+
+
+def begin_shares(root: FSDPModule) -> None:
+    """What FSDP2 does at the first forward pass of the outermost module that has shares: now, since a part of it that
+    is called by itself before that would take itself for the outermost one."""
+    root._get_fsdp_state()._lazy_init()
 
 
 def is_torchscript(content: bytes) -> bool:

@@ -16,6 +16,17 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_share(tensor: Tensor) -> bool:
+    """Whether each process has a part of the tensor alone: whether it is a DTensor, whose module takes long to import
+    and is there when one is."""
+    return hasattr(tensor, "to_local")
+
+
+def own_part(tensor: Any) -> Tensor:
+    """Of a share the part that this process has, in the same memory; any other tensor itself."""
+    return tensor.to_local() if is_share(tensor) else tensor
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Adds up each process's `tensor`, in place, and returns it: the same bits everywhere."""
     if several_processes():

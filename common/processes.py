@@ -19,10 +19,10 @@ from common.errors import UserError
 WAIT_MINUTES = 60.0  # for the other processes: torch's 10 of GPUs are few where one of them lists a million files
 Result = TypeVar("Result")
 
-# What accelerate launch can ask for, and how it tells: ways to spread one model over processes.
+# What accelerate launch can ask for, and how it tells: ways to spread one model over processes that nothing here has.
+# FSDP is for trainings alone (training/launcher.py).
 SPREAD = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
@@ -42,9 +42,10 @@ def process_state(*, cpu: bool = False, timeout_minutes: float | None = None) ->
     for variable, name in SPREAD.items():
         if parse_flag_from_env(variable):
             raise UserError(
-                f"accelerate launch asks for {name} ({variable}={os.environ[variable]}), and here each process holds "
-                "the whole model and has a share of the batch: start it with accelerate launch --multi_gpu or with "
-                "torchrun, or on one GPU without a launcher"
+                f"accelerate launch asks for {name} ({variable}={os.environ[variable]}), which nothing here does: "
+                "start it with accelerate launch --multi_gpu or with torchrun, each process holding the whole model; a "
+                "training with accelerate launch --use_fsdp --fsdp_version 2, each holding a share of the weights; or "
+                "on one GPU without a launcher"
             )
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     only_cpu = accelerator is None or accelerator.type == "mps"  # no process group spans Apple GPUs

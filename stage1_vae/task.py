@@ -51,6 +51,7 @@ class VAETask:
         self.best_metric = objective.best_metric
         self.guard: Guard | None = objective.guard
         self.companions: dict[str, Companion] = objective.companions
+        self.reads_weights = objective.reads_weights
         self.batch_size, self.seed = batch_size, seed
         self.of_one: NoiseSource | None = None
         self.counts_bits = as_modelled and model.discrete

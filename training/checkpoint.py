@@ -1,14 +1,16 @@
 """Checkpoints that are whole or absent, checked when read: `checkpoints/step_00000500/`.
 
 A checkpoint holds safetensors files and `state.json`; `manifest.json` lists the SHA-256 of each. Nothing is
-pickled.
+pickled. Its tensors are whole, one file of them for the model, one for the optimiser, and so on; or, of a run whose
+processes have shares of the model, in parts in the folder `shares` (training/sharded_checkpoint.py). Either kind
+continues on any number of processes, with shares or without.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.distributed import is_share
 from common.errors import UserError
 from common.file_names import is_plain
 from common.files import atomic_folder, read_json, sha256_of_file
@@ -23,6 +26,7 @@ from common.tensor_files import load_tensors, save_tensors
 
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
+SHARES_NAME = "shares"
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,11 @@ class Checkpoints:
         with atomic_folder(self.path(step)) as folder:
             for name, group in tensors.items():
                 save_tensors(group, folder / f"{name}.safetensors")
-            (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-            manifest = {"files": {file.name: sha256_of_file(file) for file in sorted(folder.iterdir())}}
-            (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            complete(folder, state)
+        self.remove_others(step, best_step)
+
+    def remove_others(self, step: int, best_step: int | None) -> None:
+        """Leaves the newest `keep_newest` checkpoints up to `step`, and that of `best_step`."""
         # Steps beyond this one are damaged (or the run would have continued from them) and must not outlive it.
         here = [other for other in self.steps() if other <= step]
         keep = {*here[-self.keep_newest :], *filter(self.is_milestone, here), best_step}
@@ -93,11 +99,35 @@ class Checkpoints:
                 return f"the checksum of {name} differs"
         return None
 
-    def tensors(self, step: int, name: str) -> dict[str, Tensor]:
-        return load_tensors(self.path(step) / f"{name}.safetensors")
+    def tensors(self, step: int, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What `save` was given under this name. Where `like` has a share of a tensor, under its name or what follows a
+        `/` in it, they are shares too, whether they were saved as shares or whole, and else whole."""
+        folder, like = self.path(step), like or {}
+        if SHARES_NAME in (manifest := read_json(folder / MANIFEST_NAME)):
+            from training.sharded_checkpoint import read_shares  # both take seconds to import
+
+            if name not in manifest[SHARES_NAME]:
+                raise KeyError(f"it has no {name}")
+            return read_shares(folder, name, like)
+        tensors = load_tensors(folder / f"{name}.safetensors")
+        if any(is_share(tensor) for tensor in like.values()):
+            from training.sharding import shares_like
+
+            return shares_like(tensors, like)
+        return tensors
 
     def state(self, step: int) -> Any:
         return read_json(self.path(step) / STATE_NAME)
+
+
+def complete(folder: Path, state: Any, shares: Iterable[str] = ()) -> None:
+    """Writes the last files of a checkpoint: `state`, and checksums of all. shares: names of what is saved as such."""
+    (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    manifest: dict[str, Any] = {"files": {file.relative_to(folder).as_posix(): sha256_of_file(file) for file in files}}
+    if shares:
+        manifest[SHARES_NAME] = list(shares)
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def names_of_weights(model: nn.Module) -> dict[Tensor, str]:

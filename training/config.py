@@ -42,6 +42,7 @@ class TrainConfig:
     save_minutes: float = 0.0  # saves, too, when so many have gone by since the last time; 0 is off
     keep_newest: int = 3  # checkpoints, besides that of the best validation
     keep_every: int = 0  # steps: checkpoints of their multiples are kept for ever, too; 0 is off
+    save_in_background: bool = False  # write checkpoints while steps go on, from a copy in main memory
     patience: int = 0  # stop after so many validations without a new best; 0 is off
     max_nonfinite_steps: int = 20  # stop after so many skipped steps in a row
     timeout_minutes: float = 60.0  # of several processes, how long each waits for the others before it gives up

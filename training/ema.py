@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.compatibility import follow_all
+from common.distributed import own_part
 from common.model_io import PretrainedModel
 
 
@@ -35,8 +36,7 @@ class EMA:
         self.decay = decay
         self.source = source
         self.model: PretrainedModel = copy.deepcopy(source).requires_grad_(False).eval()
-        self._averages: list[Tensor] = list(self.model.parameters())
-        self._weights: list[Tensor] = list(source.parameters())
+        self.find_weights()
         copies = self.model.state_dict(keep_vars=True)
         self._buffers = [
             (copies[name], buffer)
@@ -46,11 +46,17 @@ class EMA:
         pairs = zip(source.modules(), self.model.modules(), strict=True)
         self._amending = [(module, average) for module, average in pairs if isinstance(module, AmendsAverage)]
 
+    def find_weights(self) -> None:
+        """Called again when both models have shares in the place of weights (training/sharding.py)."""
+        self._averages: list[Tensor] = list(self.model.parameters())
+        self._weights: list[Tensor] = list(self.source.parameters())
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follows the source after step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        follow_all(self._averages, self._weights, 1 - decay)
+        averages, weights = ([own_part(tensor) for tensor in tensors] for tensors in (self._averages, self._weights))
+        follow_all(averages, weights, 1 - decay)
         for average, buffer in self._buffers:
             average.copy_(buffer)
         for module, average_module in self._amending:

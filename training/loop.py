@@ -100,7 +100,7 @@ def fit(
             facts.samples,
             trainer.clock,
         )
-        with closing(log), closing(trainer.loader), explain_dead_workers():
+        with closing(log), closing(trainer.loader), closing(trainer.saver), explain_dead_workers():
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")
             if trainer.accelerator.is_main_process and (line := facts.opened()):
@@ -124,6 +124,7 @@ def fit(
                 else:
                     look(trainer, log, stop, evaluation)
 
+            trainer.saver.wait()
             if trainer.progress.best_step is None:
                 trainer.save_model()
             if reason == "signal":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from common.distributed import mean_over_processes, several_processes
+from common.distributed import is_share, mean_over_processes, own_part, several_processes, sum_over_processes
 from training.checkpoint import load_optimizer_tensors, optimizer_tensors
 
 RMSPROP_DECAY = 0.99
@@ -47,16 +47,22 @@ class Learner:
         without a gradient here has one of 0, as others may have another."""
         if not several_processes():
             return
-        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self.weights]
-        flat = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = flat.split([weight.numel() for weight in self.weights])
-        for weight, part in zip(self.weights, parts, strict=True):
-            weight.grad = part.view_as(weight)
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        average_gradients(self.weights)
+
+    def average_whole(self) -> None:
+        """Averages gradients over processes for what each of them has whole beside shares, whose gradients are averaged
+        when they are made. A weight without a gradient has none on any process."""
+        average_gradients([weight for weight in self.weights if not is_share(weight) and weight.grad is not None])
 
     def clip(self, scaler: torch.amp.GradScaler | None) -> Tensor:
         """Takes the loss scale out of the gradients, and bounds their norm. Returns the norm before that."""
         if scaler is not None:
             scaler.unscale_(self.optimizer)
+        if any(is_share(weight) for weight in self.weights):
+            return clip_shares(self.weights, self.settings.max_grad_norm or math.inf)
         return nn.utils.clip_grad_norm_(self.weights, self.settings.max_grad_norm or math.inf)
 
     def move(self, step: int) -> None:
@@ -75,6 +81,33 @@ class Learner:
         load_optimizer_tensors(self.optimizer, self.module, tensors)
 
 
+def average_gradients(weights: Sequence[nn.Parameter]) -> None:
+    """Averages the gradients that these weights have, in one message of all processes."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if not gradients:
+        return
+    flat = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad = part.view_as(weight)
+
+
+@torch.no_grad()
+def clip_shares(weights: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """As `nn.utils.clip_grad_norm_`, for weights of which some are shares: the norm is of all processes' gradients, the
+    same bits everywhere, so that all skip a step or none."""
+    shares = [own_part(weight.grad) for weight in weights if weight.grad is not None and is_share(weight)]
+    whole = [weight.grad for weight in weights if weight.grad is not None and not is_share(weight)]
+    squares = sum_over_processes(nn.utils.get_total_norm(shares).square()) if shares else torch.zeros(())
+    if whole:
+        squares = squares + nn.utils.get_total_norm(whole).square()
+    norm = squares.sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # the sum and the bound of clip_grad_norm_
+    for gradient in (*shares, *whole):
+        gradient.mul_(factor)
+    return norm
+
+
 def make_optimizer(
     weights: list[nn.Parameter], settings: OptimizerSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
@@ -90,9 +123,10 @@ def make_optimizer(
     def is_matrix(weight: nn.Parameter) -> bool:
         return sum(side > 1 for side in weight.shape) >= 2
 
-    groups = [
-        {"params": [weight for weight in weights if is_matrix(weight)], "weight_decay": settings.weight_decay},
-        {"params": [weight for weight in weights if not is_matrix(weight)], "weight_decay": 0.0},
+    groups = [  # one launch each, of shares alone or of whole weights alone
+        {"params": [weight for weight in part if is_matrix(weight) == decays], "weight_decay": decay}
+        for part in ([w for w in weights if not is_share(w)], [w for w in weights if is_share(w)])
+        for decays, decay in ((True, settings.weight_decay), (False, 0.0))
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -45,6 +45,7 @@ FREE_FIELDS = {
     "train.keep_newest",
     "train.keep_every",
     "train.timeout_minutes",
+    "train.save_in_background",
     "train.max_nonfinite_steps",
     "train.tracker",
     "train.workers",

@@ -65,6 +65,12 @@ def this_command() -> str:
     program, words = Path(sys.argv[0]), sys.argv[1:]
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun and accelerate launch
     ours = program.stem == "zellige" or program.parts[-2:] in (("zellige", "__main__.py"), ("pipelines", "__main__.py"))
+    if processes != "1" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        words = words[1:] if words[:1] == ["--"] else words
+        kept = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false"
+        asked = ["--use_fsdp", "--fsdp_version", "2", *(["--fsdp_reshard_after_forward", "false"] if kept else [])]
+        module = ["-m", "zellige"] if ours else [str(program)]
+        return shlex.join(["accelerate", "launch", *asked, "--num_processes", processes, *module, *words])
     if ours and processes == "1":
         return shlex.join(["zellige", *words])
     if ours:  # torchrun takes --run for an option of its own unless a bare -- stands before

@@ -76,6 +76,10 @@ class Guard(Protocol):
 class Task(Protocol):
     """One kind of training. The loop owns steps, accumulation, optimisers, EMA, logging and checkpoints.
 
+    Where processes have shares of the model (training/sharding.py), `step` may only call it: its weights are whole in
+    `start`, `validate` and `preview` alone. A task of which something reads them in a step has an attribute
+    `reads_weights` that names it, and does without shares.
+
     Steps are counted by the loop alone, from 0, skipped ones included, and no number comes twice, also after a
     rollback. What changes in the course of a run goes by the number that `step` and `after_step` are given.
     """

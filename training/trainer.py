@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.compatibility import forget_accelerator_settings
+from common.distributed import from_first_process
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.processes import on_main_process, process_state
@@ -29,14 +30,18 @@ from training.clock import Clock, spent_on
 from training.config import TrainConfig
 from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
-from training.launcher import check_launcher
+from training.launcher import asked_shards, check_launcher, shards_left_to_us
 from training.metrics_log import PREVIEWS, SAVING, VALIDATION, StepReport
 from training.optimizers import Learner, OptimizerSettings
 from training.progress import Progress
 from training.run_folder import RunFacts, open_run_folder, write_config
+from training.saving import Saver
 from training.schedules import learning_rate, step_seed
 from training.signals import StopRequest
 from training.task import Batch, Dataset, Evaluation, Task, Verdict
+
+if TYPE_CHECKING:
+    from training.sharding import Shares
 
 StopReason = Literal["steps", "patience", "signal"]
 
@@ -70,24 +75,44 @@ class Trainer:
             companion.module.to(self.accelerator.device)
             if config.compile and companion.optimizer is not None:
                 companion.module.compile()
+        self.asked_shards = asked_shards() if self.accelerator.num_processes > 1 else None
+        if self.asked_shards:
+            from training.sharding import check_shares  # takes seconds to import
+
+            check_shares(task)
+            # Shares are of one model, as DistributedDataParallel sees to by itself.
+            for tensor in chain(task.model.parameters(), task.model.buffers()):
+                if tensor.is_floating_point():
+                    from_first_process(tensor.detach())
         self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
         blocks = recomputed_blocks(task.model) if config.checkpoint_activations else []
         self.recomputation = Recomputation(blocks, compiled=config.compile)
-        self.model = wrap(task.model, self.accelerator, config)
+        self.shares: Shares | None = None  # None: each process has the whole model; and before `spread`
+        self.model = task.model if self.asked_shards else wrap(task.model, self.accelerator, config)
         self.data_parallel = find_data_parallel(self.model, config.log_every)
-        settings = OptimizerSettings(
-            kind=config.optimizer,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
+        self.learner = self._learner()
+        self.saver = Saver(
+            self.checkpoints,
+            self.accelerator,
+            shares=self.asked_shards is not None,
+            background=config.save_in_background,
         )
-        self.learner = Learner(task.model, settings, self._learning_rate)
         self.companions = {  # those that learn
             name: Learner(module, optimizer, schedule)
             for name, (module, optimizer, schedule, _) in task.companions.items()
             if optimizer is not None and schedule is not None
         }
         self.kept = {name: companion.module for name, companion in task.companions.items() if companion.kept}
+
+    def _learner(self) -> Learner:
+        config = self.config
+        settings = OptimizerSettings(
+            kind=config.optimizer,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+        )
+        return Learner(self.task.model, settings, self._learning_rate)
 
     # ---- a run: opened, continued, ended -------------------------------------------------------------------
 
@@ -96,6 +121,7 @@ class Trainer:
         Raises UserError when all are damaged, or config or data are not those the run began with."""
         step, damages = on_main_process(self.accelerator, lambda: self._open_folder(resolved_config, facts))
         if step is not None:
+            self._spread()
             self._restore(step)
         requests = (
             self.order.samples(draws)
@@ -121,6 +147,22 @@ class Trainer:
         if self.ema:
             self.ema.reset()
         self.batches = chain(first, self.loader)
+        self._spread()
+
+    def _spread(self) -> None:
+        """Leaves each process its share of the model, where that is asked for: when the task has begun, for what it
+        does to weights it does to whole ones."""
+        if self.asked_shards is None:
+            return
+        from training.sharding import Shares  # takes seconds to import
+
+        accelerator = self.accelerator
+        self.shares = Shares(self.task.model, self.asked_shards, accelerator.device, accelerator.num_processes)
+        if self.ema:
+            self.shares.of(self.ema.model, self.task.model)
+            self.ema.find_weights()
+        self.model = compiled(self.task.model, self.config)
+        self.learner = self._learner()
 
     def reason_to_stop(self) -> StopReason | None:
         if self.progress.owed:
@@ -148,6 +190,8 @@ class Trainer:
         self._seed(self.accelerator.process_index)
         scaler = self.accelerator.scaler
         parts = [self._forward_backward(batch) for batch in islice(self.batches, self.config.accumulate)]
+        if self.shares:
+            self.learner.average_whole()
         norms = {"grad_norm": self.learner.clip(scaler)}
         learning = {name: companion for name, companion in self.companions.items() if companion.has_gradients()}
         for name, companion in learning.items():
@@ -196,13 +240,24 @@ class Trainer:
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         # Divides losses by the number of micro-batches, and lets processes exchange gradients after the last.
         with self.accelerator.accumulate(self.model):
+            if self.shares:
+                self.shares.average_with(self.accelerator.sync_gradients)
             with self.accelerator.autocast(), self.recomputation.on():
                 output = self.task.step(self.model, batch, self.progress.step)
+            resting = self._names(output.resting)
             for loss in (*output.companion_losses.values(), output.loss):
                 self.accelerator.backward(loss)
-        for weight in output.resting:
-            weight.grad = None  # Adam passes over a weight without a gradient: moments and decay stay too
+        for name in resting:
+            # Adam passes over a weight without a gradient: moments and decay stay too.
+            self.task.model.get_parameter(name).grad = None
         return {"loss": output.loss.detach(), **output.metrics}
+
+    def _names(self, weights: Sequence[nn.Parameter]) -> list[str]:
+        """Of weights of the model as they are now: a share is another tensor than what is gathered for a pass."""
+        if not weights:
+            return []
+        names = {weight: name for name, weight in self.task.model.named_parameters()}
+        return [names[weight] for weight in weights]
 
     def _figures(self, parts: list[dict[str, Tensor]], **shared: Tensor) -> dict[str, float]:
         """Scalars averaged over micro-batches and processes. Reading them is the loop's one wait for the device in a
@@ -288,6 +343,7 @@ class Trainer:
     def roll_back(self) -> str:
         """Takes model, optimisers, averages and companions back to the checkpoint of the last validation whose weights
         were kept. The run does not go back: steps, samples and learning rate go on. Returns a line on it."""
+        self.saver.wait()
         progress, good = self.progress, self.progress.best_step
         damage = None if good is None else on_main_process(self.accelerator, lambda: self.checkpoints.damage(good))
         if good is None or damage is not None or self.task.guard is None:
@@ -306,19 +362,19 @@ class Trainer:
     @spent_on(PREVIEWS)
     def preview(self) -> Tensor | None:
         """The task's picture, `c H W` in [-1, 1], on the main process."""
-        if not self.accelerator.is_main_process:
-            return None
         with self._at_rest() as model:
-            return self.task.preview(model)
+            return self.task.preview(model) if self.accelerator.is_main_process else None
 
     @contextmanager
     def _at_rest(self) -> Iterator[PretrainedModel]:
-        """The model as it would be used: averaged weights if there are, in eval mode, without gradients."""
+        """The model as it would be used: averaged weights if there are, in eval mode, without gradients. Where it is in
+        shares, one that each process has whole meanwhile: all enter together."""
         model = self.ema.model if self.ema else self.task.model
-        model.eval()
         try:
-            with torch.no_grad(), self.accelerator.autocast():
-                yield model
+            with self.shares.whole(model) if self.shares else nullcontext(model) as whole:
+                whole.eval()
+                with torch.no_grad(), self.accelerator.autocast():
+                    yield whole
         finally:
             self.task.model.train()
 
@@ -330,7 +386,8 @@ class Trainer:
 
     @spent_on(SAVING)
     def save(self) -> None:
-        """Writes a checkpoint. Raises UserError when the disk is full."""
+        """Writes a checkpoint, or begins to, where train.save_in_background says so. Raises UserError when the disk is
+        full."""
         tensors = {
             "model": self.task.model.state_dict(),
             "optimizer": self.learner.state(),
@@ -348,7 +405,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         step, best = self.progress.step, self.progress.best_step
-        on_main_process(self.accelerator, lambda: self.checkpoints.save(step, tensors, state, best))
+        self.saver.save(step, tensors, state, best)
         self.save_clock, self.save_time = time.monotonic(), False
 
     def _restore(self, step: int) -> None:
@@ -365,10 +422,11 @@ class Trainer:
     def _load(self, step: int) -> None:
         """Everything that learns, from the checkpoint of `step`."""
         with self._explain_misfit(step):
-            self.task.model.load_state_dict(self.checkpoints.tensors(step, "model"))
-            self.learner.load_state(self.checkpoints.tensors(step, "optimizer"))
+            ours = self.task.model.state_dict()
+            self.task.model.load_state_dict(self.checkpoints.tensors(step, "model", ours))
+            self.learner.load_state(self.checkpoints.tensors(step, "optimizer", ours))
             if self.ema:
-                self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema"))
+                self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema", ours))
             for name, companion in self.companions.items():
                 companion.module.load_state_dict(self.checkpoints.tensors(step, name))
                 companion.load_state(self.checkpoints.tensors(step, f"{name}_optimizer"))
@@ -422,12 +480,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     forget_accelerator_settings()  # of a run before this one: the quickstart trains twice
     process_state(timeout_minutes=config.timeout_minutes)
     try:
-        accelerator = Accelerator(
-            mixed_precision=config.precision,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=config.accumulate, sync_with_dataloader=False
-            ),
-        )
+        with shards_left_to_us():
+            accelerator = Accelerator(
+                mixed_precision=config.precision,
+                gradient_accumulation_plugin=GradientAccumulationPlugin(
+                    num_steps=config.accumulate, sync_with_dataloader=False
+                ),
+            )
     except ValueError as error:
         raise UserError(f"train.precision={config.precision} does not work on this machine: {error}") from error
     if config.precision == "fp16" and accelerator.device.type == "cpu":
@@ -455,7 +514,7 @@ def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in every supported release
             wrapped = DistributedDataParallel(model, broadcast_buffers=False)
-    return cast(nn.Module, torch.compile(wrapped)) if config.compile else wrapped
+    return compiled(wrapped, config)
 
 
 def find_data_parallel(model: nn.Module, log_every: int) -> DistributedDataParallel | None:
@@ -477,3 +536,8 @@ def communication_seconds(wrapper: DistributedDataParallel | None, late: float) 
         return None
     exchange, beside_work = (int(told[name]) for name in names)  # nanoseconds
     return max((exchange - beside_work) / 1e9 - late, 0.0)
+
+
+def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:
+    """`model`, compiled if the config says so."""
+    return cast(nn.Module, torch.compile(model)) if config.compile else model

@@ -263,6 +263,8 @@ class Encoder(nn.Module):
 class DecoderBlock(nn.Module):
     """One group of latents, and what it adds to the stream of its resolution."""
 
+    stays_whole = True  # on each process (training/sharding.py): it computes by several methods
+
     def __init__(self, config: VDVAEConfig, layer: Layer) -> None:
         super().__init__()
         side = layer.resolution

@@ -47,6 +47,7 @@ class Aggressive(Objective):
     def __init__(self, config: AggressiveConfig, facts: TrainingFacts) -> None:
         super().__init__(config, facts)
         self.bound = ELBO(config.bound, facts)
+        self.reads_weights = "objective.kind=aggressive"
         self.guard = self
         self.lasts = True
         self.most_information = -math.inf

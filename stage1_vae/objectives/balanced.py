@@ -78,6 +78,7 @@ class Balanced(Objective):
                 f"objective.regularisation={config.regularisation}, expected 0: this kind of model does not say which "
                 "weights it is of; model.kind=nvae does"
             )
+        self.reads_weights = "objective.regularisation"
         self.norms = SpectralNorms(found.matrices)
         self.companions = {COMPANION: Companion(self.norms, kept=True)}
         self.iterated_in: int | None = None  # the step in which the vectors were last iterated

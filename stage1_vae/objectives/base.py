@@ -46,6 +46,7 @@ class Objective:
     deterministic: bool = False  # whether validations look at the posteriors' means, not at draws
     companions: dict[str, Companion]  # networks that learn beside the model, by name: training.task.Companion
     guard: Guard | None  # judges validations, where an objective must; it is part of a checkpoint
+    reads_weights: str | None = None  # what of it reads weights of the model, besides calling it: training.task.Task
     mixture: Mixture | None = None  # which images have a part of every batch to themselves
 
     def __init__(self, config: Any, facts: TrainingFacts) -> None:

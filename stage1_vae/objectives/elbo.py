@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import check_fields
-from stage1_vae.objectives.base import Objective, ObjectiveOutput
+from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.schedules import cyclical_rise, linear_rise
 from stage1_vae.objectives.terms import Terms, total_kl
 
@@ -66,6 +66,11 @@ class ELBOConfig:
 
 class ELBO(Objective):
     config: ELBOConfig
+
+    def __init__(self, config: ELBOConfig, facts: TrainingFacts) -> None:
+        super().__init__(config, facts)
+        if config.generator_prior_variance:
+            self.reads_weights = "objective.generator_prior_variance"
 
     def weight(self, step: int) -> float:
         """Of the KL term at this step."""

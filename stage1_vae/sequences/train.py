@@ -62,6 +62,7 @@ class SequenceTask:
         self.vae, self.objective, self.held_out = model, objective, held_out
         self.best_metric, self.guard = objective.best_metric, objective.guard
         self.companions: dict[str, Companion] = objective.companions
+        self.reads_weights = objective.reads_weights
         self.batch_size, self.seed = batch_size, seed
 
     def start(self, model: nn.Module, batches: object) -> None:

@@ -71,6 +71,7 @@ class TableTask:
         self.model: PretrainedModel = model
         self.vae, self.objective = model, objective
         self.companions: dict[str, Companion] = objective.companions
+        self.reads_weights = objective.reads_weights
         self.batch_size, self.seed = batch_size, seed
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:

@@ -32,6 +32,7 @@ class Quantizer(nn.Module):
     recompute: ClassVar = "never"  # `forward` notes what it sees, and would twice (common/recompute.py)
     dim: int  # d, width of z
     dim_out: int  # width of z_q; that of z for all but a few
+    stays_whole = True  # on each process (training/sharding.py): what moves code vectors reads all of them
     path: str = "model.quantizer"  # where its config stands in a recipe: what messages call its fields by
 
     def __init__(self, dim: int, dim_out: int | None = None) -> None:

@@ -51,7 +51,6 @@ def test_several_processes_do_not_share_one_gpu(monkeypatch):
     ("variable", "name"),
     [
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
-        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism config"),
     ],

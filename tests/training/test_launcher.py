@@ -3,16 +3,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
+import configs
 from common.errors import UserError
 from images.encoding import EncodeConfig
 from pipelines.devices import open_device
 from stage1_vq.encode import encode
 from tests.training.toy import toy_config, toy_fit
-from training.launcher import check_launcher
+from training.launcher import asked_shards, check_launcher
 
 ALWAYS_SAID = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
 
@@ -64,6 +68,18 @@ def test_what_the_config_does_not_say_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "multi_node"])
+def test_our_configs_for_accelerate_ask_for_nothing_that_is_refused(monkeypatch: pytest.MonkeyPatch, name: str):
+    path = Path(str(files(configs))) / "accelerate" / f"{name}.yaml"
+    given = launch_command_parser().parse_args(["--config_file", str(path), "-m", "zellige"])
+    given, *_ = _validate_launch_command(given)
+    assert given.num_processes == (64 if name == "multi_node" else 8)
+    asked = prepare_multi_gpu_env(given)
+    launched(monkeypatch, **{key: asked[key] for key in asked if key.startswith(("ACCELERATE_", "FSDP_"))})
+    check_launcher(toy_config(precision="bf16"))
+    assert (asked_shards() is not None) == (name == "fsdp2")
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -72,6 +88,7 @@ def test_what_the_config_does_not_say_is_refused_before_the_first_step(
             "mixed precision bf16, which only .* no; to sample .* --precision",
         ),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "--dynamo_backend inductor, which only trainings have"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP .*, which only trainings have: .* --multi_gpu"),
     ],
 )
 def test_other_commands_refuse_what_only_trainings_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked, message):

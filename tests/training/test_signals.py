@@ -64,3 +64,14 @@ def test_the_command_that_continues(monkeypatch, argv: list[str], processes: str
     if processes:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert this_command() == command
+
+
+def test_the_command_that_continues_with_shares_of_weights(monkeypatch):
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("LOCAL_WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["/x/zellige/__main__.py", "train-stage2", "--run", "a"])
+    launch = "accelerate launch --use_fsdp --fsdp_version 2 --num_processes 8"
+    assert this_command() == f"{launch} -m zellige train-stage2 --run a"
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    launch = launch.replace(" --num", " --fsdp_reshard_after_forward false --num")
+    assert this_command() == f"{launch} -m zellige train-stage2 --run a"
