@@ -91,7 +91,7 @@ class Checkpoints:
         except (UserError, KeyError, TypeError, AttributeError):
             return f"{MANIFEST_NAME} is missing or unreadable"
         for name, checksum in files:
-            if not is_plain(name):
+            if not (isinstance(name, str) and is_plain(name.removeprefix(f"{SHARES_NAME}/"))):
                 return f"{MANIFEST_NAME} names {name!r}, which is no file of it"
             if not (folder / name).is_file():
                 return f"{name} is missing"

@@ -74,6 +74,11 @@ def check_launcher(config: TrainConfig) -> None:
             "accelerate launch asks for FSDP, and train.precision is fp16, expected bf16 or no: the loss scale of "
             "float16 is not kept alike for shares of a gradient"
         )
+    if asked_shards() is not None and config.compile:
+        raise UserError(
+            "accelerate launch asks for FSDP, and train.compile is true, expected false: nobody has measured that the "
+            "two together compute the same; give --train.compile false, or start it with accelerate launch --multi_gpu"
+        )
     precision, backend = asked_precision(), asked_compiler()
     if precision not in ("no", config.precision):
         known = precision in ("bf16", "fp16")

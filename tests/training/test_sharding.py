@@ -126,9 +126,11 @@ def test_fsdp_without_a_version_is_the_first_one(asked):
         asked_shards()
 
 
-def test_fsdp_with_float16_is_refused(asked, tmp_path: Path):
+def test_fsdp_with_float16_or_compiled_is_refused(asked, tmp_path: Path):
     with pytest.raises(UserError, match=r"asks for FSDP, and train\.precision is fp16, expected bf16 or no"):
         toy_fit(tmp_path / "run", toy_config(precision="fp16"))
+    with pytest.raises(UserError, match=r"asks for FSDP, and train\.compile is true, expected false"):
+        toy_fit(tmp_path / "run", toy_config(compile=True))
 
 
 # ---- two processes, three, and one ----------------------------------------------------------------------------------
