@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -14,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, explain_disk_errors
+from common.machine import is_alive, process_space
+
+LEFTOVER = re.compile(r"\.(?P<name>.+?)(\.(?P<space>[0-9a-f]{8}))?\.(?P<pid>\d+)\.(?P<ending>tmp|old)")
+FORGOTTEN = 24 * 3600.0  # seconds after which what a process elsewhere has not touched is no longer being written
+
+written_here: set[Path] = set()  # by this process, at the moment
 
 
 @contextmanager
@@ -24,8 +31,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     The data is flushed to disk before the rename, so after a crash `path` is the old file or the new one, whole.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explain_disk_errors(path):
+    temporary = temporary_path(path)
+    with explain_disk_errors(path), written(temporary):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -46,9 +53,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     replaced.
     """
     path = Path(path).resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
-    with explain_disk_errors(path):
+    temporary, replaced = temporary_path(path), temporary_path(path, "old")
+    with explain_disk_errors(path), written(temporary, replaced):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -69,26 +75,56 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(replaced, ignore_errors=True)
 
 
+def temporary_path(path: Path, ending: str = "tmp") -> Path:
+    """Where this process writes what is to become `path`: beside it, under a name that says whose it is."""
+    return path.with_name(f".{path.name}.{process_space()}.{os.getpid()}.{ending}")
+
+
+@contextmanager
+def written(*temporary: Path) -> Iterator[None]:
+    """Inside, these are no leftovers of a former process that had this one's number."""
+    written_here.update(temporary)
+    try:
+        yield
+    finally:
+        written_here.difference_update(temporary)
+
+
+def is_left_over(temporary: Path, match: re.Match[str]) -> bool:
+    """Whether nobody writes it any more: its process is dead, or one elsewhere, which cannot be asked, has not touched
+    it for a day. Builds whose names did not say where kept a folder to themselves, and the folder is ours now."""
+    if match["space"] is None:
+        return True
+    if match["space"] == process_space() and os.name == "posix":
+        pid = int(match["pid"])
+        return temporary not in written_here if pid == os.getpid() else not is_alive(pid)
+    try:
+        return time.time() - temporary.lstat().st_mtime > FORGOTTEN
+    except FileNotFoundError:
+        return False
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Clears `folder` of what atomic writes left there when their process was killed. No other process may be
-    writing into it."""
+    """Clears `folder` of what atomic writes left there when their process was killed. What other processes are writing
+    at the moment stays."""
     for leftover in sorted(Path(folder).glob(".*")):
-        match = re.fullmatch(r"\.(.+)\.\d+\.(tmp|old)", leftover.name)
-        if match is None:
+        match = LEFTOVER.fullmatch(leftover.name)
+        if match is None or not is_left_over(leftover, match):
             continue
-        original = leftover.with_name(match[1])
-        if match[2] == "old" and not original.exists():
+        original = leftover.with_name(match["name"])
+        if match["ending"] == "old" and not original.exists():
             os.replace(leftover, original)
         elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
 
 
 def remove_leftovers_below(folder: Path) -> None:
-    """As `remove_leftovers`, in `folder` and all folders in it."""
-    for place in {leftover.parent for leftover in Path(folder).rglob(".*.tmp")}:
-        remove_leftovers(place)
+    """As `remove_leftovers`, in `folder` and all folders in it, hidden ones too."""
+    for place, folders, files in os.walk(folder):
+        if any(name.startswith(".") and name.endswith(".tmp") for name in (*folders, *files)):
+            remove_leftovers(Path(place))
 
 
 def write_text(path: Path, text: str) -> None:

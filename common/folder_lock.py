@@ -2,6 +2,9 @@
 
 The kernel keeps a lock on the file `.zellige.lock` and gives it up when the process ends, by kill -9 too. Where locks
 do not reach, as on some network file systems, the file's time tells: its holder touches it every few seconds.
+
+Several processes may each hold a part of a folder's work, a range of numbers, in a lock file of its own: whoever wants
+all of it, or a part that overlaps, is refused.
 """
 
 from __future__ import annotations
@@ -9,15 +12,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
+import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from common.errors import UserError, explain_disk_errors
 from common.files import json_value
+from common.machine import machine
 
 try:
     import fcntl
@@ -25,28 +31,101 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".zellige.lock"
+PART_NAME = re.compile(rf"{re.escape(LOCK_NAME)}\.(\d+)-(\d+)\.(\d+)")  # first, end and the process in its job
 BEAT = 5.0  # seconds between two signs of life
 PATIENCE = 20.0  # seconds without one after which a process that cannot be asked is taken for dead
 SETTLED = 1.0  # seconds in which two that came at once, where there are no locks, see each other's name
+OPENING = " (opening)"  # says the lock of who keeps a folder for a moment only
+AT_THE_GATE = 120.0  # seconds for which one waits for others that open the same folder
 
-held_here: set[Path] = set()  # a lock does not keep a process from itself
+held_here: dict[Path, str] = {}  # lock files and for which command; a lock does not keep a process from itself
 
 
 @contextmanager
 def held(folder: Path, command: str) -> Iterator[None]:
     """Keeps `folder`, which is made where it is missing, for this process. What is left empty is removed again.
 
-    Raises UserError that names the other process if one is writing there.
+    Raises UserError that names the other process if one is writing there, to a part of it too.
     """
-    folder = Path(folder).resolve()
-    if folder in held_here:
+    with locked(Path(folder).resolve() / LOCK_NAME, command):
+        check_parts_free(folder, command)
+        yield
+
+
+@contextmanager
+def gate(folder: Path, command: str) -> Iterator[None]:
+    """As `held`, for the moment in which a part is taken or given up: waits for others that do so too. Raises UserError
+    where another process keeps the whole folder."""
+    path = Path(folder).resolve() / LOCK_NAME
+    begin = time.monotonic()
+    while True:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, f"{command}{OPENING}"))
+            except UserError:
+                if not is_opening(path) or time.monotonic() - begin > AT_THE_GATE:
+                    raise
+                time.sleep(random.uniform(0.02, 0.1))
+                continue
+            yield
+            return
+
+
+@contextmanager
+def held_part(folder: Path, command: str, part: range, process: int = 0) -> Iterator[None]:
+    """Keeps the numbers `part` of a folder's work for this process, one of a job that shares them. To be entered inside
+    `gate`, or, by the other processes of a job, while the first one keeps them. Raises UserError that names another
+    process that keeps some of them."""
+    if process == 0:
+        check_parts_free(folder, command, part)
+    name = f"{LOCK_NAME}.{part.start}-{part.stop}.{process}"
+    with locked(Path(folder).resolve() / name, command):
+        yield
+
+
+def check_parts_free(folder: Path, command: str, part: range | None = None) -> None:
+    """Raises UserError if a process that lives keeps a part of the folder, one that overlaps `part`. Lock files of dead
+    ones go."""
+    for path, other in parts_of(folder):
+        if part is None or max(part.start, other.start) < min(part.stop, other.stop):
+            if path in held_here:
+                raise UserError(f"this process is writing to {path.parent} already; wait for it to end")
+            with explain_disk_errors(path):
+                release(path, take(path, command))
+
+
+def parts_of(folder: Path) -> list[tuple[Path, range]]:
+    """The lock files of parts, of dead processes too, and what they keep."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    found = [(Path(folder).resolve() / name, match) for name in names if (match := PART_NAME.fullmatch(name))]
+    return [(path, range(int(match[1]), int(match[2]))) for path, match in found]
+
+
+def is_opening(path: Path) -> bool:
+    """Whether who holds a folder's lock is only about to take or give up a part, or has just done so."""
+    if path in held_here:  # opening it again would give up the lock
+        return held_here[path].endswith(OPENING)
+    try:
+        said = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+    return not said or OPENING in said
+
+
+@contextmanager
+def locked(path: Path, command: str) -> Iterator[None]:
+    """Keeps one lock file, whose folder is made where it is missing and removed again where it is left empty."""
+    folder = path.parent
+    if path in held_here:
         raise UserError(f"this process is writing to {folder} already; wait for it to end, or name another folder")
     made = not folder.exists()
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / LOCK_NAME
         file = take(path, command)
-    held_here.add(folder)
+    held_here[path] = command
     ended = threading.Event()
     pulse = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
     pulse.start()
@@ -55,7 +134,7 @@ def held(folder: Path, command: str) -> Iterator[None]:
     finally:
         ended.set()
         pulse.join()
-        held_here.discard(folder)
+        held_here.pop(path, None)
         release(path, file)
         if made:
             with suppress(OSError):  # it is not empty
@@ -166,14 +245,6 @@ def read_holder(file: int) -> dict[str, object]:
         if isinstance(value, dict):
             return value
     return {}
-
-
-def machine() -> str:
-    """What sets this machine apart from those that share its disks, until it is started again."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return platform.node()
 
 
 def refusal(path: Path, holder: dict[str, object]) -> str:

@@ -18,6 +18,7 @@ from codes.spec import Codes
 from common.errors import UserError
 from metrics.features import open_module
 from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.drawing import Seed
 from stage2_prior.sampling import SamplingConfig
 
 
@@ -48,7 +49,7 @@ def sample_best(
     pipeline: TwoStagePipeline,
     indices: Sequence[int],
     labels: Sequence[int] | None,
-    seed: int,
+    seed: Seed,
     candidates: int,
     judge: Judge,
     sampling: SamplingConfig,

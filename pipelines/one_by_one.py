@@ -22,54 +22,62 @@ Use = Callable[[int, Image.Image], Result]
 
 
 def decode_each(
-    pipeline: TwoStagePipeline, codes: Codes, count: int, use: Use[Result], precision: Precision | None = None
+    pipeline: TwoStagePipeline,
+    codes: Codes,
+    places: Sequence[int],
+    use: Use[Result],
+    precision: Precision | None = None,
 ) -> list[Result]:
-    """Decodes the first `count` samples of `codes`, one b h w per grid. precision: of the decoder. On a CPU each by
+    """Decodes the samples at `places` of `codes`, one b h w per grid. precision: of the decoder. On a CPU each by
     itself and by one thread, several at a time: a convolution adds up in an order that depends on the number of
     threads."""
     if pipeline.device.type != "cpu":
-        images = pipeline.decode(codes, precision=precision)[:count]
+        images = pipeline.decode(codes, precision=precision)
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(use, range(count), map(to_pil, images)))
+            return list(pool.map(use, places, (to_pil(images[place]) for place in places)))
 
-    def decode(i: int) -> Result:
-        return use(i, to_pil(pipeline.decode(tuple(grid[i : i + 1] for grid in codes), precision=precision)[0]))
+    def decode(place: int) -> Result:
+        alone = tuple(grid[place : place + 1] for grid in codes)
+        return use(place, to_pil(pipeline.decode(alone, precision=precision)[0]))
 
-    return by_one_thread_each(decode, count)
+    return by_one_thread_each(decode, places)
 
 
 def sample_each(
     pipeline: LatentPipeline,
     indices: Sequence[int],
-    seed: int,
+    seed: int | Sequence[int],
     pixels: Pixels,
     use: Use[Result],
     labels: Sequence[int] | None = None,
     temperature: float | Sequence[float] = 1.0,
     precision: Precision | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[Result]:
-    """Draws and decodes samples `indices` of `seed`, of the classes `labels` of a VAE that knows some. On a CPU each by
-    itself and by one thread, several at a time: a matrix product adds up in an order that depends on the number of rows
-    and threads."""
+    """Draws and decodes samples `indices` of `seed`, one for all or one for each, of the classes `labels` of a VAE that
+    knows some; places: which of them are wanted, None for all. On a CPU each by itself and by one thread, several at a
+    time: a matrix product adds up in an order that depends on the number of rows and threads."""
+    chosen = range(len(indices)) if places is None else places
     if pipeline.device.type != "cpu":
         images = pipeline.sample(indices, seed, pixels, labels, temperature, precision).images
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(use, range(len(indices)), map(to_pil, images)))
+            return list(pool.map(use, chosen, (to_pil(images[place]) for place in chosen)))
 
     def sample(i: int) -> Result:
         label = None if labels is None else labels[i : i + 1]
-        made = pipeline.sample(indices[i : i + 1], seed, pixels, label, temperature, precision)
+        own = seed[i : i + 1] if isinstance(seed, Sequence) else seed
+        made = pipeline.sample(indices[i : i + 1], own, pixels, label, temperature, precision)
         return use(i, to_pil(made.images[0]))
 
-    return by_one_thread_each(sample, len(indices))
+    return by_one_thread_each(sample, chosen)
 
 
-def by_one_thread_each(work: Callable[[int], Result], count: int) -> list[Result]:
-    """`work` of 0 to `count` - 1, several at a time."""
+def by_one_thread_each(work: Callable[[int], Result], places: Sequence[int]) -> list[Result]:
+    """`work` of each of `places`, several at a time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(work, range(count)))
+            return list(pool.map(work, places))
     finally:
         torch.set_num_threads(threads)

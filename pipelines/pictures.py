@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from common.errors import explain_disk_errors
-from common.files import atomic_file
+from common.files import atomic_file, temporary_path, written
 from images.sheets import contact_sheet as contact_sheet
 from images.sheets import to_picture as to_picture
 from images.sheets import to_pil as to_pil
@@ -25,8 +25,8 @@ PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 def quick_file(path: Path) -> Iterator[Path]:
     """As `atomic_file`, without waiting for the disk, which would cost more than an image: no reader sees half a file,
     but a power failure may damage the last ones. Raises UserError when the disk is full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explain_disk_errors(path):
+    temporary = temporary_path(path)
+    with explain_disk_errors(path), written(temporary):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from common.errors import UserError
 from common.files import read_json, remove_leftovers_below, write_json
-from common.folder_lock import held
+from common.folder_lock import gate, held, held_part, parts_of
 from common.owned_folder import SETTINGS_NAME, check_owner, foreign_files
 from common.precision import as_meant
 from common.processes import on_main_process
@@ -28,26 +28,49 @@ def results_folder(
     defaults: Mapping[str, Any] | None = None,
     may_change: Mapping[str, Callable[[], bool]] | None = None,
     results: str = "*.png",
+    part: range | None = None,
 ) -> Iterator[None]:
     """Inside, `out` is `zellige COMMAND`'s alone, its settings are recorded, and what a kill left half-written is gone.
 
     results: pattern of the files that the settings bind; where none was written, the record goes again. defaults,
-    may_change: see `check_settings`. All processes of a job enter and leave together; the main process holds the folder
-    for them. Raises UserError, on all of them, for a folder that another command began, that holds files of others,
-    that another job is writing to, or that was begun with other settings.
+    may_change: see `check_settings`. part: the numbers of the results that this job makes, of a folder that it shares
+    with jobs of other parts. All processes of a job enter together; the main process holds the folder for them, and
+    those that may outlast it keep a part of it by `folder_lock.held_part`. Raises UserError, on all of them, for a
+    folder that another command began, that holds files of others, that another job is writing to, or that was begun
+    with other settings.
     """
     with ExitStack() as stack:
 
+        def check_and_record(others: bool) -> None:
+            check_settings(out, settings, None if others else results, defaults, may_change)
+            remove_leftovers_below(out)
+            write_json(out / SETTINGS_NAME, {"command": command, **settings})
+
         def open_folder() -> None:
             check_owner(out, command)
-            stack.enter_context(held(out, command))
-            check_settings(out, settings, results, defaults, may_change)
-            remove_leftovers_below(out)
-            stack.callback(forget_settings, out, results)
-            write_json(out / SETTINGS_NAME, {"command": command, **settings})
+            if part is None:
+                stack.enter_context(held(out, command))
+                stack.callback(forget_settings, out, results)
+                check_and_record(others=False)
+                return
+            with gate(out, command):
+                stack.callback(forget_settings_of_part, out, command, results)
+                stack.enter_context(held_part(out, f"{command} --range {part.start}:{part.stop}", part))
+                # Others have recorded what binds all, whatever they have made of it.
+                check_and_record(others=len(parts_of(out)) > 1)
 
         on_main_process(state, open_folder)
         yield
+
+
+def forget_settings_of_part(out: Path, command: str, results: str) -> None:
+    """As `forget_settings`, unless jobs of other parts go by the record."""
+    if next(out.rglob(results), None) is None:
+        with gate(out, command):
+            if not parts_of(out):
+                forget_settings(out, results)
+        with suppress(OSError):  # it is not empty
+            out.rmdir()
 
 
 def forget_settings(out: Path, results: str) -> None:
@@ -57,16 +80,19 @@ def forget_settings(out: Path, results: str) -> None:
             (out / SETTINGS_NAME).unlink()
 
 
-def recorded_settings(out: Path, results: str = "*.png") -> dict[str, Any]:
-    """The settings that an earlier run recorded in `out`; empty if it wrote none of its `results` with them."""
-    path, made = out / SETTINGS_NAME, out.rglob(results)
-    return as_meant(read_json(path)) if path.exists() and next(made, None) is not None else {}
+def recorded_settings(out: Path, results: str | None = "*.png") -> dict[str, Any]:
+    """The settings that an earlier run recorded in `out`; empty if it wrote none of its `results` with them. results:
+    None where the record binds before there are any."""
+    path = out / SETTINGS_NAME
+    if not path.exists() or (results is not None and next(out.rglob(results), None) is None):
+        return {}
+    return as_meant(read_json(path))
 
 
 def check_settings(
     out: Path,
     settings: Mapping[str, Any],
-    results: str = "*.png",
+    results: str | None = "*.png",
     defaults: Mapping[str, Any] | None = None,
     may_change: Mapping[str, Callable[[], bool]] | None = None,
 ) -> None:
@@ -75,7 +101,17 @@ def check_settings(
     defaults: of settings, so that a record from before there was one of them says what it was then. may_change: of
     settings that need not be the same, such as paths, whether the results would be the same with both values.
     """
-    recorded = recorded_settings(out, results)
+    compare_settings(str(out), settings, recorded_settings(out, results), defaults, may_change)
+
+
+def compare_settings(
+    out: str,
+    settings: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    may_change: Mapping[str, Callable[[], bool]] | None = None,
+) -> None:
+    """As `check_settings`, of what is recorded, a folder's or a bucket's; nothing is compared where it is empty."""
     if not recorded:
         return
     before = {**(defaults or {}), **recorded}

@@ -38,6 +38,7 @@ from pipelines.two_stage_folder import TwoStageParts, read_two_stage, write_two_
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw, check_recordable
+from stage2_prior.drawing import Seed
 from stage2_prior.priors import Prior
 from stage2_prior.sampling import Complete, SamplingConfig, draw_in_order, sample_codes
 from stage2_prior.sliding_window import sample_larger_codes
@@ -192,15 +193,15 @@ class TwoStagePipeline:
         self,
         indices: Sequence[int],
         labels: Sequence[int] | None,
-        seed: int,
+        seed: Seed,
         sampling: SamplingConfig | None = None,
         *,
         prompts: Sequence[str] | None = None,
         given: Codes | None = None,
         size: tuple[int, int] | None = None,
     ) -> Codes:
-        """Codes of samples `indices` of `seed`, as one batch: one b h w per grid; labels: b, None without classes;
-        prompts: b, None for a prior without text; given, size: as for `generate`."""
+        """Codes of samples `indices` of `seed`, one for all or one for each, as one batch: one b h w per grid;
+        labels: b, None without classes; prompts: b, None for a prior without text; given, size: as for `generate`."""
         condition, sampling = self.condition(labels, prompts, given), sampling or self.sampling
         if size is None:
             return sample_codes(self.prior, indices, condition, seed, sampling, recorded=self.recorded)

@@ -12,6 +12,9 @@ from torch import Tensor
 from common.errors import UserError
 from stage2_prior.sampling_config import SamplingConfig
 
+Seed = int | Sequence[int]
+"""Of all samples of a batch, or of each."""
+
 
 def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
     """Codes `b m`, int64, from logits `b m k` and uniform numbers `b m`."""
@@ -20,27 +23,29 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
     return inverse_cdf(probabilities(logits.flatten(0, 1), sampling), uniforms.flatten()).view(uniforms.shape)
 
 
-def uniforms_of(seed: int, indices: Sequence[int], numbers: int, device: torch.device, stream: int = 0) -> Tensor:
+def uniforms_of(seed: Seed, indices: Sequence[int], numbers: int, device: torch.device, stream: int = 0) -> Tensor:
     """`noise` on the device, `b n`, in the most precise type that it has."""
     exact = precise(device)
     # Rounded to float32 a number could become 1, beyond the last code.
     return noise(seed, indices, numbers, stream).to(exact).clamp(max=1 - torch.finfo(exact).eps / 2).to(device)
 
 
-def noise(seed: int, indices: Sequence[int], positions: int, stream: int = 0) -> Tensor:
-    """Uniform numbers in [0, 1), `b n` float64: row j is a function of the seed and `indices[j]` alone, through the
+def noise(seed: Seed, indices: Sequence[int], positions: int, stream: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1), `b n` float64: row j is a function of its seed and `indices[j]` alone, through the
     counter-based generator Philox (Salmon et al. 2011), which NumPy keeps the same from version to version. Codes are
     drawn with stream 0; other decisions about the same samples take numbers of other streams. Raises UserError for a
     seed or an index that is not in [0, 2**64)."""
-    for name, number in [("seed", seed), *(("sample index", index) for index in indices)]:
-        if not 0 <= number < 2**64:
-            raise UserError(f"{name}={number}, expected 0 to {2**64 - 1}")
+    seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)
+    for name, numbers in (("seed", seeds), ("sample index", indices)):
+        for number in numbers:
+            if not 0 <= number < 2**64:
+                raise UserError(f"{name}={number}, expected 0 to {2**64 - 1}")
     start = [0, 0, 0, stream]
     rows = [
-        np.random.Generator(np.random.Philox(counter=start, key=np.array([seed, index], dtype=np.uint64))).random(
+        np.random.Generator(np.random.Philox(counter=start, key=np.array([own, index], dtype=np.uint64))).random(
             positions
         )
-        for index in indices
+        for own, index in zip(seeds, indices, strict=True)
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, positions, dtype=torch.float64)
 

@@ -15,7 +15,7 @@ from common.computing import as_before, computing_in
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
-from stage2_prior.drawing import draw, uniforms_of
+from stage2_prior.drawing import Seed, draw, uniforms_of
 from stage2_prior.masked_sampling import codes_per_step, padded, unmask
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.masked import MaskedPrior
@@ -31,13 +31,14 @@ def sample_codes(
     prior: Prior,
     indices: Sequence[int],
     condition: Condition,
-    seed: int,
+    seed: Seed,
     sampling: SamplingConfig,
     known: Codes | None = None,
     recorded: RecordedDraw | None = None,
     complete: Complete | None = None,
 ) -> Codes:
-    """Codes of samples `indices` of `seed`, each grid `b h w` on the prior's device; `condition` holds their labels.
+    """Codes of samples `indices` of `seed`, one for all or one for each, each grid `b h w` on the prior's device;
+    `condition` holds their labels.
     known: codes that are kept, one `b h w` for each grid, -1 where a code is to be drawn (inpainting). recorded: draws
     the codes of a prior that goes by an order as one CUDA graph, the same for all batches that are alike.
 
@@ -143,7 +144,7 @@ def fill_in(
     prior: MaskedPrior,
     indices: Sequence[int],
     condition: Condition,
-    seed: int,
+    seed: Seed,
     sampling: SamplingConfig,
     known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:

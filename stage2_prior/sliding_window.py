@@ -25,7 +25,7 @@ from codes.spec import Codes, CodeSpec, Grid
 from common.computing import computing_in
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.drawing import draw, uniforms_of
+from stage2_prior.drawing import Seed, draw, uniforms_of
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.sampling import check_finite, check_request
 from stage2_prior.sampling_config import SamplingConfig
@@ -84,7 +84,7 @@ def repeated(tensor: Tensor, times: int) -> Tensor:
 
 @torch.inference_mode()
 def sample_larger_codes(
-    prior: Prior, spec: CodeSpec, indices: Sequence[int], condition: Condition, seed: int, sampling: SamplingConfig
+    prior: Prior, spec: CodeSpec, indices: Sequence[int], condition: Condition, seed: Seed, sampling: SamplingConfig
 ) -> Codes:
     """As `stage2_prior.sampling.sample_codes`, for codes `spec` of an image at least as large as the prior's own.
 

@@ -22,7 +22,6 @@ from pipelines.evaluation.against import repeating
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.made import generated
 from pipelines.opening import write_model_card
-from pipelines.sample_folders import recorded_samples
 from stage2_prior.text import captions_of
 from tests.pipelines.conftest import make_pipeline
 
@@ -193,7 +192,6 @@ def test_json_that_python_cannot_take_is_damaged_json(text: str, tmp_path: Path)
 @pytest.mark.parametrize("file", ["../secret.png", "/secret.png", 7])
 def test_a_record_of_samples_names_files_of_its_own_folder(file: object, tmp_path: Path):
     (tmp_path / "samples.jsonl").write_text(json.dumps({"file": file, "label": 0}) + "\n")
-    assert recorded_samples(tmp_path) == 0
     with pytest.raises(UserError, match=r"samples\.jsonl names .*, expected files of its own folder"):
         generated(tmp_path)
 

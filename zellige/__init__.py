@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pipelines.commands.assemble import assemble as assemble
     from pipelines.commands.encode import encode_images as encode_images
     from pipelines.generated import Generated as Generated
+    from pipelines.generation.stream import write_stream as write_stream
+    from pipelines.generation.stream import written_samples as written_samples
     from pipelines.image_input import load_images as load_images
     from pipelines.latents.models import load_latent_prior as load_latent_prior
     from pipelines.latents.models import load_vae as load_vae
@@ -68,6 +70,8 @@ MODULES = {
     "SamplingConfig": "stage2_prior.sampling",
     "Codec": "pipelines.codec.codec",
     "LosslessCodec": "pipelines.codec.lossless",
+    "write_stream": "pipelines.generation.stream",
+    "written_samples": "pipelines.generation.stream",
     "load_images": "pipelines.image_input",
     "load_autoencoder": "pipelines.stages",
     "load_prior": "pipelines.stages",

@@ -115,7 +115,7 @@ def some_samples(subject: Subject, count: int) -> list[Image.Image]:
     except UserError:  # a prior of captions that must be told one
         return []
     codes = pipeline.sample(indices, labels, 0, prompts=prompts)
-    return decode_each(pipeline, codes, count, lambda _, picture: picture, pipeline.sampling.decoding)
+    return decode_each(pipeline, codes, range(count), lambda _, picture: picture, pipeline.sampling.decoding)
 
 
 def save_samples(pictures: list[Image.Image], folder: Path) -> list[str]:

@@ -23,10 +23,11 @@ from images.contract import ImageSource
 from images.datasets import DataConfig, ImageDataset, to_uint8
 from images.sources import FileSource, open_source
 from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of, without_sheet
+from pipelines.generation.finishing import SAMPLES_NAME
+from pipelines.generation.layout import PER_SHARD, Layout, batches
 from pipelines.given_codes import GivenCodes
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.prior_requests import labels_of, prompts_of
-from pipelines.sample_folders import SAMPLES_NAME
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vae.model import Pixels
 from stage2_prior.sampling_config import SamplingConfig
@@ -71,8 +72,9 @@ class SamplesOfCodes:
         sampling.check_fits(pipeline.prior)
         check_device(pipeline.device, sampling.precision, sampling.decoding)
         self.pipeline, self.num, self.seed, self.sampling, self.given = pipeline, num, seed, sampling, given
-        size = min(batch_size, num)  # batches are full, as those of `generate`: what lies beyond num is dropped
-        self.batches: Sequence[Any] = [range(start, start + size) for start in range(0, num, size)]
+        size = min(batch_size, num)  # batches are full, as those of `generate`: what lies beyond its unit is dropped
+        units = Layout("png", max(PER_SHARD, size)).units(range(num), num)
+        self.batches: Sequence[Any] = [(batch, unit.stop) for unit in units for batch in batches(unit, size)]
         self.as_given = given is not None and given.has_classes_of(pipeline)
         self.classes(range(1))  # refuses a model that must be told more
 
@@ -81,12 +83,13 @@ class SamplesOfCodes:
             return self.given.labels_of(samples)
         return labels_of(self.pipeline.prior, samples)
 
-    def fetch(self, batch: range) -> tuple[Tensor, Tensor]:
+    def fetch(self, batch_and_end: tuple[range, int]) -> tuple[Tensor, Tensor]:
+        batch, end = batch_and_end
         labels = self.classes(batch)
         prompts = prompts_of(self.pipeline.prior, batch)
         given: Codes | None = None if self.given is None else self.given.of(batch)
         codes = self.pipeline.sample(batch, labels, self.seed, self.sampling, prompts=prompts, given=given)
-        count = len([i for i in batch if i < self.num])
+        count = min(len(batch), end - batch.start)
         images = decoded_each(self.pipeline, codes, count, self.sampling.decoding)
         return images, torch.tensor([-1] * count if labels is None else labels[:count])
 
@@ -166,6 +169,7 @@ def generated(folder: Path) -> FileSource:
         labels, files = [sample["label"] for sample in samples], [sample["file"] for sample in samples]
         elsewhere = [file for file in files if not is_below(file)]
         known = None if None in labels else np.array(labels, dtype=np.int64)
+        in_tars = any("tar" in sample for sample in samples)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{lines} is damaged or was edited ({one_line(error, 150)}): repeat the command of `zellige generate` that "
@@ -176,6 +180,8 @@ def generated(folder: Path) -> FileSource:
             f"{lines} names {elsewhere[0]!r}, expected files of its own folder; it was edited: do not trust it, or "
             "copy the images alone and name their folder"
         )
+    if in_tars:
+        raise UserError(f"made={folder} holds tars, expected image files: unpack them to another folder and name that")
     names = None if known is None else [str(label) for label in range(int(known.max()) + 1)]
     return FileSource(folder, np.array([os.fsencode(file) for file in files]), known, names)
 

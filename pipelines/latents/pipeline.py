@@ -195,24 +195,25 @@ class LatentPipeline:
     def sample(
         self,
         indices: Sequence[int],
-        seed: int,
+        seed: int | Sequence[int],
         pixels: Pixels = "mean",
         labels: Sequence[int] | None = None,
         temperature: float | Sequence[float] = 1.0,
         precision: Precision | None = None,
     ) -> Drawn:
-        """Samples `indices` of `seed`, as one batch. labels: of a VAE that knows classes, one for each; left out, all
-        in turn."""
+        """Samples `indices` of `seed`, one for all or one for each, as one batch. labels: of a VAE that knows
+        classes, one for each; left out, all in turn."""
         self.check_precision(precision)
         chosen = labels_of(self, indices, labels)
-        generators = [self.generator(seed, index) for index in indices]
+        seeds = seed if isinstance(seed, Sequence) else [seed] * len(indices)
+        generators = [self.generator(own, index) for own, index in zip(seeds, indices, strict=True)]
         if self.prior is None and isinstance(self.vae, HierarchicalVAE):
             noise = [torch.randn(1, *self.vae.shape, device=self.device, generator=one) for one in generators]
             with computing_in(precision, self.device):
                 latents, outputs = self.vae.draw(torch.cat(noise), temperatures=temperature)
             if pixels != "sample":
                 return Drawn(in_range(self.vae.shown(outputs, pixels).float(), precision), latents)
-            streams = [self.generator(seed, index, stream=1) for index in indices]
+            streams = [self.generator(own, index, stream=1) for own, index in zip(seeds, indices, strict=True)]
             shown = [self.vae.shown(one[None], "sample", own) for one, own in zip(outputs, streams, strict=True)]
             return Drawn(in_range(torch.cat(shown), precision), latents)
         latents = torch.cat(
@@ -222,7 +223,7 @@ class LatentPipeline:
             return Drawn(self.decode(latents, pixels, precision), latents)
         with computing_in(precision, self.device):
             images = [
-                self.vae.pixels(latents[i : i + 1], "sample", self.generator(seed, index, stream=1))
+                self.vae.pixels(latents[i : i + 1], "sample", self.generator(seeds[i], index, stream=1))
                 for i, index in enumerate(indices)
             ]
         return Drawn(in_range(torch.cat(images), precision), latents)

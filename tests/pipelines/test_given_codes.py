@@ -70,8 +70,8 @@ def test_the_command_takes_them_from_code_shards(tmp_path: Path):
     folder = write_maps(tmp_path / "maps")
     config = GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=4, batch_size=2, given=str(folder))
     generate_files(config)
-    sample = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
-    assert len(sample["given"]) == 64  # a fingerprint of the shards
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert len(settings["given"]) == 64  # a fingerprint of the shards
     assert len(list((tmp_path / "out").glob("0*.png"))) == 4  # three pictures: the fourth sample goes by the first
 
 

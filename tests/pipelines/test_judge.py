@@ -70,8 +70,8 @@ def test_generate_keeps_the_best_and_says_so(model: Path, tmp_path: Path, monkey
     settings = {"model": str(model), "num": 4, "batch_size": 2, "seed": 7}
     generate_files(GenerateConfig(**settings, out="best", candidates=5, judge="local_judge:judge", label=0))
     generate_files(GenerateConfig(**settings, out="plain", label=0))
-    sample = json.loads(Path("best/samples.jsonl").read_text().splitlines()[0])
-    assert (sample["candidates"], sample["judge"]) == (5, "local_judge:judge")
+    recorded = json.loads(Path("best/settings.json").read_text())
+    assert (recorded["candidates"], recorded["judge"]) == (5, "local_judge:judge")
     sys.modules.pop("local_judge")
     best = sample_best(make_pipeline(), range(4), [0] * 4, 7, 5, Brightness(), SamplingConfig())
     from pipelines.pictures import to_pil

@@ -125,8 +125,8 @@ def test_the_command_writes_prompt_and_size_to_what_it_records(text_model, tmp_p
             assert image.size == (20, 16)
             pixels = torch.from_numpy(np.asarray(image).copy())
         assert ((expected[i, 0] + 1) * 127.5 - pixels).abs().max() <= 1
-    sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
-    assert (sample["prompt"], sample["size"]) == ("a grey owl", [16, 20])
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert (settings["prompt"], settings["size"]) == ("a grey owl", [16, 20])
     assert "0 of them new" in generate_files(config)
     other = GenerateConfig(model=str(text_model), out=str(tmp_path), num=2, prompt="a red fox", device="cpu")
     with pytest.raises(UserError, match=r"prompt was 'a grey owl' and is now 'a red fox'; size was \[16, 20\] and is"):

@@ -18,6 +18,8 @@ from codes.spec import Codes
 from common.errors import UserError
 from images.sources import open_source
 from pipelines.commands.generate import GenerateConfig, generate_files
+from pipelines.generation import results, work
+from pipelines.generation.store import FolderStore
 from pipelines.labels import class_number
 from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
@@ -27,14 +29,14 @@ from tests.processes import Processes, run_zellige
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
 
 
 def test_images_sheet_and_record(model: Path, tmp_path: Path):
     out = tmp_path / "out"
     line = generate_files(GenerateConfig(model=str(model), out=str(out), num=7, seed=3, top_k=5, batch_size=4))
     assert line == (
-        f"7 images in {out}, 7 of them new; the first are on {out}/sheet.png, settings in {out}/samples.jsonl"
+        f"7 images in {out}, 7 of them new; the first are on {out}/sheet.png, all of them in {out}/samples.jsonl"
     )
     numbered = [f"{i:06d}.png" for i in range(7)]
     assert sorted(contents(out)) == [*numbered, "samples.jsonl", "settings.json", "sheet.png"]
@@ -42,9 +44,11 @@ def test_images_sheet_and_record(model: Path, tmp_path: Path):
     assert [sample["file"] for sample in samples] == numbered
     assert [sample["label"] for sample in samples] == [0, 1, 2, 0, 1, 2, 0]
     fingerprint = make_pipeline().fingerprint()
-    assert samples[5] == {
-        "file": "000005.png", "index": 5, "label": 2, "given": None, "class_name": "class 2", "model": fingerprint,
-        "prompt": None, "size": None,
+    size = (out / "000005.png").stat().st_size
+    assert samples[5] == {"file": "000005.png", "index": 5, "label": 2, "class_name": "class 2", "bytes": size}
+    assert json.loads((out / "settings.json").read_text()) == {
+        "command": "generate", "label": None, "given": None, "model": fingerprint,
+        "prompt": None, "size": None, "plan": None, "format": "png", "quality": None, "images_per_shard": 1000,
         "seed": 3, "batch_size": 4, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0,
         "guidance_schedule": "constant", "guidance_start": 0.0, "guidance_end": 1.0,
         "steps": None, "choice_temperature": None, "precision": None, "decoder_precision": None, "candidates": 1,
@@ -66,18 +70,18 @@ def test_a_run_that_was_cut_is_continued_to_the_same_files(model: Path, tmp_path
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     generate_files(GenerateConfig(model=str(model), out=str(whole), num=10, batch_size=4))
 
-    save, written = pipelines.commands.generate.save_png, []
+    write, written = FolderStore.write, []
 
-    def save_five(picture: Image.Image, path: Path) -> None:
+    def write_five(store: FolderStore, name: str, data: bytes) -> None:
         if len(written) == 5:
             raise KeyboardInterrupt
-        written.append(path)
-        save(picture, path)
+        written.append(name)
+        write(store, name, data)
 
-    monkeypatch.setattr(pipelines.commands.generate, "save_png", save_five)
+    monkeypatch.setattr(FolderStore, "write", write_five)
     with pytest.raises(KeyboardInterrupt):
         generate_files(GenerateConfig(model=str(model), out=str(cut), num=10, batch_size=4))
-    monkeypatch.setattr(pipelines.commands.generate, "save_png", save)
+    monkeypatch.setattr(FolderStore, "write", write)
     assert 5 <= len(list(cut.glob("0*.png"))) < 10
     (cut / ".000009.png.123.tmp").write_bytes(b"half")  # as kill -9 leaves it
     (cut / "000001.png").write_bytes((cut / "000001.png").read_bytes()[:50])  # as a power failure leaves it
@@ -101,7 +105,7 @@ def test_an_archive_for_evaluators_holds_all_files_and_their_classes(model: Path
                 assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
     (out / "samples.npz").unlink()
     (out / "000005.png").unlink()  # as after a kill: what lacks is made, and the archive from all
-    assert "3 of them new" in generate_files(config)  # the batch of the one that was missing
+    assert "1 of them new" in generate_files(config)
     assert (out / "samples.npz").read_bytes() == written
     generate_files(replace(config, num=5))
     with np.load(out / "samples.npz") as arrays:
@@ -135,36 +139,47 @@ def test_a_larger_number_adds_to_the_same_files(model: Path, tmp_path: Path):
     assert "9 images" in line
 
 
-def test_a_batch_size_that_nobody_asked_for_binds_nobody(model: Path, tmp_path: Path, monkeypatch):
-    """Two images and then more are, byte for byte, those that are made at once, and in full batches."""
-    grown, at_once = tmp_path / "grown", tmp_path / "at_once"
-    monkeypatch.setattr(pipelines.commands.generate, "BATCH_SIZE", 8)
-    config = GenerateConfig(model=str(model), out=str(grown), num=2)
-    generate_files(config)
-    assert json.loads((grown / "samples.jsonl").read_text().splitlines()[0])["batch_size"] == 2
-    batches = []
+def sizes_of_batches(monkeypatch) -> list[int]:
+    """Of those that are sampled from now on."""
+    batches: list[int] = []
     sample = TwoStagePipeline.sample
 
     def noted(self, indices, *arguments, **settings):
         batches.append(len(indices))
         return sample(self, indices, *arguments, **settings)
 
-    monkeypatch.setattr(pipelines.commands.generate.TwoStagePipeline, "sample", noted)
+    monkeypatch.setattr(TwoStagePipeline, "sample", noted)
+    return batches
+
+
+def test_a_batch_size_that_nobody_asked_for_binds_nobody(model: Path, tmp_path: Path, monkeypatch):
+    """Two images and then more are, byte for byte, those that are made at once, and in full batches."""
+    grown, at_once = tmp_path / "grown", tmp_path / "at_once"
+    monkeypatch.setattr(results, "BATCH_SIZE", 8)
+    config = GenerateConfig(model=str(model), out=str(grown), num=2)
+    generate_files(config)
+    batches = sizes_of_batches(monkeypatch)
     generate_files(replace(config, num=12))
     assert batches == [8, 8]
     generate_files(replace(config, num=12, out=str(at_once)))
     assert contents(grown) == contents(at_once)
     assert json.loads((grown / "settings.json").read_text())["batch_size"] is None
-    assert {json.loads(line)["batch_size"] for line in (grown / "samples.jsonl").read_text().splitlines()} == {8}
-    with pytest.raises(UserError, match="batch_size was None and is now 3"):
-        generate_files(replace(config, batch_size=3))
 
 
-def test_a_batch_size_that_was_asked_for_binds_whatever_the_number(model: Path, tmp_path: Path):
+def test_a_batch_size_that_was_asked_for_is_the_folder_s(model: Path, tmp_path: Path, monkeypatch, capsys):
     config = GenerateConfig(model=str(model), out=str(tmp_path), num=2, batch_size=2)
     generate_files(config)
+    batches = sizes_of_batches(monkeypatch)
     generate_files(replace(config, num=3, batch_size=None))
-    assert {json.loads(line)["batch_size"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()} == {2}
+    assert batches == [2]
+    assert capsys.readouterr().out == ""
+    before = contents(tmp_path)
+    generate_files(replace(config, num=8, batch_size=3))  # what is there stays as it is
+    assert batches == [2, 3, 3]
+    assert "was begun in batches of 2; what is missing is made in batches of 3" in capsys.readouterr().out
+    after = contents(tmp_path)
+    assert all(after[name] == data for name, data in before.items() if name[0] == "0")
+    assert json.loads((tmp_path / "settings.json").read_text())["batch_size"] == 2
 
 
 @pytest.mark.parametrize(("recorded", "kept"), [(2, None), (4, 4)])
@@ -332,7 +347,7 @@ def test_the_progress_counts_the_images_that_are_made(model: Path, tmp_path: Pat
         bars.append((tqdm(total=total, disable=False), unit))
         return bars[-1][0]
 
-    monkeypatch.setattr(pipelines.commands.generate, "progress_bar", noted)
+    monkeypatch.setattr(work, "progress_bar", noted)
     generate_files(GenerateConfig(model=str(model), out=str(tmp_path), num=7, batch_size=4))
     assert [(bar.total, bar.n, unit) for bar, unit in bars] == [(7, 7, "images")]
 

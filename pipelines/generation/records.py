@@ -1,0 +1,117 @@
+"""What is there: a record of each unit that is complete, and the images of those that are not, one by one.
+
+A unit's record is written when all its images are, and holds their sizes: it is flushed to the disk, they are not,
+which would cost more than to make them. After a power cut the sizes tell which came to harm.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from common.errors import UserError
+from common.files import json_value
+from pipelines.generation.layout import Layout
+from pipelines.generation.store import Store
+from pipelines.pictures import PNG_END
+
+RECORDS = ".units"  # folder of the records, one for each unit
+AT_ONCE = 64  # files that are read together
+RECORD = re.compile(r"(\d+)-(\d+)\.json")
+
+
+class Record(NamedTuple):
+    """Of a unit, or of its first samples, where fewer were asked for."""
+
+    sizes: list[int]  # of the images, in bytes
+    tar: int | None = None  # bytes of the tar that they are in
+    labels: list[int] | None = None  # of a stream, whose classes nothing else tells
+
+
+def record_name(unit: range) -> str:
+    return f"{RECORDS}/{unit.start:06d}-{unit.stop:06d}.json"
+
+
+def write_record(store: Store, unit: range, record: Record) -> None:
+    with store.writing(record_name(unit)) as temporary:
+        temporary.write_text(
+            json.dumps(
+                {name: value for name, value in record._asdict().items() if value is not None}, separators=(",", ":")
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+
+
+def recorded_ends(store: Store) -> dict[int, int]:
+    """Where each recorded unit ends, by its first sample."""
+    ends: dict[int, int] = {}
+    for name in store.names(RECORDS):
+        if match := RECORD.fullmatch(name):
+            start, end = int(match[1]), int(match[2])
+            ends[start] = max(end, ends.get(start, 0))
+    return ends
+
+
+def with_records(store: Store, units: Iterable[range], ends: dict[int, int]) -> Iterator[tuple[range, Record | None]]:
+    """Each unit and its record: None where there is none, or a damaged one, or one that goes in this moment."""
+    remaining = iter(units)
+    while some := list(islice(remaining, AT_ONCE)):
+        known = [range(unit.start, ends[unit.start]) for unit in some if unit.start in ends]
+        try:
+            found = store.read([record_name(unit) for unit in known])
+        except (OSError, UserError):
+            found = []
+        records = {unit.start: parsed(data, unit) for unit, data in zip(known, found, strict=False)}
+        for unit in some:
+            yield unit, records.get(unit.start)
+
+
+def parsed(data: bytes, unit: range) -> Record | None:
+    try:
+        record = Record(**json_value(data))
+    except (ValueError, TypeError):
+        return None
+    return record if len(record.sizes) == len(unit) else None
+
+
+def missing_of(store: Store, layout: Layout, unit: range, record: Record | None) -> list[int]:
+    """The samples of a unit that are not there, or not whole."""
+    known = [] if record is None else record.sizes[: len(unit)]
+    if layout.format == "tar":
+        whole = record is not None and len(known) == len(unit) and tar_size(store, layout, unit) == record.tar
+        return [] if whole else list(unit)
+    sizes = sizes_of(store, layout, unit)
+    missing = [i for i, size, right in zip(unit, sizes, known, strict=False) if size != right]
+    there = [unit[place] for place in range(len(known), len(unit)) if sizes[place] > 0]
+    whole_ones = {i for i, whole in zip(there, are_whole(store, layout, there), strict=True) if whole}
+    return missing + [i for i in unit[len(known) :] if i not in whole_ones]
+
+
+def tar_size(store: Store, layout: Layout, unit: range) -> int:
+    """Bytes; -1 where there is none."""
+    return store.sizes("", [layout.tar(unit.start)])[0]
+
+
+def sizes_of(store: Store, layout: Layout, unit: range) -> list[int]:
+    return store.sizes(layout.folder(unit.start), [layout.file(i) for i in unit])
+
+
+def are_whole(store: Store, layout: Layout, samples: Sequence[int]) -> list[bool]:
+    """Whether files that are there end as whole ones do."""
+    found: list[bool] = []
+    for start in range(0, len(samples), AT_ONCE):
+        names = [layout.path(i) for i in samples[start : start + AT_ONCE]]
+        found += [is_whole(data, layout) for data in store.read(names)]
+    return found
+
+
+def is_whole(data: bytes, layout: Layout) -> bool:
+    if layout.format == "jpeg":
+        return data.endswith(b"\xff\xd9")
+    if layout.format == "webp":  # its head tells its length
+        return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 == len(data)
+    return data.endswith(PNG_END)

@@ -1,0 +1,180 @@
+"""What is missing of a folder, who makes it, and what the last one does when nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+
+from common.errors import UserError
+from common.folder_lock import held_part
+from common.processes import on_main_process
+from common.progress import progress_bar
+from pipelines.generation.bucket import results_bucket
+from pipelines.generation.finishing import lines_in
+from pipelines.generation.layout import Layout, batches
+from pipelines.generation.plan import Plan
+from pipelines.generation.records import (
+    Record,
+    missing_of,
+    record_name,
+    recorded_ends,
+    sizes_of,
+    tar_size,
+    with_records,
+    write_record,
+)
+from pipelines.generation.sinks import Sink, files_of_unit, tar_of_unit
+from pipelines.generation.store import FolderStore, Store
+from pipelines.settings import results_folder
+
+NUMBERED = "[0-9]" * 6 + "*.*"  # pattern of results
+ALL = range(2**62)  # the part of a folder that a job without --range keeps
+
+Use = Callable[[int, Image.Image], None]
+Draw = Callable[[range, Sequence[int], Use], None]
+"""(a batch, those of its samples that are wanted, what is done with the picture of one): makes the batch as a whole, as
+a sample's last bits may depend on those beside it, and hands over the wanted ones, in any thread."""
+
+
+class Work(NamedTuple):
+    """A folder of samples, and the part of it that a job makes."""
+
+    store: Store
+    layout: Layout
+    plan: Plan
+    batch_size: int
+    part: range | None = None  # of the samples; None: all of them, in a folder that no other job writes to
+    quality: int = 95  # of jpeg
+    # Whether the first batch is written whole where any of it is missing: a former one, of fewer images, was smaller.
+    first_anew: bool = False
+
+    def grown(self) -> Work:
+        """With the samples that are there beyond those asked for, if they all are."""
+        num, there = self.plan.num, lines_in(self.store)
+        if there <= num:
+            return self
+        first = num - num % self.layout.per_shard
+        units = self.layout.units(range(first, there), there)
+        for unit, record in with_records(self.store, units, recorded_ends(self.store)):
+            if any(i >= num for i in missing_of(self.store, self.layout, unit, record)):
+                return self
+        return self._replace(plan=self.plan._replace(num=there))
+
+    def units(self) -> Iterator[range]:
+        return self.layout.units(self.part or range(self.plan.num), self.plan.num)
+
+
+class Missing(NamedTuple):
+    work: Work
+    units: list[tuple[int, int]]  # the first sample, and how many images are missing; none: only its record is
+    images: int
+
+
+def find_missing(work: Work) -> Missing:
+    """Looks at every image of the part: at its size where the unit is recorded, else at its end."""
+    work = work.grown()
+    ends = recorded_ends(work.store)
+    units: list[tuple[int, int]] = []
+    for unit, record in with_records(work.store, work.units(), ends):
+        missing = missing_of(work.store, work.layout, unit, record)
+        if missing or record is None or len(record.sizes) < len(unit):
+            units.append((unit.start, len(missing)))
+    return Missing(work, units, sum(count for _, count in units))
+
+
+def make_units(work: Work, starts: Sequence[tuple[int, int]], draw: Draw, *, shown: bool) -> None:
+    """Makes what is missing of these units, each with its record as soon as it is complete."""
+    ends = recorded_ends(work.store)
+    units = [work.layout.unit(start, work.plan.num) for start, _ in starts]
+    with progress_bar(sum(count for _, count in starts), "images", shown=shown) as progress:
+        for unit, record in with_records(work.store, units, ends):
+            missing = missing_of(work.store, work.layout, unit, record)
+            if work.layout.format == "tar":
+                record = make_tar(work, unit, missing, draw, progress.update)
+            else:
+                if missing:
+                    with files_of_unit(work.store, work.layout, work.quality) as sink:
+                        make_batches(work, unit, set(missing), draw, sink, progress.update)
+                record = Record(sizes_of(work.store, work.layout, unit))
+            if record is None or min(record.sizes) < 0:  # somebody has taken one away again: the next run makes it
+                continue
+            write_record(work.store, unit, record)
+            if ends.get(unit.start, unit.stop) != unit.stop:
+                work.store.remove(record_name(range(unit.start, ends[unit.start])))
+
+
+def make_tar(work: Work, unit: range, missing: Sequence[int], draw: Draw, made: Callable[[int], object]) -> Record:
+    with tar_of_unit(work.store, work.layout, unit, work.plan.lines(unit)) as sink:
+        make_batches(work, unit, set(missing), draw, sink, made)
+    return Record(sink.sizes, tar_size(work.store, work.layout, unit))
+
+
+def make_batches(
+    work: Work, unit: range, missing: set[int], draw: Draw, sink: Sink, made: Callable[[int], object]
+) -> None:
+    for batch in batches(unit, work.batch_size):
+        wanted = [i for i in batch if i in missing]
+        if not wanted:
+            continue
+        if work.first_anew and batch.start == 0:
+            wanted = [i for i in batch if i < unit.stop]
+        draw(batch, wanted, sink.take)
+        sink.flush()
+        made(len(wanted))
+
+
+def is_complete(work: Work) -> bool:
+    """Whether all units of the folder are recorded, those of other jobs among them."""
+    ends = recorded_ends(work.store)
+    return all(ends.get(unit.start, 0) >= unit.stop for unit in work._replace(part=None).units())
+
+
+@contextmanager
+def results_of(
+    work: Work,
+    command: str,
+    settings: Mapping[str, Any],
+    state: PartialState,
+    defaults: Mapping[str, Any],
+    may_change: Mapping[str, Callable[[], bool]],
+) -> Iterator[None]:
+    """As `results_folder`, of a folder or a bucket. From here on no process waits for another: each keeps the folder as
+    long as it lives."""
+    if not isinstance(work.store, FolderStore):
+        with results_bucket(work.store, command, settings, state, defaults, may_change):
+            yield
+        return
+    folder = work.store.folder
+    opened = results_folder(
+        folder, command, settings, state, defaults=defaults, may_change=may_change, results=NUMBERED, part=work.part
+    )
+    with ExitStack() as stack:
+        stack.enter_context(opened)
+        refused: UserError | None = None
+        if not state.is_main_process:
+            try:
+                stack.enter_context(held_part(folder, command, work.part or ALL, state.process_index))
+            except UserError as error:
+                refused = error
+        if state.num_processes > 1 and (errors := [error for error in gather_object([refused]) if error]):
+            raise errors[0]
+        yield
+
+
+def make_missing(work: Work, draw: Draw, state: PartialState) -> Missing:
+    """Makes this process's share of what is missing; the main process has looked what that is. Returns what it found.
+    Raises UserError."""
+    missing = on_main_process(state, lambda: shared(find_missing(work)))
+    found = Missing(work._replace(plan=work.plan._replace(num=missing[0])), missing[1], missing[2])
+    make_units(found.work, found.units[state.process_index :: state.num_processes], draw, shown=state.is_main_process)
+    return found
+
+
+def shared(missing: Missing) -> tuple[int, list[tuple[int, int]], int]:
+    """What other processes need: the rest they have."""
+    return missing.work.plan.num, missing.units, missing.images
