@@ -19,6 +19,7 @@ bytes.
 
 from __future__ import annotations
 
+import argparse
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +96,7 @@ def kept_by_autograd(run: Any) -> int:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with torch.device("meta"):
         autoencoder = vqgan()
         discriminator = build_discriminator(PatchGANConfig(), 3, (256, 256))

@@ -42,11 +42,15 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 
 def is_complete_png(path: Path) -> bool:
-    """Whether a PNG file is there from its first chunk to its last, each with the checksum that it says of itself."""
+    """Whether a PNG file is there and whole."""
     try:
-        data = path.read_bytes()
+        return is_whole_png(path.read_bytes())
     except OSError:
         return False
+
+
+def is_whole_png(data: bytes) -> bool:
+    """Whether they are a PNG file from its first chunk to its last, each with the checksum that it says of itself."""
     place = len(PNG_BEGIN)
     if data[:place] != PNG_BEGIN:
         return False

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.files import json_value
 from pipelines.generation.layout import Layout
 from pipelines.generation.store import Store
-from pipelines.pictures import PNG_END
+from pipelines.pictures import is_whole_png
 
 RECORDS = ".units"  # folder of the records, one for each unit
 AT_ONCE = 64  # files that are read together
@@ -114,4 +114,4 @@ def is_whole(data: bytes, layout: Layout) -> bool:
         return data.endswith(b"\xff\xd9")
     if layout.format == "webp":  # its head tells its length
         return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 == len(data)
-    return data.endswith(PNG_END)
+    return is_whole_png(data)
