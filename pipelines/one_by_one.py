@@ -16,6 +16,8 @@ from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vae.model import Pixels
 
+IN_A_ROW = 4  # pictures that a thread is given at a time
+
 Result = TypeVar("Result")
 Use = Callable[[int, Image.Image], Result]
 """What is done with a picture, given its position."""
@@ -76,8 +78,16 @@ def by_one_thread_each(work: Callable[[int], Result], places: Sequence[int]) -> 
     """`work` of each of `places`, several at a time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # Some in a row: of small images, handing each to a thread would cost as much as its file.
+    parts = [places[start : start + IN_A_ROW] for start in range(0, len(places), IN_A_ROW)]
+
+    def of_part(part: Sequence[int]) -> list[Result]:
+        return [work(place) for place in part]
+
     try:
+        if threads == 1:
+            return of_part(places)
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(work, places))
+            return [result for part in pool.map(of_part, parts) for result in part]
     finally:
         torch.set_num_threads(threads)
