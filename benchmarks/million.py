@@ -5,8 +5,8 @@
 
 Writes both numbers of images by `zellige generate`, each in a process of its own, with a model that draws its codes
 by copying and decodes them by copying too, and whose time is counted with the rest. Then repeats the command on the
-complete folder. States for both: milliseconds an image, on the clock and on the processor, the peak of resident memory, seconds of the
-repeated command, and the most files that lie in one folder.
+complete folder. States for both: milliseconds an image, on the clock and on the processor, the peak of resident memory,
+seconds of the repeated command, and the most files that lie in one folder.
 """
 
 from __future__ import annotations
