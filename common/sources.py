@@ -43,8 +43,9 @@ class Sources:
         mark = self.marks.get(result)
         if mark is None:
             made = os.stat(self.out / result).st_mtime_ns
-            if newer := all(time_of(file) <= made for file in files):
-                self.add(result, files)  # so that the record is whole
+            newer = all(time_of(file) <= made for file in files)
+            if newer and files:  # of none there is no record
+                self.add(result, files)  # so that it is whole
             return newer
         if mark.times == times_of(files):
             return True

@@ -50,6 +50,7 @@ def test_an_index_names_shards_of_its_own_folder(tmp_path: Path):
     write_folder(tmp_path / "codes")
     assert len(CodeDataset(tmp_path / "codes"))
     index = read_json(tmp_path / "codes" / "index.json")
+    del index["sha256"]  # as who edits it would
     file = index["shards"][0]["file"]
     for other in (f"../codes/{file}", str(tmp_path / "codes" / file)):  # the same file, by another way
         index["shards"][0]["file"] = other

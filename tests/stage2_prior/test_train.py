@@ -267,7 +267,7 @@ def test_a_prior_remembers_its_training_images_and_is_the_same_model_without(cod
     again = load_pretrained(prior.save_pretrained(tmp_path / "again"), PRIORS)
     assert np.array_equal(again.training_images.hashes, prior.training_images.hashes)
     (tmp_path / "again" / "training_images.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"training_images.safetensors is damaged .*; copy it again, or delete it"):
+    with pytest.raises(UserError, match=r"training_images.safetensors is damaged: .*; copy it again .*, or delete it"):
         load_pretrained(tmp_path / "again", PRIORS)
     (tmp_path / "again" / "training_images.safetensors").unlink()
     forgetful = load_pretrained(tmp_path / "again", PRIORS)

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
 import tarfile
 import time
 from dataclasses import replace
@@ -309,7 +308,7 @@ def test_jobs_that_are_killed_at_any_moment_leave_what_one_undisturbed_job_does(
         time.sleep(chance.uniform(0.02, 0.15))
         for job in jobs:
             killed += job.is_alive()
-            os.kill(job.pid, signal.SIGKILL)
+            job.kill()
             job.join()
         if (tmp_path / "out" / "samples.jsonl").exists():
             break

@@ -104,6 +104,7 @@ def test_validation_takes_each_row_alike_in_whatever_batch(table: Path, tmp_path
 class ObjectiveOfThree:
     draws = 3
     companions: dict[str, Any] = {}  # noqa: RUF012
+    reads_weights = None
 
 
 def test_what_cannot_be_is_refused(table: Path, tmp_path: Path):
