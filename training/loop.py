@@ -124,7 +124,8 @@ def fit(
                 else:
                     look(trainer, log, stop, evaluation)
 
-            trainer.saver.wait()
+            with trainer.clock.on(SAVING):
+                trainer.saver.wait()
             if trainer.progress.best_step is None:
                 trainer.save_model()
             if reason == "signal":

@@ -143,10 +143,11 @@ class Profiler:
         trainer = Trainer(task, train_data, validation_data, config, run)
         trainer.progress.step = min(int(self.at * config.steps), config.steps - needed)
         trainer.open_run(resolved_config)
-        with stop_on_signals() as stop, closing(trainer.loader), explain_dead_workers():
+        with stop_on_signals() as stop, closing(trainer.loader), closing(trainer.saver), explain_dead_workers():
             trainer.start()
             self.measured = self._measure(trainer, drained, (facts or RunFacts()).samples.split()[-1], stop)
-        if trainer.data_parallel is not None:
+            trainer.saver.wait()  # the folder is removed next
+        if trainer.accelerator.num_processes > 1:
             trainer.accelerator.wait_for_everyone()
         return FitResult(
             run=run,
@@ -245,6 +246,7 @@ def around_parts(trainer: Trainer, clock: Clock) -> Iterator[None]:
             (trainer.learner, "move", OPTIMISER),
             (task, "after_step", STATISTICS),
             *(((trainer.ema, "update", AVERAGES),) if trainer.ema else ()),
+            *(((trainer.learner, "average_whole", COMMUNICATION),) if trainer.shares else ()),
             *((learner, "average", COMMUNICATION) for learner in trainer.companions.values()),
             *((learner, "clip", f"{NORMS}: {name}") for name, learner in trainer.companions.items()),
             *((learner, "move", f"{OPTIMISER}: {name}") for name, learner in trainer.companions.items()),

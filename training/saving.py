@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,10 +29,21 @@ class Saver:
     """Writes the checkpoints of one run. What it raises, all processes raise alike: in the background, when the next
     one is due or at the end."""
 
-    def __init__(self, checkpoints: Checkpoints, accelerator: Accelerator, *, shares: bool, background: bool) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        accelerator: Accelerator,
+        *,
+        shares: bool,
+        background: bool,
+        timeout_minutes: float,
+    ) -> None:
+        """timeout_minutes: how long processes that write together wait for each other."""
         self.checkpoints, self.accelerator = checkpoints, accelerator
-        # Of its own: a thread must not send between the messages of a step.
-        self.group = cast(ProcessGroup, dist.new_group(backend="gloo")) if shares else None
+        # Of its own: a thread must not send between the messages of a step. It does not wait as long as the group of
+        # all by itself, but for torch's 30 minutes, which checksums of large files on a slow disk may take.
+        timeout = timedelta(minutes=timeout_minutes)
+        self.group = cast(ProcessGroup, dist.new_group(backend="gloo", timeout=timeout)) if shares else None
         self.worker = ThreadPoolExecutor(1, "checkpoint") if background else None
         self.pending: Future[None] | None = None
 

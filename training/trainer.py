@@ -96,6 +96,7 @@ class Trainer:
             self.accelerator,
             shares=self.asked_shards is not None,
             background=config.save_in_background,
+            timeout_minutes=config.timeout_minutes,
         )
         self.companions = {  # those that learn
             name: Learner(module, optimizer, schedule)
@@ -198,14 +199,13 @@ class Trainer:
             companion.average()
             norms[f"{name}_grad_norm"] = companion.clip(scaler)
         own_wait = self.loader.seconds_waited - waited
-        waits = self._waits(own_wait)
         # What one process knows and all must agree on goes with the figures, which they exchange anyway.
         minutes = (time.monotonic() - self.save_clock) / 60
         asked = {"stops": bool(stop), "saves": 0 < self.config.save_minutes <= minutes}
         asks = {name: torch.tensor(float(one), device=norms["grad_norm"].device) for name, one in asked.items()}
-        figures = self._figures(parts, **norms, **asks, **waits)
+        figures, waits = self._figures(parts, own_wait, **norms, **asks)
         self.stopping, self.save_time = (figures.pop(name) > 0 for name in asked)
-        longest = self.accelerator.num_processes * max([figures.pop(name) for name in waits])
+        longest = max(waits)  # it holds up all others, which wait for its gradients
 
         finite = math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
         if finite and figures["grad_norm"] <= (self.config.skip_grad_norm or math.inf):
@@ -230,13 +230,6 @@ class Trainer:
             communication_seconds=communication_seconds(self.data_parallel, longest - own_wait),
         )
 
-    def _waits(self, seconds: float) -> dict[str, Tensor]:
-        """What each process has waited for data, over their number, once `_figures` has averaged it: the one that waits
-        longest holds up all others, which wait for its gradients."""
-        waits = torch.zeros(self.accelerator.num_processes)
-        waits[self.accelerator.process_index] = seconds
-        return {f"waited_{process}": wait for process, wait in enumerate(waits.to(self.accelerator.device))}
-
     def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         # Divides losses by the number of micro-batches, and lets processes exchange gradients after the last.
         with self.accelerator.accumulate(self.model):
@@ -259,12 +252,20 @@ class Trainer:
         names = {weight: name for name, weight in self.task.model.named_parameters()}
         return [names[weight] for weight in weights]
 
-    def _figures(self, parts: list[dict[str, Tensor]], **shared: Tensor) -> dict[str, float]:
-        """Scalars averaged over micro-batches and processes. Reading them is the loop's one wait for the device in a
-        step: it decides, on all processes alike, whether the step counts and whether it is the last."""
+    def _figures(
+        self, parts: list[dict[str, Tensor]], wait: float, **shared: Tensor
+    ) -> tuple[dict[str, float], list[float]]:
+        """Scalars averaged over micro-batches and processes, and for how many seconds each process has waited for data,
+        of which `wait` is this one's. Reading them is the loop's one wait for the device in a step: it decides, on all
+        processes alike, whether the step counts and whether it is the last."""
         rows = torch.stack([torch.stack([part[name].float() for name in parts[0]]) for part in parts])
-        row = torch.cat([rows.mean(0), torch.stack([value.float() for value in shared.values()])])
-        return dict(zip([*parts[0], *shared], self.accelerator.reduce(row, "mean").tolist(), strict=True))
+        processes, names = self.accelerator.num_processes, [*parts[0], *shared]
+        waits = torch.zeros(processes)  # a place for each: the mean over processes has all of them
+        waits[self.accelerator.process_index] = processes * wait
+        others = torch.stack([value.float() for value in shared.values()])
+        row = torch.cat([rows.mean(0), others, waits.to(rows.device)])
+        values = self.accelerator.reduce(row, "mean").tolist()
+        return dict(zip(names, values, strict=False)), values[len(names) :]
 
     def _update(self, figures: dict[str, float], learning: dict[str, Learner]) -> None:
         self.learner.move(self.progress.step)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.tensor_files import save_tensors
 from tests.training.test_where_time_goes import SleepyData
 from tests.training.toy import ToyData, ToyModel, ToyTask, toy_config
 from training.advice import Compared, advice, largest_micro_batch, table
@@ -125,6 +126,19 @@ def test_a_measured_training_runs_as_any_other_afterwards(tmp_path):
     assert "step" not in vars(task)
     result = fit(task, ToyData(37), ToyData(13), toy_config(steps=2), tmp_path / "b", {})
     assert result.steps_done == 2
+
+
+def test_a_checkpoint_beside_the_steps_is_written_when_a_measurement_ends(tmp_path: Path, monkeypatch):
+    """Its folder is removed then."""
+
+    def slowly(*arguments):
+        time.sleep(0.1)
+        save_tensors(*arguments)
+
+    monkeypatch.setattr("training.checkpoint.save_tensors", slowly)
+    profiled(tmp_path, config=replace(CONFIG, save_in_background=True, validate_every=0, preview_every=0))
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert (checkpoint / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

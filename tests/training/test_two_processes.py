@@ -25,6 +25,8 @@ from common.recompute import Recomputation, blocks_of
 from stage1_vq.quantizers import NearestQuantizerConfig, build_quantizer
 from tests.training.test_companions import CriticTask
 from tests.training.toy import toy_config, toy_fit
+from training.checkpoint import Checkpoints
+from training.saving import Saver
 from training.trainer import Trainer, make_accelerator
 
 
@@ -77,6 +79,18 @@ def test_a_process_waits_as_long_as_the_training_says_and_no_longer():
     second = in_two_processes(wait, None, SECOND, 2.5)[1]
     assert second.startswith("process 1 has waited for the first one longer than processes wait for each other")
     assert "--train.timeout_minutes" in second
+
+
+def group_timeout(rank: int) -> float:
+    """Seconds, of those who write shares together."""
+    process_state()
+    checkpoints, accelerator = Checkpoints(Path("nowhere"), 1), make_accelerator(toy_config())
+    saver = Saver(checkpoints, accelerator, shares=True, background=True, timeout_minutes=90.0)
+    return saver.group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+
+
+def test_processes_that_write_shares_wait_as_long_as_the_training_says():
+    assert in_two_processes(group_timeout) == [5400.0, 5400.0]
 
 
 def test_long_work_of_the_first_process_survives_under_a_longer_timeout_than_the_group_began_with():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 
+from common.tensor_files import save_tensors
 from tests.training.toy import ToyData, ToyModel, toy_config, toy_fit, toy_task
 from training.clock import OTHER, Clock
 from training.metrics_log import (
@@ -67,7 +69,10 @@ def test_shares_of_the_wall_time_add_up_to_1_and_data_that_are_slow_are_waited_f
     for line in lines:
         assert sum(line["shares"].values()) == pytest.approx(1)
         assert line["memory_bytes"] > 1e7
-    assert max(lines[1]["shares"], key=lines[1]["shares"].get) == WAITING  # no validation and no checkpoint in it
+    first, second = lines[:2]  # no validation and no checkpoint between them
+    waited = second["waiting_seconds"] - first["waiting_seconds"]
+    assert waited >= 2 * 0.05
+    assert second["shares"][WAITING] == pytest.approx(waited / (second["seconds"] - first["seconds"]))
     parts = ("training_seconds", "validation_seconds", "preview_seconds", "saving_seconds")
     assert sum(lines[-1][name] for name in parts) <= lines[-1]["seconds"]
     assert lines[-1]["validation_seconds"] > 0
@@ -77,10 +82,27 @@ def test_a_slow_save_is_told_as_saving_also_where_a_validation_asks_for_it(tmp_p
     task = toy_task()
     task.model = SleepyModel()
     toy_fit(tmp_path, toy_config(steps=6, validate_every=2, ema_decay=0.0), task)
-    line = timing_of(tmp_path)[-1]
-    assert line["saving_seconds"] > max(0.1, line["validation_seconds"])
-    assert line["shares"][SAVING] > 0.4
+    before, line = timing_of(tmp_path)[-2:]
+    saved = line["saving_seconds"] - before["saving_seconds"]
+    assert saved > 0.1
+    assert line["saving_seconds"] > line["validation_seconds"]
+    assert line["shares"][SAVING] == pytest.approx(saved / (line["seconds"] - before["seconds"]))
     assert f", saving {line['shares'][SAVING]:.0%}" in capsys.readouterr().out
+
+
+def test_the_last_checkpoint_is_waited_for_as_saving_where_it_is_written_beside_the_steps(
+    tmp_path: Path, monkeypatch, capsys
+):
+    def slowly(*arguments):
+        time.sleep(0.3)
+        save_tensors(*arguments)
+
+    monkeypatch.setattr("training.checkpoint.save_tensors", slowly)
+    monkeypatch.setattr("training.metrics_log.MEASURED_SECONDS", 0.0)
+    toy_fit(tmp_path, toy_config(steps=2, validate_every=0, save_every=2, save_in_background=True))
+    found = re.search(r"time of the run: .*, saving (\d+)%", capsys.readouterr().out)
+    assert found is not None
+    assert int(found[1]) > 30
 
 
 def test_a_run_whose_log_knows_less_goes_on_and_counts_from_there(tmp_path: Path):
