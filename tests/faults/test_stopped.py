@@ -11,17 +11,25 @@ import pytest
 from tests.faults.conftest import Workshop, assert_same
 from tests.faults.workshop import line
 from tests.processes import Processes, run_zellige, signalled
+from training.checkpoint import Checkpoints
 
 
-@pytest.mark.parametrize("job", ["train-vae"])
-def test_sigterm_ends_a_training_after_its_step_and_the_same_command_continues(
-    processes: Processes, workshop: Workshop, job: str
+@pytest.mark.parametrize(
+    ("job", "number", "beside"),
+    [("train-vae", signal.SIGTERM, "false"), ("train-stage1", signal.SIGUSR1, "true")],
+    ids=["sigterm", "sigusr1-beside"],
+)
+def test_a_signal_ends_a_training_after_its_step_and_the_same_command_continues(
+    processes: Processes, workshop: Workshop, job: str, number: signal.Signals, beside: str
 ):
-    event = workshop.events[job] // 3
-    process = processes.start(signalled, ".", event, signal.SIGTERM, run_zellige, *line(job, "broken"))
-    process.wait()
-    assert re.search(r"SIGTERM: step \d+ is done and saved", process.stdout), process.stderr
-    assert f"continue with: zellige {' '.join(line(job, 'broken'))}" in process.stdout
+    """Also where checkpoints are written beside the steps: it ends when the last one is whole."""
+    words = (*line(job, "broken"), "--train.save_in_background", beside)
+    process = processes.start(signalled, ".", workshop.events[job] // 3, number, run_zellige, *words)
+    assert process.wait() == 75, process.stderr
+    said = re.search(rf"{number.name}: step (\d+) is done and saved", process.stdout)
+    assert said is not None, process.stdout
+    assert f"continue with: zellige {' '.join(words)}" in process.stdout
+    assert Checkpoints(Path("broken") / "checkpoints", 1).newest_good() == (int(said[1]), [])
     assert not list(Path("broken").rglob(".*"))
     processes.zellige(*line(job, "broken")).succeed()
     assert_same(job, Path("broken"))
