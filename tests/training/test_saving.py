@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -18,6 +16,7 @@ from torch import nn
 
 from common.errors import Stopped, UserError
 from pipelines import cli
+from tests.processes import Processes
 from tests.training.test_checkpoint import flip_a_bit, truncate
 from tests.training.test_loop import assert_same_run, newest_weights
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
@@ -173,21 +172,15 @@ def train_by_command(run: Path, steps: int) -> None:
     sys.exit(cli.main(["train-stage1"]))
 
 
-def test_sigusr1_stops_a_training_with_75_after_a_checkpoint_and_a_finished_one_ends_with_0(tmp_path: Path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.test_loop", "torch._dynamo"])
-    process = context.Process(target=train_by_command, args=(tmp_path, 1_000_000))
-    process.start()
+def test_sigusr1_stops_a_training_with_75_after_a_checkpoint_and_a_finished_one_ends_with_0(
+    processes: Processes, tmp_path: Path
+):
+    process = processes.start(train_by_command, tmp_path, 1_000_000)
     log, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size) and process.is_alive() and time.monotonic() < deadline:
+    while not (log.exists() and log.stat().st_size) and process.is_running() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGUSR1)
-    process.join(60)
-    assert process.exitcode == 75
+    process.signal(signal.SIGUSR1)
+    assert process.wait() == 75
     (saved,) = steps_of(tmp_path)
-    again = context.Process(target=train_by_command, args=(tmp_path, saved + 1))
-    again.start()
-    again.join(60)
-    assert again.exitcode == 0
+    processes.start(train_by_command, tmp_path, saved + 1).succeed()
     assert steps_of(tmp_path) == [saved, saved + 1]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,39 +20,26 @@ from common.errors import UserError
 from common.processes import on_main_process, process_state
 from common.recompute import Recomputation, blocks_of
 from stage1_vq.quantizers import NearestQuantizerConfig, build_quantizer
+from tests.processes import Processes
 from tests.training.test_companions import CriticTask
 from tests.training.toy import toy_config, toy_fit
 from training.checkpoint import Checkpoints
 from training.saving import Saver
 from training.trainer import Trainer, make_accelerator
 
-
-def in_two_processes(work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` returns in each process; None where it came to nothing."""
-    context = multiprocessing.get_context("forkserver")  # forks from a process that has imported torch, and no more
-    context.set_forkserver_preload(["tests.training.test_loop", "torch._dynamo"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = [context.SimpleQueue() for _ in range(2)]
-    processes = [
-        context.Process(target=one_of_two, args=(rank, port, results[rank], work, *arguments)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        process.kill()
-    return [None if queue.empty() else queue.get() for queue in results]
+RESULT = "it returned "
 
 
-def one_of_two(rank: int, port: int, result: Any, work: Callable[..., Any], *arguments: Any) -> None:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
-    result.put(work(rank, *arguments))
-    sys.stdout.flush()
+def in_two_processes(processes: Processes, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(rank, *arguments)` returns in each process, as JSON has it; None where it came to nothing."""
+    both = processes.job(one_of_two, work, *arguments)
+    for process in both:
+        process.wait(120)
+    return [json.loads(process.stdout.rpartition(RESULT)[2]) if RESULT in process.stdout else None for process in both]
+
+
+def one_of_two(work: Callable[..., Any], *arguments: Any) -> None:
+    print(RESULT + json.dumps(work(int(os.environ["RANK"]), *arguments)), flush=True)
     os._exit(0)  # without the interpreter's shutdown, as `leave`
 
 
@@ -75,8 +59,8 @@ def wait(rank: int, first: float | None, then: float, seconds: float) -> str:
         return str(error)
 
 
-def test_a_process_waits_as_long_as_the_training_says_and_no_longer():
-    second = in_two_processes(wait, None, SECOND, 2.5)[1]
+def test_a_process_waits_as_long_as_the_training_says_and_no_longer(processes: Processes):
+    second = in_two_processes(processes, wait, None, SECOND, 2.5)[1]
     assert second.startswith("process 1 has waited for the first one longer than processes wait for each other")
     assert "--train.timeout_minutes" in second
 
@@ -89,12 +73,12 @@ def group_timeout(rank: int) -> float:
     return saver.group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
-def test_processes_that_write_shares_wait_as_long_as_the_training_says():
-    assert in_two_processes(group_timeout) == [5400.0, 5400.0]
+def test_processes_that_write_shares_wait_as_long_as_the_training_says(processes: Processes):
+    assert in_two_processes(processes, group_timeout) == [5400.0, 5400.0]
 
 
-def test_long_work_of_the_first_process_survives_under_a_longer_timeout_than_the_group_began_with():
-    assert in_two_processes(wait, SECOND, 1.0, 2.5) == ["done", "done"]
+def test_long_work_of_the_first_process_survives_under_a_longer_timeout_than_the_group_began_with(processes: Processes):
+    assert in_two_processes(processes, wait, SECOND, 1.0, 2.5) == ["done", "done"]
 
 
 # ---- how often ------------------------------------------------------------------------------------------------------
@@ -124,8 +108,10 @@ def collectives_of_steps(rank: int, folder: Path, accumulate: int) -> list[dict[
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_step_exchanges_gradients_once_however_many_micro_batches_it_has(tmp_path: Path, accumulate: int):
-    for steps in in_two_processes(collectives_of_steps, tmp_path, accumulate):
+def test_a_step_exchanges_gradients_once_however_many_micro_batches_it_has(
+    processes: Processes, tmp_path: Path, accumulate: int
+):
+    for steps in in_two_processes(processes, collectives_of_steps, tmp_path, accumulate):
         # Gradients of the model, gradients of the companion, figures, and what the toy's after_step averages.
         assert steps[-1] == {"gloo:all_reduce": 4}  # in the second step DDP lays out its buckets anew
 
@@ -146,8 +132,8 @@ def run_of_one_s_wishes(rank: int, run: Path) -> list[Any]:
     return [result.steps_done, result.stopped_by]
 
 
-def test_all_processes_save_and_stop_where_one_is_asked_to(tmp_path: Path):
-    assert in_two_processes(run_of_one_s_wishes, tmp_path) == [[8, "signal"], [8, "signal"]]
+def test_all_processes_save_and_stop_where_one_is_asked_to(processes: Processes, tmp_path: Path):
+    assert in_two_processes(processes, run_of_one_s_wishes, tmp_path) == [[8, "signal"], [8, "signal"]]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000004", "step_00000008"]
 
 
@@ -179,11 +165,11 @@ def collectives_of_norms(rank: int) -> list[Any]:
 
         count = counted(passes)
         found.append([count, [weight.grad.tolist() for weight in model.parameters()]])
-    return json.loads(json.dumps(found))
+    return found
 
 
-def test_recomputed_blocks_communicate_no_more_than_others():
-    for plain, recomputed in in_two_processes(collectives_of_norms):
+def test_recomputed_blocks_communicate_no_more_than_others(processes: Processes):
+    for plain, recomputed in in_two_processes(processes, collectives_of_norms):
         assert plain[0]["gloo:all_reduce"] == 8  # two norms with two sums each, and their gradients
         assert recomputed == plain
 
@@ -198,7 +184,7 @@ def collectives_of_a_codebook(rank: int) -> list[dict[str, int]]:
     return [micro_batches, counted(lambda: quantizer.update(4))]
 
 
-def test_a_codebook_communicates_when_it_moves_and_not_in_micro_batches():
-    for micro_batches, move in in_two_processes(collectives_of_a_codebook):
+def test_a_codebook_communicates_when_it_moves_and_not_in_micro_batches(processes: Processes):
+    for micro_batches, move in in_two_processes(processes, collectives_of_a_codebook):
         assert micro_batches == {}
         assert move == {"gloo:all_reduce": 2}  # how often each code was used, and the sums of its latents
