@@ -206,7 +206,7 @@ def train(family: str, folder: Path, run: Path, changes: dict[str, Any]) -> None
     else:
         prior, spec = PRIORS_OF[family]
         torch.manual_seed(0)
-        task = Stage2Task(PRIORS[prior.kind](prior, spec, 3), label_dropout=0.0)
+        task = Stage2Task(PRIORS[prior.kind](prior, spec, 3), label_dropout=0.3)
         fit(task, RandomCodes(spec, 60), RandomCodes(spec, 13), config, run, {"train": asdict(config)})
 
 

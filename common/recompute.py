@@ -7,7 +7,8 @@ it but the blocks inside are meant, "never" for one that is left alone with all 
 
 A block computes the same the second time, to the last bit: of dropout it draws the same. What it does besides, such as
 noting statistics of the batch, it must do once: it asks `recomputing`. And what it has found out together with other
-processes it takes from memory, `once_agreed`, for the recomputation is no time to communicate.
+processes, or drawn for its samples (common/draws.py), it takes from memory, `once_agreed`: the recomputation is no time
+to communicate, and it begins when others have drawn since.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class _State:
     """What is computed now. A process computes one block at a time: a GPU's backward pass, which has a thread of its
     own, runs while the others wait for it."""
 
-    agreed: deque[Tensor] | None = None  # inside a block: what it has found out together with other processes
+    agreed: deque[Tensor] | None = None  # inside a block: what it has found out or drawn, to be had again
     again: bool = False  # whether it is recomputed
 
 
@@ -41,7 +42,8 @@ def recomputing() -> bool:
 
 
 def once_agreed(compute: Callable[[], Tensor]) -> Tensor:
-    """What `compute`, which communicates, returns; where a block is recomputed, what it returned the first time."""
+    """What `compute`, which communicates or draws, returns; where a block is recomputed, what it returned the first
+    time."""
     if _state.agreed is None:
         return compute()
     if _state.again:

@@ -17,6 +17,7 @@ from codes.shard_folder import Split
 from codes.shards import CodeDataset
 from codes.spec import Codes
 from codes.training_images import TrainingImages
+from common.draws import uniform
 from common.errors import UserError
 from common.files import sha256_of_file
 from common.model_io import PretrainedModel
@@ -170,7 +171,7 @@ class Stage2Task:
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         codes, condition = self.split(batch)
-        dropped = torch.rand(batch["labels"].shape, device=batch["labels"].device) < self.label_dropout
+        dropped = uniform(len(batch["labels"]), device=batch["labels"].device) < self.label_dropout
         loss, nll = model(codes, self.prior.forget(condition, dropped))  # each b
         return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 

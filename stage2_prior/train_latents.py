@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codes.latents import LatentDataset
+from common.draws import normal_like
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.short_repr import changes
@@ -104,7 +105,7 @@ class Stage2LatentTask:
         self.prior.start(mean.to(device), variance.to(device), latents.to(device))
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
-        noise = torch.randn_like(batch["mean"]) if self.draws else None
+        noise = normal_like(batch["mean"]) if self.draws else None
         loss = model(latents_of(batch, noise)).mean()
         return StepOutput(loss, {"nll": loss.detach()})
 

@@ -91,7 +91,8 @@ class Task(Protocol):
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Called once before the first step of a new run with this process's micro-batches of that step. Here and in
-        `after_step` the global random generator gives all processes the same numbers, in `step` each its own."""
+        `after_step` the global random generator gives all processes the same numbers, in `step` each its own, as
+        dropout takes them. What a task draws for samples it draws there by common/draws.py."""
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         """Loss of one micro-batch of this step. `model` is the trained model as the loop has wrapped it (DDP,

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.compatibility import forget_accelerator_settings
 from common.distributed import from_first_process
+from common.draws import MicroBatch, draws_of
 from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.processes import on_main_process, process_state
@@ -190,7 +191,10 @@ class Trainer:
         begin, waited = time.perf_counter(), self.loader.seconds_waited
         self._seed(self.accelerator.process_index)
         scaler = self.accelerator.scaler
-        parts = [self._forward_backward(batch) for batch in islice(self.batches, self.config.accumulate)]
+        parts = [
+            self._forward_backward(batch, draws)
+            for draws, batch in zip(self.share.draws(self.progress.step), self.batches, strict=False)
+        ]
         if self.shares:
             self.learner.average_whole()
         norms = {"grad_norm": self.learner.clip(scaler)}
@@ -230,9 +234,9 @@ class Trainer:
             communication_seconds=communication_seconds(self.data_parallel, longest - own_wait),
         )
 
-    def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+    def _forward_backward(self, batch: Batch, draws: range) -> dict[str, Tensor]:
         # Divides losses by the number of micro-batches, and lets processes exchange gradients after the last.
-        with self.accelerator.accumulate(self.model):
+        with self.accelerator.accumulate(self.model), draws_of(self._micro_batch(draws)):
             if self.shares:
                 self.shares.average_with(self.accelerator.sync_gradients)
             with self.accelerator.autocast(), self.recomputation.on():
@@ -450,6 +454,12 @@ class Trainer:
         """Makes random numbers a function of the step: each process its own for the forward pass, and all the
         same for what they must agree on."""
         torch.manual_seed(step_seed(self.config.seed, self.progress.step, who))
+
+    def _micro_batch(self, draws: range) -> MicroBatch:
+        """By which samples draw the same on however many processes and in however many micro-batches."""
+        config, step = self.config, self.progress.step
+        place, size = draws.start % config.batch_size, config.batch_size
+        return MicroBatch(step_seed(config.seed, step, "samples"), place, len(draws), size)
 
     def _learning_rate(self, step: int) -> float:
         config = self.config

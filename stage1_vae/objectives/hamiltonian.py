@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from common.compatibility import never_compiled
+from common.draws import normal_like
 from common.errors import check_fields
 from stage1_vae.objectives.base import Objective, ObjectiveOutput, TrainingFacts
 from stage1_vae.objectives.elbo import elbo_figures
@@ -85,8 +86,8 @@ class Leapfrog(nn.Module):
         self.root_logit = nn.Parameter(torch.tensor(math.log(root / (1 - root))))  # of sqrt(beta_0), below 1
 
     def momentum(self, latents: Tensor) -> Tensor:
-        """N(0, I), like the latents: what the first momentum is before its temperature."""
-        return torch.randn_like(latents)
+        """N(0, I), like the latents, k b *shape: what the first momentum is before its temperature."""
+        return normal_like(latents, axis=1)
 
     @never_compiled
     def forward(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from common.draws import uniform
 from common.errors import UserError, check_fields
 from common.model_io import PretrainedModel
 from stage1_vae.model import Move, NoiseSource, terms_of_one_group
@@ -131,8 +132,9 @@ class SequenceVAE(PretrainedModel):
         draws, batch = latents.shape[:2]
         inputs = self.output.embedded(sequences)[:, :-1]
         if self.training and self.config.word_dropout:
-            kept = torch.rand(inputs.shape[:2], device=inputs.device) >= self.config.word_dropout
-            inputs = inputs * kept.unsqueeze(-1)
+            # As many as the longest sequence could have: how many these have depends on which share a micro-batch.
+            drawn = uniform(batch, self.longest, device=inputs.device)[:, : inputs.shape[1]]
+            inputs = inputs * (drawn >= self.config.word_dropout).unsqueeze(-1)
         inputs = torch.cat([self.first.expand(batch, 1, -1), inputs], dim=1)
         many = inputs.expand(draws, *inputs.shape).flatten(0, 1)
         hidden = self.decoder(many, latents.flatten(0, 1))

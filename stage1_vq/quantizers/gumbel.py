@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes
 from common.distributed import global_mean, mean_over_processes
+from common.draws import exponential_like
 from common.errors import check_fields
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized
@@ -104,7 +105,7 @@ class GumbelQuantizer(CountingQuantizer):
         return self.usage.warnings(metrics, steps_per_epoch, remedies)
 
     def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. The noise of training mode is drawn by PyTorch's global generator. Losses: `kl_loss`, the
+        """z: b d h w. Training mode draws noise (common/draws.py). Losses: `kl_loss`, the
         divergence of the posterior from the uniform prior in nats, mean over codes, times the weight of this step; in
         training mode `diversity_loss`, minus the entropy of the batch's mean posterior in nats, times its weight.
         Statistics: `temperature`, and the figures without weights, `kl` and `batch_entropy`, if they are computed."""
@@ -113,7 +114,7 @@ class GumbelQuantizer(CountingQuantizer):
             codes = logits.argmax(1)
             if self.training:
                 self.usage.note(codes)
-                noise = -torch.empty_like(logits).exponential_().log()
+                noise = -exponential_like(logits).log()
                 z_q = self.sample(logits, noise, self.temperature())
             else:
                 z_q = self.codes_to_latents((codes,))

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
+from common.draws import uniform
 from common.errors import FieldError, check_fields, fields_at
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
@@ -116,7 +117,7 @@ class ResidualQuantizer(Quantizer):
         self.check_latents(z)
         layer_config, by_layers = self.config.layer, self.config.gradient_through == "layers"
         dropout = self.training and self.config.quantizer_dropout > 0
-        kept = self.draw_layers_kept(len(z)).to(z.device).view(-1, 1, 1, 1) if dropout else None
+        kept = self.draw_layers_kept(len(z), z.device).view(-1, 1, 1, 1) if dropout else None
         with float32_island(z.device.type):
             latents = self.project_in(z.float())
             residual, total = latents, torch.zeros_like(latents)
@@ -139,14 +140,15 @@ class ResidualQuantizer(Quantizer):
         error = residual.detach().square().mean()
         return Quantized(z_q, tuple(codes), mean_over(losses), {"quantization_error": error})
 
-    def draw_layers_kept(self, b: int) -> Tensor:
+    def draw_layers_kept(self, b: int, device: torch.device) -> Tensor:
         """How many layers the decoder sees of each of b images: all, or with chance `quantizer_dropout` 1 to D alike.
 
         Codebooks, codes and losses know nothing of it: every layer learns from every image, so that neither the
         codebooks nor the weights with a gradient depend on what each process has drawn.
         """
-        drawn = torch.randint(1, self.config.depth + 1, (b,))
-        return torch.where(torch.rand(b) < self.config.quantizer_dropout, drawn, self.config.depth)
+        whether, which = uniform(b, 2, device=device).unbind(1)
+        drawn = (which * self.config.depth).long().clamp(max=self.config.depth - 1) + 1
+        return torch.where(whether < self.config.quantizer_dropout, drawn, self.config.depth)
 
     def codes(self, z: Tensor) -> Codes:
         return self.codes_after(z, ())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codes.latents import LatentSpec
+from common.draws import normal_like
 from common.errors import check_fields
 from stage2_prior.latents.base import LatentPriorModel
 
@@ -72,7 +73,7 @@ class SecondVAE(LatentPriorModel):
 
     def loss_of_standard(self, z: Tensor) -> Tensor:
         mean, log_scale = self.posterior(z)
-        u = mean + log_scale.exp() * torch.randn_like(mean)
+        u = mean + log_scale.exp() * normal_like(mean)
         kl = (0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale).sum(-1)
         return kl - self.log_likelihood(u, z)
 

@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec
+from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.masked_sampling import Draw, Fill, Uniforms
@@ -222,15 +223,9 @@ class MaskedPrior(Prior):
         return total
 
 
-def spread(count: int, device: torch.device) -> Tensor:
-    """Random numbers in [0, 1), `b`, each uniform, together evenly apart: they make a batch a better estimate than
-    independent ones (Kingma et al. 2021, arXiv:2107.00630)."""
-    return (torch.rand((), device=device) + torch.arange(count, device=device) / count) % 1
-
-
 def hide(counts: Tensor, positions: int) -> Tensor:
     """Random sets of `counts` (b) of the positions: `b n`, bool."""
-    return rank(torch.rand(len(counts), positions, device=counts.device)) < counts[:, None]
+    return rank(uniform(len(counts), positions, device=counts.device)) < counts[:, None]
 
 
 def rank(numbers: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from codes.spec import Codes
+from common.draws import spread
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.masked_sampling import CHOICE_STREAM, CODE_STREAM, Draw, SurestFirst, Uniforms, cosine_share
 from stage2_prior.priors.base import TrainingLoss
-from stage2_prior.priors.masked import MaskedPrior, hide, network_of, spread
+from stage2_prior.priors.masked import MaskedPrior, hide, network_of
 from stage2_prior.priors.transformer import TransformerConfig
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from codes.shards import CodeDataset
 from codes.spec import Codes, CodeSpec
+from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior
@@ -127,24 +128,21 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: VARConfig, drop_path: float):
+    def __init__(self, config: VARConfig):
         super().__init__()
         self.modulation: Any = Offsets(config.width) if config.shared_adaln else Modulation(config.width, 6)
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.path = nn.Dropout(drop_path)
 
-    def forward(self, x: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, mask: Tensor, kept: Tensor | tuple[float, float] = (1.0, 1.0)
+    ) -> Tensor:
+        """kept: by what the two paths of each sample are multiplied, 2 b 1 1."""
         gain1, gain2, scale1, scale2, shift1, shift2 = self.modulation(condition).unbind(2)
         attended = self.attention.attend(*self.attention.project(modulated(x, scale1, shift1)), mask)
-        x = x + self.kept(x) * gain1 * self.dropout(attended)
-        return x + self.kept(x) * gain2 * self.dropout(self.feed_forward(modulated(x, scale2, shift2)))
-
-    def kept(self, x: Tensor) -> Tensor:
-        """Which samples take the path and not the way around it (Huang et al. 2016, arXiv:1603.09382): `b 1 1`, 0 or
-        the inverse of the share that does."""
-        return self.path(x.new_ones(len(x), 1, 1))
+        x = x + kept[0] * gain1 * self.dropout(attended)
+        return x + kept[1] * gain2 * self.dropout(self.feed_forward(modulated(x, scale2, shift2)))
 
 
 class VAR(AutoregressivePrior):
@@ -186,7 +184,8 @@ class VAR(AutoregressivePrior):
         self.scales = nn.Embedding(len(sizes), width)
         self.shared: nn.Module = Modulation(width, 6) if config.shared_adaln else nn.Identity()
         rise = max(1, config.layers - 1)
-        self.blocks = nn.ModuleList(Block(config, config.drop_path * n / rise) for n in range(config.layers))
+        self.drop_paths = [config.drop_path * n / rise for n in range(config.layers)]
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.output_modulation = Modulation(width, 2)
         self.output = nn.Linear(width, vocabularies[0])
         scale_of = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
@@ -235,6 +234,15 @@ class VAR(AutoregressivePrior):
             return self.classes.weight[-1].expand(batch, -1)
         return self.classes(condition.labels)
 
+    def kept_paths(self, x: Tensor) -> Tensor:
+        """Which samples, x: b n d, take the two paths of each block and not the way around (Huang et al. 2016,
+        arXiv:1603.09382): `layers 2 b 1 1`, 0 or the inverse of the share that does."""
+        if not self.training or not self.config.drop_path:
+            return x.new_ones(len(self.blocks), 2, len(x), 1, 1)
+        share = 1 - torch.tensor(self.drop_paths, device=x.device)[:, None]
+        drawn = uniform(len(x), len(self.blocks), 2, device=x.device)
+        return ((drawn < share) / share).permute(1, 2, 0)[..., None, None].to(x.dtype)
+
     def positions(self) -> Tensor:
         """What tells the places of all scales apart: 1 n d."""
         return self.places + self.scales(self.scale_of)
@@ -245,8 +253,8 @@ class VAR(AutoregressivePrior):
         seen = self.word(self.latents(codes).to(self.word.weight.dtype))
         x = torch.cat([vectors[:, None] + self.start, seen], dim=1) + self.positions()  # b n d
         modulation, mask = self.shared(vectors), self.scale_of[:, None] >= self.scale_of
-        for block in self.blocks:
-            x = block(x, modulation, mask)
+        for block, kept in zip(self.blocks, self.kept_paths(x), strict=True):
+            x = block(x, modulation, mask, kept)
         return self.output(modulated(x, *self.output_modulation(vectors).unbind(2)))  # b n k
 
     @property

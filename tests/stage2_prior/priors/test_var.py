@@ -189,21 +189,22 @@ def test_a_fresh_block_is_nearly_the_identity_as_far_as_initial_gain_says(shared
 
 def test_a_path_is_dropped_for_whole_samples_and_more_often_the_deeper():
     prior = VAR(VARConfig(layers=5, width=32, heads=2, drop_path=0.4), SPEC, CLASSES)
-    rates = [block.path.p for block in prior.blocks]
-    torch.testing.assert_close(torch.tensor(rates), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]))
-    block = Block(TINY, 0.5).train()
-    kept = block.kept(torch.ones(2000, 3, 4))
-    assert kept.shape == (2000, 1, 1)
-    assert kept.unique().tolist() == [0.0, 2.0]
-    assert 0.9 < kept.mean() < 1.1
-    assert block.eval().kept(torch.ones(5, 3, 4)).unique().tolist() == [1.0]
+    rates = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4])
+    torch.testing.assert_close(torch.tensor(prior.drop_paths), rates)
+    kept = prior.train().kept_paths(torch.ones(2000, 3, 4))
+    assert kept.shape == (5, 2, 2000, 1, 1)
+    for block, rate in zip(kept, rates, strict=True):
+        torch.testing.assert_close(block.unique(), torch.tensor([0.0, 1 / (1 - rate)] if rate else [1.0]))
+    torch.testing.assert_close((kept == 0).float().mean(dim=(1, 2, 3, 4)), rates, atol=0.03, rtol=0)
+    assert prior.eval().kept_paths(torch.ones(5, 3, 4)).unique().tolist() == [1.0]
 
 
 def test_a_dropped_path_leaves_the_sample_as_it_was():
     torch.manual_seed(0)
-    block, x = Block(TINY, 0.5).train(), torch.randn(40, 6, 32)
-    same = (block(x, torch.randn(40, 32), torch.ones(6, 6, dtype=torch.bool)) == x).all(dim=(1, 2))
-    assert 0 < same.sum() < 40
+    block, x = Block(TINY), torch.randn(3, 6, 32)
+    kept = torch.tensor([[1.0, 0.0, 0.0], [1.0, 2.0, 0.0]]).view(2, 3, 1, 1)
+    same = (block(x, torch.randn(3, 32), torch.ones(6, 6, dtype=torch.bool), kept) == x).all(dim=(1, 2))
+    assert same.tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
