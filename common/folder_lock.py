@@ -14,9 +14,10 @@ import os
 import platform
 import random
 import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -86,12 +87,16 @@ def held_part(folder: Path, command: str, part: range, process: int = 0) -> Iter
 def check_parts_free(folder: Path, command: str, part: range | None = None) -> None:
     """Raises UserError if a process that lives keeps a part of the folder, one that overlaps `part`. Lock files of dead
     ones go."""
+    dead: list[dict[str, object]] = []
     for path, other in parts_of(folder):
         if part is None or max(part.start, other.start) < min(part.stop, other.stop):
             if path in held_here:
                 raise UserError(f"this process is writing to {path.parent} already; wait for it to end")
             with explain_disk_errors(path):
-                release(path, take(path, command))
+                file, holder = take(path, command)
+                release(path, file)
+            dead += [] if holder is None else [holder]
+    say_taken_over(Path(folder), dead)
 
 
 def parts_of(folder: Path) -> list[tuple[Path, range]]:
@@ -124,7 +129,8 @@ def locked(path: Path, command: str) -> Iterator[None]:
     made = not folder.exists()
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = take(path, command)
+        file, dead = take(path, command)
+    say_taken_over(folder, [] if dead is None else [dead])
     held_here[path] = command
     ended = threading.Event()
     pulse = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
@@ -141,8 +147,9 @@ def locked(path: Path, command: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def take(path: Path, command: str) -> int:
-    """The open lock file, which is this process's now. Raises UserError, or OSError."""
+def take(path: Path, command: str) -> tuple[int, dict[str, object] | None]:
+    """The open lock file, which is this process's now, and what a process wrote of itself that died with it; None where
+    there was none. Raises UserError, or OSError."""
     while True:
         try:
             file, is_new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -161,6 +168,7 @@ def take(path: Path, command: str) -> int:
             # Watching opens the file, and what a process opens and closes takes all its locks on that file with it.
             if locked is False or not (gone or (is_silent(path) and lock(file) is not False)):
                 raise UserError(refusal(path, holder))
+            dead = holder
             me = {
                 "command": f"zellige {command}",
                 "pid": os.getpid(),
@@ -175,7 +183,7 @@ def take(path: Path, command: str) -> int:
                 time.sleep(SETTLED)
                 if (holder := read_holder(file)) != me:
                     raise UserError(refusal(path, holder))
-            return file
+            return file, None if is_new else dead
         except BaseException:
             with suppress(OSError):
                 os.close(file)
@@ -248,13 +256,30 @@ def read_holder(file: int) -> dict[str, object]:
 
 
 def refusal(path: Path, holder: dict[str, object]) -> str:
+    elsewhere = holder.get("machine") not in (None, machine())
+    return (
+        f"another process is writing to {path.parent}{described(holder)}; wait for it to end, or name "
+        "another folder" + (f" (if that machine is down, delete {path})" if elsewhere else "")
+    )
+
+
+def described(holder: dict[str, object]) -> str:
+    """In brackets, as far as it is known."""
     known = ", ".join(
         f"{before} {holder[name]}".strip()
         for name, before in (("command", ""), ("pid", "pid"), ("host", "on"), ("since", "since"))
         if name in holder
     )
-    elsewhere = holder.get("machine") not in (None, machine())
-    return (
-        f"another process is writing to {path.parent}{f' ({known})' if known else ''}; wait for it to end, or name "
-        "another folder" + (f" (if that machine is down, delete {path})" if elsewhere else "")
-    )
+    return f" ({known})" if known else ""
+
+
+def say_taken_over(folder: Path, dead: Sequence[dict[str, object]]) -> None:
+    """A word where somebody else may still wonder what became of a process."""
+    if dead:
+        others = f", and {len(dead) - 1} more" if len(dead) > 1 else ""
+        print(
+            f"note: the process that was writing to {folder} has ended without a word{described(dead[0])}{others}; it "
+            "is continued",
+            file=sys.stderr,
+            flush=True,
+        )

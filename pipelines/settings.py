@@ -66,7 +66,7 @@ def results_folder(
 def forget_settings_of_part(out: Path, command: str, results: str) -> None:
     """As `forget_settings`, unless jobs of other parts go by the record."""
     if next(out.rglob(results), None) is None:
-        with gate(out, command):
+        with suppress(UserError), gate(out, command):  # another keeps the folder now, and the record
             if not parts_of(out):
                 forget_settings(out, results)
         with suppress(OSError):  # it is not empty

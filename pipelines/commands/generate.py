@@ -124,6 +124,11 @@ def generate_files(config: GenerateConfig) -> str:
     as_given = others is not None and label is None and others.has_classes_of(pipeline)
     if as_given and rows is not None and rows.labels is not None:
         as_given = False
+    if as_given and config.per_class is not None:
+        raise UserError(
+            f"per_class={config.per_class}, but samples are of the classes of the given codes; give num, or a plan "
+            "with labels"
+        )
 
     def classes_of(samples: Sequence[int]) -> list[int] | None:
         if others is not None and as_given:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from common.owned_folder import SHEET_NAME
 from common.wording import counted
 from pipelines.generation.layout import Layout
 from pipelines.generation.plan import Plan
-from pipelines.generation.records import recorded_ends, with_records
+from pipelines.generation.records import record_name, recorded_ends, with_records
 from pipelines.generation.sinks import encoded, pictures_of
 from pipelines.generation.store import Store
 from pipelines.pictures import class_rows, contact_sheet, in_columns
@@ -41,9 +42,10 @@ def write_samples(store: Store, layout: Layout, plan: Plan) -> None:
     units = layout.units(range(plan.num), plan.num)
     with store.writing(SAMPLES_NAME) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for unit, record in with_records(store, units, ends):
-            sizes = [] if record is None else record.sizes
+            if record is None:
+                raise UserError(f"{store.path(record_name(unit))} is damaged or gone; the same command makes it again")
             where: dict[str, Any] = {"tar": layout.tar(unit.start)} if layout.format == "tar" else {}
-            for about, size in zip(plan.lines(unit), sizes, strict=False):
+            for about, size in zip(plan.lines(unit), record.sizes, strict=False):
                 i = about["index"]
                 name = layout.file(i) if where else layout.path(i)
                 line = {"file": name, **where, **about, "bytes": size}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +189,9 @@ def rows_of_file(place: Path, path: str) -> Iterator[tuple[int, dict[str, Any]]]
         with open(place, encoding="utf-8-sig", newline="") as file:
             if place.suffix.lower() == ".csv":
                 reader = csv.DictReader(file, restkey="more than the head", strict=True)
+                head = reader.fieldnames or []
+                if twice := [name for name in head if head.count(name) > 1]:
+                    raise UserError(f"plan={path} has two columns {twice[0]!r}, expected each once")
                 for row in reader:
                     yield reader.line_num, row
                 return
@@ -199,7 +201,9 @@ def rows_of_file(place: Path, path: str) -> Iterator[tuple[int, dict[str, Any]]]
                     if not isinstance(row, dict):
                         raise UserError(f'plan={path}, line {line}: expected an object such as {{"label": 3}}')
                     yield line, row
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except UserError:
+        raise
+    except (ValueError, csv.Error) as error:
         raise UserError(
             f"plan={path} cannot be read ({error}); expected UTF-8, a CSV or one JSON object a line"
         ) from error
@@ -212,11 +216,13 @@ def label_in(value: Any, class_names: Sequence[str] | None, where: str) -> int:
     if str(value) in (class_names or ()):
         return class_named(class_names, str(value))
     try:
-        return int(value)
+        number = int(value)
     except ValueError:
-        pass
+        number = None
+    if number is not None and abs(number) < 2**63:
+        return number
     try:
-        return class_named(class_names, value)
+        return class_named(class_names, str(value))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -78,17 +78,19 @@ def parsed(data: bytes, unit: range) -> Record | None:
     return record if len(record.sizes) == len(unit) else None
 
 
-def missing_of(store: Store, layout: Layout, unit: range, record: Record | None) -> list[int]:
-    """The samples of a unit that are not there, or not whole."""
+def missing_of(store: Store, layout: Layout, unit: range, record: Record | None, closely: bool) -> list[int]:
+    """The samples of a unit that are not there, or not whole. closely: of a file of the recorded size this is asked
+    too, not only of those without a record. Of a tar its size tells, in any case."""
     known = [] if record is None else record.sizes[: len(unit)]
     if layout.format == "tar":
         whole = record is not None and len(known) == len(unit) and tar_size(store, layout, unit) == record.tar
         return [] if whole else list(unit)
     sizes = sizes_of(store, layout, unit)
-    missing = [i for i, size, right in zip(unit, sizes, known, strict=False) if size != right]
-    there = [unit[place] for place in range(len(known), len(unit)) if sizes[place] > 0]
-    whole_ones = {i for i, whole in zip(there, are_whole(store, layout, there), strict=True) if whole}
-    return missing + [i for i in unit[len(known) :] if i not in whole_ones]
+    expected = [*known, *[None] * (len(unit) - len(known))]
+    missing = {i for i, size, right in zip(unit, sizes, expected, strict=True) if size < 1 or right not in (None, size)}
+    unsure = [i for i, right in zip(unit, expected, strict=True) if i not in missing and (closely or right is None)]
+    whole = are_whole(store, layout, unsure)
+    return sorted(missing.union(i for i, is_whole in zip(unsure, whole, strict=True) if not is_whole))
 
 
 def tar_size(store: Store, layout: Layout, unit: range) -> int:

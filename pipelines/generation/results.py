@@ -18,10 +18,18 @@ from pipelines.generation.layout import MOST_PER_SHARD, PER_SHARD, Format, Layou
 from pipelines.generation.plan import Plan
 from pipelines.generation.sinks import QUALITY
 from pipelines.generation.store import FolderStore, Store, is_address, open_store
-from pipelines.generation.work import NUMBERED, Draw, Work, is_complete, make_missing, results_of
+from pipelines.generation.work import (
+    BATCH_SIZE,
+    NUMBERED,
+    Draw,
+    Work,
+    find_missing,
+    is_complete,
+    make_missing,
+    results_of,
+)
 from pipelines.settings import recorded_settings
 
-BATCH_SIZE = 64  # when nothing else is said
 PART = re.compile(r"(\d+):(\d+)")
 
 # What a record from before there were these settings was made with.
@@ -81,8 +89,7 @@ def generate_results(
     begun_with = batch_size_of(store, recorded)
     asked = output.batch_size or begun_with
     layout = layout_of(output, recorded, asked)
-    batch_size = min(asked or min(BATCH_SIZE, plan.num), layout.per_shard)
-    work = Work(store, layout, plan, batch_size, output.part, output.quality or QUALITY, first_anew=asked is None)
+    work = Work(store, layout, plan, asked, output.part, output.quality or QUALITY)
     if work.part is not None:
         layout.check_part(work.part, plan.num)
     if output.format == "npz" and work.part is not None:
@@ -99,7 +106,7 @@ def generate_results(
     if begun_with and asked != begun_with and state.is_main_process:
         print(
             f"note: {store.title} was begun in batches of {begun_with}; what is missing is made in batches of "
-            f"{batch_size}, and has the same codes but where a draw lies on the edge of rounding"
+            f"{work.batch_size}, and has the same codes but where a draw lies on the edge of rounding"
         )
     free = {"batch_size": lambda: True}
     with results_of(work, "generate", {**settings, **form}, state, {**defaults, **DEFAULTS}, free):
@@ -110,6 +117,12 @@ def generate_results(
                 f"{counted(part, 'image')} of {plan.num} in {store.title}, {found.images} of them missed at the start; "
                 "others are still at work: who is the last writes samples.jsonl and sheet.png, and where a process "
                 "died, the same command completes its share"
+            )
+        if work.part is not None and (lost := find_missing(found.work._replace(part=None))).units:
+            return (
+                f"{counted(len(work.part), 'image')} of {plan.num} in {store.title}, {found.images} of them missed at "
+                f"the start; {counted(lost.images, 'image')} of other ranges, or what is recorded of them, came to "
+                "harm since they were made: where no job is at them, the same command without --range makes them"
             )
         write_samples(store, layout, found.work.plan)
         write_sheet(store, layout, found.work.plan, turns)

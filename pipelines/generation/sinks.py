@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from common.errors import UserError
+from common.wording import one_line
 from pipelines.generation.layout import Format, Layout
 from pipelines.generation.store import Store
 
@@ -108,24 +110,38 @@ def tar_of_unit(store: Store, layout: Layout, unit: range, lines: Iterator[dict[
 
 
 def pictures_of(store: Store, layout: Layout, samples: Sequence[int]) -> Iterator[Image.Image]:
-    """Samples that are there, one after another."""
+    """Samples that are there, one after another. Raises UserError for one that is damaged, or gone in the meantime."""
     opened: dict[int, tarfile.TarFile] = {}  # the last tar
     try:
         for i in samples:
-            if layout.format != "tar":
-                data = store.read([layout.path(i)])[0]
-            else:
-                start = i - i % layout.per_shard
-                if start not in opened:
-                    for archive in opened.values():
-                        archive.close()
-                    archive = tarfile.open(fileobj=store.open(layout.tar(start)), mode="r")  # noqa: SIM115
-                    opened = {start: archive}
-                member = opened[start].extractfile(layout.file(i))
-                assert member is not None
-                data = member.read()
-            with Image.open(io.BytesIO(data)) as image:
-                yield image.copy()
+            name = layout.path(i) if layout.format != "tar" else layout.tar(i - i % layout.per_shard)
+            try:
+                picture = picture_of(store, layout, i, opened)
+            except UserError:
+                raise
+            except Exception as error:  # Pillow raises many kinds
+                raise UserError(
+                    f"{store.path(name)} is damaged or gone ({one_line(error, 100)}): delete it, and the same command "
+                    "makes it again"
+                ) from error
+            yield picture
     finally:
         for archive in opened.values():
             archive.close()
+
+
+def picture_of(store: Store, layout: Layout, number: int, opened: dict[int, tarfile.TarFile]) -> Image.Image:
+    """opened: the tar that was read last, by its first sample; it stays open for those beside it."""
+    if layout.format != "tar":
+        data = store.read([layout.path(number)])[0]
+    else:
+        start = number - number % layout.per_shard
+        if start not in opened:
+            for other in list(opened):
+                opened.pop(other).close()
+            opened[start] = tarfile.open(fileobj=store.open(layout.tar(start)), mode="r")  # noqa: SIM115
+        member = opened[start].extractfile(layout.file(number))
+        assert member is not None
+        data = member.read()
+    with Image.open(io.BytesIO(data)) as image:
+        return image.copy()

@@ -7,6 +7,8 @@ appear when they are complete.
 from __future__ import annotations
 
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +19,7 @@ from typing import IO, Any, Protocol
 from common.errors import UserError, explain_disk_errors
 from common.files import atomic_file, temporary_path, written_here
 
+ONE_SLASH = re.compile(r"[a-z][a-z0-9+]+:/(?!/)")  # of two letters at least: one is a drive of Windows
 PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
 
 
@@ -65,6 +68,11 @@ def is_address(out: str) -> bool:
 
 def open_store(out: str) -> Store:
     """Raises UserError for an address that nothing here can reach."""
+    if ONE_SLASH.match(out):
+        raise UserError(
+            f"{out}, expected a folder, or an address with two slashes, such as s3://bucket/place (a pathlib.Path "
+            "loses one of them: give it as text)"
+        )
     return ObjectStore(out) if is_address(out) else FolderStore(folder_of(out))
 
 
@@ -120,7 +128,7 @@ class FolderStore:
         try:
             with os.scandir(self.folder / folder) as entries:
                 return [entry.name for entry in entries if entry.is_file()]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read(self, names: Sequence[str]) -> list[bytes]:
@@ -139,9 +147,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def size_of(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:
         return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 class ObjectStore:

@@ -15,11 +15,21 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.processes import process_state
+from common.wording import either
 from pipelines.generated import Generated
 from pipelines.generation.finishing import SAMPLES_NAME
-from pipelines.generation.layout import PER_SHARD, Format, Layout
+from pipelines.generation.layout import PER_SHARD, SUFFIXES, Format, Layout
 from pipelines.generation.plan import Plan
-from pipelines.generation.records import Record, recorded_ends, sizes_of, tar_size, with_records, write_record
+from pipelines.generation.records import (
+    RECORD,
+    RECORDS,
+    Record,
+    recorded_ends,
+    sizes_of,
+    tar_size,
+    with_records,
+    write_record,
+)
 from pipelines.generation.results import Output
 from pipelines.generation.sinks import QUALITY, Sink, TarSink, files_of_unit, tar_of_unit
 from pipelines.generation.store import Store, open_store
@@ -52,6 +62,8 @@ def write_stream(
     image, a multiple of images_per_shard: what `written_samples(out)` says, to go on where a script was stopped. In
     memory is one batch. `samples.jsonl` is written when the stream ends. Raises UserError.
     """
+    if format not in SUFFIXES:
+        raise UserError(f"format={format}, expected {either(tuple(SUFFIXES))}")
     output = Output(out=str(out), format=format, quality=quality, images_per_shard=images_per_shard)
     if first_index < 0 or first_index % images_per_shard:
         raise UserError(f"first_index={first_index}, expected a multiple of images_per_shard={images_per_shard}")
@@ -62,6 +74,7 @@ def write_stream(
     with results_of(work, "stream", settings, process_state(), {}, {}):
         if (there := whole_units(recorded_ends(store), images_per_shard)) < first_index:
             raise UserError(f"first_index={first_index}, but {store.title} holds {there} images; go on from there")
+        forget_records(store, first_index)  # of a former stream, whose images are replaced
         num = first_index
         for start, samples in groupby(numbered(batches, first_index), lambda s: s.number - s.number % images_per_shard):
             num = start + write_unit(work, start, samples)
@@ -72,6 +85,13 @@ def write_stream(
 def written_samples(out: str | Path, *, images_per_shard: int = PER_SHARD) -> int:
     """How many images `write_stream` has written to a place, as far as thousands are complete: where to go on."""
     return whole_units(recorded_ends(open_store(str(out))), images_per_shard)
+
+
+def forget_records(store: Store, first: int) -> None:
+    """Takes the records of units from this sample on away."""
+    for name in store.names(RECORDS):
+        if (match := RECORD.fullmatch(name)) and int(match[1]) >= first:
+            store.remove(f"{RECORDS}/{name}")
 
 
 def whole_units(ends: dict[int, int], per_shard: int) -> int:

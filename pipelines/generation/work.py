@@ -33,6 +33,8 @@ from pipelines.generation.store import FolderStore, Store
 from pipelines.settings import results_folder
 
 NUMBERED = "[0-9]" * 6 + "*.*"  # pattern of results
+BATCH_SIZE = 64  # when nothing else is said
+READ_AGAIN = 10_000  # images: a folder of more is gone through by sizes
 ALL = range(2**62)  # the part of a folder that a job without --range keeps
 
 Use = Callable[[int, Image.Image], None]
@@ -47,11 +49,18 @@ class Work(NamedTuple):
     store: Store
     layout: Layout
     plan: Plan
-    batch_size: int
+    asked: int | None  # images of a batch; None: BATCH_SIZE, or one batch of fewer images than that
     part: range | None = None  # of the samples; None: all of them, in a folder that no other job writes to
     quality: int = 95  # of jpeg
-    # Whether the first batch is written whole where any of it is missing: a former one, of fewer images, was smaller.
-    first_anew: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        return min(self.asked or min(BATCH_SIZE, self.plan.num), self.layout.per_shard)
+
+    @property
+    def closely(self) -> bool:
+        """Whether a rerun reads each image that is there, not its size alone. A bucket keeps checksums of its own."""
+        return isinstance(self.store, FolderStore) and self.plan.num <= READ_AGAIN
 
     def grown(self) -> Work:
         """With the samples that are there beyond those asked for, if they all are."""
@@ -61,7 +70,7 @@ class Work(NamedTuple):
         first = num - num % self.layout.per_shard
         units = self.layout.units(range(first, there), there)
         for unit, record in with_records(self.store, units, recorded_ends(self.store)):
-            if any(i >= num for i in missing_of(self.store, self.layout, unit, record)):
+            if any(i >= num for i in missing_of(self.store, self.layout, unit, record, self.closely)):
                 return self
         return self._replace(plan=self.plan._replace(num=there))
 
@@ -76,12 +85,13 @@ class Missing(NamedTuple):
 
 
 def find_missing(work: Work) -> Missing:
-    """Looks at every image of the part: at its size where the unit is recorded, else at its end."""
+    """Looks at every image of the part: at its size where the unit is recorded, else, and of few images, at all of
+    it."""
     work = work.grown()
     ends = recorded_ends(work.store)
     units: list[tuple[int, int]] = []
     for unit, record in with_records(work.store, work.units(), ends):
-        missing = missing_of(work.store, work.layout, unit, record)
+        missing = missing_of(work.store, work.layout, unit, record, work.closely)
         if missing or record is None or len(record.sizes) < len(unit):
             units.append((unit.start, len(missing)))
     return Missing(work, units, sum(count for _, count in units))
@@ -93,7 +103,7 @@ def make_units(work: Work, starts: Sequence[tuple[int, int]], draw: Draw, *, sho
     units = [work.layout.unit(start, work.plan.num) for start, _ in starts]
     with progress_bar(sum(count for _, count in starts), "images", shown=shown) as progress:
         for unit, record in with_records(work.store, units, ends):
-            missing = missing_of(work.store, work.layout, unit, record)
+            missing = missing_of(work.store, work.layout, unit, record, work.closely)
             if work.layout.format == "tar":
                 record = make_tar(work, unit, missing, draw, progress.update)
             else:
@@ -121,7 +131,7 @@ def make_batches(
         wanted = [i for i in batch if i in missing]
         if not wanted:
             continue
-        if work.first_anew and batch.start == 0:
+        if work.asked is None and batch.start == 0:  # a former one, of fewer images, was smaller
             wanted = [i for i in batch if i < unit.stop]
         draw(batch, wanted, sink.take)
         sink.flush()

@@ -16,7 +16,7 @@ import pytest
 
 from common import folder_lock
 from common.errors import UserError
-from common.folder_lock import LOCK_NAME, held
+from common.folder_lock import LOCK_NAME, gate, held, held_part
 
 HOLDER = """
 import sys, time
@@ -92,7 +92,7 @@ def test_a_second_process_is_refused_and_told_of_the_first(tmp_path: Path):
     )
 
 
-def test_what_a_killed_process_held_is_free_at_once(tmp_path: Path):
+def test_what_a_killed_process_held_is_free_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     holder = start_holder(tmp_path)
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -101,6 +101,26 @@ def test_what_a_killed_process_held_is_free_at_once(tmp_path: Path):
     with held(tmp_path, "generate"):
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
     assert time.monotonic() - begin < 2
+    assert list(tmp_path.iterdir()) == []
+    assert re.fullmatch(
+        rf"note: the process that was writing to {tmp_path} has ended without a word \(zellige generate, pid "
+        rf"{holder.pid}, on \S+, since [\d: -]+\); it is continued\n",
+        capfd.readouterr().err,
+    )
+    take_and_leave(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_dead_processes_of_a_job_of_ranges_are_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    for process in range(3):
+        lock = write_lock(tmp_path, folder_lock.machine())
+        lock.rename(f"{lock}.0-10.{process}")
+    with gate(tmp_path, "generate"), held_part(tmp_path, "generate", range(10, 20)):
+        assert capfd.readouterr().err == ""  # they may be anybody's: these numbers are not theirs
+    take_and_leave(tmp_path)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "(zellige encode, pid 7, on node3, since today), and 2 more; it is continued" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -156,6 +156,7 @@ def test_a_batch_size_that_nobody_asked_for_binds_nobody(model: Path, tmp_path: 
     """Two images and then more are, byte for byte, those that are made at once, and in full batches."""
     grown, at_once = tmp_path / "grown", tmp_path / "at_once"
     monkeypatch.setattr(results, "BATCH_SIZE", 8)
+    monkeypatch.setattr(work, "BATCH_SIZE", 8)
     config = GenerateConfig(model=str(model), out=str(grown), num=2)
     generate_files(config)
     batches = sizes_of_batches(monkeypatch)
@@ -364,4 +365,5 @@ def test_of_two_on_one_folder_one_is_refused_and_nothing_is_lost(processes: Proc
     line = generate_files(GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=400))
     assert line.startswith("400 images in")
     assert "0 of them new" in line
-    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == [".units"]
+    hidden = [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert hidden == [".units"]  # no lock, nothing half-written

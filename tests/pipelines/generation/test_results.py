@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.folder_lock import LOCK_NAME, gate, held_part
 from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.evaluation.made import generated
-from pipelines.generation import results
+from pipelines.generation import results, work
 from pipelines.generation.store import FolderStore, ObjectStore
 from pipelines.two_stage import TwoStagePipeline
 
@@ -79,7 +79,7 @@ def test_thousands_lie_in_folders_of_their_own_and_each_begins_a_batch(config, t
     assert len(generated(tmp_path / "out")) == 11  # as evaluate reads it
 
 
-@pytest.mark.parametrize("harm", ["gone", "short", "other", "no records"])
+@pytest.mark.parametrize("harm", ["gone", "short", "other", "flipped", "no records"])
 def test_what_comes_to_harm_is_made_again_and_nothing_else(config, tmp_path: Path, harm: str):
     generate_files(config)
     out = tmp_path / "out"
@@ -89,6 +89,9 @@ def test_what_comes_to_harm_is_made_again_and_nothing_else(config, tmp_path: Pat
         hurt.unlink()
     elif harm == "short":  # as a power cut leaves it
         hurt.write_bytes(hurt.read_bytes()[:-20])
+    elif harm == "flipped":
+        data = hurt.read_bytes()
+        hurt.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
     elif harm == "other":
         hurt.write_bytes(hurt.read_bytes() + b"x")
     else:
@@ -183,6 +186,51 @@ def test_jobs_of_ranges_complete_a_folder_in_any_order(config, tmp_path: Path, n
             generate_files(replace(parts, range=given))
 
 
+@pytest.mark.parametrize("kind", ["png", "tar"])
+def test_what_came_to_harm_in_another_range_is_told_by_the_last_job(config, tmp_path: Path, kind: str):
+    config, out = replace(config, format=kind), tmp_path / "out"
+    generate_files(replace(config, range="0:8"))
+    if kind == "tar":
+        (out / "000000.tar").unlink()
+        lost = "4 images"
+    else:
+        (out / "000002.png").unlink()
+        (out / ".units" / "000004-000008.json").write_text("{")
+        lost = "1 image"
+    line = generate_files(replace(config, range="8:11"))
+    assert line.startswith(
+        f"3 images of 11 in {out}, 3 of them missed at the start; {lost} of other ranges, or what is"
+    )
+    assert line.endswith("the same command without --range makes them")
+    assert not (out / "samples.jsonl").exists()
+    assert f"{lost[0]} of them new" in generate_files(config)
+    assert len((out / "samples.jsonl").read_text().splitlines()) == 11
+
+
+def test_an_image_that_is_damaged_unseen_is_one_sentence_where_it_is_shown(config, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(work, "READ_AGAIN", 10)  # of more a rerun looks at sizes
+    generate_files(config)
+    hurt = tmp_path / "out" / "000001.png"
+    data = hurt.read_bytes()
+    hurt.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    with pytest.raises(
+        UserError, match=r"000001\.png is damaged or gone \(.*\): delete it, and the same command makes"
+    ):
+        generate_files(config)
+    hurt.unlink()
+    generate_files(config)
+    assert hurt.read_bytes() == data
+
+
+def test_fewer_images_are_completed_in_the_batches_of_all(config, tmp_path: Path, monkeypatch):
+    config = replace(config, num=9, batch_size=None, images_per_shard=None)
+    generate_files(config)
+    (tmp_path / "out" / "000001.png").unlink()
+    batches = sizes_of_batches(monkeypatch)
+    generate_files(replace(config, num=3))
+    assert batches == [range(9)]
+
+
 def test_a_part_that_another_job_makes_is_refused_and_the_others_are_not(config, tmp_path: Path):
     out = tmp_path / "out"
     generate_files(replace(config, range="0:4"))
@@ -265,6 +313,8 @@ def test_a_place_that_is_none_is_one_sentence(config, monkeypatch):
     monkeypatch.setattr("pipelines.generation.store.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"s3://a/b needs the package s3fs, .*; pip install 'zellige\[s3\]'"):
         generate_files(replace(config, out="s3://a/b"))
+    with pytest.raises(UserError, match=r"s3:/a/b, expected a folder, or an address with two slashes"):
+        generate_files(replace(config, out=str(Path("s3://a/b"))))
     import fsspec
 
     fsspec.filesystem("memory").pipe_file("/others/notes.bin", b"x")

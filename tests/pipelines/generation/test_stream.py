@@ -55,3 +55,19 @@ def test_tensors_are_written_and_gaps_are_refused(tmp_path: Path):
         write_stream([], tmp_path / "out", format="webp", first_index=3)
     with pytest.raises(UserError, match="format was 'webp' and is now 'png'"):
         write_stream([], tmp_path / "out")
+    with pytest.raises(UserError, match="format=gif, expected png, webp, jpeg or tar"):
+        write_stream([], tmp_path / "out", format="gif")
+
+
+def test_a_stream_from_the_beginning_takes_the_place_of_a_longer_one(tmp_path: Path):
+    write_stream([torch.zeros(12, 1, 4, 4)], tmp_path, images_per_shard=4)
+
+    def stopped():
+        yield torch.ones(6, 1, 4, 4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_stream(stopped(), tmp_path, images_per_shard=4)
+    assert written_samples(tmp_path, images_per_shard=4) == 4  # those from 8 on are of the former
+    assert write_stream([torch.ones(6, 1, 4, 4)], tmp_path, images_per_shard=4) == 6
+    assert sorted(path.name for path in (tmp_path / ".units").iterdir()) == ["000000-000004.json", "000004-000006.json"]
