@@ -30,9 +30,10 @@ from training.data import explain_dead_workers, groups_of
 from training.loop import FitResult
 from training.metrics_log import COMMUNICATION, PREVIEWS, SAVING, VALIDATION, WAITING, peak_memory
 from training.run_folder import RunFacts
+from training.setup import communication_seconds
 from training.signals import StopRequest, stop_on_signals
 from training.task import Batch, Dataset, Evaluation, Task
-from training.trainer import Trainer, communication_seconds
+from training.trainer import Trainer
 
 WARM_UP = 3  # steps before those that count: memory is found, code is compiled, workers start
 FORWARD, BACKWARD, OPTIMISER = "forward", "backward", "optimiser"

@@ -1,44 +1,49 @@
-"""What the loop is made of: opening a run, one step, one validation, one checkpoint."""
+"""What the loop is made of: opening a run, one step, one validation, one checkpoint.
+
+What it is made on is in training/setup.py, and what a checkpoint holds in training/state.py."""
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict
-from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from common.compatibility import forget_accelerator_settings
-from common.distributed import from_first_process
 from common.draws import MicroBatch, draws_of
-from common.errors import UserError
 from common.model_io import PretrainedModel
-from common.processes import on_main_process, process_state
-from common.recompute import Recomputation, blocks_of
+from common.processes import on_main_process
+from common.recompute import Recomputation
 from training.checkpoint import Checkpoints
 from training.clock import Clock, spent_on
 from training.config import TrainConfig
 from training.data import Loader, Sample, Share, batches_of, sample_order
 from training.ema import EMA
-from training.launcher import asked_shards, check_launcher, shards_left_to_us
+from training.launcher import asked_shards
 from training.metrics_log import PREVIEWS, SAVING, VALIDATION, StepReport
-from training.optimizers import Learner, OptimizerSettings
+from training.optimizers import Learner
 from training.progress import Progress
 from training.run_folder import RunFacts, open_run_folder, write_config
 from training.saving import Saver
-from training.schedules import learning_rate, step_seed
+from training.schedules import step_seed
+from training.setup import (
+    communication_seconds,
+    compiled,
+    find_data_parallel,
+    make_accelerator,
+    make_equal,
+    make_learner,
+    recomputed_blocks,
+    wrap,
+)
 from training.signals import StopRequest
+from training.state import load, restore, state_of, tensors_of
 from training.task import Batch, Dataset, Evaluation, Task, Verdict
 
 if TYPE_CHECKING:
@@ -81,17 +86,14 @@ class Trainer:
             from training.sharding import check_shares  # takes seconds to import
 
             check_shares(task)
-            # Shares are of one model, as DistributedDataParallel sees to by itself.
-            for tensor in chain(task.model.parameters(), task.model.buffers()):
-                if tensor.is_floating_point():
-                    from_first_process(tensor.detach())
+            make_equal(task.model)  # shares are of one model
         self.ema = EMA(task.model, config.ema_decay) if config.ema_decay else None
         blocks = recomputed_blocks(task.model) if config.checkpoint_activations else []
         self.recomputation = Recomputation(blocks, compiled=config.compile)
         self.shares: Shares | None = None  # None: each process has the whole model; and before `spread`
         self.model = task.model if self.asked_shards else wrap(task.model, self.accelerator, config)
         self.data_parallel = find_data_parallel(self.model, config.log_every)
-        self.learner = self._learner()
+        self.learner = make_learner(task.model, config)
         self.saver = Saver(
             self.checkpoints,
             self.accelerator,
@@ -106,16 +108,6 @@ class Trainer:
         }
         self.kept = {name: companion.module for name, companion in task.companions.items() if companion.kept}
 
-    def _learner(self) -> Learner:
-        config = self.config
-        settings = OptimizerSettings(
-            kind=config.optimizer,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-        )
-        return Learner(self.task.model, settings, self._learning_rate)
-
     # ---- a run: opened, continued, ended -------------------------------------------------------------------
 
     def open_run(self, resolved_config: dict[str, Any], facts: RunFacts | None = None) -> list[str]:
@@ -124,7 +116,7 @@ class Trainer:
         step, damages = on_main_process(self.accelerator, lambda: self._open_folder(resolved_config, facts))
         if step is not None:
             self._spread()
-            self._restore(step)
+            restore(self, step)
         requests = (
             self.order.samples(draws)
             for number in range(self.progress.step, self.config.steps)
@@ -164,7 +156,7 @@ class Trainer:
             self.shares.of(self.ema.model, self.task.model)
             self.ema.find_weights()
         self.model = compiled(self.task.model, self.config)
-        self.learner = self._learner()
+        self.learner = make_learner(self.task.model, self.config)
 
     def reason_to_stop(self) -> StopReason | None:
         if self.progress.owed:
@@ -300,7 +292,7 @@ class Trainer:
         return {
             **progress.means(),
             **{name: float(value) for name, value in self.health.items()},
-            "learning_rate": self._learning_rate(progress.step - 1),
+            "learning_rate": self.learner.schedule(progress.step - 1),
             "skipped_steps": progress.skipped_steps,
             **({"large_gradients": progress.large_gradients} if self.config.skip_grad_norm else {}),
             **{f"{name}_learning_rate": one.schedule(progress.step - 1) for name, one in self.companions.items()},
@@ -353,7 +345,7 @@ class Trainer:
         damage = None if good is None else on_main_process(self.accelerator, lambda: self.checkpoints.damage(good))
         if good is None or damage is not None or self.task.guard is None:
             return f"no rollback: there is no good checkpoint to return to ({damage or 'none was kept'})"
-        self._load(good)
+        load(self, good)
         progress.rollbacks += 1
         progress.validations_since_best = 0
         self.task.guard.rolled_back(progress.step, progress.rollbacks)
@@ -393,60 +385,8 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint, or begins to, where train.save_in_background says so. Raises UserError when the disk is
         full."""
-        tensors = {
-            "model": self.task.model.state_dict(),
-            "optimizer": self.learner.state(),
-        }
-        if self.ema:
-            tensors["ema"] = self.ema.model.state_dict()
-        for name, companion in self.companions.items():
-            tensors[name] = companion.module.state_dict()
-            tensors[f"{name}_optimizer"] = companion.state()
-        tensors |= {name: module.state_dict() for name, module in self.kept.items()}
-        scaler = self.accelerator.scaler
-        state = {
-            "progress": asdict(self.progress),
-            "guard": self.task.guard.state() if self.task.guard is not None else None,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
-        step, best = self.progress.step, self.progress.best_step
-        self.saver.save(step, tensors, state, best)
+        self.saver.save(self.progress.step, tensors_of(self), state_of(self), self.progress.best_step)
         self.save_clock, self.save_time = time.monotonic(), False
-
-    def _restore(self, step: int) -> None:
-        """Takes up the run where the checkpoint of `step` left it."""
-        self._load(step)
-        with self._explain_misfit(step):
-            state = self.checkpoints.state(step)
-            self.progress = Progress(**state["progress"])
-            if self.task.guard is not None and state.get("guard") is not None:
-                self.task.guard.load_state(state["guard"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    def _load(self, step: int) -> None:
-        """Everything that learns, from the checkpoint of `step`."""
-        with self._explain_misfit(step):
-            ours = self.task.model.state_dict()
-            self.task.model.load_state_dict(self.checkpoints.tensors(step, "model", ours))
-            self.learner.load_state(self.checkpoints.tensors(step, "optimizer", ours))
-            if self.ema:
-                self.ema.model.load_state_dict(self.checkpoints.tensors(step, "ema", ours))
-            for name, companion in self.companions.items():
-                companion.module.load_state_dict(self.checkpoints.tensors(step, name))
-                companion.load_state(self.checkpoints.tensors(step, f"{name}_optimizer"))
-            for name, module in self.kept.items():
-                module.load_state_dict(self.checkpoints.tensors(step, name))
-
-    @contextmanager
-    def _explain_misfit(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
-            raise UserError(
-                f"{self.checkpoints.path(step)} does not fit this version's model: {' '.join(str(error).split())}; "
-                "continue with the version that wrote it, or start another run"
-            ) from error
 
     # ---- small things --------------------------------------------------------------------------------------
 
@@ -461,17 +401,6 @@ class Trainer:
         place, size = draws.start % config.batch_size, config.batch_size
         return MicroBatch(step_seed(config.seed, step, "samples"), place, len(draws), size)
 
-    def _learning_rate(self, step: int) -> float:
-        config = self.config
-        return learning_rate(
-            step,
-            peak=config.learning_rate,
-            warmup_steps=config.warmup_steps,
-            steps=config.steps,
-            schedule=config.schedule,
-            final_factor=config.final_learning_rate,
-        )
-
     def _loader(self, dataset: Dataset, requests: Iterable[list[Sample]]) -> Loader:
         config = self.config
         return Loader(
@@ -481,74 +410,3 @@ class Trainer:
             prefetch=config.prefetch,
             device=self.accelerator.device,
         )
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Device, processes and precision. Raises UserError when the machine lacks what `config` asks for."""
-    if config.tracker != "none" and find_spec(config.tracker) is None:
-        raise UserError(f"train.tracker={config.tracker} is not installed: pip install {config.tracker}, or give none")
-    check_launcher(config)
-    forget_accelerator_settings()  # of a run before this one: the quickstart trains twice
-    process_state(timeout_minutes=config.timeout_minutes)
-    try:
-        with shards_left_to_us():
-            accelerator = Accelerator(
-                mixed_precision=config.precision,
-                gradient_accumulation_plugin=GradientAccumulationPlugin(
-                    num_steps=config.accumulate, sync_with_dataloader=False
-                ),
-            )
-    except ValueError as error:
-        raise UserError(f"train.precision={config.precision} does not work on this machine: {error}") from error
-    if config.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("train.precision=fp16 needs a GPU, and there is none: use bf16 or no")
-    return accelerator
-
-
-def recomputed_blocks(model: PretrainedModel) -> list[nn.Module]:
-    """Raises UserError where there is nothing to recompute."""
-    blocks = blocks_of(model)
-    if not blocks:
-        raise UserError(
-            "train.checkpoint_activations=true for a model without blocks whose activations could be recomputed, such "
-            "as one of a few plain layers: leave it out; train.accumulate takes less memory, too"
-        )
-    return blocks
-
-
-def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) -> nn.Module:
-    """The model as a step calls it. It shares its weights with `model`, which itself stays as it is:
-    Accelerator.prepare would patch its forward for good."""
-    wrapped: nn.Module = model
-    if accelerator.num_processes > 1:
-        # Tasks reduce their statistics, so buffers are equal on all processes: sending them would only cost time.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in every supported release
-            wrapped = DistributedDataParallel(model, broadcast_buffers=False)
-    return compiled(wrapped, config)
-
-
-def find_data_parallel(model: nn.Module, log_every: int) -> DistributedDataParallel | None:
-    """The wrapper that lets processes exchange gradients, told to time a step in every log line; None where there is
-    none."""
-    found = next((part for part in model.modules() if isinstance(part, DistributedDataParallel)), None)
-    if found is not None:
-        found._set_ddp_runtime_logging_sample_rate(log_every)
-    return found
-
-
-def communication_seconds(wrapper: DistributedDataParallel | None, late: float) -> float | None:
-    """For how long a backward pass waits for the exchange of gradients after all its own work, slower processes
-    included, in the last step that DistributedDataParallel has timed (it does so by events, without waiting for the
-    device); None where it has timed none. late: by how many seconds another process began, as it waited for data."""
-    told = {} if wrapper is None else wrapper._get_ddp_logging_data()
-    names = ("backward_comm_time", "backward_compute_comm_overlap_time")
-    if any(name not in told for name in names):
-        return None
-    exchange, beside_work = (int(told[name]) for name in names)  # nanoseconds
-    return max((exchange - beside_work) / 1e9 - late, 0.0)
-
-
-def compiled(model: nn.Module, config: TrainConfig) -> nn.Module:
-    """`model`, compiled if the config says so."""
-    return cast(nn.Module, torch.compile(model)) if config.compile else model

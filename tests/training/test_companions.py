@@ -17,8 +17,8 @@ from common.errors import UserError
 from tests.training.test_loop import assert_same_run, metrics, newest_weights, weights
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
 from training.optimizers import OptimizerSettings
+from training.setup import make_accelerator
 from training.task import Batch, Companion, StepOutput, Verdict
-from training.trainer import make_accelerator
 
 
 class Critic(nn.Module):

@@ -530,7 +530,7 @@ def test_half_precision_on_a_gpu_learns_resumes_and_recovers_from_overflow(tmp_p
 
 
 def test_a_missing_tracker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.trainer.find_spec", lambda name: None)
+    monkeypatch.setattr("training.setup.find_spec", lambda name: None)
     with pytest.raises(UserError, match="tracker=wandb is not installed: pip install wandb"):
         toy_fit(tmp_path, toy_config(tracker="wandb"))
 

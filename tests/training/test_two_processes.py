@@ -25,7 +25,8 @@ from tests.training.test_companions import CriticTask
 from tests.training.toy import toy_config, toy_fit
 from training.checkpoint import Checkpoints
 from training.saving import Saver
-from training.trainer import Trainer, make_accelerator
+from training.setup import make_accelerator
+from training.trainer import Trainer
 
 RESULT = "it returned "
 

@@ -25,7 +25,7 @@ from training.metrics_log import (
     in_bytes,
     peak_memory,
 )
-from training.trainer import communication_seconds
+from training.setup import communication_seconds
 
 
 class SleepyData(ToyData):
