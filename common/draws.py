@@ -30,7 +30,7 @@ class MicroBatch(NamedTuple):
 
     seed: int  # of the step
     first: int
-    count: int
+    size: int
     total: int
 
 
@@ -83,7 +83,7 @@ def spread(count: int, device: torch.device) -> Tensor:
     """Numbers in [0, 1), float32 `count`, each uniform, those of all samples of a step evenly apart: they make a better
     estimate than independent ones (Kingma et al. 2021, arXiv:2107.00630)."""
     now = _state.micro_batch
-    if now is None or now.count != count:
+    if now is None or now.size != count:
         return (torch.rand((), device=device) + torch.arange(count, device=device) / count) % 1
     places = torch.arange(now.first, now.first + count, device=device)
     offset = once_agreed(lambda: torch.rand((), device=device, generator=next_generator(now, device)))
@@ -93,7 +93,7 @@ def spread(count: int, device: torch.device) -> Tensor:
 def filled(empty: Tensor, fill: Callable[[Tensor, torch.Generator | None], Tensor]) -> Tensor:
     """A tensor like `empty`, whose first axis is that of the samples, with the numbers that `fill` puts into one."""
     now = _state.micro_batch
-    if now is None or now.count != len(empty):
+    if now is None or now.size != len(empty):
         return fill(empty, None)
     return once_agreed(lambda: filled_for(now, empty, fill))
 
@@ -102,7 +102,7 @@ def filled_for(now: MicroBatch, empty: Tensor, fill: Callable[[Tensor, torch.Gen
     generator = next_generator(now, empty.device)
     if now.total * math.prod(empty.shape[1:]) <= FEW:
         of_all = fill(empty.new_empty(now.total, *empty.shape[1:]), generator)
-        return of_all[now.first : now.first + now.count]
+        return of_all[now.first : now.first + now.size]
     seed = generator.initial_seed()
     for place, one in enumerate(empty, now.first):
         fill(one, generator.manual_seed(mixed(seed, place)))

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.distributed import is_share
 from common.errors import UserError
@@ -108,7 +107,7 @@ class Checkpoints:
 
             if name not in manifest[SHARES_NAME]:
                 raise KeyError(f"it has no {name}")
-            return read_shares(folder, name, like)
+            return read_shares(folder / SHARES_NAME, name, like)
         tensors = load_tensors(folder / f"{name}.safetensors")
         if any(is_share(tensor) for tensor in like.values()):
             from training.sharding import shares_like
@@ -128,38 +127,3 @@ def complete(folder: Path, state: Any, shares: Iterable[str] = ()) -> None:
     if shares:
         manifest[SHARES_NAME] = list(shares)
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def names_of_weights(model: nn.Module) -> dict[Tensor, str]:
-    """By which the state dict has each weight, of tied ones the first: saved models and optimisers use the same, and
-    they last longer than where a weight lies in the code."""
-    names: dict[Tensor, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, nn.Parameter):
-            names.setdefault(tensor, name)
-    return names
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state as tensors named `entry/weight`, such as `exp_avg/decoder.weight`."""
-    names = names_of_weights(model)
-    return {
-        f"{entry}/{names[parameter]}": value
-        for parameter, entries in optimizer.state.items()
-        for entry, value in entries.items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`, for an optimiser of the same weights."""
-    names = names_of_weights(model)
-    description = optimizer.state_dict()  # numbers the weights group by group, which is how state must be given back
-    numbers = {
-        names[parameter]: number
-        for number, parameter in enumerate(weight for group in optimizer.param_groups for weight in group["params"])
-    }
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        entry, name = key.split("/", 1)
-        state.setdefault(numbers[name], {})[entry] = value.clone()  # what was loaded lies in the file's memory map
-    optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from common.distributed import is_share, mean_over_processes, own_part, several_processes, sum_over_processes
-from training.checkpoint import load_optimizer_tensors, optimizer_tensors
 
 RMSPROP_DECAY = 0.99
 ADAMAX_EPSILON = 1e-3  # added to gradients in the running maximum, as NVAE has it
@@ -134,3 +133,38 @@ def make_optimizer(
         betas=settings.betas,
         fused=True,
     )
+
+
+def names_of_weights(model: nn.Module) -> dict[Tensor, str]:
+    """By which the state dict has each weight, of tied ones the first: saved models and optimisers use the same, and
+    they last longer than where a weight lies in the code."""
+    names: dict[Tensor, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, nn.Parameter):
+            names.setdefault(tensor, name)
+    return names
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as tensors named `entry/weight`, such as `exp_avg/decoder.weight`."""
+    names = names_of_weights(model)
+    return {
+        f"{entry}/{names[parameter]}": value
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`, for an optimiser of the same weights."""
+    names = names_of_weights(model)
+    description = optimizer.state_dict()  # numbers the weights group by group, which is how state must be given back
+    numbers = {
+        names[parameter]: number
+        for number, parameter in enumerate(weight for group in optimizer.param_groups for weight in group["params"])
+    }
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        entry, name = key.split("/", 1)
+        state.setdefault(numbers[name], {})[entry] = value.clone()  # what was loaded lies in the file's memory map
+    optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})

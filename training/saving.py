@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from common.errors import UserError, explain_disk_errors
 from common.files import atomic_folder
 from common.processes import on_main_process
-from training.checkpoint import Checkpoints, complete
+from training.checkpoint import SHARES_NAME, Checkpoints, complete
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """Tensors by their names, in parts by theirs: one file each where they are whole."""
@@ -82,7 +82,7 @@ class Saver:
         with explain_disk_errors(path), ExitStack() as stack:
             folder = Path(self._on_main_process(lambda: str(stack.enter_context(atomic_folder(path)))))
             assert self.group is not None
-            write_shares(folder, tensors, self.group)
+            write_shares(folder / SHARES_NAME, tensors, self.group)
 
             def end() -> None:
                 complete(folder, state, shares=tensors)

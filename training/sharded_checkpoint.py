@@ -21,7 +21,6 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.distributed import is_share
-from training.checkpoint import SHARES_NAME
 
 
 def write_shares(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], group: ProcessGroup) -> None:
@@ -38,7 +37,7 @@ def write_shares(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], grou
                 tensor = tensor.clone() if storage in seen else tensor
                 seen.add(storage)
             flat[f"{part}/{name}"] = tensor
-    writer = HuggingFaceStorageWriter(str(folder / SHARES_NAME), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with quiet():
             dcp.save(flat, storage_writer=writer, process_group=group)
@@ -52,7 +51,7 @@ def write_shares(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], grou
 def read_shares(folder: Path, part: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that `write_shares` was given under the name `part`; as shares where `like` has one of the same shape
     under the name, or under what follows a `/` in it (exp_avg/layers.0.weight), and else whole."""
-    reader = HuggingFaceStorageReader(str(folder / SHARES_NAME))
+    reader = HuggingFaceStorageReader(str(folder))
     found: dict[str, Tensor] = {}
     for key, stored in reader.read_metadata().state_dict_metadata.items():
         owner, _, name = key.partition("/")

@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from common.errors import UserError
+from training.checkpoint import Checkpoints
+from training.ema import EMA
+from training.optimizers import Learner
 from training.progress import Progress
-
-if TYPE_CHECKING:
-    from training.trainer import Trainer
+from training.task import Task
 
 
-def tensors_of(trainer: Trainer) -> dict[str, Mapping[str, Tensor]]:
+class Training(Protocol):
+    """What a trainer has that a checkpoint keeps, and what it takes to read one."""
+
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    progress: Progress
+    task: Task
+    learner: Learner
+    ema: EMA | None
+    companions: dict[str, Learner]  # those that learn
+    kept: dict[str, nn.Module]  # those that do not, and whose buffers are kept
+
+
+def tensors_of(trainer: Training) -> dict[str, Mapping[str, Tensor]]:
     """Of everything that learns, in parts; each file of a whole checkpoint is one."""
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": trainer.task.model.state_dict(),
@@ -30,7 +45,7 @@ def tensors_of(trainer: Trainer) -> dict[str, Mapping[str, Tensor]]:
     return tensors | {name: module.state_dict() for name, module in trainer.kept.items()}
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
+def state_of(trainer: Training) -> dict[str, Any]:
     """The rest, as JSON has it."""
     guard, scaler = trainer.task.guard, trainer.accelerator.scaler
     return {
@@ -40,7 +55,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Trainer, step: int) -> None:
+def restore(trainer: Training, step: int) -> None:
     """Takes up the run where the checkpoint of `step` left it. Raises UserError for one that does not fit."""
     load(trainer, step)
     with explain_misfit(trainer, step):
@@ -52,7 +67,7 @@ def restore(trainer: Trainer, step: int) -> None:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def load(trainer: Trainer, step: int) -> None:
+def load(trainer: Training, step: int) -> None:
     """Everything that learns, from the checkpoint of `step`. Raises UserError for one that does not fit."""
     checkpoints = trainer.checkpoints
     with explain_misfit(trainer, step):
@@ -69,7 +84,7 @@ def load(trainer: Trainer, step: int) -> None:
 
 
 @contextmanager
-def explain_misfit(trainer: Trainer, step: int) -> Iterator[None]:
+def explain_misfit(trainer: Training, step: int) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, RuntimeError, FileNotFoundError) as error:

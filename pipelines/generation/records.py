@@ -89,8 +89,8 @@ def missing_of(store: Store, layout: Layout, unit: range, record: Record | None,
     expected = [*known, *[None] * (len(unit) - len(known))]
     missing = {i for i, size, right in zip(unit, sizes, expected, strict=True) if size < 1 or right not in (None, size)}
     unsure = [i for i, right in zip(unit, expected, strict=True) if i not in missing and (closely or right is None)]
-    whole = are_whole(store, layout, unsure)
-    return sorted(missing.union(i for i, is_whole in zip(unsure, whole, strict=True) if not is_whole))
+    found = zip(unsure, are_whole(store, layout, unsure), strict=True)
+    return sorted(missing.union(i for i, is_right in found if not is_right))
 
 
 def tar_size(store: Store, layout: Layout, unit: range) -> int:

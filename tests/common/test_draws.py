@@ -60,7 +60,7 @@ def test_a_sample_draws_the_same_in_any_micro_batch(monkeypatch, name: str, few:
         for part in parts(ends):
             with draws_of(part):
                 for row in rows:
-                    row.append(DRAWN[name](part.count))
+                    row.append(DRAWN[name](part.size))
         found.append([torch.cat(row) for row in rows])
     for first, second in found:
         assert torch.equal(first, found[0][0])
@@ -185,7 +185,7 @@ def test_whatever_draws_in_training_draws_by_the_place_of_a_sample(name: str):
         losses = []
         for part in parts(ends):
             with draws_of(part):
-                losses.append(loss(slice(part.first, part.first + part.count)))
+                losses.append(loss(slice(part.first, part.first + part.size)))
         found.append(torch.stack(losses).mean())
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
     with draws_of(MicroBatch(5, 0, TOTAL, TOTAL)):

@@ -8,7 +8,8 @@ import torch
 
 from common.errors import UserError
 from tests.training.toy import ToyModel
-from training.checkpoint import Checkpoints, load_optimizer_tensors, optimizer_tensors
+from training.checkpoint import Checkpoints
+from training.optimizers import load_optimizer_tensors, optimizer_tensors
 
 
 def saved(folder: Path, *steps: int, keep_newest: int = 10, best_step: int | None = None) -> Checkpoints:

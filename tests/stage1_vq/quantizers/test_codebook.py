@@ -20,8 +20,8 @@ from stage1_vq.quantizers import (
     ResidualQuantizerConfig,
 )
 from stage1_vq.train import Stage1Config
-from training.checkpoint import load_optimizer_tensors, names_of_weights, optimizer_tensors
 from training.ema import EMA
+from training.optimizers import load_optimizer_tensors, names_of_weights, optimizer_tensors
 
 BY_GRADIENT = NearestQuantizerConfig(codebook_size=48, dim=6, codebook_update="gradient", revive_after=2)
 
