@@ -102,7 +102,7 @@ class FolderStore:
                     path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(temporary, data)
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:  # Ctrl-C comes here as well
             with explain_disk_errors(path):
                 with suppress(OSError):  # must not hide what went wrong before
                     temporary.unlink(missing_ok=True)

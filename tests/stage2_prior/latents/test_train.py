@@ -73,7 +73,7 @@ def prior_in(run: Path) -> LatentPriorModel:
 LEARNED: dict[str, tuple[Any, int, float, float]] = {
     "gaussian_mixture": (CONFIGS["gaussian_mixture"], 30, 0.5, 0.9),
     "masked_autoregressive_flow": (MaskedAutoregressiveFlowConfig(layers=4, hidden=(32,)), 300, 1.5, 0.5),
-    "second_vae": (SecondVAEConfig(hidden=(32, 32), draws=64), 300, 2.2, 0.3),
+    "second_vae": (SecondVAEConfig(hidden=(32, 32), draws=64), 300, 3.2, 0.3),
 }
 
 

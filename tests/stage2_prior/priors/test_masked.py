@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.draws import spread
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors import DiffusionConfig, MaskedPrior, MaskGIT, MaskGITConfig
-from stage2_prior.priors.masked import hidden_for_nll, hide, spread
+from stage2_prior.priors.masked import hidden_for_nll, hide
 from tests.stage2_prior.test_masked_sampling import mixture_of_orders
 from tests.stage2_prior.tiny import condition_for, random_codes, tiny_prior, tiny_spec
 
