@@ -25,27 +25,11 @@ import time
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+from benchmarks.million import write_model
 from pipelines.cli import main as zellige
-from pipelines.two_stage import TwoStagePipeline
-from stage1_vq.autoencoders import VQVAE, VQVAEConfig
-from stage1_vq.quantizers import NearestQuantizerConfig
-from stage2_prior.priors import Transformer, TransformerConfig
 
 FORK = multiprocessing.get_context("fork")  # a new Python that imports torch takes seconds
 BUCKET = "samples"
-
-
-def write_model(folder: Path) -> None:
-    quantizer = NearestQuantizerConfig(codebook_size=16, dim=4)
-    config = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=quantizer)
-    autoencoder = VQVAE(config, (28, 28)).eval()
-    prior = Transformer(
-        TransformerConfig(layers=1, width=16, heads=2),
-        autoencoder.code_spec(),
-        10,
-        stage1_fingerprint=autoencoder.fingerprint(),
-    )
-    TwoStagePipeline(autoencoder, prior.eval()).save_pretrained(folder)
 
 
 def free_port() -> int:
@@ -151,7 +135,7 @@ def main() -> None:
     parser.add_argument("--bucket", action="store_true")
     options = parser.parse_args()
     if options.model is None:
-        write_model(model := options.out / "model")
+        write_model(model := options.out / "model", size=28)
     else:
         model = options.model
     given = ["--num", str(options.num), "--images_per_shard", str(options.per_shard), "--device", "cpu"]

@@ -29,10 +29,11 @@ from stage1_vq.quantizers import NearestQuantizerConfig
 from stage2_prior.priors import Transformer, TransformerConfig
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, size: int = 8) -> None:
+    """An untrained model of `size` x `size` grey pixels and ten classes."""
     quantizer = NearestQuantizerConfig(codebook_size=16, dim=4)
     config = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=quantizer)
-    autoencoder = VQVAE(config, (8, 8)).eval()
+    autoencoder = VQVAE(config, (size, size)).eval()
     prior = Transformer(
         TransformerConfig(layers=1, width=16, heads=2),
         autoencoder.code_spec(),
