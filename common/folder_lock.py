@@ -149,7 +149,7 @@ def locked(path: Path, command: str) -> Iterator[None]:
 
 def take(path: Path, command: str) -> tuple[int, dict[str, object] | None]:
     """The open lock file, which is this process's now, and what a process wrote of itself that died with it; None where
-    there was none. Raises UserError, or OSError."""
+    nothing is written, since one that has only just made the file may still live. Raises UserError, or OSError."""
     while True:
         try:
             file, is_new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -168,7 +168,7 @@ def take(path: Path, command: str) -> tuple[int, dict[str, object] | None]:
             # Watching opens the file, and what a process opens and closes takes all its locks on that file with it.
             if locked is False or not (gone or (is_silent(path) and lock(file) is not False)):
                 raise UserError(refusal(path, holder))
-            dead = holder
+            dead = holder or None
             me = {
                 "command": f"zellige {command}",
                 "pid": os.getpid(),

@@ -188,10 +188,13 @@ def test_without_locks_a_living_process_is_still_seen(tmp_path: Path, impatient,
         take_and_leave(tmp_path)
 
 
-def test_a_lock_that_was_cut_short_is_taken(tmp_path: Path):
-    (tmp_path / LOCK_NAME).write_text('{"pid": 1')
+@pytest.mark.parametrize("written", ["", '{"pid": 1'], ids=["nothing yet", "cut short"])
+def test_a_lock_without_a_name_is_taken_without_a_word(tmp_path: Path, written: str, capsys: pytest.CaptureFixture):
+    """Its maker may live, and be about to find that another was faster: nobody is said to have ended."""
+    (tmp_path / LOCK_NAME).write_text(written)
     take_and_leave(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""
 
 
 RACE = """
