@@ -34,24 +34,41 @@ import torch.distributed as dist
 from codes.spec import CodeSpec, Grid
 from common.errors import UserError
 from images.datasets import DataConfig
+from images.encoding import EncodeConfig, EncodeDataConfig
 from stage1_vae.decoders import PixelCNNDecoderConfig
+from stage1_vae.encode import encode
 from stage1_vae.hierarchies.deep_latent_gaussian import DeepLatentGaussianConfig
 from stage1_vae.hierarchies.markov import MarkovConfig
 from stage1_vae.hierarchies.nvae import NVAEConfig
 from stage1_vae.hierarchies.vdvae import VDVAEConfig
+from stage1_vae.labels.m1m2 import M1M2Config
 from stage1_vae.labels.m2 import M2Config
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.modalities.multimodal import MultimodalConfig
 from stage1_vae.networks.convolutional import ConvolutionalConfig
 from stage1_vae.networks.dense import DenseConfig
-from stage1_vae.objectives import SemiSupervisedConfig, SubsampledConfig
+from stage1_vae.objectives import ELBOConfig, SemiSupervisedConfig, SubsampledConfig
+from stage1_vae.sequences.data import SequenceDataConfig
+from stage1_vae.sequences.decoders import RecurrentConfig
+from stage1_vae.sequences.sequence_vae import SequenceVAEConfig
+from stage1_vae.sequences.train import Stage1SequenceConfig, train_sequence
+from stage1_vae.tables.counts import CountsConfig
+from stage1_vae.tables.data import TableConfig
+from stage1_vae.tables.miwae import MIWAEConfig
+from stage1_vae.tables.train import Stage1TableConfig, train_table
 from stage1_vae.train import Stage1VAEConfig, train_vae
-from stage1_vae.vae import VAEConfig
+from stage1_vae.vae import VAE, VAEConfig
 from stage1_vq.autoencoders import DVAEConfig, ViTVQGANConfig, VQGANConfig, VQVAE2Config, VQVAEConfig
 from stage1_vq.losses.adversarial import AdversarialConfig
 from stage1_vq.losses.discriminators import PatchGANConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig, MultiscaleQuantizerConfig, NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, train_stage1
+from stage2_prior.latents import (
+    GaussianMixtureConfig,
+    LatentPriorModelConfig,
+    MaskedAutoregressiveFlowConfig,
+    SecondVAEConfig,
+)
 from stage2_prior.priors import (
     PRIORS,
     DiffusionConfig,
@@ -67,6 +84,7 @@ from stage2_prior.priors import (
     VARConfig,
 )
 from stage2_prior.train import Stage2Task
+from stage2_prior.train_latents import Stage2LatentConfig, train_latents
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.loop import fit
@@ -168,7 +186,23 @@ VAES: dict[str, dict[str, Any]] = {
     "multimodal": {"model": MultimodalConfig(classes=2, channels=1, latents=4), "objective": SubsampledConfig()},
 }  # fmt: skip
 
-FAMILIES = [*AUTOENCODERS, *PRIORS_OF, *VAES]
+M1 = VAEConfig(latents=4, encoder=DENSE, decoder=DENSE)  # whose latents others model
+PRIORS_OF_LATENTS: dict[str, LatentPriorModelConfig] = {
+    "gaussian_mixture": GaussianMixtureConfig(components=3, iterations=5),
+    "masked_autoregressive_flow": MaskedAutoregressiveFlowConfig(layers=2, hidden=(8,)),
+    "flow, batch norm": MaskedAutoregressiveFlowConfig(layers=2, hidden=(8,), batch_norm=True),
+    "second_vae": SecondVAEConfig(hidden=(8,), draws=4),
+}
+TABLES: dict[str, Any] = {
+    "miwae": MIWAEConfig(latents=2, hidden=(8,)),
+    "counts": CountsConfig(latents=2, hidden=8, dropout=0, norm="layer"),
+    "counts, batch norm": CountsConfig(latents=2, hidden=8, dropout=0),
+}
+SEQUENCES: dict[str, SequenceVAEConfig] = {
+    "sequences": SequenceVAEConfig(latents=3, encoder_hidden=8, decoder=RecurrentConfig(hidden=8)),
+}
+
+FAMILIES = [*AUTOENCODERS, *PRIORS_OF, *PRIORS_OF_LATENTS, *VAES, "m1m2", *TABLES, *SEQUENCES]
 
 
 class RandomCodes:
@@ -203,6 +237,18 @@ def train(family: str, folder: Path, run: Path, changes: dict[str, Any]) -> None
         train_stage1(Stage1Config(model=model, data=data, train=config, adversarial=adversarial), run)
     elif family in VAES:
         train_vae(Stage1VAEConfig(data=data, train=config, binarised="once", **VAES[family]), run)
+    elif family == "m1m2":
+        m1m2 = M1M2Config(m1=str(folder / "m1"), classes=2, latents=3, classifier=DENSE, encoder=DENSE, decoder=DENSE)
+        objective = SemiSupervisedConfig()
+        train_vae(Stage1VAEConfig(data=data, train=config, model=m1m2, objective=objective), run)
+    elif family in PRIORS_OF_LATENTS:
+        train_latents(Stage2LatentConfig(model=PRIORS_OF_LATENTS[family], train=config), folder / "latents", run)
+    elif family in TABLES:
+        table = TableConfig(path=str(folder / "table.csv"))
+        train_table(Stage1TableConfig(model=TABLES[family], table=table, train=config, objective=ELBOConfig()), run)
+    elif family in SEQUENCES:
+        lines = SequenceDataConfig(path=str(folder / "lines.txt"), validation_count=BATCH)
+        train_sequence(Stage1SequenceConfig(model=SEQUENCES[family], sequences=lines, train=config), run)
     else:
         prior, spec = PRIORS_OF[family]
         torch.manual_seed(0)
@@ -220,6 +266,26 @@ def images(folder: Path) -> None:
     for i, label in enumerate(labels):
         pixels[i, :, SIDE // 2 * label : SIDE // 2 * (label + 1)] += 75
     np.savez(folder / "images.npz", images=pixels[..., None].astype(np.uint8), labels=labels)
+
+
+def other_data(folder: Path) -> None:
+    """A VAE and the latents of these images, a table of counts, and lines of text."""
+    torch.manual_seed(0)
+    VAE(M1, (SIDE, SIDE)).save_pretrained(folder / "m1")
+    encode(
+        EncodeConfig(
+            model=str(folder / "m1"),
+            out=str(folder / "latents"),
+            device="cpu",
+            data=EncodeDataConfig(path=str(folder / "images.npz"), validation_share=0.2),
+            workers=0,
+        )
+    )
+    chance = np.random.default_rng(1)
+    counts = 1 + chance.poisson(chance.gamma(2, 3, (60 + BATCH, 1)) * chance.gamma(2, 1, (1, 5)))
+    np.savetxt(folder / "table.csv", counts, "%d", ",", header="a,b,c,d,e", comments="")
+    words = [" ".join(chance.choice(["zellige", "tile", "of", "clay"], 4)) for _ in range(60 + BATCH)]
+    (folder / "lines.txt").write_text("\n".join(words))
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
@@ -241,8 +307,8 @@ class Job(NamedTuple):
 
 
 def one_of(rank: int, count: int, port: int, jobs: Sequence[Job]) -> None:
-    """One of `count` processes, as torchrun or accelerate launch would start it. What is refused leaves the sentence
-    in the place of its run."""
+    """One of `count` processes, as torchrun or accelerate launch would start it. What is refused with shares
+    leaves the sentence in the place of its run."""
     if count > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
@@ -254,6 +320,8 @@ def one_of(rank: int, count: int, port: int, jobs: Sequence[Job]) -> None:
         try:
             job.train(job.run, job.changes)
         except UserError as error:
+            if not job.shares:
+                raise
             if rank == 0:
                 shutil.rmtree(job.run, ignore_errors=True)
                 job.run.write_text(str(error))
@@ -332,6 +400,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images(folder)
+        other_data(folder)
         train_all(families, folder, arguments.steps)
         print(f"{'':<22}" + "".join(f"{column:>12}" for column in PAIRS))
         for family in families:

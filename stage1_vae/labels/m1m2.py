@@ -235,8 +235,8 @@ def check_m1(m1: VAE, config: M1M2Config, image_size: tuple[int, int], binarised
     for name, given, expected in rules:
         if given != expected:
             raise UserError(f"{name}={given}, expected {expected}, as model.m1={config.m1} was trained; give that")
-    if binarised != m1.binarised:
-        now, before = (one or Binarised("none") for one in (binarised, m1.binarised))
+    now, before = (one or Binarised("none") for one in (binarised, m1.binarised))
+    if str(now) != str(before):  # which tells the seed where it counts
         raise UserError(
             f"{now}, expected {before}, as model.m1={config.m1} was trained; give --binarised {before.how} "
             f"--binarised_seed {before.seed}"

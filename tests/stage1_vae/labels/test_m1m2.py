@@ -118,3 +118,6 @@ def test_a_first_vae_that_does_not_fit_is_refused():
         small(first_vae(posterior=FullCovarianceConfig()))
     with pytest.raises(UserError, match=r"drawn anew, seed 0, expected binarised: drawn once.* give --binarised once"):
         M1M2(CONFIG, (4, 4), Binarised("anew", 0), m1=first_vae())
+    plain = first_vae()
+    plain.binarised = None  # not recorded: made without `train-vae`
+    assert M1M2(CONFIG, (4, 4), Binarised("none", 3), m1=plain).m1 is plain
