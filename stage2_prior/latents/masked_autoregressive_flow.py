@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codes.latents import LatentSpec
-from common.distributed import sum_over_processes
+from common.distributed import moments_of_all, several_processes, sum_over_processes
 from common.errors import check_fields
 from common.masked_dense import MaskedDense
 from stage2_prior.latents.base import LatentPriorModel
@@ -124,9 +124,17 @@ class AutoregressiveStep(FlowStep):
         return z
 
 
+def moments(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance, d each, of b d of all processes."""
+    if not several_processes():
+        return z.mean(0), z.var(0)
+    mean, variance, count = moments_of_all(z)
+    return mean[0], variance[0] * (count / (count - 1))
+
+
 class BatchNormStep(FlowStep):
-    """Numbers less their mean, over their deviation, of the micro-batch in training and of an average of those before
-    else, times a learned factor plus a learned shift."""
+    """Numbers less their mean, over their deviation, of the micro-batch on all processes in training and of an average
+    of those before else, times a learned factor plus a learned shift."""
 
     running_mean: Tensor
     running_variance: Tensor
@@ -143,8 +151,8 @@ class BatchNormStep(FlowStep):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = self.running_mean, self.running_variance
-        if self.training and len(z) > 1:
-            mean, variance = z.mean(0), z.var(0)
+        if self.training and (len(z) > 1 or several_processes()):
+            mean, variance = moments(z)
             self.noted.append(torch.stack([mean, variance]).detach())
         log_scales = self.log_factor - 0.5 * (variance + self.epsilon).log()
         return (z - mean) * log_scales.exp() + self.shift, log_scales.sum().expand(len(z))

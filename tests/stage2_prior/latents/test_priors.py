@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from codes.latents import LatentSpec
 from common.errors import UserError
 from common.expectation_maximisation import Mixture, fit_mixture, improved
 from common.model_io import load_pretrained
+from common.processes import process_state
 from stage2_prior.latents import (
     LATENT_PRIORS,
     GaussianMixture,
@@ -25,6 +27,7 @@ from stage2_prior.latents import (
     SecondVAEConfig,
 )
 from tests.golden import GoldenVAE, golden_vae
+from tests.processes import Processes
 
 
 def spec(*shape: int) -> LatentSpec:
@@ -279,6 +282,24 @@ def test_batch_norm_whitens_by_the_batch_and_remembers():
     torch.testing.assert_close(step.running_mean, 0.9 * before + 0.1 * (z.mean(0) + 1))
     prior.eval()
     assert step(z[:1])[0].isfinite().all()
+
+
+def whitened(parts: int, folder: Path) -> None:
+    """The gradient of a mean over a batch, of which this process has one of `parts`."""
+    state = process_state()
+    prior = prior_of("batch_norm", 4)
+    z = (torch.linspace(-1, 1, 24).view(6, 4).cos() * 3)[state.process_index :: parts].requires_grad_()
+    density = prior.train().log_density(z)
+    (gradient,) = torch.autograd.grad(density.sum(), z)
+    torch.save([density.detach(), gradient], folder / f"{parts}_{state.process_index}.pt")
+
+
+def test_batch_norm_whitens_by_the_batch_of_all_processes(processes: Processes, tmp_path: Path):
+    whitened(1, tmp_path)
+    processes.together(whitened, 2, tmp_path)
+    for number, whole in enumerate(torch.load(tmp_path / "1_0.pt")):
+        for part in (0, 1):
+            torch.testing.assert_close(torch.load(tmp_path / f"2_{part}.pt")[number], whole[part::2])
 
 
 def test_the_bound_of_a_second_vae_rises_with_draws():
