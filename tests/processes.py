@@ -25,6 +25,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
@@ -135,8 +136,11 @@ class Processes:
         for name in ("stdout", "stderr"):
             (folder / name).touch()
         work = pickle.dumps((function, arguments))
-        self.connection.send((work, str(folder), os.getcwd(), dict(environment or {}), dict(limits or {})))
+        with suppress(BrokenPipeError):  # it has left a word
+            self.connection.send((work, str(folder), os.getcwd(), dict(environment or {}), dict(limits or {})))
         while not isinstance(said := self.connection.recv(), int):
+            if isinstance(said, str):
+                raise RuntimeError(f"the server of processes has ended: {said}")
             self.ended |= said
         self.started.append(Process(self, said, folder))
         return self.started[-1]
@@ -210,6 +214,8 @@ def serve(connection: Connection) -> None:
     except (EOFError, OSError):  # the test process has ended
         for process in running.values():
             process.kill()
+    except BaseException:  # such as a module that cannot be imported
+        connection.send(traceback.format_exc())
     finally:
         os._exit(0)
 
