@@ -20,7 +20,7 @@ from stage2_prior.masked_sampling import codes_per_step, padded, unmask
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.sampling_config import SamplingConfig
-from stage2_prior.stepping import GuidedStepper, Stepper, guided, walk
+from stage2_prior.stepping import GuidedStepper, GuidedWindowStepper, Stepper, guided, walk
 
 Complete = Callable[[Codes], Codes]
 """(the first grids of codes) -> all grids: the same, and those that an autoencoder finds for some image after such a
@@ -116,7 +116,8 @@ def draw_in_order(
         stepper = prior.stepper(batch, condition)
     else:
         doubled = prior.stepper(2 * batch, prior.doubled_for_guidance(condition))
-        stepper = GuidedStepper(doubled, [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)])
+        weights = [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)]
+        stepper = (GuidedWindowStepper if prior.takes_windows else GuidedStepper)(doubled, weights)
     total = torch.zeros((), device=device)  # of all logits: one that is not finite makes it so
 
     grids_before = dict(zip(accumulate(grid.size for grid in prior.code_spec.grids), count(1), strict=False))

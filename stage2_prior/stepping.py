@@ -26,6 +26,22 @@ class Stepper(Protocol):
         ...
 
 
+class WindowStepper(Stepper, Protocol):
+    """A stepper that predicts one code at a time, or those of several places of each sample in one pass: what can be
+    guessed is checked at the cost of little more than one step."""
+
+    def window(self, first: Tensor, previous: Tensor) -> Tensor:
+        """Logits `b w k`, float32, of the codes at places first, ..., first+w-1 of each sample. first: int64 `b`,
+        places that differ from sample to sample; previous: int64 `b w`, the code before each of these places (not
+        looked at where the place is 0: there the prior's start stands).
+
+        Places before `first` must have been seen by earlier calls with the codes that now stand there. Keys and values
+        of the window's places are written anew, so a place may be asked again with other codes before it, and later
+        places are not looked at. Places beyond the last (first+w > n) are allowed and give logits that mean nothing.
+        Where grids differ in their vocabulary, k is the largest, as in `AutoregressivePrior.logits`."""
+        ...
+
+
 @torch.inference_mode()
 def walk(stepper: Stepper, positions: int, choose: Choose) -> Tensor:
     """Codes `b n`, chosen one step after the other, each from logits that know all codes of earlier steps."""
@@ -45,12 +61,26 @@ class GuidedStepper:
     def __init__(self, doubled: Stepper, guidance: Sequence[float]):
         """guidance: of each step; 0 = no label, 1 = the label as trained, above 1 = exaggerated."""
         self.doubled = doubled
-        self.guidance = iter(guidance)
+        self.guidance = guidance
+        self.step = 0
 
     def next(self, previous: Tensor | None) -> Tensor:
         logits = self.doubled.next(None if previous is None else previous.repeat(2, 1))
+        self.step += 1
         label, null = logits.chunk(2)
-        return guided(label, null, next(self.guidance))
+        return guided(label, null, self.guidance[self.step - 1])
+
+
+class GuidedWindowStepper(GuidedStepper):
+    """The same around a stepper that takes windows."""
+
+    doubled: WindowStepper
+
+    def window(self, first: Tensor, previous: Tensor) -> Tensor:
+        weights = torch.tensor(self.guidance, device=first.device)
+        places = first[:, None] + torch.arange(previous.shape[1], device=first.device)
+        label, null = self.doubled.window(first.repeat(2), previous.repeat(2, 1)).chunk(2)
+        return guided(label, null, weights[places.clamp(max=len(weights) - 1), None])
 
 
 def guided(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor) -> Tensor:

@@ -232,6 +232,8 @@ class Prior(PretrainedModel):
 class AutoregressivePrior(Prior):
     """A prior that predicts each code from those before it: `logits` and `stepper`, which agree."""
 
+    takes_windows: ClassVar[bool] = False  # its steppers are `WindowStepper`s
+
     def logits(self, codes: Codes, condition: Condition) -> Tensor:
         """Logits `b n k` of every code given all codes of earlier steps, in one teacher-forced pass. Where grids differ
         in their vocabulary, k is the largest, and numbers that are no codes of a grid have logits of NO_CODE."""

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.decoding.column_blocks import in_blocks
+from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Weights, layout, turn_table
+from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior
-from stage2_prior.priors.column_blocks import ColumnBlocks, join
 from stage2_prior.stepping import step_dtype
 
 
@@ -155,6 +157,7 @@ class LlamaGen(AutoregressivePrior):
     kind = "llamagen"
     config_class = LlamaGenConfig
     config: LlamaGenConfig
+    takes_windows = True
     reads_text = True  # by its embeddings
     padded_left = True  # as in the published models
     reads_given = False
@@ -228,88 +231,93 @@ class LlamaGen(AutoregressivePrior):
         return LlamaGenStepper(self, batch, condition)
 
 
-class StepBlock:
-    """A block's weights, and the keys and values of the places so far. The gain of each norm is folded into the matrix
-    behind it, and the scale of the attention scores into the queries."""
+class StepWeights:
+    """What sampling reads of a LlamaGen, made once for each of its states. The gain of each norm and sqrt(d) of its
+    root mean square are folded into the matrix behind it, and the scale of the attention scores into the queries."""
 
-    def __init__(self, block: Block, heads: int, cache: Tensor, dtype: torch.dtype):
-        """cache: two (heads b) n d, empty."""
+    def __init__(self, prior: LlamaGen, dtype: torch.dtype, parts: int):
+        """parts: in which matrices lie, see `layout`."""
+        config, turns = prior.config, prior.turns()
+        self.root = math.sqrt(config.width)
+        self.embedding = prior.embedding.weight.detach().to(dtype)
+        self.weights = Weights(
+            blocks=[self.block(block, config, dtype, parts) for block in cast("list[Block]", prior.blocks)],
+            width=config.width,
+            heads=config.heads,
+            shared=config.heads,
+            normalise=self.divided,
+            gated=True,
+            turns=turn_table(turns, turns, config.heads, config.heads),
+        )
+        output = prior.output.weight.float() * prior.norm.weight * self.root
+        self.output = Product(output, None, math.gcd(parts, len(output)), dtype)
+
+    def block(self, block: Block, config: LlamaGenConfig, dtype: torch.dtype, parts: int) -> BlockWeights:
         # Folded in float32, so that weights in bfloat16 are rounded once.
-        qkv, gate_up = block.attention.qkv.weight.float(), block.feed_forward.gate_up.weight.float()
-        width, hidden = qkv.shape[1], len(gate_up) // 2
-        self.heads = heads
-        scale = torch.ones(len(qkv), 1, device=qkv.device)
-        scale[:width] /= math.sqrt(width // heads)
-        self.qkv = ColumnBlocks(qkv * scale * block.attention_norm.weight, 3 * heads, dtype)
-        self.out = ColumnBlocks(block.attention.out.weight, math.gcd(8, width), dtype)
-        self.gate_up = ColumnBlocks(gate_up * block.feed_forward_norm.weight, 2 * math.gcd(32, hidden), dtype)
-        self.down = ColumnBlocks(block.feed_forward.down.weight, math.gcd(8, width), dtype)
-        self.cache = cache
+        qkv = block.attention.qkv.weight.float() * block.attention_norm.weight * self.root
+        qkv[: config.width] /= math.sqrt(config.head_width)
+        gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.weight * self.root
+        down, columns = block.feed_forward.down.weight, math.gcd(parts, config.width)
+        return BlockWeights(
+            qkv=Product(qkv, None, 1 if parts == 1 else 3 * config.heads, dtype),
+            out=Product(block.attention.out.weight, None, columns, dtype),
+            up=Product(gate_up, None, 1 if parts == 1 else 2 * math.gcd(parts, config.hidden), dtype),
+            down=Product(down, None, columns, dtype),
+        )
 
-    def advance(self, x: Tensor, first: int, places: int, turns: Tensor, mask: Tensor | None) -> None:
-        """x, `(b n) d`, of the places from `first` on, goes through the block in place. turns: of these places, n d/2.
-        mask: b n first+n, added to the scores."""
-        here = slice(first, first + places)
-        rows = self.qkv(normalised(x))  # 3heads (b n) d
-        query_key, value = rows.view(3, -1, places, rows.shape[-1]).split([2, 1])  # three (heads b) n d
-        turned = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * turns
-        query, key = torch.view_as_real(turned).flatten(-2).to(rows.dtype)
-        self.cache[0, :, here], self.cache[1, :, here] = key, value[0]
-        keys, values = self.cache[:, :, : here.stop].unbind()
-        scores = torch.bmm(query, keys.mT)
-        if mask is not None:
-            scores.unflatten(0, (self.heads, -1)).add_(mask)
-        attended = torch.bmm(scores.softmax(dim=-1), values)  # (heads b) n d
-        add_to(x, self.out(join(attended.view(self.heads, len(x), -1))))
-        gate, up = self.gate_up(normalised(x)).chunk(2)
-        add_to(x, self.down(join(F.silu(gate).mul_(up))))
-
-
-def normalised(x: Tensor) -> Tensor:
-    """RMSNorm of the last axis without its gain."""
-    return F.rms_norm(x, x.shape[-1:], eps=EPSILON)
-
-
-def add_to(x: Tensor, product: Tensor) -> None:
-    """Adds `blocks b d` to x, `b (blocks d)`, in place."""
-    x.unflatten(1, (len(product), -1)).add_(product.transpose(0, 1))
+    def divided(self, stream: Tensor, rows: Tensor) -> Tensor:
+        """RMSNorm, but for what the weights hold of it."""
+        blocks = stream.dim() == 3
+        norm = torch.linalg.vector_norm(stream, dim=(0, 2) if blocks else 1, keepdim=True)
+        epsilon = norm.new_full((), math.sqrt(EPSILON) * self.root)
+        torch.div(stream, norm.hypot_(epsilon), out=in_blocks(rows, len(stream)) if blocks else rows)
+        return rows
 
 
 class LlamaGenStepper:
-    """One code per call: keys and values of earlier places wait in a cache that is allocated once. What comes before
-    the codes goes through at the first call, all at once."""
+    """One place, or a window of places, per call. What comes before the codes goes through beforehand, all at once, and
+    its last place again with the first code: it is the start from which that is predicted."""
 
     @torch.inference_mode()
     def __init__(self, prior: LlamaGen, batch: int, condition: Condition):
         prior.check(batch, condition)
-        config, device = prior.config, prior.embedding.weight.device
+        device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
         condition = condition.to(device)
-        dtype = step_dtype(prior.embedding.weight)
-        self.embedding = prior.embedding.weight.to(dtype)
-        self.prefix = prior.prefix(batch, condition).to(dtype)  # b p d
-        self.turns = prior.turns()
-        sizes = (config.layers, 2, config.heads * batch, len(self.turns), config.head_width)
-        cache = torch.empty(sizes, dtype=dtype, device=device)
-        blocks = cast("list[Block]", prior.blocks)
-        self.blocks = [StepBlock(block, config.heads, part, dtype) for block, part in zip(blocks, cache, strict=True)]
-        self.mask: Tensor | None = None  # b n n, 0 where the row's place sees the column's, else -inf
-        if (seen := prior.mask(condition, len(self.turns))) is not None:
-            self.mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
-        output = prior.output.weight.float() * prior.norm.weight
-        self.output = ColumnBlocks(output, math.gcd(8, len(output)), dtype)
+        parts = layout(batch, device)
+        weights = prepared(prior, (dtype, parts), lambda: StepWeights(prior, dtype, parts))
+        self.embedding, self.output = weights.embedding, weights.output
+        prefix = prior.prefix(batch, condition).to(dtype)  # b p d
+        self.start = prefix[:, -1]
+        self.before = prior.prefix_length - 1
+        places = self.before + prior.grid.size
+        self.decoder = Decoder(weights.weights, batch, places, dtype, device)
         self.position = 0
+        self.hidden: Tensor | None = None  # b n, padding of a text, which is seen by none but itself
+        seen = prior.mask(condition, prior.prefix_length)
+        if condition.embedding_mask is not None:
+            counts = condition.embedding_mask | ~condition.embedding_mask.any(dim=1, keepdim=True)
+            self.hidden = F.pad(~counts, (0, places - counts.shape[1]), value=False)
+        if self.before:
+            with torch.autocast(device.type, enabled=False):
+                self.decoder.read(prefix, None if seen is None else ~seen)
 
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
         with torch.autocast(self.embedding.device.type, enabled=False):
-            return self._next(self.prefix if previous is None else F.embedding(previous, self.embedding))[:, None]
+            x = self.start if previous is None else F.embedding(previous[:, 0], self.embedding)
+            place, hidden = self.before + self.position, None
+            if self.hidden is not None:
+                hidden = self.hidden[:, : place + 1]
+                if previous is None:  # padding sees itself
+                    hidden = F.pad(hidden[:, :-1], (0, 1), value=False)
+            self.position += 1
+            return self.output.joined(self.decoder.step(x, place, hidden)).float()[:, None]
 
-    def _next(self, x: Tensor) -> Tensor:
-        """x: b n d, at the places from `position` on; logits `b k` after the last of them."""
-        here = slice(self.position, self.position + x.shape[1])
-        mask = None if self.mask is None else self.mask[:, here, : here.stop]
-        rows, turns = x.flatten(0, 1).clone(), self.turns[here]
-        for block in self.blocks:
-            block.advance(rows, here.start, x.shape[1], turns, mask)
-        self.position = here.stop
-        return join(self.output(normalised(rows.view_as(x)[:, -1]))).float()
+    @torch.inference_mode()
+    def window(self, first: Tensor, previous: Tensor) -> Tensor:
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            places = first[:, None] + torch.arange(previous.shape[1], device=first.device)
+            x = F.embedding(previous.clamp(min=0), self.embedding)
+            x = torch.where((places == 0)[..., None], self.start[:, None], x)
+            states = self.decoder.window(x, self.before + first, self.hidden).flatten(0, 1)
+            return self.output.joined(states).float().unflatten(0, places.shape)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.decoding.column_blocks import join
+from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Weights, layout
+from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior
-from stage2_prior.priors.column_blocks import ColumnBlocks, join
 from stage2_prior.stepping import step_dtype
 
 
@@ -95,6 +97,7 @@ class MinGPT(AutoregressivePrior):
     codes and what comes before them."""
 
     kind = "mingpt"
+    takes_windows = True
     config_class = MinGPTConfig
     config: MinGPTConfig
 
@@ -167,101 +170,90 @@ class MinGPT(AutoregressivePrior):
         return MinGPTStepper(self, batch, condition)
 
 
-class Product:
-    """A linear layer over a few rows."""
+class StepWeights:
+    """What sampling reads of a minGPT, made once for each of its states. Gain and bias of each norm are folded into the
+    linear layer behind it, and the scale of the attention scores into the queries."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, blocks: int, dtype: torch.dtype):
-        """weight: out in; bias: out; blocks: of columns, see ColumnBlocks."""
-        self.blocks = ColumnBlocks(weight, blocks, dtype).blocks
-        self.bias = rearrange(bias.to(dtype), "(blocks out) -> blocks 1 out", blocks=blocks).contiguous()
-
-    @classmethod
-    def after_norm(cls, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, blocks: int, dtype: torch.dtype) -> Self:
-        """With the gain and the bias of the norm before it folded in, in float32: weights in bfloat16 round once."""
-        weight, bias = weight.float(), bias.float()
-        return cls(weight * norm.weight, bias + weight @ norm.bias.float(), blocks, dtype)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """`b in` -> `blocks b out/blocks`."""
-        return torch.baddbmm(self.bias, rows.expand(len(self.blocks), -1, -1), self.blocks)
-
-    def add_to(self, x: Tensor, rows: Tensor) -> None:
-        """Adds the product to x, `b out`, in place."""
-        x.unflatten(1, (len(self.blocks), -1)).add_(self(rows).transpose(0, 1))
+    def __init__(self, prior: MinGPT, dtype: torch.dtype, parts: int):
+        """parts: in which matrices lie, see `layout`."""
+        config = prior.config
+        self.embedding, self.positions = prior.embedding.weight.detach().to(dtype), prior.positions.detach().to(dtype)
+        self.weights = Weights(
+            blocks=[block_weights(block, dtype, parts) for block in cast("list[Block]", prior.blocks)],
+            width=config.width,
+            heads=config.heads,
+            shared=config.heads,
+            normalise=normalised,
+            gated=False,
+            turns=None,
+        )
+        output = prior.output.weight[: prior.grid.vocabulary]
+        no_bias = output.new_zeros(len(output))
+        self.output = after_norm(prior.norm, output, no_bias, math.gcd(parts, len(output)), dtype)
 
 
-class StepBlock:
-    """A block's weights, and the keys and values of the places so far."""
+def block_weights(block: Block, dtype: torch.dtype, parts: int) -> BlockWeights:
+    attention, width = block.attention, block.attention.out.in_features
+    scale = torch.ones_like(attention.qkv.bias, dtype=torch.float32)
+    scale[:width] /= math.sqrt(width // attention.heads)
+    qkv, bias = attention.qkv.weight * scale[:, None], attention.qkv.bias * scale
+    columns = math.gcd(parts, width)
+    return BlockWeights(
+        qkv=after_norm(block.attention_norm, qkv, bias, 1 if parts == 1 else 3 * attention.heads, dtype),
+        out=Product(attention.out.weight, attention.out.bias, columns, dtype),
+        up=after_norm(block.feed_forward_norm, block.up.weight, block.up.bias, columns, dtype),
+        down=Product(block.down.weight, block.down.bias, columns, dtype),
+    )
 
-    def __init__(self, block: Block, cache: Tensor, dtype: torch.dtype):
-        """cache: two (heads b) n d, empty."""
-        attention, width = block.attention, block.attention.out.in_features
-        self.heads = attention.heads
-        # The scale of the attention scores is folded into the queries.
-        scale = torch.ones_like(attention.qkv.bias, dtype=torch.float32)
-        scale[:width] /= math.sqrt(width // self.heads)
-        qkv, bias = attention.qkv.weight * scale[:, None], attention.qkv.bias * scale
-        blocks = math.gcd(8, width)
-        self.qkv = Product.after_norm(block.attention_norm, qkv, bias, 3 * self.heads, dtype)
-        self.out = Product(attention.out.weight, attention.out.bias, blocks, dtype)
-        self.up = Product.after_norm(block.feed_forward_norm, block.up.weight, block.up.bias, 4 * blocks, dtype)
-        self.down = Product(block.down.weight, block.down.bias, blocks, dtype)
-        self.cache = cache
 
-    def advance(self, x: Tensor, first: int, places: int, mask: Tensor | None) -> None:
-        """x, `(b n) d`, of the places from `first` on, goes through the block in place. mask: n first+n, added to the
-        scores."""
-        here = slice(first, first + places)
-        rows = self.qkv(F.layer_norm(x, x.shape[1:]))  # 3heads (b n) d
-        query, key_value = rows.view(3, -1, places, rows.shape[-1]).split([1, 2])  # three (heads b) n d
-        self.cache[:, :, here] = key_value
-        keys, values = self.cache[:, :, : here.stop].unbind()
-        scores = torch.bmm(query[0], keys.mT)
-        if mask is not None:
-            scores += mask
-        attended = torch.bmm(scores.softmax(dim=-1), values)  # (heads b) n d
-        self.out.add_to(x, join(attended.view(self.heads, len(x), -1)))
-        self.down.add_to(x, join(F.gelu(self.up(F.layer_norm(x, x.shape[1:])))))
+def after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype) -> Product:
+    """With the gain and the bias of the norm before it folded in, in float32: weights in bfloat16 round once."""
+    weight, bias = weight.float(), bias.float()
+    return Product(weight * norm.weight, bias + weight @ norm.bias.float(), parts, dtype)
+
+
+def normalised(stream: Tensor, rows: Tensor) -> Tensor:
+    """LayerNorm without gain and bias."""
+    return F.layer_norm(stream if stream.dim() == 2 else join(stream), rows.shape[1:])
 
 
 class MinGPTStepper:
-    """One code per call: keys and values of earlier places wait in a cache that is allocated once. What comes before
-    the codes goes through at the first call, all at once."""
+    """One place, or a window of places, per call. What comes before the codes goes through beforehand, all at once, and
+    its last place again with the first code: it is the start from which that is predicted."""
 
     @torch.inference_mode()
     def __init__(self, prior: MinGPT, batch: int, condition: Condition):
         prior.check(batch, condition)
-        config, device = prior.config, prior.positions.device
-        dtype = step_dtype(prior.positions)
-        self.prefix = prior.prefix(batch, condition.to(device))
-        self.embedding, self.positions = prior.embedding.weight.to(dtype), prior.positions.to(dtype)
-        places = prior.prefix_length + prior.grid.size - 1
-        sizes = (config.layers, 2, config.heads * batch, places, config.head_width)
-        cache = torch.empty(sizes, dtype=dtype, device=device)
-        blocks = cast("list[Block]", prior.blocks)
-        self.blocks = [StepBlock(block, part, dtype) for block, part in zip(blocks, cache, strict=True)]
-        seen = prior.mask(prior.prefix_length)
-        if seen is None:
-            seen = torch.ones(prior.prefix_length, prior.prefix_length, dtype=torch.bool, device=device).tril_()
-        self.mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, -math.inf)
-        output = prior.output.weight[: prior.grid.vocabulary]
-        no_bias = output.new_zeros(len(output))
-        self.output = Product.after_norm(prior.norm, output, no_bias, math.gcd(8, len(output)), dtype)
+        device, dtype = prior.positions.device, step_dtype(prior.positions)
+        parts = layout(batch, device)
+        weights = prepared(prior, (dtype, parts), lambda: StepWeights(prior, dtype, parts))
+        self.embedding, self.positions, self.output = weights.embedding, weights.positions, weights.output
+        prefix = prior.prefix(batch, condition.to(device))
+        self.start = prefix[:, -1:]
+        self.before, self.codes = prior.prefix_length - 1, prior.grid.size
+        self.decoder = Decoder(weights.weights, batch, self.before + self.codes, dtype, device)
         self.position = 0
+        if self.before:
+            seen = prior.mask(prior.prefix_length)
+            embedded = F.embedding(prefix, self.embedding) + self.positions[: prior.prefix_length]
+            with torch.autocast(device.type, enabled=False):
+                self.decoder.read(embedded, None if seen is None else ~seen[None])
 
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
         with torch.autocast(self.positions.device.type, enabled=False):
-            return self._next(self.prefix if previous is None else previous)[:, None]
+            tokens = self.start if previous is None else previous
+            place = self.before + self.position
+            x = F.embedding(tokens[:, 0], self.embedding) + self.positions[place]
+            self.position += 1
+            return self.output.joined(self.decoder.step(x, place)).float()[:, None]
 
-    def _next(self, tokens: Tensor) -> Tensor:
-        """tokens: b n, at the places from `position` on; logits `b k` after the last of them."""
-        places = tokens.shape[1]
-        x = F.embedding(tokens, self.embedding) + self.positions[self.position : self.position + places]
-        rows = x.flatten(0, 1)
-        mask = self.mask if places > 1 else None
-        for block in self.blocks:
-            block.advance(rows, self.position, places, mask)
-        self.position += places
-        last = rows.view(len(tokens), places, -1)[:, -1]
-        return join(self.output(F.layer_norm(last, last.shape[1:]))).float()
+    @torch.inference_mode()
+    def window(self, first: Tensor, previous: Tensor) -> Tensor:
+        with torch.autocast(self.positions.device.type, enabled=False):
+            places = first[:, None] + torch.arange(previous.shape[1], device=first.device)
+            tokens = torch.where(places == 0, self.start, previous.clamp(min=0))
+            at = self.before + places.clamp(max=self.codes - 1)
+            x = F.embedding(tokens, self.embedding) + F.embedding(at, self.positions)
+            states = self.decoder.window(x, self.before + first).flatten(0, 1)
+            return self.output.joined(states).float().unflatten(0, places.shape)

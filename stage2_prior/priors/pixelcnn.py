@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.decoding.column_blocks import ColumnBlocks, in_blocks, join
 from stage2_prior.priors.base import AutoregressivePrior
-from stage2_prior.priors.column_blocks import ColumnBlocks, in_blocks, join
 from stage2_prior.priors.given_codes import GivenCodes
 from stage2_prior.stepping import step_dtype
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from stage2_prior.condition import Condition
-from stage2_prior.priors.column_blocks import ColumnBlocks, join
+from stage2_prior.decoding.column_blocks import ColumnBlocks, join
 from stage2_prior.priors.gated_convolutions import (
     CausalConvolution,
     CodeConvolution,

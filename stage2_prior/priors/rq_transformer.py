@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.decoding.engine import Decoder, layout
+from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
-from stage2_prior.priors.column_blocks import ColumnBlocks, join
-from stage2_prior.priors.transformer import Block, RMSNorm, StepWeights, TransformerConfig, place_angles
+from stage2_prior.priors.transformer import Block, RMSNorm, StackWeights, TransformerConfig, place_angles
 from stage2_prior.stepping import step_dtype
 
 
@@ -158,44 +159,21 @@ class RQTransformer(AutoregressivePrior):
         return RQTransformerStepper(self, batch, condition)
 
 
-class StackStepper:
-    """A stack, one place per call: keys and values of earlier places wait in a cache that is allocated once."""
+class StepWeights:
+    """What sampling reads of an RQ-Transformer, made once for each of its states."""
 
-    def __init__(self, stack: Stack, angles: Tensor, batch: int, dtype: torch.dtype):
-        """angles: n+1 d/2, for so many places as the stepper will walk before it starts again."""
-        config = stack.config
-        self.heads = config.heads
-        self.blocks = [StepWeights(block, config, dtype) for block in cast("list[Block]", stack.blocks)]
-        self.epsilon = RMSNorm.epsilon * math.sqrt(config.width)
-        turns = torch.polar(torch.ones_like(angles), angles)  # n+1 d/2, complex
-        self.turns = rearrange([turns[1:], turns[:-1]], "qk n d -> n qk 1 1 d")
-        shape = (config.layers, 2, config.heads, batch, len(self.turns), config.head_width)
-        cache = torch.zeros(shape, dtype=dtype, device=angles.device)  # layers (keys, values) heads b n d
-        # Of each place, and all places up to it: views, made once.
-        self.here = [cache[..., place, :].unbind() for place in range(len(self.turns))]  # two heads b d
-        self.known = [cache[..., : place + 1, :].flatten(2, 3).unbind() for place in range(len(self.turns))]
-        self.place = 0
-
-    def step(self, x: Tensor) -> Tensor:
-        """The normed result `b d` at the next place, but for the gain of the norm; x: b d, which is not changed."""
-        batch, turns = len(x), self.turns[self.place]
-        for block, key_value, (keys, values) in zip(
-            self.blocks, self.here[self.place], self.known[self.place], strict=True
-        ):
-            qkv = block.qkv(self.divided(x)).float().view(3, self.heads, batch, -1)
-            torch.view_as_complex(qkv[:2].unflatten(-1, (-1, 2))).mul_(turns)  # turns each pair, in place
-            key_value.copy_(qkv[1:])
-            q = qkv[0].to(x.dtype).view(self.heads * batch, 1, -1)
-            attended = torch.bmm(torch.bmm(q, keys.mT).softmax(dim=-1), values).view(self.heads, batch, -1)
-            x = x + join(block.out(join(attended)))
-            gate, up = block.gate_up(self.divided(x)).chunk(2)
-            x = x + join(block.down(join(F.silu(gate).mul_(up))))
-        self.place += 1
-        return self.divided(x)
-
-    def divided(self, x: Tensor) -> Tensor:
-        """RMSNorm, but for its gain and sqrt(d), which the weights behind it hold."""
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(self.epsilon)
+    def __init__(self, prior: RQTransformer, dtype: torch.dtype, parts: int):
+        """parts: in which matrices lie, see `layout`."""
+        over_places, over_depths = prior.angles()
+        self.embeddings = [part.to(dtype) for part in prior.embedding.weight.detach().split(prior.vocabularies)]
+        self.depths = prior.depths.weight.detach().to(dtype).unbind()
+        spatial, over_depth = prior.spatial, prior.over_depth
+        self.spatial = StackWeights(spatial.config, spatial.blocks, spatial.norm.gain, [], over_places, dtype, parts)
+        outputs = prior.output.weight.split(prior.vocabularies)
+        self.over_depth = StackWeights(
+            over_depth.config, over_depth.blocks, over_depth.norm.gain, outputs, over_depths, dtype, parts
+        )
+        self.spatial_gain = (spatial.norm.gain.detach() * self.spatial.root).to(dtype)
 
 
 class RQTransformerStepper:
@@ -206,19 +184,14 @@ class RQTransformerStepper:
     @torch.inference_mode()
     def __init__(self, prior: RQTransformer, batch: int, condition: Condition):
         prior.check(batch, condition)
-        weight = prior.embedding.weight
-        dtype = step_dtype(weight)
-        over_places, over_depths = prior.angles()
-        root = math.sqrt(prior.config.width)
+        device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
+        parts = layout(batch, device)
+        self.weights = prepared(prior, (dtype, parts), lambda: StepWeights(prior, dtype, parts))
         self.depth = prior.depth
-        self.embeddings = [part.to(dtype) for part in weight.split(prior.vocabularies)]
-        self.depths = prior.depths.weight.to(dtype).unbind()
-        self.spatial = StackStepper(prior.spatial, over_places, batch, dtype)
-        self.over_depth = StackStepper(prior.over_depth, over_depths, batch, dtype)
-        self.spatial_gain = (prior.spatial.norm.gain * root).to(dtype)
-        output = prior.output.weight.float() * prior.over_depth.norm.gain * root
-        self.outputs = [ColumnBlocks(part, math.gcd(8, len(part)), dtype) for part in output.split(prior.vocabularies)]
-        self.sum = prior.class_token(batch, condition.to(weight.device)).to(dtype)  # b d, of this place's codes so far
+        places = prior.code_spec.grids[0].size
+        self.spatial = Decoder(self.weights.spatial.weights, batch, places, dtype, device)
+        self.over_depth = Decoder(self.weights.over_depth.weights, batch, self.depth, dtype, device)
+        self.sum = prior.class_token(batch, condition.to(device)).to(dtype)  # b d, of this place's codes so far
         self.position = 0
 
     @torch.inference_mode()
@@ -227,14 +200,14 @@ class RQTransformerStepper:
             return self._next(previous)[:, None]
 
     def _next(self, previous: Tensor | None) -> Tensor:
-        depth = self.position % self.depth
+        place, depth = divmod(self.position, self.depth)
+        weights = self.weights
         if previous is not None:
-            embedded = F.embedding(previous[:, 0], self.embeddings[depth - 1])
+            embedded = F.embedding(previous[:, 0], weights.embeddings[depth - 1])
             self.sum = embedded if depth == 1 % self.depth else self.sum + embedded
+        x = self.sum
         if depth == 0:
-            x = self.spatial.step(self.sum) * self.spatial_gain
-            self.over_depth.place = 0
-        else:
-            x = self.sum
+            x = self.spatial.step(x, place) * weights.spatial_gain
         self.position += 1
-        return join(self.outputs[depth](self.over_depth.step(x + self.depths[depth]))).float()
+        states = self.over_depth.step(x + weights.depths[depth], depth)
+        return weights.over_depth.outputs[depth].joined(states).float()

@@ -16,10 +16,9 @@ embedding and output, and a place of a coarse grid stands at the middle of what 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +28,10 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.decoding.column_blocks import in_blocks
+from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Weights, layout, turn_table
+from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, TrainingLoss
-from stage2_prior.priors.column_blocks import ColumnBlocks, in_blocks, join
 from stage2_prior.priors.prefix import Prefix
 from stage2_prior.stepping import step_dtype
 
@@ -185,6 +186,7 @@ class Transformer(AutoregressivePrior):
 
     kind = "transformer"
     reads_text = True
+    takes_windows = True
     config_class = TransformerConfig
     config: TransformerConfig
 
@@ -296,126 +298,140 @@ class Transformer(AutoregressivePrior):
         return TransformerStepper(self, batch, condition)
 
 
-class StepWeights:
-    """The weights of one block as a single position wants them: the gain of each norm and sqrt(d) of its root mean
-    square are folded into the matrix behind it, and the scale of the attention scores into the queries, so that what
-    is left of a norm is one division."""
+class StackWeights:
+    """The blocks of a stack as its decoder wants them, and the matrices behind its last norm. The gain of each norm and
+    sqrt(d) of its root mean square are folded into the matrix behind it, and the scale of the attention scores into the
+    queries, so that what is left of a norm is one division."""
 
-    def __init__(self, block: Block, config: TransformerConfig, dtype: torch.dtype):
-        root = math.sqrt(config.width)
+    def __init__(
+        self,
+        config: TransformerConfig,
+        blocks: Iterable[nn.Module],
+        gain: Tensor,
+        outputs: Sequence[Tensor],
+        angles: Tensor,
+        dtype: torch.dtype,
+        parts: int,
+    ):
+        """gain: of the last norm; outputs: k d, each; angles: `places+1 d/2`, see `place_angles`; parts: in which
+        matrices lie, see `layout`."""
+        self.root = math.sqrt(config.width)
+        turns = torch.polar(torch.ones_like(angles), angles)
+        self.weights = Weights(
+            blocks=[self.block(block, config, dtype, parts) for block in cast("Iterable[Block]", blocks)],
+            width=config.width,
+            heads=config.heads,
+            shared=config.shared_heads,
+            normalise=self.divided,
+            gated=True,
+            turns=turn_table(turns[1:], turns[:-1], config.heads, config.shared_heads),
+        )
+        self.outputs = [
+            Product(output.float() * gain * self.root, None, math.gcd(parts, len(output)), dtype) for output in outputs
+        ]
+
+    def block(self, block: Block, config: TransformerConfig, dtype: torch.dtype, parts: int) -> BlockWeights:
         # Folded in float32, so that weights in bfloat16 are rounded once.
-        qkv = block.attention.qkv.weight.float() * block.attention_norm.gain * root
+        qkv = block.attention.qkv.weight.float() * block.attention_norm.gain * self.root
         qkv[: config.width] /= math.sqrt(config.head_width)
-        gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.gain * root
-        self.qkv = ColumnBlocks(qkv, config.heads + 2 * config.shared_heads, dtype)
-        self.out = ColumnBlocks(block.attention.out.weight, math.gcd(8, config.width), dtype)
-        self.gate_up = ColumnBlocks(gate_up, config.hidden_width // 16, dtype)  # of 32 columns
-        self.down = ColumnBlocks(block.feed_forward.down.weight, math.gcd(8, config.width), dtype)
+        gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.gain * self.root
+        down, out = block.feed_forward.down.weight, block.attention.out.weight
+        return BlockWeights(
+            qkv=Product(qkv, None, 1 if parts == 1 else sum(block.attention.split), dtype),
+            out=Product(out, None, math.gcd(parts, config.width), dtype),
+            up=Product(gate_up, None, 1 if parts == 1 else 2 * parts, dtype),
+            down=Product(down, None, math.gcd(parts, config.width), dtype),
+        )
+
+    def divided(self, stream: Tensor, rows: Tensor) -> Tensor:
+        """RMSNorm, but for what the weights hold of it."""
+        if stream.dim() == 2:
+            norm = torch.linalg.vector_norm(stream, dim=1, keepdim=True).add_(RMSNorm.epsilon * self.root)
+            return torch.div(stream, norm, out=rows)
+        norm = torch.linalg.vector_norm(stream, dim=(0, 2), keepdim=True).add_(RMSNorm.epsilon * self.root)
+        torch.div(stream, norm, out=in_blocks(rows, len(stream)))
+        return rows
+
+
+class StepWeights(NamedTuple):
+    """What sampling reads of a transformer, made once for each of its states."""
+
+    stack: StackWeights
+    embedding: Tensor  # k d, of all grids
+    next_grid: Tensor | None
+    grid_of: Tensor  # n, the grid that the code at each place belongs to
+    first_number: Tensor  # n, where the embeddings of the grid begin that the code before each place belongs to
+
+    @classmethod
+    def of(cls, prior: Transformer, dtype: torch.dtype, parts: int) -> StepWeights:
+        outputs = prior.output.weight.split(prior.vocabularies)
+        stack = StackWeights(prior.config, prior.blocks, prior.norm.gain, outputs, prior.angles(), dtype, parts)
+        device = prior.embedding.weight.device
+        grids = range(len(prior.sizes))
+        grid_of = torch.cat([torch.full((prior.sizes[grid],), grid, device=device) for grid in grids])
+        firsts = zip(prior.sizes, prior.first_numbers(), strict=True)
+        first_number = torch.cat([torch.full((size,), first, device=device) for size, first in firsts])
+        return cls(
+            stack,
+            prior.embedding.weight.detach().to(dtype),
+            None if prior.next_grid is None else prior.next_grid.weight.detach().to(dtype),
+            grid_of,
+            F.pad(first_number, (1, -1)),
+        )
 
 
 class TransformerStepper:
-    """One position of the transformer per call: keys and values of earlier positions wait in a cache that is
-    allocated once. Computes in autocast's type where autocast is on when it is made, else in the weights' type."""
+    """One place, or a window of places, of the transformer per call. Computes in autocast's type where autocast is on
+    when it is made, else in the weights' type."""
 
     @torch.inference_mode()
     def __init__(self, prior: Transformer, batch: int, condition: Condition):
-        config = prior.config
-        device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
         prior.check(batch, condition)
-        self.embedding = prior.embedding.weight.to(dtype)
+        device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
+        parts = layout(batch, device)
+        weights = prepared(prior, (dtype, parts), lambda: StepWeights.of(prior, dtype, parts))
+        self.stack, self.embedding, self.next_grid, self.grid_of, self.first_number = weights
+        self.outputs = weights.stack.outputs
+        self.grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]
+        self.first_numbers = prior.first_numbers()
         start = prior.start(batch, condition.to(device)).to(dtype)  # b 1+p d
         self.start = start[:, -1]  # b d, the token before the first code
-        self.next_grid = None if prior.next_grid is None else prior.next_grid.weight.to(dtype)
-        self.first_numbers = prior.first_numbers()
-        self.position = prior.prefix.length
-        grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]
-        self.grid_at = [0] * self.position + grid_at  # that the code after each position belongs to
-        self.blocks = [StepWeights(block, config, dtype) for block in cast("list[Block]", prior.blocks)]
-        output = prior.output.weight.float() * prior.norm.gain * math.sqrt(config.width)
-        self.outputs = [ColumnBlocks(part, math.gcd(8, len(part)), dtype) for part in output.split(prior.vocabularies)]
-        self.epsilon = RMSNorm.epsilon * math.sqrt(config.width)
-        angles = prior.angles()
-        turns = torch.polar(torch.ones_like(angles), angles)  # n+1 d/2, complex
-        self.turns = rearrange([turns[1:], turns[:-1]], "qk n d -> n qk 1 1 d")
-        heads, shared = config.heads, config.shared_heads
-        cache = (config.layers, 2, shared, batch, len(self.turns), config.head_width)
-        self.cache = torch.zeros(cache, dtype=dtype, device=device)  # layers (keys, values) heads b n d
-        if self.position:
-            self._read(prior, start[:, :-1], angles[: self.position + 1])
-
-        # What a position works in, allocated once with every view that it needs. Products read rows (b d) and write
-        # blocks; what stands between them turns blocks into rows as it writes.
-        empty = partial(torch.empty, dtype=dtype, device=device)
-        parts = math.gcd(8, config.width)
-        self.stream = empty(parts, batch, config.width // parts)  # the residual stream, to which products are added
-        self.divided = empty(batch, config.width)
-        self.divided_in_blocks = in_blocks(self.divided, parts)
-        self.projected = empty(heads + 2 * shared, batch, config.head_width)
-        self.qkv = self.projected.float()  # the same tensor where that is float32
-        self.key_value = self.qkv[heads:].view(2, shared, batch, -1)
-        # The heads that share keys are rows of one product with them.
-        self.query = self.qkv.new_empty(shared * batch, heads // shared, config.head_width)
-        of_heads = self.query.view(shared, batch, heads // shared, -1).transpose(1, 2)  # shared group b d
-        self.turned_query = as_pairs(of_heads)
-        self.query_pairs = as_pairs(self.qkv[:heads].view(of_heads.shape))
-        self.key_pairs = as_pairs(self.key_value[0])
-        self.attended = empty(self.query.shape)
-        self.attended_rows = self.attended.view(shared, batch, -1).transpose(0, 1)  # b shared (group d)
-        self.opened = empty(*self.blocks[0].gate_up.shape(batch))
-        self.gate, self.up = self.opened.chunk(2)
-        self.hidden = empty(batch, config.hidden_width)
-        self.hidden_in_blocks = in_blocks(self.hidden, len(self.gate))
-
-    def _read(self, prior: Transformer, x: Tensor, angles: Tensor) -> None:
-        """Fills the cache with the prefix but for its last token, x: b p d, in one pass."""
-        for block, (keys, values) in zip(cast("list[Block]", prior.blocks), self.cache.unbind(), strict=True):
-            q, k, v = block.attention.turned(block.attention_norm(x), angles)
-            keys[:, :, : x.shape[1]] = k.transpose(0, 1)
-            values[:, :, : x.shape[1]] = v.transpose(0, 1)
-            x = x + block.attention.attend(q, k, v)
-            x = x + block.feed_forward(block.feed_forward_norm(x))
+        self.before = prior.prefix.length
+        self.position = 0
+        self.decoder = Decoder(self.stack.weights, batch, self.before + len(self.grid_at), dtype, device)
+        if self.before:
+            self.decoder.read(start[:, :-1])
 
     @torch.inference_mode()
     def next(self, previous: Tensor | None) -> Tensor:
-        with torch.autocast(self.cache.device.type, enabled=False):
-            return self._next(self.start if previous is None else self._embedded(previous[:, 0]))[:, None]
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            grid = self.grid_at[self.position]
+            x = self.start if previous is None else self._embedded(previous[:, 0])
+            if self.next_grid is not None:
+                x = x + self.next_grid[grid]
+            states = self.decoder.step(x, self.before + self.position)
+            self.position += 1
+            return self.outputs[grid].joined(states).float()[:, None]
 
     def _embedded(self, previous: Tensor) -> Tensor:
         if first := self.first_numbers[self.grid_at[self.position - 1]]:
             previous = previous + first
         return F.embedding(previous, self.embedding)
 
-    def _next(self, x: Tensor) -> Tensor:
-        """x: b d, the embedded token."""
-        grid = self.grid_at[self.position]
-        if self.next_grid is not None:
-            x = x + self.next_grid[grid]
-        self.stream.copy_(in_blocks(x, len(self.stream)))
-        turn_query, turn_key = self.turns[self.position]
-        here = self.cache[..., self.position, :]  # layers two heads b d
-        known = self.cache[..., : self.position + 1, :].flatten(2, 3)  # layers two (heads b) n d
-        for block, key_value, (keys, values) in zip(self.blocks, here.unbind(), known.unbind(), strict=True):
-            block.qkv(self._divided(), out=self.projected)
-            self.qkv.copy_(self.projected)  # nothing to do where they are the same
-            torch.mul(self.query_pairs, turn_query, out=self.turned_query)
-            self.key_pairs.mul_(turn_key)
-            key_value.copy_(self.key_value)
-            shares = torch.bmm(self.query.to(keys.dtype), keys.mT).softmax(dim=-1)
-            torch.bmm(shares, values, out=self.attended)
-            block.out.add_product(self.stream, self.attended_rows.flatten(1))
-            block.gate_up(self._divided(), out=self.opened)
-            torch.mul(F.silu(self.gate, inplace=True), self.up, out=self.hidden_in_blocks)
-            block.down.add_product(self.stream, self.hidden)
-        self.position += 1
-        return join(self.outputs[grid](self._divided())).float()
-
-    def _divided(self) -> Tensor:
-        """RMSNorm of the residual stream, but for what the weights hold of it: b d."""
-        norm = torch.linalg.vector_norm(self.stream, dim=(0, 2), keepdim=True).add_(self.epsilon)
-        torch.div(self.stream, norm, out=self.divided_in_blocks)
-        return self.divided
-
-
-def as_pairs(x: Tensor) -> Tensor:
-    """`... d` as complex `... d/2`, a view: a turn of each pair is then one multiplication."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    @torch.inference_mode()
+    def window(self, first: Tensor, previous: Tensor) -> Tensor:
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            places = first[:, None] + torch.arange(previous.shape[1], device=first.device)
+            within = places.clamp(max=len(self.grid_of) - 1)
+            x = F.embedding(previous.clamp(min=0) + self.first_number[within], self.embedding)
+            x = torch.where((places == 0)[..., None], self.start[:, None], x)
+            if self.next_grid is not None:
+                x = x + self.next_grid[self.grid_of[within]]
+            states = self.decoder.window(x, self.before + first).flatten(0, 1)
+            logits = [output.joined(states).float().unflatten(0, places.shape) for output in self.outputs]
+            largest = max(part.shape[-1] for part in logits)
+            chosen = logits[0]
+            for grid, part in enumerate(logits):
+                filled = F.pad(part, (0, largest - part.shape[-1]), value=NO_CODE)
+                chosen = filled if grid == 0 else torch.where((self.grid_of[within] == grid)[..., None], filled, chosen)
+            return chosen

@@ -94,9 +94,9 @@ def test_the_spatial_transformer_runs_once_for_each_place():
     sequence = prior.sequence(codes, condition)
     stepper, calls = prior.stepper(2, condition), []
     step = stepper.spatial.step
-    stepper.spatial.step = lambda x: calls.append(stepper.position) or step(x)
+    stepper.spatial.step = lambda x, place: calls.append(place) or step(x, place)
     walk(stepper, DEPTH * PLACES, lambda position, logits: sequence[:, position : position + 1])
-    assert calls == list(range(0, DEPTH * PLACES, DEPTH))
+    assert calls == list(range(PLACES))
 
 
 def test_attention_costs_less_than_one_over_all_codes():

@@ -121,7 +121,7 @@ def test_heads_may_share_keys_and_values(shared, autocast):
             stepped = [stepper.next(sequence[:, i - 1 : i] if i else None) for i in range(15)]
     tolerance = 0.1 * float(expected.std()) if autocast else 1e-5
     assert (torch.cat(stepped, dim=1) - expected).abs().max() < tolerance
-    assert stepper.cache.shape[2] == shared
+    assert stepper.decoder.cache.shape[2] == shared
 
 
 def test_an_image_costs_the_arithmetic_of_one_pass():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stage2_prior.priors.column_blocks import ColumnBlocks, in_blocks, join
+from stage2_prior.decoding.column_blocks import ColumnBlocks, in_blocks, join
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -1,0 +1,258 @@
+"""Transformer blocks over a few places at a time: one of each sample, or a window of them, after those before.
+
+Keys and values of all places stand in a cache that is allocated once and written in place. A matrix lies as the device
+wants it (`Product`), with the gain of the norm before it and the scale of the attention scores folded in, and is made
+once for each model (`prepared`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage2_prior.decoding.column_blocks import in_blocks, join
+
+COLUMN_BLOCKS = 8  # of matrices on a CPU
+
+
+class Normalise(Protocol):
+    def __call__(self, stream: Tensor, rows: Tensor) -> Tensor:
+        """The residual stream, `r d` or `blocks r d/blocks`, but for what the weights hold of its norm: `r d`, in the
+        memory of `rows` or elsewhere."""
+        ...
+
+
+def layout(rows: int, device: torch.device) -> int:
+    """Blocks of columns in which a matrix is to lie for products with so many rows.
+
+    BLAS libraries run a product with few rows on one thread and stride through the matrix; of a batch of blocks, each
+    thread takes whole ones and reads them from end to end. On two CPU cores that is twice as fast. A GPU, and one row
+    on one thread, are better off with one matrix."""
+    return 1 if device.type != "cpu" or (rows == 1 and torch.get_num_threads() == 1) else COLUMN_BLOCKS
+
+
+class Product:
+    """A linear layer over a few rows: `r in` -> `r out`, or `blocks r out/blocks` where the matrix lies in blocks."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, blocks: int, dtype: torch.dtype):
+        """weight: out in, as nn.Linear keeps it; `blocks` divides out."""
+        self.blocks = blocks
+        self.columns = len(weight) // blocks
+        matrix = weight.to(dtype).unflatten(0, (blocks, -1)).transpose(1, 2)
+        self.matrix = (matrix if blocks > 1 else matrix[0]).contiguous()
+        self.bias: Tensor | None = None
+        if bias is not None:
+            self.bias = bias.to(dtype).view(blocks, 1, -1) if blocks > 1 else bias.to(dtype)
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        return (rows, self.columns) if self.blocks == 1 else (self.blocks, rows, self.columns)
+
+    def __call__(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The product, written to `out` where given."""
+        if self.blocks == 1:
+            if self.bias is None:
+                return torch.mm(rows, self.matrix, out=out)
+            return torch.addmm(self.bias, rows, self.matrix, out=out)
+        rows = rows.expand(self.blocks, -1, -1)
+        if self.bias is None:
+            return torch.bmm(rows, self.matrix, out=out)
+        return torch.baddbmm(self.bias, rows, self.matrix, out=out)
+
+    def add_to(self, total: Tensor, rows: Tensor) -> None:
+        """Adds the product to `total` in place."""
+        if self.blocks == 1:
+            total.addmm_(rows, self.matrix)
+        else:
+            total.baddbmm_(rows.expand(self.blocks, -1, -1), self.matrix)
+        if self.bias is not None:
+            total.add_(self.bias)
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """The product as rows, `r out`."""
+        product = self(rows)
+        return product if self.blocks == 1 else join(product)
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    qkv: Product  # in one block, or in one for each head: those of the queries, of the keys, of the values
+    out: Product
+    up: Product  # of a gated feed-forward the gates, then what they open
+    down: Product
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Blocks that look alike, made once for each model."""
+
+    blocks: Sequence[BlockWeights]
+    width: int  # d
+    heads: int
+    shared: int  # heads of keys and values
+    normalise: Normalise
+    gated: bool  # SwiGLU; else GELU
+    turns: Tensor | None  # of `turn_table`; None: nothing is turned
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+def turn_table(query: Tensor, key: Tensor, heads: int, shared: int) -> Tensor:
+    """By which the pairs of each head are turned at each place, complex `places+1 heads+shared 1 d_head/2`: all heads
+    of queries, then those of keys. query, key: of one head, `places d_head/2`."""
+    table = torch.cat([query[:, None].expand(-1, heads, -1), key[:, None].expand(-1, shared, -1)], dim=1)
+    beyond = table.new_zeros(1, *table.shape[1:])  # a window may ask beyond the last place
+    return torch.cat([table, beyond])[:, :, None]
+
+
+class Room:
+    """What `places` places of each sample are worked in, allocated once with every view that it takes."""
+
+    def __init__(self, weights: Weights, batch: int, places: int, like: Tensor):
+        rows, heads, shared, block = batch * places, weights.heads, weights.shared, weights.blocks[0]
+        group = heads // shared
+        self.stream = like.new_empty(block.out.shape(rows))  # the residual stream, to which products are added
+        self.rows = like.new_empty(rows, weights.width)
+        self.projected = like.new_empty(block.qkv.shape(rows))
+        self.exact = self.projected.float()  # the same tensor where that is float32
+        by_head = self.exact.view(-1, rows, block.qkv.columns).unflatten(2, (-1, weights.head_width))
+        by_head = by_head.transpose(1, 2).flatten(0, 1)  # heads r d
+        self.pairs = as_pairs(by_head[: heads + shared])
+        self.key_value = by_head[heads:].view(2, shared, batch, places, -1)
+        # The heads that share keys are rows of one product with them: as they are projected, or copied there.
+        self.query_by_head = by_head[:heads].view(shared, group, batch, places, -1)
+        self.query_in_place = self.exact is self.projected and by_head.is_contiguous() and 1 in (group, batch)
+        if self.query_in_place:
+            self.query = by_head[:heads].view(shared * batch, group * places, -1)
+        else:
+            self.query = like.new_empty(shared * batch, group * places, weights.head_width)
+        self.query_rows = self.query.view(shared, batch, group, places, -1).transpose(1, 2)
+        self.attended = torch.empty_like(self.query)
+        by_row = self.attended.view(shared, batch, group, places, -1).permute(1, 3, 0, 2, 4)  # b m shared group d
+        self.attended_by_row = by_row.reshape(self.rows.shape) if rows == 1 else by_row
+        self.opened = like.new_empty(block.up.shape(rows))
+        self.hidden = like.new_empty(rows, block.up.blocks * block.up.columns // (2 if weights.gated else 1))
+        halves = self.opened.chunk(2, dim=0 if self.opened.dim() == 3 else 1) if weights.gated else (self.opened,)
+        self.gate, self.up = halves[0], halves[-1]
+        self.hidden_in_blocks = self.hidden if self.gate.dim() == 2 else in_blocks(self.hidden, len(self.gate))
+
+    def enter(self, x: Tensor) -> None:
+        """x: `r d`, the embedded tokens."""
+        self.stream.copy_(x if self.stream.dim() == 2 else in_blocks(x, len(self.stream)))
+
+
+class Decoder:
+    """A stack of blocks on its way through a batch: the keys and values of the places so far."""
+
+    def __init__(self, weights: Weights, batch: int, places: int, dtype: torch.dtype, device: torch.device):
+        self.weights, self.batch, self.places = weights, batch, places
+        sizes = (len(weights.blocks), 2, weights.shared, batch, places + 1, weights.head_width)
+        # One place more than there are, for what a window asks beyond the last. Zeros: of a place that is not seen a
+        # share of 0 is taken, which of an infinity would be nan.
+        self.cache = torch.zeros(sizes, dtype=dtype, device=device)  # layers (keys, values) heads b n d
+        self.rooms: dict[int, Room] = {}
+
+    def room(self, places: int) -> Room:
+        if places not in self.rooms:
+            self.rooms[places] = Room(self.weights, self.batch, places, self.cache)
+        return self.rooms[places]
+
+    def step(self, x: Tensor, place: int, hidden: Tensor | None = None) -> Tensor:
+        """The normed result `b d` at the same place of each sample, but for what the weights behind it hold of the
+        norm; x: b d. hidden: bool `b place+1`, True for a place that is not seen. The result is overwritten by the
+        next call."""
+        room = self.room(1)
+        room.enter(x)
+        here = self.cache[..., place : place + 1, :].unbind()
+        known = self.cache[..., : place + 1, :].flatten(2, 3).unbind()
+        mask = None if hidden is None else self._mask(hidden[:, None])
+        turns = None if self.weights.turns is None else self.weights.turns[place]
+        for block, slot, (keys, values) in zip(self.weights.blocks, here, known, strict=True):
+            self._project(room, block, turns)
+            slot.copy_(room.key_value)
+            self._finish(room, block, keys, values, mask)
+        return self.weights.normalise(room.stream, room.rows)
+
+    def read(self, x: Tensor, hidden: Tensor | None = None) -> None:
+        """Fills the cache with the first places, x: b p d, in one pass. hidden: bool `b p p` or `1 p p`, True where the
+        row's place does not see the column's; None for those after it."""
+        places = x.shape[1]
+        room = Room(self.weights, self.batch, places, self.cache)
+        room.enter(x.flatten(0, 1))
+        if hidden is None:
+            hidden = torch.ones(1, places, places, dtype=torch.bool, device=x.device).triu_(1)
+        mask, turns = self._mask(hidden), self._turns(torch.arange(places, device=x.device).repeat(self.batch))
+        known = self.cache[..., :places, :]
+        for block, slot in zip(self.weights.blocks, known.unbind(), strict=True):
+            self._project(room, block, turns)
+            slot.copy_(room.key_value)
+            self._finish(room, block, *slot.flatten(1, 2), mask)
+
+    def window(self, x: Tensor, first: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """As `step`, at w places of each sample from `first` on, int64 `b`: x: b w d -> b w d. hidden: bool `b n`, True
+        for a place that is seen by none but itself. Places beyond the last are worked out at random."""
+        width = x.shape[1]
+        room = self.room(width)
+        room.enter(x.flatten(0, 1))
+        at = (first[:, None] + torch.arange(width, device=first.device)).clamp(max=self.places)  # b w
+        # Only a CPU knows the places without a wait.
+        end = min(int(first.max()) + width, self.places) if first.device.type == "cpu" else self.places
+        places = torch.arange(end, device=first.device)
+        unseen = places > at[..., None]  # b w n
+        if hidden is not None:
+            unseen |= hidden[:, None, :end] & (places != at[..., None])
+        mask, turns = self._mask(unseen), self._turns(at.flatten())
+        known = self.cache[..., :end, :].flatten(2, 3).unbind()
+        slots, length = self.cache.flatten(1, 4).unbind(), self.cache.shape[4]
+        samples = torch.arange(2 * self.weights.shared * self.batch, device=first.device) * length
+        indices = (samples.view(-1, self.batch, 1) + at).flatten()  # of two heads b w among the cache's rows
+        for block, slot, (keys, values) in zip(self.weights.blocks, slots, known, strict=True):
+            self._project(room, block, turns)
+            slot.index_copy_(0, indices, room.key_value.to(slot.dtype).flatten(0, 3))
+            self._finish(room, block, keys, values, mask)
+        return self.weights.normalise(room.stream, room.rows).view_as(x)
+
+    def _mask(self, hidden: Tensor) -> Tensor:
+        """What is added to the scores, `heads b rows n`, for `b m n`."""
+        mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=hidden.device)
+        mask.masked_fill_(hidden, -math.inf)
+        return mask.repeat(1, self.weights.heads // self.weights.shared, 1)
+
+    def _turns(self, at: Tensor) -> Tensor | None:
+        """Of rows at these places: `heads r d/2`."""
+        return None if self.weights.turns is None else self.weights.turns[at, :, 0].transpose(0, 1)
+
+    def _project(self, room: Room, block: BlockWeights, turns: Tensor | None) -> None:
+        block.qkv(self.weights.normalise(room.stream, room.rows), out=room.projected)
+        if room.exact is not room.projected:
+            room.exact.copy_(room.projected)
+        if turns is not None:
+            room.pairs.mul_(turns)
+        if not room.query_in_place:
+            room.query_rows.copy_(room.query_by_head)
+
+    def _finish(self, room: Room, block: BlockWeights, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
+        """keys, values: (heads b) n d."""
+        scores = torch.bmm(room.query, keys.mT)
+        if mask is not None:
+            scores.view(-1, len(mask), *scores.shape[1:]).add_(mask)
+        torch.bmm(scores.softmax(dim=-1), values, out=room.attended)
+        block.out.add_to(room.stream, room.attended_by_row.reshape(room.rows.shape))
+        block.up(self.weights.normalise(room.stream, room.rows), out=room.opened)
+        if self.weights.gated:
+            torch.mul(F.silu(room.gate, inplace=True), room.up, out=room.hidden_in_blocks)
+        else:
+            room.hidden_in_blocks.copy_(F.gelu(room.opened))
+        block.down.add_to(room.stream, room.hidden)
+
+
+def as_pairs(x: Tensor) -> Tensor:
+    """`... d` as complex `... d/2`, a view: a turn of each pair is then one multiplication."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
