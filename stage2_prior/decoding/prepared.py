@@ -24,14 +24,13 @@ KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()  # beside the mod
 @torch.inference_mode()
 def prepared(model: nn.Module, kind: Hashable, make: Callable[[], Made]) -> Made:
     """`make()`, which reads nothing but the weights of `model`, or what it made earlier of the same weights, once for
-    each `kind`. What it makes is never written to. Changes are noticed by PyTorch's counter of writes and by where the
-    weights lie, so one that goes around both, by `weight.data.mul_(2)`, is not.
+    each `kind`. What it makes is never written to.
 
-    While a CUDA graph is recorded nothing is kept: each replay makes it of the weights as they are by then."""
+    On a GPU it is made each time, at the cost of a few of its kernels: whether a weight has changed could only be known
+    by waiting for the device, and a recorded graph is to follow weights that change between its replays."""
     weights = list(model.parameters())
     with torch.autocast(weights[0].device.type, enabled=False):
-        recorded = weights[0].is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if recorded or any(weight.is_inference() for weight in weights):  # which have no counter
+        if any(weight.device.type != "cpu" for weight in weights):
             return make()
         state = [state_of(weight) for weight in weights]
         kept = KEPT.get(model)
@@ -43,7 +42,17 @@ def prepared(model: nn.Module, kind: Hashable, make: Callable[[], Made]) -> Made
 
 
 def state_of(weight: Tensor) -> object:
-    """Equal for equal states of a weight. It holds no memory, and its place in memory is not mistaken for that of
-    another weight that is put there later."""
+    """Equal for equal states of a weight: where it lies, without holding that memory, and the sum of its bits, which
+    takes as long as reading it once. PyTorch's counter of writes alone would not do: fused optimisers do not count."""
     place = StorageWeakRef(weight.untyped_storage()), weight.storage_offset()
-    return place, weight._version, weight.dtype, weight.shape, weight.stride()
+    counter = None if weight.is_inference() else weight._version
+    return place, counter, weight.dtype, weight.shape, weight.stride(), sum_of_bits(weight)
+
+
+def sum_of_bits(weight: Tensor) -> int:
+    """Modulo 2**64, of a weight of any type and size."""
+    rows = weight.detach().contiguous().view(-1)
+    for integer in (torch.int64, torch.int32, torch.int16, torch.uint8):
+        if rows.nbytes % integer.itemsize == 0 and rows.data_ptr() % integer.itemsize == 0:
+            return int(rows.view(integer).sum())
+    raise AssertionError("bytes divide by one")

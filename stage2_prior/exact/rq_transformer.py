@@ -13,7 +13,7 @@ from common.exact import Product
 from stage2_prior.condition import Condition
 from stage2_prior.exact.transformer import ExactBlock, place_turns
 from stage2_prior.priors.rq_transformer import RQTransformer, Stack
-from stage2_prior.priors.transformer import Block, RMSNorm
+from stage2_prior.priors.transformer_layers import Block, RMSNorm
 
 
 class ExactRQTransformer:

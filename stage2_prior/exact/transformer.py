@@ -15,7 +15,8 @@ from common import exact
 from common.exact import Product
 from stage2_prior.condition import Condition
 from stage2_prior.priors.prefix import Prefix
-from stage2_prior.priors.transformer import Block, RMSNorm, Transformer
+from stage2_prior.priors.transformer import Transformer
+from stage2_prior.priors.transformer_layers import Block, RMSNorm
 
 
 class ExactTransformer:

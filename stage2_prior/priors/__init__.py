@@ -12,7 +12,8 @@ from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.rq_transformer import RQTransformer, RQTransformerConfig
-from stage2_prior.priors.transformer import Transformer, TransformerConfig
+from stage2_prior.priors.transformer import Transformer
+from stage2_prior.priors.transformer_layers import TransformerConfig
 from stage2_prior.priors.var import VAR, VARConfig
 
 PRIORS: dict[str, type[Prior]] = {

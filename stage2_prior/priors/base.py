@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,6 +20,7 @@ from common.model_io import PretrainedModel
 from common.tensor_files import load_tensors
 from common.wording import counted
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
+from stage2_prior.cross_entropy import nll_of
 from stage2_prior.stepping import Stepper
 from stage2_prior.text import TOKENIZER_NAME, tokenize
 
@@ -250,5 +250,4 @@ class AutoregressivePrior(Prior):
         return self.code_spec.codes_per_image
 
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
-        logits = rearrange(self.logits(codes, condition).float(), "b n k -> b k n")
-        return F.cross_entropy(logits, self.sequence(codes, condition), reduction="none")
+        return nll_of(self.logits(codes, condition), self.sequence(codes, condition))

@@ -25,7 +25,8 @@ from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, Prior
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
-from stage2_prior.priors.transformer import Transformer, TransformerConfig
+from stage2_prior.priors.transformer import Transformer
+from stage2_prior.priors.transformer_layers import TransformerConfig
 from stage2_prior.stepping import Stepper
 
 LEVEL_PRIORS: dict[str, type[AutoregressivePrior]] = {

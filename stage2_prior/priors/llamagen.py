@@ -268,7 +268,7 @@ class StepWeights:
     def divided(self, stream: Tensor, rows: Tensor) -> Tensor:
         """RMSNorm, but for what the weights hold of it."""
         blocks = stream.dim() == 3
-        norm = torch.linalg.vector_norm(stream, dim=(0, 2) if blocks else 1, keepdim=True)
+        norm = torch.linalg.vector_norm(stream, dim=(0, 2) if blocks else 1, keepdim=True, dtype=torch.float32)
         epsilon = norm.new_full((), math.sqrt(EPSILON) * self.root)
         torch.div(stream, norm.hypot_(epsilon), out=in_blocks(rows, len(stream)) if blocks else rows)
         return rows

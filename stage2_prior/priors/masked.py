@@ -25,9 +25,10 @@ from codes.spec import Codes, CodeSpec
 from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.cross_entropy import nll_of, smoothed_nll_of
 from stage2_prior.masked_sampling import Draw, Fill, Uniforms
 from stage2_prior.priors.base import NO_CODE, Prior
-from stage2_prior.priors.transformer import FeedForward, RMSNorm, TransformerConfig, place_angles, turn
+from stage2_prior.priors.transformer_layers import FeedForward, RMSNorm, TransformerConfig, place_angles, turn
 
 
 class MaskedConfig(Protocol):
@@ -200,9 +201,7 @@ class MaskedPrior(Prior):
         have 0."""
         parts = self.logits_of_grids(sequence.masked_fill(hidden, -1), condition)
         losses = [
-            F.cross_entropy(
-                rearrange(logits.float(), "b n k -> b k n"), codes, reduction="none", label_smoothing=label_smoothing
-            )
+            nll_of(logits, codes) if label_smoothing == 0 else smoothed_nll_of(logits, codes, label_smoothing)
             for logits, codes in zip(parts, sequence.split(self.sizes, 1), strict=True)
         ]
         return torch.cat(losses, dim=1).masked_fill(~hidden, 0.0)

@@ -18,7 +18,7 @@ from stage2_prior.condition import Condition
 from stage2_prior.masked_sampling import CHOICE_STREAM, CODE_STREAM, Draw, SurestFirst, Uniforms, cosine_share
 from stage2_prior.priors.base import TrainingLoss
 from stage2_prior.priors.masked import MaskedPrior, hide, network_of
-from stage2_prior.priors.transformer import TransformerConfig
+from stage2_prior.priors.transformer_layers import TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

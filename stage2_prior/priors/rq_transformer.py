@@ -31,7 +31,7 @@ from stage2_prior.condition import Condition
 from stage2_prior.decoding.engine import Decoder, layout
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
-from stage2_prior.priors.transformer import Block, RMSNorm, StackWeights, TransformerConfig, place_angles
+from stage2_prior.priors.transformer_layers import Block, RMSNorm, StackWeights, TransformerConfig, place_angles
 from stage2_prior.stepping import step_dtype
 
 

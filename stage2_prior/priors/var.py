@@ -29,6 +29,7 @@ from codes.spec import Codes, CodeSpec
 from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
+from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.scale_latents import ScaleLatents
 from stage2_prior.stepping import step_dtype
@@ -274,6 +275,27 @@ def in_type(module: AnyModule, dtype: torch.dtype) -> AnyModule:
     return module if same else copy.deepcopy(module).to(dtype)
 
 
+class StepWeights(NamedTuple):
+    """What sampling reads of a VAR, in the type that it computes in: once for each state of the weights."""
+
+    word: nn.Linear
+    output: nn.Linear
+    blocks: list[tuple[Attention, FeedForward]]
+    positions: tuple[Tensor, ...]  # 1 m d of each scale
+
+    @classmethod
+    def of(cls, prior: VAR, dtype: torch.dtype) -> StepWeights:
+        return cls(
+            in_type(prior.word, dtype),
+            in_type(prior.output, dtype),
+            [
+                (in_type(block.attention, dtype), in_type(block.feed_forward, dtype))
+                for block in cast("list[Block]", prior.blocks)
+            ],
+            prior.positions().to(dtype).split(prior.sizes, dim=1),
+        )
+
+
 class StepBlock(NamedTuple):
     """A block with the modulation of its samples: it depends on the class alone, so one image needs it once."""
 
@@ -294,23 +316,20 @@ class VARStepper:
         device, dtype = prior.output.weight.device, step_dtype(prior.output.weight)
         prior.check(batch, condition)
         self.latents, self.sizes = prior.latents, prior.sizes
-        self.word, self.output = in_type(prior.word, dtype), in_type(prior.output, dtype)
+        weights = prepared(prior, dtype, lambda: StepWeights.of(prior, dtype))
+        self.word, self.output, self.positions = weights.word, weights.output, weights.positions
         vectors = prior.class_vectors(batch, condition.to(device))
-        positions = prior.positions()
-        self.first = (vectors[:, None] + prior.start + positions[:, : self.sizes[0]]).to(dtype)
-        self.positions = positions.to(dtype).split(self.sizes, dim=1)
+        self.first = (vectors[:, None] + prior.start).to(dtype) + self.positions[0]
         self.output_modulation = prior.output_modulation(vectors).to(dtype).unbind(2)
         shared = prior.shared(vectors)
         cache = (config.layers, 2, batch, config.heads, sum(self.sizes), config.width // config.heads)
         self.blocks = [
-            StepBlock(
-                in_type(block.attention, dtype),
-                in_type(block.feed_forward, dtype),
-                block.modulation(shared).to(dtype).unbind(2),
-                *key_value,
-            )
-            for block, key_value in zip(
-                cast("list[Block]", prior.blocks), torch.zeros(cache, dtype=dtype, device=device), strict=True
+            StepBlock(*layers, block.modulation(shared).to(dtype).unbind(2), *key_value)
+            for block, layers, key_value in zip(
+                cast("list[Block]", prior.blocks),
+                weights.blocks,
+                torch.zeros(cache, dtype=dtype, device=device),
+                strict=True,
             )
         ]
         self.total: Tensor | None = None  # the latents of the scales so far, b d h w

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, Transformer
-from stage2_prior.priors.transformer import TransformerConfig
+from stage2_prior.priors.transformer_layers import TransformerConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.test_conformance import joined, step_through
 from tests.stage2_prior.tiny import CLASSES, TINY, random_codes, tiny_prior, tiny_spec

@@ -12,14 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.priors.transformer import (
-    Attention,
-    RMSNorm,
-    Transformer,
-    TransformerConfig,
-    place_angles,
-    turn,
-)
+from stage2_prior.priors.transformer import Transformer
+from stage2_prior.priors.transformer_layers import Attention, RMSNorm, TransformerConfig, place_angles, turn
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import walk
 from tests.stage2_prior.tiny import condition_for, random_codes, tiny_prior, tiny_spec
@@ -77,6 +71,21 @@ def test_rms_norm_equals_its_definition_and_stays_finite_at_zero():
     assert norm(zero).isfinite().all()
     assert zero.grad is not None
     assert zero.grad.isfinite().all()
+
+
+def test_gradients_of_the_norm_and_of_turns_are_those_of_single_operations(monkeypatch):
+    norm, x, angles = RMSNorm(8), torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(5, 4)
+    torch.nn.init.normal_(norm.gain)
+    given = torch.randn(2, 3, 5, 8)
+
+    def slopes() -> tuple[torch.Tensor, ...]:
+        result = turn(norm(x), angles)
+        return result.detach(), *torch.autograd.grad(result, [x, norm.gain], given)
+
+    fast = slopes()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for ours, plain in zip(fast, slopes(), strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
