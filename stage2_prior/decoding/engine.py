@@ -8,9 +8,8 @@ once for each model (`prepared`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,64 +17,56 @@ from torch import Tensor
 
 from stage2_prior.decoding.column_blocks import in_blocks, join
 
-COLUMN_BLOCKS = 8  # of matrices on a CPU
+BLOCK_COLUMNS = 32  # at least, of a matrix on a CPU
 
 
-class Normalise(Protocol):
-    def __call__(self, stream: Tensor, rows: Tensor) -> Tensor:
-        """The residual stream, `r d` or `blocks r d/blocks`, but for what the weights hold of its norm: `r d`, in the
-        memory of `rows` or elsewhere."""
-        ...
-
-
-def layout(rows: int, device: torch.device) -> int:
-    """Blocks of columns in which a matrix is to lie for products with so many rows.
-
-    BLAS libraries run a product with few rows on one thread and stride through the matrix; of a batch of blocks, each
-    thread takes whole ones and reads them from end to end. On two CPU cores that is twice as fast. A GPU, and one row
-    on one thread, are better off with one matrix."""
-    return 1 if device.type != "cpu" or (rows == 1 and torch.get_num_threads() == 1) else COLUMN_BLOCKS
+def blocks_of(columns: int) -> int:
+    """Into how many blocks of columns a matrix of so many is cut on a CPU: the narrowest that are wide enough."""
+    return next(columns // width for width in range(min(BLOCK_COLUMNS, columns), columns + 1) if columns % width == 0)
 
 
 class Product:
-    """A linear layer over a few rows: `r in` -> `r out`, or `blocks r out/blocks` where the matrix lies in blocks."""
+    """A linear layer over a few rows: `r in` -> `blocks r out/blocks`, or `r out` where the matrix is one block.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, blocks: int, dtype: torch.dtype):
-        """weight: out in, as nn.Linear keeps it; `blocks` divides out."""
-        self.blocks = blocks
-        self.columns = len(weight) // blocks
-        matrix = weight.to(dtype).unflatten(0, (blocks, -1)).transpose(1, 2)
-        self.matrix = (matrix if blocks > 1 else matrix[0]).contiguous()
+    On a CPU a product with few rows takes as long as the matrix takes to be read. BLAS libraries stride through it, on
+    one thread; narrow blocks that lie one after the other are read from end to end, and of a batch of them each thread
+    takes whole ones. With one row that is twice as fast. A GPU is better off with one matrix."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, blocks: int | None = None):
+        """weight: out in, as nn.Linear keeps it; blocks: on a CPU, a number that divides out; None: `blocks_of` it."""
+        self.blocks = 1 if weight.device.type != "cpu" else blocks or blocks_of(len(weight))
+        self.columns = len(weight) // self.blocks
+        matrix = weight.to(dtype).unflatten(0, (self.blocks, -1)).transpose(1, 2)
+        self.matrix = (matrix if self.blocks > 1 else matrix[0]).contiguous()
         self.bias: Tensor | None = None
         if bias is not None:
-            self.bias = bias.to(dtype).view(blocks, 1, -1) if blocks > 1 else bias.to(dtype)
+            self.bias = bias.to(dtype).view(self.blocks, 1, -1) if self.blocks > 1 else bias.to(dtype)
 
     def shape(self, rows: int) -> tuple[int, ...]:
         return (rows, self.columns) if self.blocks == 1 else (self.blocks, rows, self.columns)
 
-    def __call__(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """The product, written to `out` where given."""
-        if self.blocks == 1:
-            if self.bias is None:
-                return torch.mm(rows, self.matrix, out=out)
-            return torch.addmm(self.bias, rows, self.matrix, out=out)
-        rows = rows.expand(self.blocks, -1, -1)
-        if self.bias is None:
-            return torch.bmm(rows, self.matrix, out=out)
-        return torch.baddbmm(self.bias, rows, self.matrix, out=out)
+    def factor(self, rows: Tensor) -> Tensor:
+        """Rows, `r in`, as the product takes them: a view."""
+        return rows if self.blocks == 1 else rows.expand(self.blocks, -1, -1)
 
-    def add_to(self, total: Tensor, rows: Tensor) -> None:
+    def __call__(self, factor: Tensor, out: Tensor | None = None) -> Tensor:
+        """The product, written to `out` where given."""
+        if self.bias is None:
+            return (torch.mm if self.blocks == 1 else torch.bmm)(factor, self.matrix, out=out)
+        return (torch.addmm if self.blocks == 1 else torch.baddbmm)(self.bias, factor, self.matrix, out=out)
+
+    def add_to(self, total: Tensor, factor: Tensor) -> None:
         """Adds the product to `total` in place."""
         if self.blocks == 1:
-            total.addmm_(rows, self.matrix)
+            total.addmm_(factor, self.matrix)
         else:
-            total.baddbmm_(rows.expand(self.blocks, -1, -1), self.matrix)
+            total.baddbmm_(factor, self.matrix)
         if self.bias is not None:
             total.add_(self.bias)
 
     def joined(self, rows: Tensor) -> Tensor:
-        """The product as rows, `r out`."""
-        product = self(rows)
+        """The product of rows as rows, `r out`."""
+        product = self(self.factor(rows))
         return product if self.blocks == 1 else join(product)
 
 
@@ -95,13 +86,20 @@ class Weights:
     width: int  # d
     heads: int
     shared: int  # heads of keys and values
-    normalise: Normalise
+    normalise: Callable[[Room], None]  # the room's stream into its rows, but for what the weights hold of the norm
     gated: bool  # SwiGLU; else GELU
     turns: Tensor | None  # of `turn_table`; None: nothing is turned
 
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+
+def norm_of(stream: Tensor) -> Tensor:
+    """Of each row of a residual stream, float32, with the stream's axes."""
+    axes = 1 if stream.dim() == 2 else (0, 2)
+    dtype = None if stream.dtype == torch.float32 else torch.float32  # even the same type would be copied to
+    return torch.linalg.vector_norm(stream, dim=axes, keepdim=True, dtype=dtype)
 
 
 def turn_table(query: Tensor, key: Tensor, heads: int, shared: int) -> Tensor:
@@ -119,7 +117,9 @@ class Room:
         rows, heads, shared, block = batch * places, weights.heads, weights.shared, weights.blocks[0]
         group = heads // shared
         self.stream = like.new_empty(block.out.shape(rows))  # the residual stream, to which products are added
-        self.rows = like.new_empty(rows, weights.width)
+        self.rows = like.new_empty(rows, weights.width)  # what products read of it
+        self.rows_like_stream = self.rows if self.stream.dim() == 2 else in_blocks(self.rows, len(self.stream))
+        self.to_project, self.to_open = block.qkv.factor(self.rows), block.up.factor(self.rows)
         self.projected = like.new_empty(block.qkv.shape(rows))
         self.exact = self.projected.float()  # the same tensor where that is float32
         by_head = self.exact.view(-1, rows, block.qkv.columns).unflatten(2, (-1, weights.head_width))
@@ -136,11 +136,13 @@ class Room:
         self.query_rows = self.query.view(shared, batch, group, places, -1).transpose(1, 2)
         self.attended = torch.empty_like(self.query)
         by_row = self.attended.view(shared, batch, group, places, -1).permute(1, 3, 0, 2, 4)  # b m shared group d
+        # Where that takes no copy, as one row for each place.
         self.attended_by_row = by_row.reshape(self.rows.shape) if rows == 1 else by_row
         self.opened = like.new_empty(block.up.shape(rows))
         self.hidden = like.new_empty(rows, block.up.blocks * block.up.columns // (2 if weights.gated else 1))
         halves = self.opened.chunk(2, dim=0 if self.opened.dim() == 3 else 1) if weights.gated else (self.opened,)
         self.gate, self.up = halves[0], halves[-1]
+        self.to_close = block.down.factor(self.hidden)
         self.hidden_in_blocks = self.hidden if self.gate.dim() == 2 else in_blocks(self.hidden, len(self.gate))
 
     def enter(self, x: Tensor) -> None:
@@ -154,9 +156,10 @@ class Decoder:
     def __init__(self, weights: Weights, batch: int, places: int, dtype: torch.dtype, device: torch.device):
         self.weights, self.batch, self.places = weights, batch, places
         sizes = (len(weights.blocks), 2, weights.shared, batch, places + 1, weights.head_width)
-        # One place more than there are, for what a window asks beyond the last. Zeros: of a place that is not seen a
-        # share of 0 is taken, which of an infinity would be nan.
-        self.cache = torch.zeros(sizes, dtype=dtype, device=device)  # layers (keys, values) heads b n d
+        # One place more than there are, for what a window asks beyond the last.
+        self.cache = torch.empty(sizes, dtype=dtype, device=device)  # layers (keys, values) heads b n d
+        self.written = 0  # places in the cache, of all samples
+        self.all_written = False
         self.rooms: dict[int, Room] = {}
 
     def room(self, places: int) -> Room:
@@ -170,34 +173,39 @@ class Decoder:
         next call."""
         room = self.room(1)
         room.enter(x)
+        self.written = max(self.written, place + 1)
         here = self.cache[..., place : place + 1, :].unbind()
-        known = self.cache[..., : place + 1, :].flatten(2, 3).unbind()
+        known = self._known(place + 1)
         mask = None if hidden is None else self._mask(hidden[:, None])
         turns = None if self.weights.turns is None else self.weights.turns[place]
-        for block, slot, (keys, values) in zip(self.weights.blocks, here, known, strict=True):
+        for block, slot, keys, values in zip(self.weights.blocks, here, *known, strict=True):
             self._project(room, block, turns)
             slot.copy_(room.key_value)
             self._finish(room, block, keys, values, mask)
-        return self.weights.normalise(room.stream, room.rows)
+        self.weights.normalise(room)
+        return room.rows
 
     def read(self, x: Tensor, hidden: Tensor | None = None) -> None:
         """Fills the cache with the first places, x: b p d, in one pass. hidden: bool `b p p` or `1 p p`, True where the
         row's place does not see the column's; None for those after it."""
-        places = x.shape[1]
+        self.written = places = x.shape[1]
         room = Room(self.weights, self.batch, places, self.cache)
         room.enter(x.flatten(0, 1))
         if hidden is None:
             hidden = torch.ones(1, places, places, dtype=torch.bool, device=x.device).triu_(1)
         mask, turns = self._mask(hidden), self._turns(torch.arange(places, device=x.device).repeat(self.batch))
-        known = self.cache[..., :places, :]
-        for block, slot in zip(self.weights.blocks, known.unbind(), strict=True):
+        here, known = self.cache[..., :places, :].unbind(), self._known(places)
+        for block, slot, keys, values in zip(self.weights.blocks, here, *known, strict=True):
             self._project(room, block, turns)
             slot.copy_(room.key_value)
-            self._finish(room, block, *slot.flatten(1, 2), mask)
+            self._finish(room, block, keys, values, mask)
 
     def window(self, x: Tensor, first: Tensor, hidden: Tensor | None = None) -> Tensor:
         """As `step`, at w places of each sample from `first` on, int64 `b`: x: b w d -> b w d. hidden: bool `b n`, True
         for a place that is seen by none but itself. Places beyond the last are worked out at random."""
+        if not self.all_written:  # of a place that is not seen a share of 0 is taken, which of a nan would be nan
+            self.cache[..., self.written :, :] = 0
+            self.all_written = True
         width = x.shape[1]
         room = self.room(width)
         room.enter(x.flatten(0, 1))
@@ -209,15 +217,21 @@ class Decoder:
         if hidden is not None:
             unseen |= hidden[:, None, :end] & (places != at[..., None])
         mask, turns = self._mask(unseen), self._turns(at.flatten())
-        known = self.cache[..., :end, :].flatten(2, 3).unbind()
+        known = self._known(end)
         slots, length = self.cache.flatten(1, 4).unbind(), self.cache.shape[4]
         samples = torch.arange(2 * self.weights.shared * self.batch, device=first.device) * length
         indices = (samples.view(-1, self.batch, 1) + at).flatten()  # of two heads b w among the cache's rows
-        for block, slot, (keys, values) in zip(self.weights.blocks, slots, known, strict=True):
+        for block, slot, keys, values in zip(self.weights.blocks, slots, *known, strict=True):
             self._project(room, block, turns)
             slot.index_copy_(0, indices, room.key_value.to(slot.dtype).flatten(0, 3))
             self._finish(room, block, keys, values, mask)
-        return self.weights.normalise(room.stream, room.rows).view_as(x)
+        self.weights.normalise(room)
+        return room.rows.view_as(x)
+
+    def _known(self, places: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys, `(heads b) d n`, and values, `(heads b) n d`, of the first places in each layer."""
+        keys, values = self.cache[..., :places, :].flatten(2, 3).unbind(1)
+        return keys.mT.unbind(), values.unbind()
 
     def _mask(self, hidden: Tensor) -> Tensor:
         """What is added to the scores, `heads b rows n`, for `b m n`."""
@@ -230,7 +244,8 @@ class Decoder:
         return None if self.weights.turns is None else self.weights.turns[at, :, 0].transpose(0, 1)
 
     def _project(self, room: Room, block: BlockWeights, turns: Tensor | None) -> None:
-        block.qkv(self.weights.normalise(room.stream, room.rows), out=room.projected)
+        self.weights.normalise(room)
+        block.qkv(room.to_project, out=room.projected)
         if room.exact is not room.projected:
             room.exact.copy_(room.projected)
         if turns is not None:
@@ -239,18 +254,19 @@ class Decoder:
             room.query_rows.copy_(room.query_by_head)
 
     def _finish(self, room: Room, block: BlockWeights, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
-        """keys, values: (heads b) n d."""
-        scores = torch.bmm(room.query, keys.mT)
+        """keys, values: see `_known`."""
+        scores = torch.bmm(room.query, keys)
         if mask is not None:
             scores.view(-1, len(mask), *scores.shape[1:]).add_(mask)
         torch.bmm(scores.softmax(dim=-1), values, out=room.attended)
-        block.out.add_to(room.stream, room.attended_by_row.reshape(room.rows.shape))
-        block.up(self.weights.normalise(room.stream, room.rows), out=room.opened)
+        block.out.add_to(room.stream, block.out.factor(room.attended_by_row.reshape(room.rows.shape)))
+        self.weights.normalise(room)
+        block.up(room.to_open, out=room.opened)
         if self.weights.gated:
             torch.mul(F.silu(room.gate, inplace=True), room.up, out=room.hidden_in_blocks)
         else:
             room.hidden_in_blocks.copy_(F.gelu(room.opened))
-        block.down.add_to(room.stream, room.hidden)
+        block.down.add_to(room.stream, room.to_close)
 
 
 def as_pairs(x: Tensor) -> Tensor:

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.decoding.column_blocks import in_blocks
-from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Weights, layout, turn_table
+from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Room, Weights, blocks_of, norm_of, turn_table
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.stepping import step_dtype
@@ -235,13 +234,13 @@ class StepWeights:
     """What sampling reads of a LlamaGen, made once for each of its states. The gain of each norm and sqrt(d) of its
     root mean square are folded into the matrix behind it, and the scale of the attention scores into the queries."""
 
-    def __init__(self, prior: LlamaGen, dtype: torch.dtype, parts: int):
-        """parts: in which matrices lie, see `layout`."""
+    def __init__(self, prior: LlamaGen, dtype: torch.dtype):
         config, turns = prior.config, prior.turns()
         self.root = math.sqrt(config.width)
+        self.epsilon = turns.real.new_full((), math.sqrt(EPSILON) * self.root)
         self.embedding = prior.embedding.weight.detach().to(dtype)
         self.weights = Weights(
-            blocks=[self.block(block, config, dtype, parts) for block in cast("list[Block]", prior.blocks)],
+            blocks=[self.block(block, config, dtype) for block in cast("list[Block]", prior.blocks)],
             width=config.width,
             heads=config.heads,
             shared=config.heads,
@@ -250,28 +249,23 @@ class StepWeights:
             turns=turn_table(turns, turns, config.heads, config.heads),
         )
         output = prior.output.weight.float() * prior.norm.weight * self.root
-        self.output = Product(output, None, math.gcd(parts, len(output)), dtype)
+        self.output = Product(output, None, dtype)
 
-    def block(self, block: Block, config: LlamaGenConfig, dtype: torch.dtype, parts: int) -> BlockWeights:
+    def block(self, block: Block, config: LlamaGenConfig, dtype: torch.dtype) -> BlockWeights:
         # Folded in float32, so that weights in bfloat16 are rounded once.
         qkv = block.attention.qkv.weight.float() * block.attention_norm.weight * self.root
         qkv[: config.width] /= math.sqrt(config.head_width)
         gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.weight * self.root
-        down, columns = block.feed_forward.down.weight, math.gcd(parts, config.width)
         return BlockWeights(
-            qkv=Product(qkv, None, 1 if parts == 1 else 3 * config.heads, dtype),
-            out=Product(block.attention.out.weight, None, columns, dtype),
-            up=Product(gate_up, None, 1 if parts == 1 else 2 * math.gcd(parts, config.hidden), dtype),
-            down=Product(down, None, columns, dtype),
+            qkv=Product(qkv, None, dtype, 3 * config.heads),
+            out=Product(block.attention.out.weight, None, dtype),
+            up=Product(gate_up, None, dtype, 2 * blocks_of(config.hidden)),
+            down=Product(block.feed_forward.down.weight, None, dtype),
         )
 
-    def divided(self, stream: Tensor, rows: Tensor) -> Tensor:
+    def divided(self, room: Room) -> None:
         """RMSNorm, but for what the weights hold of it."""
-        blocks = stream.dim() == 3
-        norm = torch.linalg.vector_norm(stream, dim=(0, 2) if blocks else 1, keepdim=True, dtype=torch.float32)
-        epsilon = norm.new_full((), math.sqrt(EPSILON) * self.root)
-        torch.div(stream, norm.hypot_(epsilon), out=in_blocks(rows, len(stream)) if blocks else rows)
-        return rows
+        torch.div(room.stream, norm_of(room.stream).hypot_(self.epsilon), out=room.rows_like_stream)
 
 
 class LlamaGenStepper:
@@ -283,8 +277,7 @@ class LlamaGenStepper:
         prior.check(batch, condition)
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
         condition = condition.to(device)
-        parts = layout(batch, device)
-        weights = prepared(prior, (dtype, parts), lambda: StepWeights(prior, dtype, parts))
+        weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype))
         self.embedding, self.output = weights.embedding, weights.output
         prefix = prior.prefix(batch, condition).to(dtype)  # b p d
         self.start = prefix[:, -1]

@@ -23,7 +23,7 @@ from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.column_blocks import join
-from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Weights, layout
+from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Room, Weights
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.stepping import step_dtype
@@ -174,12 +174,11 @@ class StepWeights:
     """What sampling reads of a minGPT, made once for each of its states. Gain and bias of each norm are folded into the
     linear layer behind it, and the scale of the attention scores into the queries."""
 
-    def __init__(self, prior: MinGPT, dtype: torch.dtype, parts: int):
-        """parts: in which matrices lie, see `layout`."""
+    def __init__(self, prior: MinGPT, dtype: torch.dtype):
         config = prior.config
         self.embedding, self.positions = prior.embedding.weight.detach().to(dtype), prior.positions.detach().to(dtype)
         self.weights = Weights(
-            blocks=[block_weights(block, dtype, parts) for block in cast("list[Block]", prior.blocks)],
+            blocks=[block_weights(block, dtype) for block in cast("list[Block]", prior.blocks)],
             width=config.width,
             heads=config.heads,
             shared=config.heads,
@@ -189,32 +188,34 @@ class StepWeights:
         )
         output = prior.output.weight[: prior.grid.vocabulary]
         no_bias = output.new_zeros(len(output))
-        self.output = after_norm(prior.norm, output, no_bias, math.gcd(parts, len(output)), dtype)
+        self.output = after_norm(prior.norm, output, no_bias, dtype)
 
 
-def block_weights(block: Block, dtype: torch.dtype, parts: int) -> BlockWeights:
+def block_weights(block: Block, dtype: torch.dtype) -> BlockWeights:
     attention, width = block.attention, block.attention.out.in_features
     scale = torch.ones_like(attention.qkv.bias, dtype=torch.float32)
     scale[:width] /= math.sqrt(width // attention.heads)
     qkv, bias = attention.qkv.weight * scale[:, None], attention.qkv.bias * scale
-    columns = math.gcd(parts, width)
     return BlockWeights(
-        qkv=after_norm(block.attention_norm, qkv, bias, 1 if parts == 1 else 3 * attention.heads, dtype),
-        out=Product(attention.out.weight, attention.out.bias, columns, dtype),
-        up=after_norm(block.feed_forward_norm, block.up.weight, block.up.bias, columns, dtype),
-        down=Product(block.down.weight, block.down.bias, columns, dtype),
+        qkv=after_norm(block.attention_norm, qkv, bias, dtype, 3 * attention.heads),
+        out=Product(attention.out.weight, attention.out.bias, dtype),
+        up=after_norm(block.feed_forward_norm, block.up.weight, block.up.bias, dtype),
+        down=Product(block.down.weight, block.down.bias, dtype),
     )
 
 
-def after_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype) -> Product:
+def after_norm(
+    norm: nn.LayerNorm, weight: Tensor, bias: Tensor, dtype: torch.dtype, blocks: int | None = None
+) -> Product:
     """With the gain and the bias of the norm before it folded in, in float32: weights in bfloat16 round once."""
     weight, bias = weight.float(), bias.float()
-    return Product(weight * norm.weight, bias + weight @ norm.bias.float(), parts, dtype)
+    return Product(weight * norm.weight, bias + weight @ norm.bias.float(), dtype, blocks)
 
 
-def normalised(stream: Tensor, rows: Tensor) -> Tensor:
+def normalised(room: Room) -> None:
     """LayerNorm without gain and bias."""
-    return F.layer_norm(stream if stream.dim() == 2 else join(stream), rows.shape[1:])
+    rows = room.stream if room.stream.dim() == 2 else join(room.stream)
+    room.rows.copy_(F.layer_norm(rows, rows.shape[1:]))
 
 
 class MinGPTStepper:
@@ -225,8 +226,7 @@ class MinGPTStepper:
     def __init__(self, prior: MinGPT, batch: int, condition: Condition):
         prior.check(batch, condition)
         device, dtype = prior.positions.device, step_dtype(prior.positions)
-        parts = layout(batch, device)
-        weights = prepared(prior, (dtype, parts), lambda: StepWeights(prior, dtype, parts))
+        weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype))
         self.embedding, self.positions, self.output = weights.embedding, weights.positions, weights.output
         prefix = prior.prefix(batch, condition.to(device))
         self.start = prefix[:, -1:]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.decoding.engine import Decoder, layout
+from stage2_prior.decoding.engine import Decoder
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior
 from stage2_prior.priors.transformer_layers import Block, RMSNorm, StackWeights, TransformerConfig, place_angles
@@ -162,16 +162,15 @@ class RQTransformer(AutoregressivePrior):
 class StepWeights:
     """What sampling reads of an RQ-Transformer, made once for each of its states."""
 
-    def __init__(self, prior: RQTransformer, dtype: torch.dtype, parts: int):
-        """parts: in which matrices lie, see `layout`."""
+    def __init__(self, prior: RQTransformer, dtype: torch.dtype):
         over_places, over_depths = prior.angles()
         self.embeddings = [part.to(dtype) for part in prior.embedding.weight.detach().split(prior.vocabularies)]
         self.depths = prior.depths.weight.detach().to(dtype).unbind()
         spatial, over_depth = prior.spatial, prior.over_depth
-        self.spatial = StackWeights(spatial.config, spatial.blocks, spatial.norm.gain, [], over_places, dtype, parts)
+        self.spatial = StackWeights(spatial.config, spatial.blocks, spatial.norm.gain, [], over_places, dtype)
         outputs = prior.output.weight.split(prior.vocabularies)
         self.over_depth = StackWeights(
-            over_depth.config, over_depth.blocks, over_depth.norm.gain, outputs, over_depths, dtype, parts
+            over_depth.config, over_depth.blocks, over_depth.norm.gain, outputs, over_depths, dtype
         )
         self.spatial_gain = (spatial.norm.gain.detach() * self.spatial.root).to(dtype)
 
@@ -185,8 +184,7 @@ class RQTransformerStepper:
     def __init__(self, prior: RQTransformer, batch: int, condition: Condition):
         prior.check(batch, condition)
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
-        parts = layout(batch, device)
-        self.weights = prepared(prior, (dtype, parts), lambda: StepWeights(prior, dtype, parts))
+        self.weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype))
         self.depth = prior.depth
         places = prior.code_spec.grids[0].size
         self.spatial = Decoder(self.weights.spatial.weights, batch, places, dtype, device)

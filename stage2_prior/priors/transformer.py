@@ -27,7 +27,7 @@ from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cross_entropy import nll_of
-from stage2_prior.decoding.engine import Decoder, layout
+from stage2_prior.decoding.engine import Decoder
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, TrainingLoss
 from stage2_prior.priors.prefix import Prefix
@@ -161,9 +161,9 @@ class StepWeights(NamedTuple):
     first_number: Tensor  # n, where the embeddings of the grid begin that the code before each place belongs to
 
     @classmethod
-    def of(cls, prior: Transformer, dtype: torch.dtype, parts: int) -> StepWeights:
+    def of(cls, prior: Transformer, dtype: torch.dtype) -> StepWeights:
         outputs = prior.output.weight.split(prior.vocabularies)
-        stack = StackWeights(prior.config, prior.blocks, prior.norm.gain, outputs, prior.angles(), dtype, parts)
+        stack = StackWeights(prior.config, prior.blocks, prior.norm.gain, outputs, prior.angles(), dtype)
         device = prior.embedding.weight.device
         grids = range(len(prior.sizes))
         grid_of = torch.cat([torch.full((prior.sizes[grid],), grid, device=device) for grid in grids])
@@ -186,8 +186,7 @@ class TransformerStepper:
     def __init__(self, prior: Transformer, batch: int, condition: Condition):
         prior.check(batch, condition)
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
-        parts = layout(batch, device)
-        weights = prepared(prior, (dtype, parts), lambda: StepWeights.of(prior, dtype, parts))
+        weights = prepared(prior, dtype, lambda: StepWeights.of(prior, dtype))
         self.stack, self.embedding, self.next_grid, self.grid_of, self.first_number = weights
         self.outputs = weights.stack.outputs
         self.grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]

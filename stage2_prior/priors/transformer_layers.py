@@ -16,8 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from codes.spec import Grid
 from common.errors import UserError
-from stage2_prior.decoding.column_blocks import in_blocks
-from stage2_prior.decoding.engine import BlockWeights, Product, Weights, turn_table
+from stage2_prior.decoding.engine import BlockWeights, Product, Room, Weights, blocks_of, norm_of, turn_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,14 +207,13 @@ class StackWeights:
         outputs: Sequence[Tensor],
         angles: Tensor,
         dtype: torch.dtype,
-        parts: int,
     ):
-        """gain: of the last norm; outputs: k d, each; angles: `places+1 d/2`, see `place_angles`; parts: in which
-        matrices lie, see `layout`."""
+        """gain: of the last norm; outputs: k d, each; angles: `places+1 d/2`, see `place_angles`."""
         self.root = math.sqrt(config.width)
+        self.epsilon = gain.new_full((), RMSNorm.epsilon * self.root, dtype=torch.float32)  # a number would be copied
         turns = torch.polar(torch.ones_like(angles), angles)
         self.weights = Weights(
-            blocks=[self.block(block, config, dtype, parts) for block in cast("Iterable[Block]", blocks)],
+            blocks=[self.block(block, config, dtype) for block in cast("Iterable[Block]", blocks)],
             width=config.width,
             heads=config.heads,
             shared=config.shared_heads,
@@ -223,27 +221,20 @@ class StackWeights:
             gated=True,
             turns=turn_table(turns[1:], turns[:-1], config.heads, config.shared_heads),
         )
-        self.outputs = [
-            Product(output.float() * gain * self.root, None, math.gcd(parts, len(output)), dtype) for output in outputs
-        ]
+        self.outputs = [Product(output.float() * gain * self.root, None, dtype) for output in outputs]
 
-    def block(self, block: Block, config: TransformerConfig, dtype: torch.dtype, parts: int) -> BlockWeights:
+    def block(self, block: Block, config: TransformerConfig, dtype: torch.dtype) -> BlockWeights:
         # Folded in float32, so that weights in bfloat16 are rounded once.
         qkv = block.attention.qkv.weight.float() * block.attention_norm.gain * self.root
         qkv[: config.width] /= math.sqrt(config.head_width)
         gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.gain * self.root
-        down, out = block.feed_forward.down.weight, block.attention.out.weight
         return BlockWeights(
-            qkv=Product(qkv, None, 1 if parts == 1 else sum(block.attention.split), dtype),
-            out=Product(out, None, math.gcd(parts, config.width), dtype),
-            up=Product(gate_up, None, 1 if parts == 1 else 2 * parts, dtype),
-            down=Product(down, None, math.gcd(parts, config.width), dtype),
+            qkv=Product(qkv, None, dtype, sum(block.attention.split)),
+            out=Product(block.attention.out.weight, None, dtype),
+            up=Product(gate_up, None, dtype, 2 * blocks_of(config.hidden_width)),
+            down=Product(block.feed_forward.down.weight, None, dtype),
         )
 
-    def divided(self, stream: Tensor, rows: Tensor) -> Tensor:
+    def divided(self, room: Room) -> None:
         """RMSNorm, but for what the weights hold of it."""
-        blocks = stream.dim() == 3
-        norm = torch.linalg.vector_norm(stream, dim=(0, 2) if blocks else 1, keepdim=True, dtype=torch.float32)
-        norm.add_(RMSNorm.epsilon * self.root)
-        torch.div(stream, norm, out=in_blocks(rows, len(stream)) if blocks else rows)
-        return rows
+        torch.div(room.stream, norm_of(room.stream).add_(self.epsilon), out=room.rows_like_stream)
