@@ -16,6 +16,7 @@ from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.drawing import Seed, draw, uniforms_of
+from stage2_prior.in_parts import draw_in_parts
 from stage2_prior.masked_sampling import codes_per_step, padded, unmask
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.masked import MaskedPrior
@@ -62,7 +63,8 @@ def sample_codes(
         if isinstance(prior, AutoregressivePrior):
             uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
             if complete is None:
-                codes, finite = (recorded or draw_in_order)(prior, condition, uniforms, sampling, kept)
+                drawn_at_once = partial(draw_in_parts, draw_in_order) if recorded is None else recorded
+                codes, finite = drawn_at_once(prior, condition, uniforms, sampling, kept)
             else:
                 codes, finite = draw_in_order(prior, condition, uniforms, sampling, kept, complete)
             check_finite(finite, sampling)

@@ -245,6 +245,11 @@ class AutoregressivePrior(Prior):
         raise NotImplementedError
 
     @property
+    def numbers_kept(self) -> int:
+        """That a stepper keeps of the places of one image, keys and values; 0 where it is little."""
+        return 0
+
+    @property
     def steps(self) -> int:
         """Calls of a stepper's `next` for a whole image: one for each code, unless a prior predicts many at once."""
         return self.code_spec.codes_per_image

@@ -150,6 +150,10 @@ class Hierarchical(AutoregressivePrior):
         return torch.cat([prior.nll(own, given) for prior, own, given in self.each(codes, condition)], dim=1)
 
     @property
+    def numbers_kept(self) -> int:
+        return max(self.level(number).numbers_kept for number in range(len(self.levels)))
+
+    @property
     def steps(self) -> int:
         return sum(self.level(number).steps for number in range(len(self.levels)))
 

@@ -226,6 +226,10 @@ class LlamaGen(AutoregressivePrior):
             x = block(x, turns, mask)
         return self.output(self.norm(x[:, self.prefix_length - 1 :]))
 
+    @property
+    def numbers_kept(self) -> int:
+        return 2 * self.config.layers * (self.prefix_length + self.grid.size) * self.config.width
+
     def stepper(self, batch: int, condition: Condition) -> LlamaGenStepper:
         return LlamaGenStepper(self, batch, condition)
 

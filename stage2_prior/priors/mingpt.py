@@ -166,6 +166,10 @@ class MinGPT(AutoregressivePrior):
         hidden = self.hidden(self.embedding(x))[:, self.prefix_length - 1 :]
         return F.linear(hidden, self.output.weight[: self.grid.vocabulary])  # other numbers are no codes
 
+    @property
+    def numbers_kept(self) -> int:
+        return 2 * self.config.layers * (self.prefix_length + self.grid.size) * self.config.width
+
     def stepper(self, batch: int, condition: Condition) -> MinGPTStepper:
         return MinGPTStepper(self, batch, condition)
 

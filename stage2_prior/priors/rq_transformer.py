@@ -155,6 +155,11 @@ class RQTransformer(AutoregressivePrior):
         ]
         return rearrange(torch.stack(parts), "depth (b n) k -> b (n depth) k", b=batch)
 
+    @property
+    def numbers_kept(self) -> int:
+        places = self.config.layers * self.code_spec.grids[0].size + self.config.depth_layers * self.depth
+        return 2 * places * self.config.width
+
     def stepper(self, batch: int, condition: Condition) -> RQTransformerStepper:
         return RQTransformerStepper(self, batch, condition)
 

@@ -147,6 +147,11 @@ class Transformer(AutoregressivePrior):
         nll = nll_of(self.text_output(states[:, : told.shape[1]]), condition.text.clamp(min=0))
         return (nll * told).sum(dim=1) / told.sum(dim=1).clamp(min=1)
 
+    @property
+    def numbers_kept(self) -> int:
+        shared = self.config.shared_heads * self.config.head_width
+        return 2 * self.config.layers * (self.prefix.length + sum(self.sizes)) * shared
+
     def stepper(self, batch: int, condition: Condition) -> TransformerStepper:
         return TransformerStepper(self, batch, condition)
 

@@ -259,6 +259,10 @@ class VAR(AutoregressivePrior):
         return self.output(modulated(x, *self.output_modulation(vectors).unbind(2)))  # b n k
 
     @property
+    def numbers_kept(self) -> int:
+        return 2 * self.config.layers * sum(self.sizes) * self.config.width
+
+    @property
     def steps(self) -> int:
         return len(self.sizes)
 

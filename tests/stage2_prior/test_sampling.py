@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
+from stage2_prior import in_parts
 from stage2_prior.condition import Condition
 from stage2_prior.drawing import inverse_cdf, noise, probabilities
 from stage2_prior.priors import PRIORS, AutoregressivePrior
@@ -312,3 +313,34 @@ def test_known_codes_of_grids_of_equal_sides_stay_as_they_are():
     codes = sample_codes(prior, range(4), labelled(4, prior), 0, SamplingConfig(), known, complete=pytest.fail)
     for grid, kept in zip(codes, known, strict=True):
         assert torch.equal(grid[..., keep], kept[..., keep])
+
+
+@pytest.mark.parametrize("kind", ["transformer", "mingpt", "llamagen", "rq_transformer", "var", "hierarchical"])
+def test_a_batch_that_keeps_too_much_is_drawn_in_parts(kind, monkeypatch):
+    prior, seen = tiny_prior(kind), list[int]()
+    sampling, condition = SamplingConfig(guidance=2.0), labelled(10, prior)
+    known = random_codes(10, prior)
+    for grid in known:
+        grid[:, -1] = -1
+    expected = sample_codes(prior, range(10), condition, 0, sampling, known)
+    make = type(prior).stepper
+
+    def stepper(self, batch, condition):
+        seen.append(batch)
+        return make(self, batch, condition)
+
+    monkeypatch.setattr(type(prior), "stepper", stepper)
+    monkeypatch.setattr(in_parts, "ROWS", 2)
+    monkeypatch.setattr(in_parts, "CACHE", 4 * 2 * prior.numbers_kept * 4)  # of four guided samples in float32
+    assert all(map(torch.equal, sample_codes(prior, range(10), condition, 0, sampling, known), expected))
+    assert seen == [6, 6, 8]  # with and without their label
+    monkeypatch.setattr(in_parts, "ROWS", 20)
+    seen.clear()
+    sample_codes(prior, range(10), condition, 0, sampling, known)
+    assert seen == [20]
+
+
+def test_what_steppers_keep_is_what_is_counted():
+    prior = tiny_prior("transformer")
+    cache = prior.stepper(3, labelled(3, prior)).decoder.cache
+    assert 3 * prior.numbers_kept == cache[..., :-1, :].numel()
