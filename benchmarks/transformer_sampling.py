@@ -5,8 +5,8 @@
 
 Prints a Markdown table. Both have 8 layers of width 256 with 8 heads and a vocabulary of 1,024, and draw 256 codes with
 top-k 100 from a start token, GPT-2 by `generate(use_cache=True)`. They take turns in one process; a figure is the
-median of the runs. Everything from labels to codes counts, ours with the folding of the weights at the start of a
-batch. Ours runs with keys and values of their own for each head, as GPT-2 has them, and with two that are shared by
+median of the runs. Everything from labels to codes counts; what is made of our weights once for all batches is made
+before. Ours runs with keys and values of their own for each head, as GPT-2 has them, and with two that are shared by
 four heads each; on a CUDA device also as one CUDA graph. The last column is what no step can exceed that reads every
 weight once, with the bandwidth of a sum over 256 MiB.
 """
