@@ -136,7 +136,7 @@ class Room:
         self.query_rows = self.query.view(shared, batch, group, places, -1).transpose(1, 2)
         self.attended = torch.empty_like(self.query)
         by_row = self.attended.view(shared, batch, group, places, -1).permute(1, 3, 0, 2, 4)  # b m shared group d
-        # Where that takes no copy, as one row for each place.
+        # One row is a view; of more a copy is made each time.
         self.attended_by_row = by_row.reshape(self.rows.shape) if rows == 1 else by_row
         self.opened = like.new_empty(block.up.shape(rows))
         self.hidden = like.new_empty(rows, block.up.blocks * block.up.columns // (2 if weights.gated else 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +51,8 @@ class Case:
 CASES = {
     "transformer": Case("transformer"),
     "several grids": Case("transformer", spec=SEVERAL),
+    "blocks": Case("transformer", TransformerConfig(layers=1, width=64, heads=2), classes=0),
+    "blocks and biases": Case("mingpt", MinGPTConfig(layers=1, width=64, heads=2)),
     "shared heads": Case("transformer", TransformerConfig(layers=2, width=32, heads=4, key_value_heads=2)),
     "text and given": Case("transformer", facts={"given": GIVEN, "text": TextSpec(9, 3)}),
     "mingpt": Case("mingpt"),
@@ -67,15 +68,6 @@ CASES = {
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request) -> Iterator[None]:
-    """Matrices lie in another way for one row on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
 def before_places(sequence: Tensor, places: Tensor) -> Tensor:
     """The code before each place, b w; -1 where there is none."""
     number = sequence.shape[1]
@@ -86,7 +78,7 @@ def before_places(sequence: Tensor, places: Tensor) -> Tensor:
 @EVERY_CASE
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("batch", [1, BATCH])
-def test_windows_and_steps_agree_with_the_teacher_forced_pass(case, autocast, batch, threads):
+def test_windows_and_steps_agree_with_the_teacher_forced_pass(case, autocast, batch):
     torch.manual_seed(0)
     prior = case.prior()
     assert prior.takes_windows
