@@ -36,14 +36,10 @@ def draw_in_parts(
     known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `draw`, for a batch of any size."""
-    drawn = [
-        draw(
-            prior,
-            condition.map(lambda tensor, part=part: tensor[part]),
-            uniforms[part],
-            sampling,
-            None if known is None else known[part],
-        )
-        for part in parts_of(prior, len(uniforms), sampling.guidance != 1)
-    ]
-    return torch.cat([codes for codes, _ in drawn]), torch.stack([finite for _, finite in drawn]).all()
+
+    def drawn(part: slice) -> tuple[Tensor, Tensor]:
+        kept = None if known is None else known[part]
+        return draw(prior, condition.map(lambda tensor: tensor[part]), uniforms[part], sampling, kept)
+
+    parts = [drawn(part) for part in parts_of(prior, len(uniforms), sampling.guidance != 1)]
+    return torch.cat([codes for codes, _ in parts]), torch.stack([finite for _, finite in parts]).all()
