@@ -22,6 +22,11 @@ def to_pil(image: Tensor) -> Image.Image:
     return to_picture(to_uint8(image).permute(1, 2, 0).cpu().numpy())
 
 
+def to_pils(images: Tensor) -> list[Image.Image]:
+    """Images, b c H W float in [-1, 1], as `to_pil` makes them, all by one copy from their device."""
+    return [to_picture(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+
+
 def to_picture(pixels: np.ndarray) -> Image.Image:
     """uint8 H W c, c = 1 or 3, as a PIL image of mode "L" or "RGB"."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

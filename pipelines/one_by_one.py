@@ -12,7 +12,7 @@ from PIL import Image
 from codes.spec import Codes
 from common.precision import Precision
 from pipelines.latents.pipeline import LatentPipeline
-from pipelines.pictures import to_pil
+from pipelines.pictures import to_pil, to_pils
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vae.model import Pixels
 
@@ -34,9 +34,8 @@ def decode_each(
     itself and by one thread, several at a time: a convolution adds up in an order that depends on the number of
     threads."""
     if pipeline.device.type != "cpu":
-        images = pipeline.decode(codes, precision=precision)
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(use, places, (to_pil(images[place]) for place in places)))
+        pictures = to_pils(pipeline.decode(codes, precision=precision)[list(places)])
+        return list(map(use, places, pictures))
 
     def decode(place: int) -> Result:
         alone = tuple(grid[place : place + 1] for grid in codes)
@@ -62,8 +61,7 @@ def sample_each(
     chosen = range(len(indices)) if places is None else places
     if pipeline.device.type != "cpu":
         images = pipeline.sample(indices, seed, pixels, labels, temperature, precision).images
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(use, chosen, (to_pil(images[place]) for place in chosen)))
+        return list(map(use, chosen, to_pils(images[list(chosen)])))
 
     def sample(i: int) -> Result:
         label = None if labels is None else labels[i : i + 1]

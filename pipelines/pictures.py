@@ -17,6 +17,7 @@ from common.files import atomic_file, temporary_path, written
 from images.sheets import contact_sheet as contact_sheet
 from images.sheets import to_picture as to_picture
 from images.sheets import to_pil as to_pil
+from images.sheets import to_pils as to_pils
 
 PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 

@@ -15,10 +15,11 @@ import numpy as np
 from common.errors import UserError
 from common.owned_folder import SHEET_NAME
 from common.wording import counted
+from pipelines.generation.encoder import Form, encoded
 from pipelines.generation.layout import Layout
 from pipelines.generation.plan import Plan
 from pipelines.generation.records import record_name, recorded_ends, with_records
-from pipelines.generation.sinks import encoded, pictures_of
+from pipelines.generation.sinks import pictures_of
 from pipelines.generation.store import Store
 from pipelines.pictures import class_rows, contact_sheet, in_columns
 
@@ -64,7 +65,7 @@ def write_sheet(store: Store, layout: Layout, plan: Plan, turns: int) -> None:
         found = dict(zip(shown, pictures_of(store, layout, shown), strict=True))
         names = [plan.class_names[first[row[0]]] if plan.class_names else str(first[row[0]]) for row in rows]
         sheet = contact_sheet([[found[i] for i in row] for row in rows], names)
-    store.write(SHEET_NAME, encoded(sheet, "png"))
+    store.write(SHEET_NAME, encoded(sheet, Form("png")))
 
 
 def write_npz(store: Store, layout: Layout, num: int, labels: Sequence[int] | None) -> None:

@@ -13,10 +13,10 @@ from accelerate import PartialState
 from common.errors import UserError
 from common.wording import counted
 from pipelines.generation.bucket import has_results, recorded_in
+from pipelines.generation.encoder import QUALITY, Form
 from pipelines.generation.finishing import lines_in, summary, write_npz, write_samples, write_sheet
 from pipelines.generation.layout import MOST_PER_SHARD, PER_SHARD, Format, Layout
 from pipelines.generation.plan import Plan
-from pipelines.generation.sinks import QUALITY
 from pipelines.generation.store import FolderStore, Store, is_address, open_store
 from pipelines.generation.work import (
     BATCH_SIZE,
@@ -89,7 +89,7 @@ def generate_results(
     begun_with = batch_size_of(store, recorded)
     asked = output.batch_size or begun_with
     layout = layout_of(output, recorded, asked)
-    work = Work(store, layout, plan, asked, output.part, output.quality or QUALITY)
+    work = Work(store, layout, plan, asked, output.part, Form(output.files, output.quality or QUALITY))
     if work.part is not None:
         layout.check_part(work.part, plan.num)
     if output.format == "npz" and work.part is not None:
@@ -98,7 +98,7 @@ def generate_results(
         )
     form = {
         "format": output.files,
-        "quality": work.quality if output.format == "jpeg" else None,
+        "quality": work.form.quality if output.format == "jpeg" else None,
         "images_per_shard": output.images_per_shard or (None if layout.flat else layout.per_shard),
         "plan": None if plan.rows is None else plan.rows.sha256,
         "batch_size": begun_with if recorded else output.batch_size,

@@ -5,108 +5,133 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from common.errors import UserError
 from common.wording import one_line
-from pipelines.generation.layout import Format, Layout
-from pipelines.generation.store import Store
+from pipelines.generation.encoder import Form, Piece
+from pipelines.generation.layout import Layout
+from pipelines.generation.store import FolderStore, Store
+from pipelines.generation.writers import Writers
 
-QUALITY = 95  # of jpeg
+PER_PIECE = 16  # pictures that a process is given at a time,
+PIXELS = 2**20  # or fewer, of so many pixels in all
 
 
-class Sink(Protocol):
+class Given(NamedTuple):
+    """Pictures that writers work on."""
+
+    numbers: list[int]
+    files: Future[list[bytes]]  # their bytes, or none where the writers are to put them somewhere
+
+
+class Sink:
+    """The way of a unit's pictures to the writers, and of what these make of them to where it belongs."""
+
+    def __init__(
+        self,
+        writers: Writers,
+        form: Form,
+        name: Callable[[int], str],
+        *,
+        folder: str | None = None,
+        send: Callable[[Mapping[str, bytes]], None] | None = None,
+        add: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        """name: of a sample's file. One of three says what becomes of it: the writers put it into `folder`, or `send`
+        it with others, in threads of theirs, or it is given to `add`, samples of a batch in order and batch after
+        batch."""
+        self.writers, self.form, self.name, self.folder, self.send, self.add = writers, form, name, folder, send, add
+        self.taken: list[tuple[int, Image.Image]] = []
+        self.given: deque[Given] = deque()
+        self.sizes: list[int] = []  # of those that were added
+
     def take(self, number: int, picture: Image.Image) -> None:
         """A sample of the unit, in any thread and in any order within a batch."""
-        ...
+        self.taken.append((number, picture))
 
     def flush(self) -> None:
-        """After each batch."""
-        ...
+        """After each batch. Raises what went wrong with an earlier one."""
+        taken, self.taken = sorted(self.taken, key=lambda entry: entry[0]), []
+        for some in in_pieces(taken):
+            numbers, pictures = [number for number, _ in some], [picture for _, picture in some]
+            piece = Piece(self.form, self.folder, [self.name(number) for number in numbers], pictures)
+            self.given.append(Given(numbers, self.writers.give(piece, self.send)))
+        while self.given and self.given[0].files.done():
+            self.settle(self.given.popleft())
+
+    def finish(self) -> None:
+        """Waits until all is written. Raises what went wrong."""
+        self.flush()
+        while self.given:
+            self.settle(self.given.popleft())
+
+    def is_written(self) -> bool:
+        """Whether `finish` would not wait."""
+        return not self.taken and all(given.files.done() for given in self.given)
+
+    def settle(self, given: Given) -> None:
+        files = given.files.result()
+        if self.add is not None:
+            for number, data in zip(given.numbers, files, strict=True):
+                self.add(number, data)
+                self.sizes.append(len(data))
 
 
-def encoded(picture: Image.Image, kind: Format, quality: int = QUALITY) -> bytes:
-    """The bytes of an image file; only jpeg loses any of the pixels."""
-    data = io.BytesIO()
-    if kind == "jpeg":
-        picture.save(data, format="JPEG", quality=quality, subsampling=0)
-    elif kind == "webp":
-        picture.save(data, format="WEBP", lossless=True)
+def in_pieces(taken: list[tuple[int, Image.Image]]) -> Iterator[list[tuple[int, Image.Image]]]:
+    some: list[tuple[int, Image.Image]] = []
+    pixels = 0
+    for number, picture in taken:
+        pixels += picture.width * picture.height
+        if some and (len(some) == PER_PIECE or pixels > PIXELS):
+            yield some
+            some, pixels = [], picture.width * picture.height
+        some.append((number, picture))
+    if some:
+        yield some
+
+
+@contextmanager
+def files_of_unit(store: Store, layout: Layout, form: Form, writers: Writers) -> Iterator[Sink]:
+    """A file for each picture. When it ends well they are all there."""
+    if isinstance(store, FolderStore):
+        sink = Sink(writers, form, layout.path, folder=str(store.folder))
     else:
-        picture.save(data, format="PNG")
-    return data.getvalue()
-
-
-class FileSink:
-    """A file for each picture, written at once, or a batch together where that is faster."""
-
-    def __init__(self, store: Store, layout: Layout, quality: int) -> None:
-        self.store, self.layout, self.quality = store, layout, quality
-        self.waiting: dict[str, bytes] = {}
-
-    def take(self, number: int, picture: Image.Image) -> None:
-        data, name = encoded(picture, self.layout.format, self.quality), self.layout.path(number)
-        if self.store.at_once:
-            self.store.write(name, data)
-        else:
-            self.waiting[name] = data
-
-    def flush(self) -> None:
-        if self.waiting:
-            self.store.write_many(self.waiting)
-        self.waiting = {}
-
-
-class TarSink:
-    """`000000.png` and `000000.json` of each sample in turn, as webdataset reads them; the same samples make the same
-    bytes. In memory is one batch."""
-
-    def __init__(self, file: Path, layout: Layout, lines: Iterator[dict[str, Any]]) -> None:
-        """lines: what the tar tells of each sample, in order."""
-        self.layout, self.lines = layout, lines
-        self.archive = tarfile.open(file, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        self.waiting: dict[int, bytes] = {}
-        self.sizes: list[int] = []
-
-    def take(self, number: int, picture: Image.Image) -> None:
-        self.waiting[number] = encoded(picture, "png")
-
-    def flush(self) -> None:
-        for number in sorted(self.waiting):
-            file, data = self.layout.file(number), self.waiting[number]
-            self.add(file, data)
-            about = json.dumps(next(self.lines), ensure_ascii=False) + "\n"
-            self.add(file.replace(".png", ".json"), about.encode())
-            self.sizes.append(len(data))
-        self.waiting = {}
-
-    def add(self, name: str, data: bytes) -> None:
-        member = tarfile.TarInfo(name)  # of time 0 and nobody's
-        member.size = len(data)
-        self.archive.addfile(member, io.BytesIO(data))
-
-
-@contextmanager
-def files_of_unit(store: Store, layout: Layout, quality: int) -> Iterator[FileSink]:
-    sink = FileSink(store, layout, quality)
+        sink = Sink(writers, form, layout.path, send=store.write_many)
     yield sink
-    sink.flush()
+    sink.finish()
 
 
 @contextmanager
-def tar_of_unit(store: Store, layout: Layout, unit: range, lines: Iterator[dict[str, Any]]) -> Iterator[TarSink]:
-    with store.writing(layout.tar(unit.start)) as temporary:
-        sink = TarSink(temporary, layout, lines)
-        try:
-            yield sink
-            sink.flush()
-        finally:
-            sink.archive.close()
+def tar_of_unit(
+    store: Store, layout: Layout, unit: range, lines: Iterator[dict[str, Any]], form: Form, writers: Writers
+) -> Iterator[Sink]:
+    """`000000.png` and `000000.json` of each sample in turn, as webdataset reads them; the same samples make the same
+    bytes. The tar is there when this ends well, and else not. lines: what it tells of each sample, in order."""
+    with (
+        store.writing(layout.tar(unit.start)) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+
+        def add(name: str, data: bytes) -> None:
+            member = tarfile.TarInfo(name)  # of time 0 and nobody's
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+        def add_sample(number: int, data: bytes) -> None:
+            file = layout.file(number)
+            add(file, data)
+            add(file.replace(".png", ".json"), (json.dumps(next(lines), ensure_ascii=False) + "\n").encode())
+
+        sink = Sink(writers, form, layout.file, add=add_sample)
+        yield sink
+        sink.finish()
 
 
 def pictures_of(store: Store, layout: Layout, samples: Sequence[int]) -> Iterator[Image.Image]:

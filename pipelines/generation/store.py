@@ -27,7 +27,6 @@ class Store(Protocol):
     """Files by names such as `001000/001000.png`."""
 
     title: str  # what the user named
-    at_once: bool  # whether a file is best written where it is made, in a thread; else many together
 
     def path(self, name: str) -> str:
         """As a person finds the file."""
@@ -81,8 +80,6 @@ def folder_of(out: str) -> Path:
 
 
 class FolderStore:
-    at_once = True
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.title = str(folder)
@@ -154,8 +151,6 @@ def size_of(path: str) -> int:
 
 
 class ObjectStore:
-    at_once = False
-
     def __init__(self, address: str) -> None:
         import fsspec  # takes a while, and only those who name an address need it
 

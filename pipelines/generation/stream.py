@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.processes import process_state
 from common.wording import either
 from pipelines.generated import Generated
+from pipelines.generation.encoder import QUALITY, Form
 from pipelines.generation.finishing import SAMPLES_NAME
 from pipelines.generation.layout import PER_SHARD, SUFFIXES, Format, Layout
 from pipelines.generation.plan import Plan
@@ -31,13 +32,14 @@ from pipelines.generation.records import (
     write_record,
 )
 from pipelines.generation.results import Output
-from pipelines.generation.sinks import QUALITY, Sink, TarSink, files_of_unit, tar_of_unit
+from pipelines.generation.sinks import Sink, files_of_unit, tar_of_unit
 from pipelines.generation.store import Store, open_store
 from pipelines.generation.work import Work, results_of
+from pipelines.generation.writers import Writers
 from pipelines.latents.pipeline import Drawn
-from pipelines.pictures import to_pil
+from pipelines.pictures import to_pils
 
-AT_ONCE = 64  # images that are encoded before they are written
+AT_ONCE = 64  # images that are handed to the writers together
 
 
 class Sample(NamedTuple):
@@ -68,16 +70,16 @@ def write_stream(
     if first_index < 0 or first_index % images_per_shard:
         raise UserError(f"first_index={first_index}, expected a multiple of images_per_shard={images_per_shard}")
     store, layout = open_store(str(out)), Layout(output.files, images_per_shard)
-    work = Work(store, layout, Plan(0, 0, lambda samples: None), AT_ONCE, None, quality or QUALITY)
-    settings = {"format": format, "quality": work.quality if format == "jpeg" else None}
+    work = Work(store, layout, Plan(0, 0, lambda samples: None), AT_ONCE, None, Form(output.files, quality or QUALITY))
+    settings = {"format": format, "quality": work.form.quality if format == "jpeg" else None}
     settings["images_per_shard"] = images_per_shard
-    with results_of(work, "stream", settings, process_state(), {}, {}):
+    with results_of(work, "stream", settings, process_state(), {}, {}), Writers(2 * AT_ONCE) as writers:
         if (there := whole_units(recorded_ends(store), images_per_shard)) < first_index:
             raise UserError(f"first_index={first_index}, but {store.title} holds {there} images; go on from there")
         forget_records(store, first_index)  # of a former stream, whose images are replaced
         num = first_index
         for start, samples in groupby(numbered(batches, first_index), lambda s: s.number - s.number % images_per_shard):
-            num = start + write_unit(work, start, samples)
+            num = start + write_unit(work, writers, start, samples)
         write_lines(store, layout, num)
     return num
 
@@ -107,20 +109,20 @@ def numbered(batches: Iterable[Generated | Drawn | Tensor], first: int) -> Itera
     for batch in batches:
         images = batch if isinstance(batch, Tensor) else batch.images
         labels = batch.labels.tolist() if isinstance(batch, Generated) and batch.labels is not None else None
-        for place, image in enumerate(images):
-            yield Sample(number, to_pil(image), None if labels is None else labels[place])
+        for place, picture in enumerate(to_pils(images)):
+            yield Sample(number, picture, None if labels is None else labels[place])
             number += 1
 
 
-def write_unit(work: Work, start: int, samples: Iterable[Sample]) -> int:
+def write_unit(work: Work, writers: Writers, start: int, samples: Iterable[Sample]) -> int:
     """Returns how many there were."""
     told: deque[dict[str, Any]] = deque()
     labels: list[int | None] = []
     store, layout = work.store, work.layout
     opened: AbstractContextManager[Sink] = (
-        tar_of_unit(store, layout, range(start, start + layout.per_shard), iter(told.popleft, None))
+        tar_of_unit(store, layout, range(start, start + layout.per_shard), iter(told.popleft, None), work.form, writers)
         if layout.format == "tar"
-        else files_of_unit(store, layout, work.quality)
+        else files_of_unit(store, layout, work.form, writers)
     )
     with opened as sink:
         for sample in samples:
@@ -131,7 +133,7 @@ def write_unit(work: Work, start: int, samples: Iterable[Sample]) -> int:
                 sink.flush()
     unit = range(start, start + len(labels))
     known = None if None in labels else [label for label in labels if label is not None]
-    if isinstance(sink, TarSink):
+    if layout.format == "tar":
         write_record(store, unit, Record(sink.sizes, tar_size(store, layout, unit), known))
     else:
         write_record(store, unit, Record(sizes_of(store, layout, unit), None, known))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from common.folder_lock import held_part
 from common.processes import on_main_process
 from common.progress import progress_bar
 from pipelines.generation.bucket import results_bucket
+from pipelines.generation.encoder import Form
 from pipelines.generation.finishing import lines_in
 from pipelines.generation.layout import Layout, batches
 from pipelines.generation.plan import Plan
@@ -30,6 +32,7 @@ from pipelines.generation.records import (
 )
 from pipelines.generation.sinks import Sink, files_of_unit, tar_of_unit
 from pipelines.generation.store import FolderStore, Store
+from pipelines.generation.writers import Writers
 from pipelines.settings import results_folder
 
 NUMBERED = "[0-9]" * 6 + "*.*"  # pattern of results
@@ -51,7 +54,7 @@ class Work(NamedTuple):
     plan: Plan
     asked: int | None  # images of a batch; None: BATCH_SIZE, or one batch of fewer images than that
     part: range | None = None  # of the samples; None: all of them, in a folder that no other job writes to
-    quality: int = 95  # of jpeg
+    form: Form = Form("png")
 
     @property
     def batch_size(self) -> int:
@@ -98,35 +101,61 @@ def find_missing(work: Work) -> Missing:
 
 
 def make_units(work: Work, starts: Sequence[tuple[int, int]], draw: Draw, *, shown: bool) -> None:
-    """Makes what is missing of these units, each with its record as soon as it is complete."""
+    """Makes what is missing of these units, each with its record as soon as it is complete: while the last pictures of
+    one are written, those of the next are made."""
     ends = recorded_ends(work.store)
     units = [work.layout.unit(start, work.plan.num) for start, _ in starts]
-    with progress_bar(sum(count for _, count in starts), "images", shown=shown) as progress:
+    with ExitStack() as stack, progress_bar(sum(count for _, count in starts), "images", shown=shown) as progress:
+        writers = stack.enter_context(Writers(2 * work.batch_size))
+        begun: deque[Begun] = deque()
+
+        def finish(how_many: int, *, wait: bool) -> None:
+            """Units but for the last ones that were begun."""
+            while len(begun) > how_many and (wait or begun[0].sink.is_written()):
+                begun.popleft().finish(work, ends)
+
         for unit, record in with_records(work.store, units, ends):
             missing = missing_of(work.store, work.layout, unit, record, work.closely)
-            if work.layout.format == "tar":
-                record = make_tar(work, unit, missing, draw, progress.update)
-            else:
-                if missing:
-                    with files_of_unit(work.store, work.layout, work.quality) as sink:
-                        make_batches(work, unit, set(missing), draw, sink, progress.update)
-                record = Record(sizes_of(work.store, work.layout, unit))
-            if record is None or min(record.sizes) < 0:  # somebody has taken one away again: the next run makes it
-                continue
-            write_record(work.store, unit, record)
-            if ends.get(unit.start, unit.stop) != unit.stop:
-                work.store.remove(record_name(range(unit.start, ends[unit.start])))
+            begun.append(Begun(unit, *open_sink(work, unit, writers, stack)))
+            for made in make_batches(work, unit, set(missing), draw, begun[-1].sink):
+                progress.update(made)
+                finish(1, wait=False)
+            finish(1, wait=True)
+        finish(0, wait=True)
 
 
-def make_tar(work: Work, unit: range, missing: Sequence[int], draw: Draw, made: Callable[[int], object]) -> Record:
-    with tar_of_unit(work.store, work.layout, unit, work.plan.lines(unit)) as sink:
-        make_batches(work, unit, set(missing), draw, sink, made)
-    return Record(sink.sizes, tar_size(work.store, work.layout, unit))
+class Begun(NamedTuple):
+    """A unit of which all is drawn, or soon will be, and not all is written."""
+
+    unit: range
+    sink: Sink
+    opened: ExitStack
+
+    def finish(self, work: Work, ends: Mapping[int, int]) -> None:
+        self.opened.close()
+        if work.layout.format == "tar":
+            record = Record(self.sink.sizes, tar_size(work.store, work.layout, self.unit))
+        else:
+            record = Record(sizes_of(work.store, work.layout, self.unit))
+        if min(record.sizes) < 0:  # somebody has taken one away again: the next run makes it
+            return
+        write_record(work.store, self.unit, record)
+        if ends.get(self.unit.start, self.unit.stop) != self.unit.stop:
+            work.store.remove(record_name(range(self.unit.start, ends[self.unit.start])))
 
 
-def make_batches(
-    work: Work, unit: range, missing: set[int], draw: Draw, sink: Sink, made: Callable[[int], object]
-) -> None:
+def open_sink(work: Work, unit: range, writers: Writers, until: ExitStack) -> tuple[Sink, ExitStack]:
+    """The sink of a unit, and what closes it; `until` does, where something goes wrong before."""
+    opened = until.enter_context(ExitStack())
+    if work.layout.format == "tar":
+        context = tar_of_unit(work.store, work.layout, unit, work.plan.lines(unit), work.form, writers)
+    else:
+        context = files_of_unit(work.store, work.layout, work.form, writers)
+    return opened.enter_context(context), opened
+
+
+def make_batches(work: Work, unit: range, missing: set[int], draw: Draw, sink: Sink) -> Iterator[int]:
+    """Yields how many are made, batch after batch."""
     for batch in batches(unit, work.batch_size):
         wanted = [i for i in batch if i in missing]
         if not wanted:
@@ -135,7 +164,7 @@ def make_batches(
             wanted = [i for i in batch if i < unit.stop]
         draw(batch, wanted, sink.take)
         sink.flush()
-        made(len(wanted))
+        yield len(wanted)
 
 
 def is_complete(work: Work) -> bool:
