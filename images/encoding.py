@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -27,7 +29,7 @@ from common.short_repr import changes
 from common.sources import Sources, times_of
 from common.wording import one_line
 from images.datasets import DataConfig, ImageDataset
-from training.data import Loader, explain_dead_workers
+from training.data import Loader, Sample, explain_dead_workers
 from training.task import Batch
 
 CAPTIONS_NAME = "captions.jsonl"  # beside the shards, of sources that have captions
@@ -132,16 +134,19 @@ class Piece(NamedTuple):
 
 
 class ReadableImages:
-    """training.task.Dataset that leaves out what cannot be read, and says by "indices" what is in a batch."""
+    """training.task.Dataset over several ones, behind one another, a batch of one at a time; leaves out what cannot be
+    read, and says by "indices" what is in a batch, counted in its own dataset."""
 
-    def __init__(self, dataset: ImageDataset):
-        self.dataset = dataset
+    def __init__(self, datasets: Sequence[ImageDataset]):
+        self.datasets = datasets
+        self.starts = np.cumsum([0, *map(len, datasets)])  # of each dataset among all
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return int(self.starts[-1])
 
     def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
-        batch, found = self.dataset.fetch_readable(indices, draws)
+        which = int(np.searchsorted(self.starts, indices[0], side="right")) - 1
+        batch, found = self.datasets[which].fetch_readable([i - int(self.starts[which]) for i in indices], draws)
         return {**batch, "indices": torch.tensor(found, dtype=torch.int64)}
 
 
@@ -165,16 +170,18 @@ def write_shards(
     train: ImageDataset,
     validation: ImageDataset,
     open_writer: Callable[[Sequence[Piece], dict[str, Any], dict[str, Any]], Writer],
-    encode_piece: Callable[[Piece, tqdm], tuple[Any, Tensor, list[str]]],
+    encode_piece: Callable[[Piece, PieceBatches], tuple[Any, Tensor, list[str]]],
     *,
     augment_copies: int = 1,
+    batch_size: int = 64,
     shard_size: int = 8192,
+    workers: int = 0,
 ) -> None:
     """Writes the folder `out` of shards, or what it lacks; the shards are dealt to the processes.
 
     open_writer: is given the pieces, which images they are of, and the defaults of what says so. encode_piece: what a
-    shard holds of a piece's readable images, with their labels (b) and names (b), on the CPU; it moves a bar on by the
-    images.
+    shard holds of a piece's readable images, which it is given, with their labels (b) and names (b), on the CPU.
+    workers: processes that read images ahead, the same ones for all shards.
 
     An image meets the model in the same batch whatever the number of processes or restarts, so the files are
     the same byte for byte. Unreadable images are left out. A shard whose images have changed is made anew. Raises
@@ -205,7 +212,7 @@ def write_shards(
             "augment_seed": train.augment_seed if augment_copies > 1 else None,
         }
         writer = open_writer(pieces, source, {f"data.{name}": value for name, value in asdict(DataConfig()).items()})
-        sources, files = Sources(out), [files_of(piece) for piece in pieces]
+        sources = Sources(out)
 
         def missing_pieces() -> list[int]:
             """By number. It takes a while where images were copied: all of them are read."""
@@ -213,7 +220,7 @@ def write_shards(
             with progress_bar(sum(piece.images for piece in pieces), "images", what="compared", delay=2) as progress:
                 for number, piece in enumerate(pieces):
                     shard = writer.written(number)
-                    if shard is None or not sources.is_current(shard.file, files[number]):
+                    if shard is None or not sources.is_current(shard.file, files_of(piece)):
                         missing.append(number)
                     progress.update(piece.images)
             if missing:
@@ -223,12 +230,15 @@ def write_shards(
         missing = on_main_process(state, missing_pieces)
         mine = missing[state.process_index :: state.num_processes]
         total = sum(pieces[number].images for number in mine)
-        with progress_bar(total, "images", shown=state.is_main_process) as progress:
+        with (
+            progress_bar(total, "images", shown=state.is_main_process) as progress,
+            closing(PieceReader([pieces[number] for number in mine], batch_size, workers, state.device)) as reader,
+        ):
             for number in mine:
-                times = times_of(files[number])
-                writer.write(number, *encode_piece(pieces[number], progress))
-                if files[number]:
-                    sources.add(writer.plan.shards[number].file, files[number], times)
+                piece, file = pieces[number], writer.plan.shards[number].file
+                writer.write(number, *encode_piece(piece, reader.batches(piece, progress)))
+                if files := files_of(piece):
+                    sources.add(file, files, reader.times.pop(0))
         state.wait_for_everyone()
         if state.is_main_process:
             sources.finish()
@@ -269,18 +279,41 @@ def cut_into_pieces(train: ImageDataset, validation: ImageDataset, augment_copie
     ]
 
 
-def batches_of(
-    piece: Piece, batch_size: int, workers: int, device: torch.device, progress: tqdm
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """The piece's readable images, uint8 b c H W on the device, and their numbers in its dataset, a batch at a time."""
-    samples = [(piece.first + offset, piece.first_draw + offset) for offset in range(piece.images)]
-    requests = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-    loader = Loader(ReadableImages(piece.dataset), requests, workers=workers, prefetch=2, device=device)
-    with closing(loader), explain_dead_workers():
-        for batch in loader:
-            if len(batch["images"]):
-                yield batch["images"], batch["indices"].tolist()
-            progress.update(len(batch["images"]))
+PieceBatches = Iterator[tuple[Tensor, list[int]]]
+"""A piece's readable images, uint8 b c H W on the device, and their numbers in its dataset, a batch at a time."""
+
+
+class PieceReader:
+    """Reads pieces, one after another, ahead of who asks for them, with the same processes for all: the first images of
+    a piece are there when the one before it is encoded. Close it after use."""
+
+    def __init__(self, pieces: Sequence[Piece], batch_size: int, workers: int, device: torch.device):
+        self.batch_size = batch_size
+        self.times: list[str] = []  # of the files of each piece, just before the first of them was asked for
+        datasets = {id(piece.dataset): piece.dataset for piece in pieces}
+        images = ReadableImages(list(datasets.values()))
+        starts = dict(zip(datasets, images.starts.tolist(), strict=False))
+
+        def requests() -> Iterator[list[Sample]]:
+            for piece in pieces:
+                self.times.append(times_of(files_of(piece)))
+                first = starts[id(piece.dataset)] + piece.first
+                for offset in range(0, piece.images, batch_size):
+                    some = range(offset, min(offset + batch_size, piece.images))
+                    yield [(first + i, piece.first_draw + i) for i in some]
+
+        self.loader = Loader(images, requests(), workers=workers, prefetch=2, device=device)
+
+    def batches(self, piece: Piece, progress: tqdm) -> PieceBatches:
+        """Those of the next piece, all of which are to be taken."""
+        with explain_dead_workers():
+            for batch in islice(self.loader, -(-piece.images // self.batch_size)):
+                if len(batch["images"]):
+                    yield batch["images"], batch["indices"].tolist()
+                progress.update(len(batch["images"]))
+
+    def close(self) -> None:
+        self.loader.close()
 
 
 def left_out(encoded: int, train: ImageDataset, validation: ImageDataset, augment_copies: int, report: Path) -> str:

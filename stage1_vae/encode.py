@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codes.latents import LatentIndex, LatentShardWriter, LatentSpec
 from codes.shard_folder import INDEX_NAME
@@ -16,7 +15,7 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from common.processes import process_state, use_device
 from images.datasets import ImageDataset, image_datasets, to_float
-from images.encoding import EncodeConfig, Piece, batches_of, data_config, left_out, write_shards
+from images.encoding import EncodeConfig, Piece, PieceBatches, data_config, left_out, write_shards
 from images.files import BAD_FILES_NAME
 from stage1_vae.binarise import Binarised, binarise
 from stage1_vae.model import LikelihoodVAE
@@ -86,22 +85,34 @@ def encode_images(
         )
 
     @torch.inference_mode()
-    def encode_piece(piece: Piece, progress: tqdm) -> tuple[dict[str, Tensor], Tensor, list[str]]:
+    def encode_piece(piece: Piece, batches: PieceBatches) -> tuple[dict[str, Tensor], Tensor, list[str]]:
         device = process_state().device
         model.to(device).eval()
         parts = {name: [torch.empty(0, *spec.shape)] for name in spec.names}
         indices: list[int] = []
-        for images, found in batches_of(piece, batch_size, workers, device, progress):
-            numbers = piece.dataset.indices[found].tolist()
-            shown = torch.from_numpy(binarise(images.cpu().numpy(), binarised.how, binarised.seed, numbers))
-            for name, tensor in latents_of(model, to_float(shown.to(device))).items():
-                parts[name].append(tensor.float().cpu())
+        for images, found in batches:
+            if binarised.how != "none":
+                numbers = piece.dataset.indices[found].tolist()
+                pixels = binarise(images.cpu().numpy(), binarised.how, binarised.seed, numbers)
+                images = torch.from_numpy(pixels).to(device)
+            latents = latents_of(model, to_float(images))
+            together = torch.stack([latents[name].float() for name in spec.names]).cpu()  # one copy from the device
+            for name, tensor in zip(spec.names, together, strict=True):
+                parts[name].append(tensor)
             indices += found
         labels = torch.from_numpy(piece.dataset.labels[indices])
         return {name: torch.cat(found) for name, found in parts.items()}, labels, piece.dataset.names(indices)
 
     write_shards(
-        out, train, validation, open_writer, encode_piece, augment_copies=augment_copies, shard_size=shard_size
+        out,
+        train,
+        validation,
+        open_writer,
+        encode_piece,
+        augment_copies=augment_copies,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        workers=workers,
     )
     return LatentIndex.read(out / INDEX_NAME)
 

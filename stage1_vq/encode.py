@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codes.shard_folder import INDEX_NAME
 from codes.shards import CodeIndex, CodeShardWriter
@@ -16,7 +15,7 @@ from codes.spec import Codes
 from common.model_io import load_pretrained
 from common.processes import process_state, use_device
 from images.datasets import ImageDataset, image_datasets, to_float
-from images.encoding import EncodeConfig, Piece, batches_of, data_config, left_out, write_shards
+from images.encoding import EncodeConfig, Piece, PieceBatches, data_config, left_out, write_shards
 from images.files import BAD_FILES_NAME
 from stage1_vq.autoencoders import AUTOENCODERS
 from stage1_vq.autoencoders.base import Autoencoder
@@ -75,25 +74,34 @@ def encode_images(
             latents=autoencoder.scale_latents(),
         )
 
-    def encode_one(piece: Piece, progress: tqdm) -> tuple[Codes, Tensor, list[str]]:
-        return encode_piece(autoencoder.to(process_state().device).eval(), piece, batch_size, workers, progress)
+    def encode_one(piece: Piece, batches: PieceBatches) -> tuple[Codes, Tensor, list[str]]:
+        return encode_piece(autoencoder.to(process_state().device).eval(), piece, batches)
 
-    write_shards(out, train, validation, open_writer, encode_one, augment_copies=augment_copies, shard_size=shard_size)
+    write_shards(
+        out,
+        train,
+        validation,
+        open_writer,
+        encode_one,
+        augment_copies=augment_copies,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        workers=workers,
+    )
     return CodeIndex.read(out / INDEX_NAME)
 
 
 @torch.inference_mode()
-def encode_piece(
-    autoencoder: Autoencoder, piece: Piece, batch_size: int, workers: int, progress: tqdm
-) -> tuple[Codes, Tensor, list[str]]:
-    """Codes (one `b h w` per grid), labels (b) and names (b) of a piece's readable images, on the CPU."""
+def encode_piece(autoencoder: Autoencoder, piece: Piece, batches: PieceBatches) -> tuple[Codes, Tensor, list[str]]:
+    """Codes (one `b h w` per grid), labels (b) and names (b) of a piece's readable images, on the CPU: they leave the
+    device together."""
     device = next(autoencoder.parameters()).device
     grids = autoencoder.code_spec(piece.dataset.config.height, piece.dataset.config.width).grids
-    codes = [[torch.empty(0, grid.height, grid.width, dtype=torch.int64)] for grid in grids]
+    codes = [[torch.empty(0, grid.height, grid.width, dtype=torch.int64, device=device)] for grid in grids]
     indices: list[int] = []
-    for images, found in batches_of(piece, batch_size, workers, device, progress):
+    for images, found in batches:
         for parts, grid_codes in zip(codes, autoencoder.encode(to_float(images)), strict=True):
-            parts.append(grid_codes.cpu())
+            parts.append(grid_codes)
         indices += found
     labels = torch.from_numpy(piece.dataset.labels[indices])
-    return tuple(map(torch.cat, codes)), labels, piece.dataset.names(indices)
+    return tuple(torch.cat(parts).cpu() for parts in codes), labels, piece.dataset.names(indices)
