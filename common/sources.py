@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from common.files import atomic_file, json_value, sha256_of_file
 
 SOURCES_NAME = "sources.jsonl"
 READERS = 8  # files that are read at a time where a result has several sources
+AT_ONCE = 256  # files that are asked for together
 
 
 class Mark(NamedTuple):
@@ -37,6 +38,7 @@ class Sources:
         self.marks = self.read()
         self.forgotten: str | None = None
         self.last: tuple[Sequence[Path], Mark] = ((), Mark("", ""))  # one file may be the source of many results
+        self.given_up = False  # whoever adds in another thread stops soon, and adds nothing more
 
     def is_current(self, result: str, files: Sequence[Path]) -> bool:
         """Whether `result`, a file below the folder that is there, was made of `files` as they are now."""
@@ -65,6 +67,8 @@ class Sources:
         """Records what `result` was made of, once it is written. times: `times_of` the files before they were read;
         left out, as they are now."""
         mark = self.mark(files)
+        if self.given_up:
+            return
         if times not in (None, mark.times):  # changed while they were read, before or after: nothing equals that
             mark = Mark("", "")
         self.marks[result] = mark
@@ -76,7 +80,7 @@ class Sources:
         """Of the files as they are now."""
         times = times_of(files)
         if self.last != (files, Mark(times, self.last[1].contents)):
-            contents = contents_of(files)
+            contents = contents_of(files, lambda: self.given_up)
             self.last = (files, Mark(times_of(files), contents))  # one that changes meanwhile has another time later
         return self.last[1]
 
@@ -105,6 +109,28 @@ class Sources:
         return marks
 
 
+@contextmanager
+def added_beside(sources: Sources) -> Iterator[Callable[[str, Sequence[Path], str], None]]:
+    """`Sources.add` in a thread, one result after another, since it reads all their sources once more. Who adds the
+    next waits for the last; where this ends well, all is added. Raises what went wrong."""
+    adding: Future[None] | None = None
+
+    def add(result: str, files: Sequence[Path], times: str) -> None:
+        nonlocal adding
+        if adding is not None:
+            adding.result()
+        adding = pool.submit(sources.add, result, files, times)
+
+    with ThreadPoolExecutor(1, "sources") as pool:
+        try:
+            yield add
+        except BaseException:
+            sources.given_up = True
+            raise
+        if adding is not None:
+            adding.result()
+
+
 def line(result: str, mark: Mark) -> str:
     return json.dumps({"result": result, **mark._asdict()}) + "\n"
 
@@ -121,11 +147,17 @@ def times_of(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def contents_of(files: Sequence[Path]) -> str:
+def contents_of(files: Sequence[Path], given_up: Callable[[], bool] = lambda: False) -> str:
+    """given_up: whether nobody wants to know it any more."""
     if len(files) == 1:
         return content_of(files[0])
+    found: list[str] = []
     with ThreadPoolExecutor(READERS) as pool:
-        return hashlib.sha256(";".join(pool.map(content_of, files)).encode()).hexdigest()[:32]
+        for start in range(0, len(files), AT_ONCE):
+            if given_up():
+                break
+            found += pool.map(content_of, files[start : start + AT_ONCE])
+    return hashlib.sha256(";".join(found).encode()).hexdigest()[:32]
 
 
 def content_of(file: Path) -> str:

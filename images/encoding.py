@@ -26,7 +26,7 @@ from common.progress import progress_bar
 from common.runs import RUN_CONFIG_NAME
 from common.safe_yaml import load_yaml
 from common.short_repr import changes
-from common.sources import Sources, times_of
+from common.sources import Sources, added_beside, times_of
 from common.wording import one_line
 from images.datasets import DataConfig, ImageDataset
 from training.data import Loader, Sample, explain_dead_workers
@@ -233,12 +233,14 @@ def write_shards(
         with (
             progress_bar(total, "images", shown=state.is_main_process) as progress,
             closing(PieceReader([pieces[number] for number in mine], batch_size, workers, state.device)) as reader,
+            added_beside(sources) as add,
         ):
             for number in mine:
-                piece, file = pieces[number], writer.plan.shards[number].file
+                piece = pieces[number]
                 writer.write(number, *encode_piece(piece, reader.batches(piece, progress)))
-                if files := files_of(piece):
-                    sources.add(file, files, reader.times.pop(0))
+                times, files = reader.times.pop(0), files_of(piece)
+                if files:
+                    add(writer.plan.shards[number].file, files, times)
         state.wait_for_everyone()
         if state.is_main_process:
             sources.finish()
