@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common import sources as sources_module
 from common.sources import Sources, added_beside, times_of
 from images.datasets import DataConfig, ImageDataset, image_datasets
-from images.encoding import PieceReader, cut_into_pieces, files_of
+from images.encoding import PieceReader, cut_into_pieces
 
 
 @pytest.fixture
