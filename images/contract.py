@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.wording import counted
-from images.files import MAX_PIXELS, Crop
+from images.files import JPEG_MARGIN, MAX_PIXELS, Crop
 
 
 class SourceSettings(NamedTuple):
@@ -20,6 +20,7 @@ class SourceSettings(NamedTuple):
     relist: bool = False  # look into folders, tars and tables anew, whatever is kept of an earlier look
     image_field: str | None = None  # of tars the image's ending, of tables its column; None: the one there is
     label_field: str | None = None  # of tables the column of classes; None: the one there is
+    jpeg_margin: float = JPEG_MARGIN  # of JPEG files: see images.files.read_image
 
 
 class ImageSource(Protocol):

@@ -50,6 +50,7 @@ class DataConfig:
     labels_seed: int = 0  # which ones; apart from train.seed, so that runs know the same
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     max_pixels: int = MAX_PIXELS  # of an image by its header; larger ones count as unreadable and are not decoded
+    jpeg_margin: float = 2.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many times what is needed
     relist: bool = False  # look into a large folder, or tars, anew, though they have not changed since they were listed
     image_field: str | None = None  # which image of a sample: its ending in tars, its column of hf:; None: the only one
     label_field: str | None = None  # the column of classes of hf:; None: the only one of them
@@ -93,6 +94,11 @@ class DataConfig:
             ("labels_seed", self.labels_seed >= 0, "0 or more"),
             ("max_bad_share", 0 <= self.max_bad_share <= 1, "from 0 to 1"),
             ("max_pixels", self.max_pixels >= 1, "at least 1"),
+            (
+                "jpeg_margin",
+                1 <= self.jpeg_margin < np.inf,
+                "at least 1: what is needed itself",
+            ),
         ):
             if not valid:
                 raise UserError(f"data.{name}={getattr(self, name)}, expected {expected}")
@@ -112,7 +118,7 @@ class DataConfig:
 
     @property
     def source_settings(self) -> SourceSettings:
-        return SourceSettings(self.max_pixels, self.relist, self.image_field, self.label_field)
+        return SourceSettings(self.max_pixels, self.relist, self.image_field, self.label_field, self.jpeg_margin)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class EncodeDataConfig:
     image_size: int | tuple[int, int] | None = None  # pixels: side of a square, or (H, W)
     max_bad_share: float | None = None  # of the images may be unreadable; 0 stops at the first, else a few may be
     max_pixels: int | None = None  # of an image by its header; larger ones count as unreadable and are not decoded
+    jpeg_margin: float | None = None  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many times what is needed
     relist: bool | None = None  # look into a large folder, or tars, anew, though they have not changed
     image_field: str | None = None  # which image of a sample: its ending in tars, its column of hf:
     label_field: str | None = None  # the column of classes of hf:
@@ -254,7 +255,7 @@ def write_captions(path: Path, datasets: Sequence[ImageDataset]) -> None:
     nothing."""
     lines = []
     for dataset in datasets:
-        for index in dataset.indices.tolist():
+        for index in map(int, dataset.indices):
             if (caption := dataset.source.caption(index)) is not None:
                 line = {"file": dataset.source.name(index), "caption": caption}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")

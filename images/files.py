@@ -23,6 +23,7 @@ FORMATS = "png jpg jpeg jpe jfif webp bmp gif tif tiff ppm pgm pbm pnm tga jp2 a
 SUFFIXES = frozenset(f".{name}" for name in FORMATS.split())
 MASK_ENDING = ".mask.png"  # of what says which pixels of the image beside it are missing: photo.mask.png of photo.png
 MAX_PIXELS = 178_956_970  # of an image, by its header, unless a person says otherwise: Pillow's own limit, 0.5 GiB
+JPEG_MARGIN = 2.0  # of what the JPEG decoder leaves to the scaling, unless a person says otherwise
 LARGEST = 2**26  # pixels of an image scaled for training: 1024 times as long as wide at 256 pixels
 
 BAD_FILES_NAME = "bad_files.txt"  # the record, in the folder of what was made
@@ -43,23 +44,32 @@ class BadImageError(Exception):
 
 
 def read_image(
-    file: File, height: int, width: int, channels: int, *, crop: Crop | None = None, max_pixels: int = MAX_PIXELS
+    file: File,
+    height: int,
+    width: int,
+    channels: int,
+    *,
+    crop: Crop | None = None,
+    max_pixels: int = MAX_PIXELS,
+    jpeg_margin: float = JPEG_MARGIN,
 ) -> np.ndarray:
     """The image of a file at the smallest size that covers `height` x `width`, or a part of it at just that size:
-    uint8 h w c.
+    uint8 h w c. jpeg_margin: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as that leaves so many times the
+    pixels, per side, that are needed.
 
     Raises BadImageError with the reason.
     """
-    # Twice what is needed is left to the antialiased scaling, which the JPEG decoder's own reduction is not.
+    # The margin is for the antialiased scaling, which the JPEG decoder's own reduction is not.
     if crop is None:
-        image = open_upright(file, channels, lambda _h, _w: 2 * max(height, width), max_pixels=max_pixels)
+        longer = max(height, width)
+        image = open_upright(file, channels, lambda _h, _w: math.ceil(jpeg_margin * longer), max_pixels=max_pixels)
         return to_array(scale_to_cover(image, height, width))
     size, part = (1, 1), (0.0, 0.0, 1.0, 1.0)
 
     def needed(image_height: int, image_width: int) -> int:
         nonlocal size, part
         size, part = (image_height, image_width), crop(image_height, image_width)
-        return math.ceil(2 * min(size) * max(height / part[2], width / part[3]))
+        return math.ceil(jpeg_margin * min(size) * max(height / part[2], width / part[3]))
 
     image = open_upright(file, channels, needed, max_pixels=max_pixels)
     return to_array(resized_part(image, size, part, height, width))

@@ -105,7 +105,7 @@ def state_of(status: os.stat_result) -> bytes:
 
 def scan_folder(root: Path) -> Listing:
     """`list_images`, and what else there is to say of the folder."""
-    paths: list[bytes] = []
+    found: list[np.ndarray] = []  # paths of each folder: as single objects they would take three times the memory
     unread: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     folders: list[str] = []
@@ -118,6 +118,7 @@ def scan_folder(root: Path) -> Listing:
         seen.add((status.st_dev, status.st_ino))
         folders.append(folder)
         states.append(state_of(status))  # before its entries: what changes meanwhile changes the state
+        paths: list[bytes] = []
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or entry.name in SCATTERED:
@@ -131,6 +132,8 @@ def scan_folder(root: Path) -> Listing:
                     paths.append(os.fsencode(prefix + entry.name))
                 elif suffix in UNREAD_SUFFIXES or suffix in PACKED_SUFFIXES:
                     unread[suffix] += 1
+        if paths:
+            found.append(np.array(paths))
 
     try:
         visit(os.path.realpath(root), "")
@@ -139,4 +142,7 @@ def scan_folder(root: Path) -> Listing:
             f"no permission to read the folder {error.filename}, in which there may be images: change its owner, or "
             "name a folder beside it"
         ) from error
-    return Listing(np.sort(np.array(paths)) if paths else np.zeros(0, dtype="S1"), unread, folders, states)
+    paths = np.concatenate(found) if found else np.zeros(0, dtype="S1")
+    found.clear()
+    paths.sort()
+    return Listing(paths, unread, folders, states)

@@ -18,6 +18,7 @@ from common.packed_files import opened_npz
 from common.processes import process_state
 from images.contract import ImageSource, SourceSettings, check_labels
 from images.files import (
+    JPEG_MARGIN,
     MAX_PIXELS,
     SUFFIXES,
     BadImageError,
@@ -36,6 +37,7 @@ from images.tars import open_tars
 
 Split = Literal["train", "test"]
 UNLABELLED = "unlabelled"  # folder of images whose class is not known, beside those of classes
+AT_ONCE = 2**16  # paths that are objects of Python's at a time, which take several times the memory
 LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601 times 2**16: RGB to grey exactly as PIL does
 
 
@@ -123,11 +125,13 @@ class FileSource:
         class_names: Sequence[str] | None = None,
         *,
         max_pixels: int = MAX_PIXELS,
+        jpeg_margin: float = JPEG_MARGIN,
     ):
         """paths: n, bytes, relative to `root`; labels: n, -1 where the class of an image is not known."""
         self.title = str(root)
         self.root = root
         self.max_pixels = max_pixels
+        self.jpeg_margin = jpeg_margin
         self.paths = paths
         self.labels, self.class_names = check_labels(self.title, len(paths), labels, class_names, lowest=-1)
 
@@ -143,7 +147,9 @@ class FileSource:
     def read(self, index: int, height: int, width: int, channels: int, crop: Crop | None = None) -> np.ndarray:
         path = self.root / self.name(index)
         try:
-            return read_image(path, height, width, channels, crop=crop, max_pixels=self.max_pixels)
+            return read_image(
+                path, height, width, channels, crop=crop, max_pixels=self.max_pixels, jpeg_margin=self.jpeg_margin
+            )
         except BadImageError as error:
             if os.path.lexists(path):
                 raise
@@ -175,7 +181,9 @@ class FileSource:
         return file.stat().st_size if file.is_file() else None
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(b"\0".join(self.paths.tolist()))
+        digest = hashlib.sha256()
+        for start in range(0, len(self.paths), AT_ONCE):
+            digest.update((b"\0" if start else b"") + b"\0".join(self.paths[start : start + AT_ONCE].tolist()))
         digest.update(b"" if self.labels is None else self.labels.tobytes())
         return digest.hexdigest()
 
@@ -188,7 +196,10 @@ def open_source(path: str, split: Split, download_folder: Path, settings: Source
     when there are none."""
     settings = settings or SourceSettings()
     if path in NAMED:
-        return NAMED[path](path, split, download_folder)
+        source = NAMED[path](path, split, download_folder)
+        if isinstance(source, FileSource):
+            source.max_pixels, source.jpeg_margin = settings.max_pixels, settings.jpeg_margin
+        return source
     if path == "":
         raise UserError(f"no images are named: set data.path to {KINDS}, or one of {', '.join(NAMES)}")
     place = Path(path).expanduser()
@@ -240,19 +251,34 @@ def open_folder(root: Path, settings: SourceSettings | None = None) -> ImageSour
         advice = "beside image files; name a folder that holds nothing else" if packed else "which cannot be read; "
         advice += " to read them" if packed else "convert them to use them"
         print(f"{root}: passed over {passed_over}, {advice}", flush=True)
-    folders = [path.split(b"/", 1)[0] if b"/" in path else b"" for path in paths.tolist()]
-    classes = tuple(os.fsdecode(name) for name in sorted(set(folders)))
+    folders, folder_of = outermost_folders(paths)
+    classes = tuple(map(os.fsdecode, folders))
     known = tuple(name for name in classes if name != UNLABELLED)
     if len(known) < 2 or "" in known:
-        return FileSource(root, paths, max_pixels=settings.max_pixels)
+        return FileSource(root, paths, max_pixels=settings.max_pixels, jpeg_margin=settings.jpeg_margin)
     if {name.lower() for name in classes} <= {"train", "training", "test", "val", "valid", "validation"}:
         raise UserError(
             f"{root} holds the parts of a data set ({', '.join(classes)}), not classes: name one, such as "
             f"data.path={root / classes[-1]}, and another as data.validation_path if it is to be held out"
         )
     numbers = {os.fsencode(name): number for number, name in enumerate(known)}
-    labels = np.array([numbers.get(folder, -1) for folder in folders])
-    return FileSource(root, paths, labels, known, max_pixels=settings.max_pixels)
+    labels = np.array([numbers.get(folder, -1) for folder in folders])[folder_of]
+    return FileSource(root, paths, labels, known, max_pixels=settings.max_pixels, jpeg_margin=settings.jpeg_margin)
+
+
+def outermost_folders(paths: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """The folders, sorted, in which relative paths begin, b"" for files in none; and which of them it is of each path,
+    n, int64."""
+    numbers: dict[bytes, int] = {}
+    found = np.empty(len(paths), dtype=np.int64)
+    for start in range(0, len(paths), AT_ONCE):
+        some = paths[start : start + AT_ONCE].tolist()
+        heads = (path.split(b"/", 1)[0] if b"/" in path else b"" for path in some)
+        found[start : start + AT_ONCE] = [numbers.setdefault(head, len(numbers)) for head in heads]
+    folders = sorted(numbers)
+    order = np.empty(len(folders), dtype=np.int64)
+    order[[numbers[folder] for folder in folders]] = np.arange(len(folders))
+    return folders, order[found]
 
 
 def open_npz(path: Path, split: Split) -> ArraySource:

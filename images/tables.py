@@ -42,6 +42,7 @@ class TableSource:
         caption_column: str | None = None,
         *,
         max_pixels: int,
+        jpeg_margin: float,
     ):
         """rows: a datasets.Dataset; column: of images, as bytes, or as structs of bytes and path."""
         self.title = title
@@ -50,6 +51,7 @@ class TableSource:
         self.words = None if caption_column is None else rows.select_columns([caption_column])
         self.caption_column = caption_column
         self.max_pixels = max_pixels
+        self.jpeg_margin = jpeg_margin
         self.labels, self.class_names = check_labels(title, len(rows), labels, class_names, lowest=-1)
 
     def __len__(self) -> int:
@@ -73,7 +75,15 @@ class TableSource:
         return value
 
     def read(self, index: int, height: int, width: int, channels: int, crop: Crop | None = None) -> np.ndarray:
-        return read_image(self.content(index), height, width, channels, crop=crop, max_pixels=self.max_pixels)
+        return read_image(
+            self.content(index),
+            height,
+            width,
+            channels,
+            crop=crop,
+            max_pixels=self.max_pixels,
+            jpeg_margin=self.jpeg_margin,
+        )
 
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         return np.array([self.size(index) for index in indices], dtype=np.int64).reshape(-1, 2)
@@ -190,7 +200,9 @@ def from_rows(title: str, rows: Any, settings: SourceSettings) -> TableSource:
             raise UserError(f"{title} has no column {label}, expected data.label_field to be of {', '.join(features)}")
         labels, names = classes_of(title, rows, label, features[label])
     captions = next((n for n in CAPTIONS if n in features and getattr(features[n], "dtype", "") == "string"), None)
-    return TableSource(title, rows, column, labels, names, captions, max_pixels=settings.max_pixels)
+    return TableSource(
+        title, rows, column, labels, names, captions, max_pixels=settings.max_pixels, jpeg_margin=settings.jpeg_margin
+    )
 
 
 def only(title: str, columns: list[str], rows: Any) -> str:

@@ -42,6 +42,7 @@ class TarSource:
         class_names: Sequence[str] | None = None,
         *,
         max_pixels: int,
+        jpeg_margin: float,
     ):
         """title: the folder that all tars lie in. Raises UserError for labels beyond the class names."""
         self.title = title
@@ -50,6 +51,7 @@ class TarSource:
         self.spans, self.captions = (np.concatenate([index[at] for index in indexes]) for at in (1, 3))
         self.starts = np.cumsum([0, *map(len, self.names)])  # of each tar's images among all
         self.max_pixels = max_pixels
+        self.jpeg_margin = jpeg_margin
         labels = np.concatenate([index.labels for index in indexes])
         known = labels if (labels >= 0).any() else None
         self.labels, self.class_names = check_labels(title, len(labels), known, class_names, lowest=-1)
@@ -80,7 +82,15 @@ class TarSource:
         return io.BytesIO(read_span(self.tars[self.tar_of(index)], start, size))
 
     def read(self, index: int, height: int, width: int, channels: int, crop: Crop | None = None) -> np.ndarray:
-        return read_image(self.content(index), height, width, channels, crop=crop, max_pixels=self.max_pixels)
+        return read_image(
+            self.content(index),
+            height,
+            width,
+            channels,
+            crop=crop,
+            max_pixels=self.max_pixels,
+            jpeg_margin=self.jpeg_margin,
+        )
 
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         return np.array([self.size(index) for index in indices], dtype=np.int64).reshape(-1, 2)
@@ -147,7 +157,7 @@ def open_tars(path: str, settings: SourceSettings) -> TarSource:
     folder = shared_folder([tar.place for tar in tars]) or "/"
     names = Path(folder) / CLASS_NAMES
     known = names.read_text(encoding="utf-8").splitlines() if not is_url(folder) and names.is_file() else None
-    return TarSource(folder, tars, indexes, known, max_pixels=settings.max_pixels)
+    return TarSource(folder, tars, indexes, known, max_pixels=settings.max_pixels, jpeg_margin=settings.jpeg_margin)
 
 
 def index_of(tar: Tar, settings: SourceSettings) -> TarIndex:

@@ -33,7 +33,14 @@ from pipelines.settings import recorded_settings
 PART = re.compile(r"(\d+):(\d+)")
 
 # What a record from before there were these settings was made with.
-DEFAULTS = {"format": "png", "quality": None, "images_per_shard": None, "plan": None, "batch_size": None}
+DEFAULTS = {
+    "format": "png",
+    "quality": None,
+    "compression": None,
+    "images_per_shard": None,
+    "plan": None,
+    "batch_size": None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,7 @@ class Output:
     out: str  # folder, or address of a bucket
     format: Literal["png", "webp", "jpeg", "tar", "npz"] = "png"
     quality: int | None = None  # of jpeg
+    compression: int | None = None  # of png, 0 to 9
     images_per_shard: int | None = None  # in a folder or a tar; None: as the folder was begun, of a new one PER_SHARD
     range: str | None = None  # FIRST:END
     batch_size: int | None = None  # None: as the folder was begun, else BATCH_SIZE
@@ -52,6 +60,10 @@ class Output:
             raise UserError(f"batch_size={self.batch_size}, expected at least 1 image")
         if self.quality is not None and (self.format != "jpeg" or not 1 <= self.quality <= 100):
             raise UserError(f"quality={self.quality} with format={self.format}, expected 1 to 100, with jpeg only")
+        if self.compression is not None and (self.format in ("jpeg", "webp") or not 0 <= self.compression <= 9):
+            raise UserError(
+                f"compression={self.compression} with format={self.format}, expected 0 to 9, with png, tar or npz only"
+            )
         if self.images_per_shard is not None and not 1 <= self.images_per_shard <= MOST_PER_SHARD:
             raise UserError(f"images_per_shard={self.images_per_shard}, expected 1 to {MOST_PER_SHARD}")
         if self.range is not None and not PART.fullmatch(self.range):
@@ -60,6 +72,10 @@ class Output:
     @property
     def files(self) -> Format:
         return "png" if self.format == "npz" else self.format
+
+    @property
+    def form(self) -> Form:
+        return Form(self.files, self.quality or QUALITY, self.compression)
 
     @property
     def part(self) -> builtins.range | None:
@@ -89,7 +105,7 @@ def generate_results(
     begun_with = batch_size_of(store, recorded)
     asked = output.batch_size or begun_with
     layout = layout_of(output, recorded, asked)
-    work = Work(store, layout, plan, asked, output.part, Form(output.files, output.quality or QUALITY))
+    work = Work(store, layout, plan, asked, output.part, output.form)
     if work.part is not None:
         layout.check_part(work.part, plan.num)
     if output.format == "npz" and work.part is not None:
@@ -99,6 +115,7 @@ def generate_results(
     form = {
         "format": output.files,
         "quality": work.form.quality if output.format == "jpeg" else None,
+        "compression": output.compression,
         "images_per_shard": output.images_per_shard or (None if layout.flat else layout.per_shard),
         "plan": None if plan.rows is None else plan.rows.sha256,
         "batch_size": begun_with if recorded else output.batch_size,

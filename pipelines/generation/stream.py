@@ -17,7 +17,6 @@ from common.errors import UserError
 from common.processes import process_state
 from common.wording import either
 from pipelines.generated import Generated
-from pipelines.generation.encoder import QUALITY, Form
 from pipelines.generation.finishing import SAMPLES_NAME
 from pipelines.generation.layout import PER_SHARD, SUFFIXES, Format, Layout
 from pipelines.generation.plan import Plan
@@ -70,7 +69,7 @@ def write_stream(
     if first_index < 0 or first_index % images_per_shard:
         raise UserError(f"first_index={first_index}, expected a multiple of images_per_shard={images_per_shard}")
     store, layout = open_store(str(out)), Layout(output.files, images_per_shard)
-    work = Work(store, layout, Plan(0, 0, lambda samples: None), AT_ONCE, None, Form(output.files, quality or QUALITY))
+    work = Work(store, layout, Plan(0, 0, lambda samples: None), AT_ONCE, None, output.form)
     settings = {"format": format, "quality": work.form.quality if format == "jpeg" else None}
     settings["images_per_shard"] = images_per_shard
     with results_of(work, "stream", settings, process_state(), {}, {}), Writers(2 * AT_ONCE) as writers:

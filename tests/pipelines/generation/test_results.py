@@ -128,6 +128,22 @@ def test_webp_loses_nothing_and_jpeg_what_its_quality_says(config, tmp_path: Pat
         replace(config, quality=60)
 
 
+def test_compression_changes_bytes_and_no_pixel_and_binds_the_folder(config, tmp_path: Path):
+    pixels, sizes = {}, {}
+    for level in (None, 0, 6):
+        generate_files(made := replace(config, compression=level, out=str(tmp_path / str(level))))
+        file = tmp_path / str(level) / "000004" / "000005.png"
+        with Image.open(file) as image:
+            pixels[level], sizes[level] = image.tobytes(), file.stat().st_size
+        assert "0 of them new" in generate_files(made)
+    assert pixels[None] == pixels[0] == pixels[6]
+    assert sizes[None] == sizes[6] < sizes[0]
+    with pytest.raises(UserError, match="compression was 0 and is now None"):
+        generate_files(replace(config, out=str(tmp_path / "0")))
+    with pytest.raises(UserError, match="compression=3 with format=webp, expected 0 to 9, with png, tar or npz only"):
+        replace(config, format="webp", compression=3)
+
+
 def test_tars_hold_the_images_of_a_folder_and_are_whole_or_absent(config, tmp_path: Path, no_sampling):
     generate_files(config)
     tars = replace(config, format="tar", out=str(tmp_path / "tars"))
