@@ -28,7 +28,7 @@ from metrics.in_training import OfReconstructions, network_of
 from metrics.similarity import psnr
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
-from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary
+from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary, passed_to
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
 from training.data import batches_of
 from training.loop import FitResult, TrainConfig, fit
@@ -116,7 +116,7 @@ class Stage1Task:
         self.guard: Guard | None = adversary
         self.companions: dict[str, Companion] = {}
         if perceptual is not None:
-            self.companions["perceptual"] = Companion(perceptual)
+            self.companions["perceptual"] = Companion(perceptual, compiled=True)
         if adversary is not None:
             self.companions[COMPANION] = Companion(adversary, adversary.optimizer, adversary.learning_rate)
 
@@ -131,7 +131,7 @@ class Stage1Task:
         companion_losses: dict[str, Tensor] = {}
         if self.perceptual is not None:
             distance = self.perceptual(output.reconstruction, images)
-            losses["perceptual_loss"] = self.perceptual.weight * distance.mean()
+            losses["perceptual_loss"] = passed_to(output.reconstruction, self.perceptual.weight * distance.mean())
         if self.adversary is not None:
             others, last_layer = total(losses), self.autoencoder.last_layer()
             gained, adversarial_figures = self.adversary.losses(output.reconstruction, others, last_layer, step)

@@ -40,6 +40,7 @@ class Companion(NamedTuple):
     optimizer: OptimizerSettings | None = None  # None: it does not learn
     schedule: Schedule | None = None  # of one that learns
     kept: bool = False  # of one that does not: whether its buffers change in a run, and belong into checkpoints
+    compiled: bool = False  # of one that does not: whether train.compile is for it, too
 
 
 class Verdict(NamedTuple):

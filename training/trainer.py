@@ -79,7 +79,7 @@ class Trainer:
         task.model.to(self.accelerator.device).train()
         for companion in task.companions.values():
             companion.module.to(self.accelerator.device)
-            if config.compile and companion.optimizer is not None:
+            if config.compile and (companion.optimizer is not None or companion.compiled):
                 companion.module.compile()
         self.asked_shards = asked_shards() if self.accelerator.num_processes > 1 else None
         if self.asked_shards:
@@ -103,7 +103,7 @@ class Trainer:
         )
         self.companions = {  # those that learn
             name: Learner(module, optimizer, schedule)
-            for name, (module, optimizer, schedule, _) in task.companions.items()
+            for name, (module, optimizer, schedule, *_) in task.companions.items()
             if optimizer is not None and schedule is not None
         }
         self.kept = {name: companion.module for name, companion in task.companions.items() if companion.kept}

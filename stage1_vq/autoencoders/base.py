@@ -168,6 +168,11 @@ class QuantizedAutoencoder(Autoencoder):
         """The images, b c H W, that the decoder's output stands for."""
         return decoded
 
+    def laid_out(self, maps: Tensor) -> Tensor:
+        """Images or z_q, b c h w, as they lie in memory when the networks get them: plane after plane, unless the
+        images of a training on a GPU do not (`train.channels_last`)."""
+        return maps.contiguous() if maps.device.type == "cpu" else maps
+
     def last_layer(self) -> nn.Parameter:
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
 
@@ -184,7 +189,7 @@ class QuantizedAutoencoder(Autoencoder):
     def latents(self, images: Tensor) -> Tensor:
         """z, b d h w."""
         self.check_images(images)
-        return self.encoder(in_type_of(self.encoder, images))
+        return self.encoder(self.laid_out(in_type_of(self.encoder, images)))
 
     def encode(self, images: Tensor) -> Codes:
         return self.quantizer.codes(self.latents(images))
@@ -199,11 +204,11 @@ class QuantizedAutoencoder(Autoencoder):
     def decoded(self, codes: Codes) -> Tensor:
         """The decoder's output, float32, of codes that are known to fit."""
         z_q = self.quantizer.codes_to_latents(codes)
-        return self.decoder(in_type_of(self.decoder, z_q)).float()
+        return self.decoder(self.laid_out(in_type_of(self.decoder, z_q))).float()
 
     def forward(self, images: Tensor) -> Stage1Output:
         z_q, codes, losses, statistics = self.quantizer(self.latents(images))
-        reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(z_q), images)
+        reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(self.laid_out(z_q)), images)
         return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics)
 
     @never_compiled

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
+from common.layout import on_cpu_place_after_place
 from common.model_io import in_type_of
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
 from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
@@ -80,9 +81,12 @@ class DVAE(QuantizedAutoencoder):
             blocks=config.blocks,
         )
 
+    def laid_out(self, maps: Tensor) -> Tensor:
+        return on_cpu_place_after_place(maps)
+
     def latents(self, images: Tensor) -> Tensor:
         self.check_images(images)
-        return self.encoder(in_type_of(self.encoder, map_pixels(images)))
+        return self.encoder(self.laid_out(in_type_of(self.encoder, map_pixels(images))))
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss`: negative log likelihood in nats per pixel and channel."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.compatibility import never_compiled
 from common.errors import UserError
+from common.layout import on_cpu_place_after_place
 from common.model_io import in_type_of
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.vqvae import ResidualBlock
@@ -149,7 +150,7 @@ class VQVAE2(Autoencoder):
     def features(self, images: Tensor) -> list[Tensor]:
         """What each encoder makes of the images: b width h w, coarse to fine."""
         self.check_images(images)
-        x, found = in_type_of(self.decoder, images), []
+        x, found = on_cpu_place_after_place(in_type_of(self.decoder, images)), []
         for encoder in reversed(self.encoders):
             x = encoder(x)
             found.append(x)
@@ -164,6 +165,7 @@ class VQVAE2(Autoencoder):
 
     def join(self, level: int, above: Tensor | None, z_q: Tensor) -> Tensor:
         """The code vectors of all levels down to this one, on its grid."""
+        z_q = on_cpu_place_after_place(z_q)
         return z_q if above is None else torch.cat([self.upsamplers[level - 1](above), z_q], 1)
 
     # ---- training ---------------------------------------------------------------------------------------------------

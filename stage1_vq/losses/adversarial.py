@@ -144,21 +144,23 @@ def adaptive_weight(other_losses: Tensor, adversarial_loss: Tensor, last_layer: 
 def passed_to(images: Tensor, loss: Tensor) -> Tensor:
     """The same loss, a scalar, with its gradient passed back as far as `images`, which it depends on: backward passes
     go on from there, and the network between the two, whose graph is free again, is not gone through a second time."""
-    (gradient,) = torch.autograd.grad(loss, images)
-    return PassedTo.apply(images, loss.detach(), gradient)
+    (gradient,) = torch.autograd.grad(LOSS_SCALE * loss, images)
+    return PassedTo.apply(loss.detach(), images, gradient / LOSS_SCALE)
 
 
 class PassedTo(torch.autograd.Function):
+    """A loss whose gradients are known: `ends` are the tensors that it depends on, and then the gradient of each."""
+
     @staticmethod
-    def forward(ctx: Any, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
+    def forward(ctx: Any, loss: Tensor, *ends: Tensor) -> Tensor:
+        ctx.save_for_backward(*ends[len(ends) // 2 :])
         return loss.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [upstream * gradient for gradient in ctx.saved_tensors]
+        return None, *gradients, *[None for _ in gradients]
 
 
 def r1_penalty(real: Tensor, images: Tensor) -> Tensor:
@@ -226,6 +228,7 @@ class Adversary(nn.Module):
         self.rollbacks = 0
         self.register_buffer("averages", torch.full((2,), math.nan))
         self.noted: list[Tensor] = []  # 2 each: mean logits of the micro-batches since the last update
+        self.heard: Tensor | None = None  # logits of the reconstructions of this micro-batch, with their graph
         self.register_load_state_dict_pre_hook(take_former_counters)
         self.register_load_state_dict_post_hook(lambda module, keys: module.discard())
 
@@ -262,26 +265,41 @@ class Adversary(nn.Module):
         weight = self.now(step).weight
         if not weight:
             return {}, {}
-        self.discriminator.requires_grad_(False)
-        try:
-            loss = generator_loss(self.config.loss, self.logits(reconstruction))
-            if self.config.adaptive:
-                loss = passed_to(reconstruction, loss)
-        finally:
-            self.discriminator.requires_grad_(True)
+        loss = self.deception(reconstruction)
         factor = adaptive_weight(other_losses, loss, last_layer) if self.config.adaptive else loss.new_tensor(1.0)
         factor = factor * weight
         return {"adversarial_loss": factor * loss}, {"adversarial_weight": factor}
 
+    def deception(self, reconstruction: Tensor) -> Tensor:
+        """The generator's loss, its gradient taken once, at the reconstruction. The logits are kept for `observe`,
+        whose own would be the same: the discriminator learns after the autoencoder has heard it."""
+        images = reconstruction.detach().requires_grad_()
+        reused = not self.is_compiled()
+        self.discriminator.requires_grad_(reused)
+        try:
+            logits = self.logits(images)
+        finally:
+            self.discriminator.requires_grad_(True)
+        loss = generator_loss(self.config.loss, logits)
+        (gradient,) = torch.autograd.grad(loss, images, retain_graph=reused)
+        self.heard = logits if reused else None
+        return PassedTo.apply(loss.detach(), reconstruction, gradient)
+
+    def is_compiled(self) -> bool:
+        """A compiled part has one backward pass, of all or nothing."""
+        return self._compiled_call_impl is not None
+
     def observe(self, reconstruction: Tensor, images: Tensor, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The discriminator's loss on a micro-batch, by its name as a companion, and figures for the log; nothing
-        before it learns. Both b c H W; their graphs are left alone."""
+        before it learns. Both b c H W; their graphs are left alone. Comes after `losses` of the same micro-batch."""
         now, config = self.now(step), self.config
+        heard, self.heard = self.heard, None
         if not now.learning:
             return {}, {}
         images = images.detach().requires_grad_(now.penalise)
         eager = now.penalise  # both: a compiled pass would move the statistics of a norm that the other's graph holds
-        real, fake = self.logits(images, eager=eager), self.logits(reconstruction.detach(), eager=eager)
+        real = self.logits(images, eager=eager)
+        fake = self.logits(reconstruction.detach(), eager=eager) if heard is None else heard.detach().requires_grad_()
         with torch.autocast(images.device.type, enabled=False):
             loss = config.discriminator_factor * discriminator_loss(config.loss, real, fake)
             figures = {"discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
@@ -289,6 +307,8 @@ class Adversary(nn.Module):
                 penalty = lecam_penalty(real, fake, self.averages.nan_to_num())
                 figures["lecam_penalty"] = penalty * self.averages.isfinite().all()  # 0 before there are any
                 loss = loss + config.lecam_weight * figures["lecam_penalty"]
+            if heard is not None:
+                loss = loss + self.learned_from(heard, *torch.autograd.grad(loss, fake, retain_graph=True))
             if now.penalise:
                 figures["r1_penalty"] = r1_penalty(real, images)
                 loss = loss + config.r1_weight * config.r1_every * figures["r1_penalty"]
@@ -296,6 +316,13 @@ class Adversary(nn.Module):
         if config.lecam_weight:
             self.noted.append(torch.stack([figures["logits_real"], figures["logits_fake"]]))
         return {COMPANION: loss}, figures
+
+    def learned_from(self, logits: Tensor, gradient: Tensor) -> Tensor:
+        """0, with the gradients that the weights have when the logits have this one. Asked for here, and for the
+        weights alone: a backward pass would go on to the images."""
+        weights = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(logits, weights, gradient)
+        return PassedTo.apply(gradient.new_zeros(()), *weights, *gradients)
 
     def logits(self, images: Tensor, *, eager: bool = False) -> Tensor:
         """In float32 under float16 autocast, whose range activations without a norm and the gradients of a penalty
@@ -320,6 +347,7 @@ class Adversary(nn.Module):
     def discard(self) -> None:
         """Drops what belongs to an unfinished step, or to one that the autoencoder skipped."""
         self.noted.clear()
+        self.heard = None
 
     # ---- after a validation (training.task.Guard) -------------------------------------------------------------------
 

@@ -12,55 +12,17 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from stage1_vq.networks.group_norm import NormSwish, NormSwishConvolution
+
+FOLDED_FROM = 256  # places of a map: with fewer, to sum the taps takes longer than it spares
 EPSILON = 1e-6  # of the published norms; PyTorch's default is ten times that
 
 
 # ---- norms ----------------------------------------------------------------------------------------------------------
-
-
-class NormSwish(torch.autograd.Function):
-    """swish(group_norm(x)), which keeps x alone for the backward pass and computes the norm there again: of three
-    tensors that a norm, a swish and the convolution after them would keep, two."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-        normed, mean, inverse_deviation = group_norm(x, weight, bias, groups)
-        ctx.save_for_backward(x, weight, bias, mean, inverse_deviation)
-        ctx.groups = groups
-        return F.silu(normed, inplace=True).to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, bias, mean, inverse_deviation = ctx.saved_tensors
-        normed, _, _ = group_norm(x, weight, bias, ctx.groups)
-        grad_normed = torch.ops.aten.silu_backward(grad.float().contiguous(), normed)
-        b, c, h, w = x.shape
-        grads = torch.ops.aten.native_group_norm_backward(
-            grad_normed,
-            x.float().contiguous(),
-            mean,
-            inverse_deviation,
-            weight.float(),
-            b,
-            c,
-            h * w,
-            ctx.groups,
-            [True, True, True],
-        )
-        return grads[0].to(x.dtype), grads[1].to(weight.dtype), grads[2].to(bias.dtype), None
-
-
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The normed x, b c h w in float32, and mean and inverse deviation of each group."""
-    b, c, h, w = x.shape
-    return torch.native_group_norm(x.float().contiguous(), weight.float(), bias.float(), b, c, h * w, groups, EPSILON)
 
 
 class Norm(nn.GroupNorm):
@@ -72,7 +34,12 @@ class Norm(nn.GroupNorm):
 
     def swish(self, x: Tensor, z_q: Tensor | None = None) -> Tensor:
         """swish(norm(x))."""
-        return NormSwish.apply(x, self.weight, self.bias, self.num_groups)
+        return NormSwish.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+
+    def swish_convolution(self, x: Tensor, convolution: nn.Conv2d, z_q: Tensor | None = None) -> Tensor:
+        """convolution(swish(norm(x))); the convolution has a bias, stride 1, and keeps the size."""
+        own = self.weight, self.bias, self.num_groups, self.eps
+        return NormSwishConvolution.apply(x, *own, convolution.weight, convolution.bias)
 
 
 class SpatialNorm(nn.Module):
@@ -98,6 +65,10 @@ class SpatialNorm(nn.Module):
         """swish(norm(x))."""
         return F.silu(self(x, z_q))
 
+    def swish_convolution(self, x: Tensor, convolution: nn.Conv2d, z_q: Tensor | None) -> Tensor:
+        """convolution(swish(norm(x)))."""
+        return convolution(self.swish(x, z_q))
+
 
 MakeNorm = Callable[[int], Norm | SpatialNorm]  # of so many channels
 
@@ -118,8 +89,8 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, z_q: Tensor | None = None) -> Tensor:
-        hidden = self.conv1(self.norm1.swish(x, z_q))
-        return self.nin_shortcut(x) + self.conv2(self.norm2.swish(hidden, z_q))
+        hidden = self.norm1.swish_convolution(x, self.conv1, z_q)
+        return self.nin_shortcut(x) + self.norm2.swish_convolution(hidden, self.conv2, z_q)
 
 
 class Attention(nn.Module):
@@ -160,7 +131,18 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if x.shape[2] * x.shape[3] < FOLDED_FROM:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return F.conv_transpose2d(x, folded(self.conv.weight), self.conv.bias, stride=2, padding=1)
+
+
+def folded(kernel: Tensor) -> Tensor:
+    """Of a 3x3 convolution, o i 3 3, behind nearest neighbours the transposed convolution of stride 2, i o 4 4, that is
+    both of them in one: where several of its taps see the same place, their sum. 16 products for 4 places of the
+    output, where the convolution has 36, and no enlarged map."""
+    kernel = kernel.flip(2, 3).transpose(0, 1)
+    rows = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
+    return F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
 
 
 # ---- levels: the layers between two changes of resolution -----------------------------------------------------------
@@ -263,7 +245,7 @@ class ResnetEncoder(nn.Module):
         x = self.conv_in(images)
         for level in self.down:
             x = level(x)
-        return self.conv_out(self.norm_out.swish(self.mid(x)))
+        return self.norm_out.swish_convolution(self.mid(x), self.conv_out)
 
 
 class ResnetDecoder(nn.Module):

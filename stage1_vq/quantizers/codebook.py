@@ -261,9 +261,5 @@ def codes_of_map(z: Tensor, vectors: Tensor) -> Tensor:
 
 
 def look_up(codes: Tensor, vectors: Tensor) -> Tensor:
-    """Codes b h w and vectors k d to b d h w: gathered along the last axis, which takes no copy to move the axes
-    afterwards."""
-    b, h, w = codes.shape
-    numbers = rearrange(codes, "b h w -> b 1 (h w)").expand(-1, vectors.shape[1], -1)
-    columns = vectors.t().contiguous().expand(b, -1, -1)  # b d k
-    return rearrange(columns.gather(2, numbers), "b d (h w) -> b d h w", h=h, w=w)
+    """Codes b h w and vectors k d to b d h w, which lie place after place."""
+    return rearrange(F.embedding(codes, vectors), "b h w d -> b d h w")

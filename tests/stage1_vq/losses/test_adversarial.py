@@ -23,6 +23,7 @@ from stage1_vq.losses.adversarial import (
     discriminator_loss,
     generator_loss,
     lecam_penalty,
+    passed_to,
     r1_penalty,
 )
 from stage1_vq.losses.discriminators import (
@@ -242,7 +243,7 @@ def test_nothing_is_computed_before_the_discriminator_learns_and_it_learns_alone
     last_layer = nn.Parameter(torch.ones(3, 1, 1, 1))
     calls = []
     adversary.discriminator.register_forward_hook(lambda *_: calls.append(None))
-    for step, expected in enumerate([(0, 0), (2, 0), (2, 1)]):  # passes of the discriminator, and for the generator
+    for step, expected in enumerate([(0, 0), (2, 0), (1, 1)]):  # passes of the discriminator, and for the generator
         fake = images(seed=2) * last_layer.view(1, 3, 1, 1)
         calls.clear()
         losses, figures = adversary.losses(fake, fake.mean(), last_layer, step)
@@ -526,3 +527,50 @@ def test_a_schedule_keeps_where_it_began_when_the_run_is_given_more_steps():
 def test_values_out_of_range_are_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         replace(ALWAYS, **changes)
+
+
+# ---- what a step computes once --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("norm", "changes"),
+    [("batch", {}), ("group", {"lecam_weight": 0.1, "loss": "vanilla"}), ("batch", {"r1_weight": 1.0, "r1_every": 1})],
+)
+def test_the_logits_that_the_autoencoder_heard_teach_the_discriminator_as_a_pass_of_its_own(norm, changes):
+    found = []
+    for reused in (True, False):
+        adversary = make_adversary(discriminator=PatchGANConfig(width=4, layers=2, norm=norm), **changes)
+        adversary.averages.copy_(torch.tensor([0.3, -0.2]))
+        decoder = nn.Conv2d(3, 3, 1)
+        nn.init.constant_(decoder.weight, 0.2)
+        nn.init.zeros_(decoder.bias)
+        fake, real = decoder(images(seed=2)), images()
+        losses, _ = adversary.losses(fake, fake.square().mean(), decoder.weight, 1)
+        if not reused:
+            adversary.heard = None
+        companions, figures = adversary.observe(fake, real, 1)
+        for loss in (*companions.values(), *losses.values()):
+            loss.backward()
+        gradients = {name: weight.grad for name, weight in adversary.named_parameters()}
+        found.append((gradients, decoder.weight.grad, figures))
+    assert all(gradient.abs().max() > 0 for gradient in found[0][0].values() if gradient.ndim > 1)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_passed_to_the_images_has_the_gradients_of_the_plain_one():
+    torch.manual_seed(0)
+    decoder, judge, x = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 3), images()
+    passes: list[int] = []
+    judge.register_full_backward_hook(lambda *_: passes.append(1))
+    gradients = []
+    for passed in (False, True):
+        reconstruction = decoder(x)
+        loss = judge(reconstruction).square().mean()
+        if passed:
+            loss = passed_to(reconstruction, loss)
+            passes.clear()
+        (2 * loss + reconstruction.mean()).backward()
+        gradients.append([weight.grad.clone() for weight in decoder.parameters()])
+        decoder.zero_grad()
+    assert not passes  # the network behind the images is not gone through again
+    torch.testing.assert_close(gradients[1], gradients[0])

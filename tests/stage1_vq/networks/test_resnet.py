@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage1_vq.networks.resnet import (
+    FOLDED_FROM,
     Attention,
     Downsample,
     Norm,
@@ -48,8 +49,33 @@ def test_swish_of_a_norm_is_that_of_pytorch_in_value_and_gradient():
     torch.testing.assert_close(norm(x, x), F.group_norm(x, 3, norm.weight, norm.bias, eps=1e-6))
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_behind_the_swish_of_a_norm_is_that_of_pytorch_in_value_and_gradient(kernel):
+    norm, convolution = randomised(Norm(6, 3)), randomised(nn.Conv2d(6, 4, kernel, padding=kernel // 2))
+    x, cotangent = torch.randn(2, 6, 4, 5), torch.randn(2, 4, 4, 5)
+    plain = nn.GroupNorm(3, 6, eps=1e-6)
+    plain.load_state_dict(norm.state_dict())
+    results = []
+    for function, used in (
+        (lambda x: norm.swish_convolution(x, convolution), norm),
+        (lambda x: convolution(F.silu(plain(x))), plain),
+    ):
+        leaf = x.clone().requires_grad_()
+        value = function(leaf)
+        weights = [leaf, *used.parameters(), *convolution.parameters()]
+        results.append([value, *torch.autograd.grad(value, weights, cotangent)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    convolution.requires_grad_(False)  # as in a model that is only gone through
+    leaf = x.clone().requires_grad_()
+    norm.swish_convolution(leaf, convolution).backward(cotangent)
+    torch.testing.assert_close(leaf.grad, results[1][1], atol=1e-5, rtol=1e-4)
+    assert convolution.weight.grad is None
+
+
 def test_swish_of_a_norm_keeps_its_input_alone():
     norm, x = Norm(8, 2), torch.randn(2, 8, 16, 16, requires_grad=True)
+    convolution = nn.Conv2d(8, 8, 3, padding=1)
 
     def kept(swish) -> int:
         """Number of tensors as large as x that the backward pass waits with."""
@@ -62,6 +88,8 @@ def test_swish_of_a_norm_keeps_its_input_alone():
 
     assert kept(norm.swish) == 1
     assert kept(lambda x: F.silu(norm(x))) == 2
+    assert kept(lambda x: norm.swish_convolution(x, convolution)) == 1
+    assert kept(lambda x: convolution(F.silu(norm(x)))) == 3
 
 
 def test_swish_of_a_norm_takes_any_memory_layout_and_bfloat16():
@@ -77,6 +105,22 @@ def test_swish_of_a_norm_takes_any_memory_layout_and_bfloat16():
     norm.swish(half).float().sum().backward()
     assert half.grad.dtype == torch.bfloat16
     torch.testing.assert_close(half.grad.float(), plain.grad, atol=0.1, rtol=0.1)
+
+
+def test_a_convolution_behind_the_swish_of_a_norm_under_autocast():
+    norm, convolution = randomised(Norm(6, 3)), randomised(nn.Conv2d(6, 4, 3, padding=1))
+    x, gradients = torch.randn(2, 6, 4, 5), []
+    for enabled in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = norm.swish_convolution(leaf, convolution)
+        assert value.dtype == (torch.bfloat16 if enabled else torch.float32)
+        value.float().sum().backward()
+        gradients.append([leaf.grad, convolution.weight.grad, norm.weight.grad])
+        norm.weight.grad = convolution.weight.grad = None
+    for half, full in zip(gradients[1], gradients[0], strict=True):
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, full, atol=0.3, rtol=0.05)
 
 
 def test_a_spatial_norm_scales_and_shifts_by_the_code_vector_above_each_place():
@@ -121,10 +165,18 @@ def test_downsampling_looks_at_the_place_and_to_the_right_and_below():
     assert (seen.amin(0).tolist(), seen.amax(0).tolist()) == ([4, 4], [5, 5])
 
 
-def test_upsampling_repeats_each_place_four_times_and_convolves():
-    layer, x = Upsample(2), torch.randn(1, 2, 3, 4)
-    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    torch.testing.assert_close(layer(x), layer.conv(repeated))
+@pytest.mark.parametrize("sides", [(3, 4), (16, 17)])  # plain; with the enlargement folded into the convolution
+def test_upsampling_repeats_each_place_four_times_and_convolves(sides):
+    layer, x = randomised(Upsample(2)), torch.randn(2, 2, *sides)
+    results = []
+    for function in (layer, lambda x: layer.conv(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))):
+        leaf = x.clone().requires_grad_()
+        value = function(leaf)
+        cotangent = torch.linspace(-1, 1, value.numel()).view_as(value)
+        results.append([value, *torch.autograd.grad(value, [leaf, *layer.parameters()], cotangent)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+    assert (sides[0] * sides[1] >= FOLDED_FROM) == (sides == (16, 17))
 
 
 def test_encoder_and_decoder_have_the_chosen_levels():
