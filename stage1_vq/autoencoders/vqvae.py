@@ -14,6 +14,7 @@ from common.layout import on_cpu_place_after_place
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
 from stage1_vq.networks.decoder import SequentialDecoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
+from stage1_vq.squared_error import squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class ResidualBlock(nn.Module):
         self.narrow = nn.Conv2d(residual_width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(F.relu(self.wide(F.relu(x))))
+        # In place where no backward pass asks for what was there: a convolution does not for its output.
+        return self.narrow(F.relu(self.wide(F.relu(x)), inplace=True)).add_(x)
 
 
 class VQVAE(QuantizedAutoencoder):
@@ -82,11 +84,13 @@ class VQVAE(QuantizedAutoencoder):
         up: list[nn.Module] = []
         scales = [config.channels] + config.downsamplings * [width]  # channels of each resolution, fine to coarse
         for fine, coarse in pairwise(scales):
-            down += [nn.Conv2d(fine, coarse, 4, stride=2, padding=1), nn.ReLU()]
-            up = [nn.ReLU(), nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1), *up]
+            down += [nn.Conv2d(fine, coarse, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+            up = [nn.ReLU(inplace=True), nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1), *up]
         down.pop()  # the block that follows begins with a ReLU of its own
         self.quantizer = build_quantizer(config.quantizer)
-        self.encoder = nn.Sequential(*down, *residual_blocks(), nn.ReLU(), nn.Conv2d(width, self.quantizer.dim, 1))
+        self.encoder = nn.Sequential(
+            *down, *residual_blocks(), nn.ReLU(inplace=True), nn.Conv2d(width, self.quantizer.dim, 1)
+        )
         self.decoder = SequentialDecoder(
             nn.Conv2d(self.quantizer.dim_out, width, 3, padding=1), *residual_blocks(), *up
         )
@@ -95,4 +99,4 @@ class VQVAE(QuantizedAutoencoder):
         return on_cpu_place_after_place(maps)
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
-        return {"reconstruction_loss": F.mse_loss(decoded, images) / self.config.data_variance}
+        return {"reconstruction_loss": squared_error(decoded, images) / self.config.data_variance}

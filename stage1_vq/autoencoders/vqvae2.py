@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec, Grid
@@ -26,6 +25,7 @@ from stage1_vq.autoencoders.vqvae import ResidualBlock
 from stage1_vq.networks.decoder import SequentialDecoder
 from stage1_vq.quantizers import NearestQuantizerConfig, Quantizer, QuantizerConfig, build_quantizer
 from stage1_vq.quantizers.parts import figures_of, health_over, named
+from stage1_vq.squared_error import squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class VQVAE2(Autoencoder):
     def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The images, and their loss, of all but the decoder's last layer."""
         decoded = self.decoder.last(features).float()
-        return decoded, {"reconstruction_loss": F.mse_loss(decoded, images.float()) / self.config.data_variance}
+        return decoded, {"reconstruction_loss": squared_error(decoded, images.float()) / self.config.data_variance}
 
     def last_layer(self) -> nn.Parameter:
         weight: Any = self.decoder[-1].weight
@@ -237,8 +237,8 @@ def down(config: VQVAE2Config, channels: int, stride: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     widths = [channels, config.width // 2, *(halvings - 1) * [config.width]]
     for coming, going in pairwise(widths):
-        layers += [nn.Conv2d(coming, going, 4, stride=2, padding=1), nn.ReLU()]
-    layers += [nn.Conv2d(widths[-1], config.width, 3, padding=1), *residual_blocks(config), nn.ReLU()]
+        layers += [nn.Conv2d(coming, going, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(widths[-1], config.width, 3, padding=1), *residual_blocks(config), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -249,5 +249,5 @@ def up(config: VQVAE2Config, coming: int, channels: int, stride: int) -> Sequent
     layers = [nn.Conv2d(coming, config.width, 3, padding=1), *residual_blocks(config)]
     widths = [*(doublings - 1) * [config.width], config.width // 2] if doublings > 1 else [config.width]
     for wide, narrow in pairwise([*widths, channels]):
-        layers += [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+        layers += [nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
     return SequentialDecoder(*layers)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes
@@ -125,7 +125,7 @@ class GumbelQuantizer(CountingQuantizer):
                 losses["kl_loss"] = self.kl_weight() * kl
                 statistics["kl"] = kl.detach()
             if self.training and self.config.diversity_weight:
-                batch_entropy = entropy(global_mean(logits.softmax(1).mean((0, 2, 3))))
+                batch_entropy = entropy(global_mean(place_by_place(logits).softmax(3).mean((0, 1, 2))))
                 losses["diversity_loss"] = -self.config.diversity_weight * batch_entropy
                 statistics["batch_entropy"] = batch_entropy.detach()
             return Quantized(z_q.to(z.dtype), (codes,), losses, statistics)
@@ -149,11 +149,11 @@ class GumbelQuantizer(CountingQuantizer):
         The code vectors weighted by softmax((logits + noise) / temperature); with config.sample "straight-through"
         that is so for the gradient to the logits only, and z_q is the vector of the largest weight.
         """
-        weights = torch.softmax((logits + noise) / temperature, 1)
+        weights = place_by_place((logits + noise) / temperature).softmax(3)
         if self.config.sample == "soft":
-            return einsum(weights, self.embedding.weight, "b k h w, k d -> b d h w")
-        drawn = self.codes_to_latents((weights.argmax(1),))
-        mixture = einsum(weights, self.embedding.weight.detach(), "b k h w, k d -> b d h w")
+            return rearrange(weights @ self.embedding.weight, "b h w d -> b d h w")
+        drawn = self.codes_to_latents((weights.argmax(3),))
+        mixture = rearrange(weights @ self.embedding.weight.detach(), "b h w d -> b d h w")
         return drawn + (mixture - mixture.detach())
 
     @torch.no_grad()
@@ -205,5 +205,10 @@ class GumbelQuantizer(CountingQuantizer):
 
 def divergence_from_uniform(logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence of softmax(logits), b k h w, from the uniform distribution: nats, mean over codes."""
-    log_probabilities = logits.log_softmax(1)
-    return (log_probabilities.exp() * log_probabilities).sum(1).mean() + math.log(logits.shape[1])
+    log_probabilities = place_by_place(logits).log_softmax(3)
+    return (log_probabilities.exp() * log_probabilities).sum(3).mean() + math.log(logits.shape[1])
+
+
+def place_by_place(logits: Tensor) -> Tensor:
+    """b k h w to b h w k, of whose last axis a softmax takes no copy where logits lie so (common/layout.py)."""
+    return rearrange(logits, "b k h w -> b h w k")

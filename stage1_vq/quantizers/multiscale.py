@@ -23,6 +23,7 @@ from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.codebook import Codebook, CodebookInit, CodebookSettings, CodebookUpdate, codebook_rules
 from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import StraightThrough
+from stage1_vq.squared_error import squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,9 @@ class MultiscaleQuantizer(Quantizer):
                 rest = self.shrink(target - total.detach(), number, size)
                 found.append(self.layer.nearest(rest, self.layer.codebook.detach(), note=self.training))
                 total = total + self.grow(found[-1], number, target.shape[2:])
-                errors["codebook_loss"].append(F.mse_loss(total, target))
+                errors["codebook_loss"].append(squared_error(total, target))
                 if self.config.commitment_weight:
-                    error = F.mse_loss(latents, total.detach())
+                    error = squared_error(latents, total)
                     errors["commitment_loss"].append(self.config.commitment_weight * error)
             if self.training:
                 self.layer.join_calls(len(found), len(z))

@@ -34,6 +34,7 @@ from stage1_vq.quantizers.codebook import (
 from stage1_vq.quantizers.codebook_losses import cross_entropy_of_codes, mean_soft_assignment, orthogonality
 from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import GRADIENTS, Gradient, pass_gradient
+from stage1_vq.squared_error import squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +113,12 @@ def places(vectors: Tensor, mask: Tensor) -> Tensor:
 
 
 def lookup_losses(
-    config: NearestQuantizerConfig, z: Tensor, nearest: Tensor, codes: Tensor, vectors: Tensor, *, training: bool
+    config: NearestQuantizerConfig, z: Tensor, error: Tensor, codes: Tensor, vectors: Tensor, *, training: bool
 ) -> dict[str, Tensor]:
-    """What the config asks for of latents z and their nearest vectors without a gradient, both b d h w, given their
+    """What the config asks for of latents z, b d h w, given their squared error from their nearest vectors, their
     codes, b h w, and all vectors, k d. Squared errors are means per element, the commitment loss as a cross-entropy in
     nats per latent; all of them times their weights."""
-    losses = {"commitment_loss": config.commitment_weight * F.mse_loss(z, nearest)}
+    losses = {"commitment_loss": config.commitment_weight * error}
     if config.codebook_update == "gradient":
         losses["codebook_loss"] = F.mse_loss(F.embedding(codes, vectors), rearrange(z.detach(), "b d h w -> b h w d"))
     if config.orthogonal_weight:
@@ -188,9 +189,9 @@ class NearestQuantizer(Quantizer):
                     places(each, mask) for each in (looked_up, nearest, counted.unsqueeze(1))
                 )
                 counted = counted.squeeze(1)
-            losses = lookup_losses(self.config, looked_up, nearest, counted, vectors, training=self.training)
-            error = F.mse_loss(looked_up.detach(), nearest)
-            return Quantized(z_q, (codes,), losses, {"quantization_error": error})
+            error = squared_error(looked_up, nearest)
+            losses = lookup_losses(self.config, looked_up, error, counted, vectors, training=self.training)
+            return Quantized(z_q, (codes,), losses, {"quantization_error": error.detach()})
 
     def codes(self, z: Tensor) -> Codes:
         with float32_island(z.device.type):

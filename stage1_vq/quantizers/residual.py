@@ -25,6 +25,7 @@ from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import pass_gradient
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, lookup_losses
 from stage1_vq.quantizers.parts import figures_of, health_over, mean_over
+from stage1_vq.squared_error import squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +128,8 @@ class ResidualQuantizer(Quantizer):
                 vectors = layer.code_vectors()
                 codes.append(layer.nearest(residual.detach(), vectors.detach(), note=self.training))
                 nearest = look_up(codes[-1], vectors.detach())
-                losses.append(
-                    lookup_losses(layer_config, residual, nearest, codes[-1], vectors, training=self.training)
-                )
+                error = squared_error(residual, nearest)
+                losses.append(lookup_losses(layer_config, residual, error, codes[-1], vectors, training=self.training))
                 passed = pass_gradient(layer_config.gradient, residual, nearest) if by_layers else nearest
                 total = total + (passed if kept is None else passed * (number < kept))
                 residual = residual - nearest
@@ -137,8 +137,8 @@ class ResidualQuantizer(Quantizer):
                 self.stack()[0].join_calls(self.config.depth, len(z))
             passed = total if by_layers else pass_gradient(layer_config.gradient, latents, total)
             z_q = self.project_out(passed).to(z.dtype)
-        error = residual.detach().square().mean()
-        return Quantized(z_q, tuple(codes), mean_over(losses), {"quantization_error": error})
+        # After the last layer: its latents less its vectors.
+        return Quantized(z_q, tuple(codes), mean_over(losses), {"quantization_error": error.detach()})
 
     def draw_layers_kept(self, b: int, device: torch.device) -> Tensor:
         """How many layers the decoder sees of each of b images: all, or with chance `quantizer_dropout` 1 to D alike.
