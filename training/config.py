@@ -27,8 +27,10 @@ class TrainConfig:
     final_learning_rate: float = 0.0  # where the cosine ends, as a factor of the peak
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 is off
     skip_grad_norm: float = 0.0  # steps whose gradient has a larger norm, before that, change no weights; 0 is off
-    precision: Literal["no", "bf16", "fp16"] = "no"  # autocast type; weights stay float32
+    # Autocast type; weights stay float32. tf32: float32 whose products and convolutions take 11 bits of their factors.
+    precision: Literal["no", "bf16", "fp16", "tf32"] = "no"  # what is computed in
     compile: bool = False  # torch.compile the model
+    channels_last: bool = False  # images lie place after place in memory: for bf16, fp16 or tf32 on GPUs
     checkpoint_activations: bool = False  # blocks are computed again in the backward pass: less memory, more time
     ema_decay: float = 0.0  # moving average of the weights, validated and saved in their place; 0 is off
     log_every: int = 50  # steps
@@ -68,6 +70,8 @@ class TrainConfig:
                 f"train.timeout_minutes={self.timeout_minutes}, expected above 0 and at most {MOST_MINUTES}, a week: "
                 "60 is usual, and more where the first process has hours of work to do before the first step"
             )
+        if self.precision not in ("no", "bf16", "fp16", "tf32"):
+            raise UserError(f"train.precision={self.precision}, expected no, bf16, fp16 or tf32")
         if not self.learning_rate > 0:
             raise UserError(f"train.learning_rate={self.learning_rate}, expected above 0; 3e-4 is a common start")
         for name, decays in (("betas", self.betas), ("ema_decay", (self.ema_decay,))):

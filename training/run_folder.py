@@ -26,11 +26,12 @@ from common.safe_yaml import load_yaml
 # Fields that may change between restarts: they decide how long, how often and how fast, not what a step learns. Three
 # of them change the result all the same: a cosine schedule ends with train.steps, so the learning rates to come follow
 # it; train.validate_every decides which weights there are to choose the best from, and when a guard looks on; and what
-# train.compile computes differs in its last bits.
+# train.compile and train.channels_last compute differs in its last bits.
 FREE_FIELDS = {
     "train.steps",
     "train.accumulate",
     "train.compile",
+    "train.channels_last",
     "train.checkpoint_activations",
     "train.patience",
     "train.log_every",

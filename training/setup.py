@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.compatibility import forget_accelerator_settings
+from common.computing import check_device
 from common.distributed import from_first_process
 from common.errors import UserError
 from common.model_io import PretrainedModel
@@ -35,7 +36,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     try:
         with shards_left_to_us():
             accelerator = Accelerator(
-                mixed_precision=config.precision,
+                mixed_precision="no" if config.precision == "tf32" else config.precision,
                 gradient_accumulation_plugin=GradientAccumulationPlugin(
                     num_steps=config.accumulate, sync_with_dataloader=False
                 ),
@@ -44,6 +45,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise UserError(f"train.precision={config.precision} does not work on this machine: {error}") from error
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU, and there is none: use bf16 or no")
+    if config.precision == "tf32":
+        check_device(accelerator.device, "tf32")
     return accelerator
 
 

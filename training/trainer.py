@@ -16,7 +16,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from common.computing import computing_in
 from common.draws import MicroBatch, draws_of
+from common.layout import place_after_place
 from common.model_io import PretrainedModel
 from common.processes import on_main_process
 from common.recompute import Recomputation
@@ -227,8 +229,11 @@ class Trainer:
         )
 
     def _forward_backward(self, batch: Batch, draws: range) -> dict[str, Tensor]:
+        if self.config.channels_last:
+            batch = {name: place_after_place(value) if is_map(value) else value for name, value in batch.items()}
         # Divides losses by the number of micro-batches, and lets processes exchange gradients after the last.
-        with self.accelerator.accumulate(self.model), draws_of(self._micro_batch(draws)):
+        products = computing_in("tf32" if self.config.precision == "tf32" else None, self.accelerator.device)
+        with products, self.accelerator.accumulate(self.model), draws_of(self._micro_batch(draws)):
             if self.shares:
                 self.shares.average_with(self.accelerator.sync_gradients)
             with self.accelerator.autocast(), self.recomputation.on():
@@ -410,3 +415,8 @@ class Trainer:
             prefetch=config.prefetch,
             device=self.accelerator.device,
         )
+
+
+def is_map(value: Any) -> bool:
+    """b c h w."""
+    return isinstance(value, Tensor) and value.ndim == 4

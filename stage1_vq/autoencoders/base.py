@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from common.compatibility import never_compiled
 from common.errors import UserError
+from common.layout import laid_as
 from common.model_io import PretrainedModel, in_type_of
 from stage1_vq.quantizers import Quantizer, quantizer_config
 
@@ -168,10 +169,10 @@ class QuantizedAutoencoder(Autoencoder):
         """The images, b c H W, that the decoder's output stands for."""
         return decoded
 
-    def laid_out(self, maps: Tensor) -> Tensor:
-        """Images or z_q, b c h w, as they lie in memory when the networks get them: plane after plane, unless the
-        images of a training on a GPU do not (`train.channels_last`)."""
-        return maps.contiguous() if maps.device.type == "cpu" else maps
+    def laid_out(self, maps: Tensor, images: Tensor | None = None) -> Tensor:
+        """Images or z_q, b c h w, as they lie in memory when the networks get them: as `images` do, where they are
+        given."""
+        return laid_as(images, maps)
 
     def last_layer(self) -> nn.Parameter:
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
@@ -189,7 +190,7 @@ class QuantizedAutoencoder(Autoencoder):
     def latents(self, images: Tensor) -> Tensor:
         """z, b d h w."""
         self.check_images(images)
-        return self.encoder(self.laid_out(in_type_of(self.encoder, images)))
+        return self.encoder(self.laid_out(in_type_of(self.encoder, images), images))
 
     def encode(self, images: Tensor) -> Codes:
         return self.quantizer.codes(self.latents(images))
@@ -208,7 +209,7 @@ class QuantizedAutoencoder(Autoencoder):
 
     def forward(self, images: Tensor) -> Stage1Output:
         z_q, codes, losses, statistics = self.quantizer(self.latents(images))
-        reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(self.laid_out(z_q)), images)
+        reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(self.laid_out(z_q, images)), images)
         return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics)
 
     @never_compiled

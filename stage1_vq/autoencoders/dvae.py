@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codes.spec import Codes
 from common.errors import UserError
-from common.layout import on_cpu_place_after_place
+from common.layout import laid_for_convolutions
 from common.model_io import in_type_of
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
 from stage1_vq.losses.reconstruction import logit_laplace_bits, logit_laplace_nll, map_pixels, unmap_pixels
@@ -81,12 +81,12 @@ class DVAE(QuantizedAutoencoder):
             blocks=config.blocks,
         )
 
-    def laid_out(self, maps: Tensor) -> Tensor:
-        return on_cpu_place_after_place(maps)
+    def laid_out(self, maps: Tensor, images: Tensor | None = None) -> Tensor:
+        return laid_for_convolutions(images, maps)
 
     def latents(self, images: Tensor) -> Tensor:
         self.check_images(images)
-        return self.encoder(self.laid_out(in_type_of(self.encoder, map_pixels(images))))
+        return self.encoder(self.laid_out(in_type_of(self.encoder, map_pixels(images)), images))
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss`: negative log likelihood in nats per pixel and channel."""

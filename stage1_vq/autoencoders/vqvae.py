@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.layout import on_cpu_place_after_place
+from common.layout import laid_for_convolutions
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
 from stage1_vq.networks.decoder import SequentialDecoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
@@ -95,8 +95,8 @@ class VQVAE(QuantizedAutoencoder):
             nn.Conv2d(self.quantizer.dim_out, width, 3, padding=1), *residual_blocks(), *up
         )
 
-    def laid_out(self, maps: Tensor) -> Tensor:
-        return on_cpu_place_after_place(maps)
+    def laid_out(self, maps: Tensor, images: Tensor | None = None) -> Tensor:
+        return laid_for_convolutions(images, maps)
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         return {"reconstruction_loss": squared_error(decoded, images) / self.config.data_variance}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.compatibility import never_compiled
 from common.errors import UserError
-from common.layout import on_cpu_place_after_place
+from common.layout import laid_for_convolutions
 from common.model_io import in_type_of
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.vqvae import ResidualBlock
@@ -133,7 +133,9 @@ class VQVAE2(Autoencoder):
         for level, quantizer in enumerate(self.quantizer_of_levels()):
             own = chosen[len(found) : len(found) + per_level]
             codes = quantizer.codes_after(self.latents(level, features, above), own)
-            above = self.join(level, above, in_type_of(self.decoder, quantizer.codes_to_latents(codes)))
+            above = self.join(
+                level, above, laid_for_convolutions(None, in_type_of(self.decoder, quantizer.codes_to_latents(codes)))
+            )
             found += codes
         return tuple(found)
 
@@ -142,7 +144,9 @@ class VQVAE2(Autoencoder):
         above, per_level = None, len(codes) // self.config.levels
         for level, quantizer in enumerate(self.quantizer_of_levels()):
             own = codes[level * per_level : (level + 1) * per_level]
-            above = self.join(level, above, in_type_of(self.decoder, quantizer.codes_to_latents(own)))
+            above = self.join(
+                level, above, laid_for_convolutions(None, in_type_of(self.decoder, quantizer.codes_to_latents(own)))
+            )
         return self.decoder(above).float().clamp(-1, 1)
 
     # ---- between the levels -----------------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ class VQVAE2(Autoencoder):
     def features(self, images: Tensor) -> list[Tensor]:
         """What each encoder makes of the images: b width h w, coarse to fine."""
         self.check_images(images)
-        x, found = on_cpu_place_after_place(in_type_of(self.decoder, images)), []
+        x, found = laid_for_convolutions(images, in_type_of(self.decoder, images)), []
         for encoder in reversed(self.encoders):
             x = encoder(x)
             found.append(x)
@@ -165,7 +169,6 @@ class VQVAE2(Autoencoder):
 
     def join(self, level: int, above: Tensor | None, z_q: Tensor) -> Tensor:
         """The code vectors of all levels down to this one, on its grid."""
-        z_q = on_cpu_place_after_place(z_q)
         return z_q if above is None else torch.cat([self.upsamplers[level - 1](above), z_q], 1)
 
     # ---- training ---------------------------------------------------------------------------------------------------
@@ -178,7 +181,7 @@ class VQVAE2(Autoencoder):
         statistics: dict[str, Tensor] = {}
         for level, quantizer in enumerate(self.quantizer_of_levels()):
             quantized = quantizer(self.latents(level, features, above))
-            above = self.join(level, above, quantized.z_q)
+            above = self.join(level, above, laid_for_convolutions(images, quantized.z_q))
             codes += quantized.codes
             losses |= named(f"level{level}", quantized.losses)
             statistics |= named(f"level{level}", quantized.statistics)

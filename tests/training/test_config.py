@@ -21,6 +21,7 @@ from training.config import TrainConfig
         ({"save_minutes": math.nan}, "train.save_minutes=nan, expected at least 0"),
         ({"timeout_minutes": 0}, "train.timeout_minutes=0, expected above 0 and at most 10080, a week: 60 is usual"),
         ({"timeout_minutes": math.inf}, "train.timeout_minutes=inf, expected above 0"),
+        ({"precision": "fp8"}, "train.precision=fp8, expected no, bf16, fp16 or tf32"),
         ({"betas": (0.9, 1.5)}, r"train.betas=\(0.9, 1.5\), expected from 0 to below 1"),
         ({"batch_size": 10, "accumulate": 4}, "train.batch_size=10 cannot be split .* choose a multiple"),
     ],

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from common.errors import UserError
+from common.layout import lies_place_after_place
 from common.model_io import load_pretrained
 from tests.processes import Processes
 from tests.training.toy import ToyData, ToyModel, ToyTask, toy_command, toy_config, toy_fit, toy_program, toy_task
 from training.loop import FitResult, fit, in_words
 from training.optimizers import OptimizerSettings, make_optimizer
-from training.task import Batch
+from training.task import Batch, StepOutput
 from training.trainer import Trainer
 
 
@@ -589,3 +591,26 @@ def test_tensorboard_has_the_curves_and_the_previews(tmp_path: Path):
         "step_00000002.png",
         "step_00000004.png",
     ]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_channels_last_lays_maps_place_after_place_for_training(tmp_path: Path, asked: bool):
+    seen: list[bool] = []
+
+    class Looking(ToyTask):
+        def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
+            seen.append(lies_place_after_place(batch["maps"]))
+            return super().step(model, batch, step)
+
+    class WithMaps(ToyData):
+        def fetch(self, indices: Sequence[int], draws: Sequence[int]) -> Batch:
+            return {**super().fetch(indices, draws), "maps": torch.ones(len(indices), 3, 4, 5)}
+
+    toy_fit(tmp_path, toy_config(steps=2, channels_last=asked), Looking(ToyModel()), WithMaps(37))
+    assert seen == [asked, asked]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_tf32_without_a_gpu_is_one_sentence(tmp_path: Path):
+    with pytest.raises(UserError, match="precision=tf32 on cpu, expected an NVIDIA GPU"):
+        toy_fit(tmp_path, toy_config(precision="tf32"))
