@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ class Drawing:
     def record(self) -> dict[str, Any]:
         """What the images depend on, for settings.json."""
         chosen = {"label": self.label, "prompt": self.options.prompt, "seed": self.options.seed}
-        return {"model": self.pipeline.fingerprint(), **asdict(self.sampling), **chosen}
+        return {"model": self.pipeline.fingerprint(), **self.sampling.record, **chosen}
 
 
 def open_drawing(model: str, options: DrawingOptions, out: str) -> Drawing:
@@ -199,7 +199,7 @@ def write_variants(
     targets = target_names(names)
     rows: list[Sequence[Image.Image]] = []
     unread: list[str] = []
-    before = {**asdict(SamplingConfig()), "paste": False, "own_size": False}  # without a word, earlier builds did so
+    before = {**SamplingConfig().record, "paste": False, "own_size": False}  # without a word, earlier builds did so
     with results_folder(folder, command, settings, process_state(), defaults=before):
         for number, name in enumerate(names):
             try:

@@ -27,6 +27,7 @@ class SamplingOptions:
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
     precision: AnyPrecision | None = None  # what prior and decoder compute in, faster on GPUs; no: as the weights are
     decoder_precision: AnyPrecision | None = None  # the decoder alone, as where fp16 overflows; left out: as the prior
+    lookahead: Literal["auto", "off"] | int | None = None  # codes guessed and checked in one pass; never other codes
 
     def sampling(self, default: SamplingConfig, begun: Mapping[str, Any] | None = None) -> SamplingConfig:
         """`default`, with those that were given in their place. begun: what the folder records that the images go to,

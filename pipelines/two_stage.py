@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -199,12 +199,16 @@ class TwoStagePipeline:
         prompts: Sequence[str] | None = None,
         given: Codes | None = None,
         size: tuple[int, int] | None = None,
+        tell_passes: Callable[[list[int]], object] | None = None,
     ) -> Codes:
         """Codes of samples `indices` of `seed`, one for all or one for each, as one batch: one b h w per grid;
-        labels: b, None without classes; prompts: b, None for a prior without text; given, size: as for `generate`."""
+        labels: b, None without classes; prompts: b, None for a prior without text; given, size: as for `generate`;
+        tell_passes: as for `stage2_prior.sampling.sample_codes`."""
         condition, sampling = self.condition(labels, prompts, given), sampling or self.sampling
         if size is None:
-            return sample_codes(self.prior, indices, condition, seed, sampling, recorded=self.recorded)
+            return sample_codes(
+                self.prior, indices, condition, seed, sampling, recorded=self.recorded, tell_passes=tell_passes
+            )
         spec = self.autoencoder.code_spec(*size)
         return sample_larger_codes(self.prior, spec, indices, condition, seed, sampling)
 

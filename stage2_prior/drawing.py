@@ -12,6 +12,8 @@ from torch import Tensor
 from common.errors import UserError
 from stage2_prior.sampling_config import SamplingConfig
 
+EDGE = 3e-6  # of the probability: as far as rounding has been seen to move the border between two codes
+
 Seed = int | Sequence[int]
 """Of all samples of a batch, or of each."""
 
@@ -21,6 +23,22 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     return inverse_cdf(probabilities(logits.flatten(0, 1), sampling), uniforms.flatten()).view(uniforms.shape)
+
+
+def draw_and_sure(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """Codes as `draw`, `b m`, and whether each is sure, bool `b m`: that logits which differ by no more than float32
+    rounds would have drawn the same one."""
+    if sampling.temperature == 0:
+        first, second = (logits.topk(min(2, logits.shape[-1]), dim=-1).values[..., place] for place in (0, -1))
+        apart = first - second > EDGE * first.abs().clamp(min=1)
+        return logits.argmax(dim=-1), apart | (logits.shape[-1] == 1)
+    cumulative = probabilities(logits.flatten(0, 1), sampling).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    targets = uniforms.flatten()[:, None] * total
+    edges = torch.cat([targets - EDGE, targets, targets + EDGE], dim=1)
+    found = torch.searchsorted(cumulative, edges, right=True).clamp_(max=logits.shape[-1] - 1)
+    before, drawn, after = found.view(*uniforms.shape, 3).unbind(-1)
+    return drawn, before == after
 
 
 def uniforms_of(seed: Seed, indices: Sequence[int], numbers: int, device: torch.device, stream: int = 0) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from common.errors import UserError
 from common.precision import AnyPrecision, Precision, check_precision
@@ -28,6 +28,7 @@ class SamplingConfig:
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; None = 4.5, as published
     precision: Precision | None = None  # what the prior computes in, and the decoder; None = as their weights are
     decoder_precision: AnyPrecision | None = None  # of the decoder alone; None = as the prior, "no" = none
+    lookahead: Literal["auto", "off"] | int = "auto"  # codes checked in one pass; auto = as many as are fastest
 
     __repr__ = changes
 
@@ -57,6 +58,14 @@ class SamplingConfig:
                 "usual"
             )
 
+        if not isinstance(self.lookahead, str) and self.lookahead < 1:
+            raise UserError(f"lookahead={self.lookahead}, expected at least 1 code, auto, or off")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What samples depend on: not `lookahead`, which changes no code."""
+        return {name: value for name, value in asdict(self).items() if name != "lookahead"}
+
     @property
     def decoding(self) -> Precision | None:
         """What a decoder computes in that makes images of the codes."""
@@ -75,6 +84,11 @@ class SamplingConfig:
             raise UserError(
                 f"choice_temperature={self.choice_temperature} for a {prior.kind} prior, which does not choose among "
                 "codes that it has drawn; leave choice_temperature out, or take a maskgit prior"
+            )
+        if not isinstance(self.lookahead, str) and self.lookahead > 1 and not prior.takes_windows:
+            raise UserError(
+                f"lookahead={self.lookahead} for a {prior.kind} prior, which takes no windows of codes; leave it out, "
+                "or take a transformer, mingpt or llamagen prior"
             )
         if self.guidance != 1 and not (prior.num_classes or prior.reads_prompts):
             raise UserError(

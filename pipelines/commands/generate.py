@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from pipelines.one_by_one import decode_each
 from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.sampling_options import DrawingOptions, check_temperatures, chosen_precision
 from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.priors import AutoregressivePrior
 from stage2_prior.sampling_config import SamplingConfig
 
 # What a record from before there were these settings was made with; those of sampling have their own.
@@ -80,6 +81,12 @@ class GenerateConfig(DrawingOptions):
             raise UserError(
                 f"got cuda_graph with size={self.size}, expected either: larger images are drawn without one"
             )
+
+        for name, asked in (("cuda_graph", self.cuda_graph), ("size", self.size)):
+            if asked and self.lookahead not in (None, "auto", "off"):
+                raise UserError(
+                    f"got lookahead={self.lookahead} with {name}={asked}, expected either: that is drawn step by step"
+                )
 
     @property
     def output(self) -> Output:
@@ -157,23 +164,32 @@ def generate_files(config: GenerateConfig) -> str:
         "prompt": config.prompt,
         "given": None if others is None else others.fingerprint,
         "size": config.size,
-        **asdict(sampling),
+        **sampling.record,
         "candidates": config.candidates,
         "judge": config.judge,
         "judge_weights": weights,
     }
 
-    def draw(batch: range, wanted: Sequence[int], use: Use) -> None:
-        asked = plan.of(batch)
+    def draw(batch: range, wanted: Sequence[int], use: Use) -> list[int] | None:
+        asked, passes = plan.of(batch), list[int]()
         if judge is None:
             given = None if others is None else others.of(batch)
             codes = pipeline.sample(
-                asked.numbers, asked.labels, asked.seeds, sampling, prompts=asked.prompts, given=given, size=config.size
+                asked.numbers,
+                asked.labels,
+                asked.seeds,
+                sampling,
+                prompts=asked.prompts,
+                given=given,
+                size=config.size,
+                tell_passes=passes.extend,
             )
         else:
             codes = sample_best(pipeline, asked.numbers, asked.labels, asked.seeds, config.candidates, judge, sampling)
         places = [i - batch.start for i in wanted]
         decode_each(pipeline, codes, places, lambda place, picture: use(batch[place], picture), sampling.decoding)
+        steps = pipeline.prior.steps if isinstance(pipeline.prior, AutoregressivePrior) else 0
+        return passes if any(number != steps for number in passes) else None
 
     def labels_of_npz() -> list[int] | None:
         labels = classes_of(range(num))
@@ -187,7 +203,7 @@ def generate_files(config: GenerateConfig) -> str:
         draw,
         state,
         turns=pipeline.num_classes if in_turn else 0,
-        defaults={**asdict(SamplingConfig()), **DEFAULTS},
+        defaults={**SamplingConfig().record, **DEFAULTS},
         labels_of_npz=labels_of_npz,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def walk_through_latents(config: InterpolateConfig, out: Path) -> str:
 
 
 def write_walk(config: InterpolateConfig, out: Path, settings: dict[str, Any], pictures: list[Image.Image]) -> str:
-    with results_folder(out, "interpolate", settings, process_state(), defaults=asdict(SamplingConfig())):
+    with results_folder(out, "interpolate", settings, process_state(), defaults=SamplingConfig().record):
         for step, picture in enumerate(pictures):
             save_png(picture, out / f"step_{step:02d}.png")
         save_png(contact_sheet([pictures]), out / SHEET_NAME)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def made_images(
     sampling = config.sampling(pipeline.sampling)
     drawn = SamplesOfCodes(pipeline, config.samples, config.batch_size, config.seed, sampling, given)
     classes_are = "as given" if drawn.as_given else "in turn" if pipeline.num_classes else None
-    return drawn, {"seed": config.seed, "classes": classes_are, "sampling": asdict(sampling)}
+    return drawn, {"seed": config.seed, "classes": classes_are, "sampling": sampling.record}
 
 
 def size_of(pipeline: Pipeline) -> tuple[tuple[int, int], int]:

@@ -42,6 +42,7 @@ class Prior(PretrainedModel):
     padded_left: ClassVar[bool] = False  # embeddings of a short caption stand at the end of their places
     reads_given: ClassVar[bool] = True  # may be made with `given`
     sampling_steps: ClassVar[int | None] = None  # for an image, unless one says; None: it goes by an order of its own
+    takes_windows: ClassVar[bool] = False  # its steppers are `WindowStepper`s
     choice_temperature: ClassVar[float | None] = None  # of the chance in which codes it keeps; None: it chooses none
 
     def __init__(
@@ -231,8 +232,6 @@ class Prior(PretrainedModel):
 
 class AutoregressivePrior(Prior):
     """A prior that predicts each code from those before it: `logits` and `stepper`, which agree."""
-
-    takes_windows: ClassVar[bool] = False  # its steppers are `WindowStepper`s
 
     def logits(self, codes: Codes, condition: Condition) -> Tensor:
         """Logits `b n k` of every code given all codes of earlier steps, in one teacher-forced pass. Where grids differ
