@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from pipelines.generation.store import Store
 from pipelines.pictures import is_whole_png
 
 RECORDS = ".units"  # folder of the records, one for each unit
+PASSES = ".passes"  # folder of how many passes through the prior images took: timing decides that, no image does
 AT_ONCE = 64  # files that are read together
 RECORD = re.compile(r"(\d+)-(\d+)\.json")
 
@@ -91,6 +92,23 @@ def missing_of(store: Store, layout: Layout, unit: range, record: Record | None,
     unsure = [i for i, right in zip(unit, expected, strict=True) if i not in missing and (closely or right is None)]
     found = zip(unsure, are_whole(store, layout, unsure), strict=True)
     return sorted(missing.union(i for i, is_right in found if not is_right))
+
+
+def passes_of(store: Store, unit: range) -> dict[int, int]:
+    """How many passes through the prior the samples of a unit took, those of which it is recorded."""
+    try:
+        found = json_value(store.read([passes_name(unit)])[0])
+        return {i: int(number) for i, number in zip(unit, found, strict=False) if number is not None}
+    except (OSError, UserError, ValueError, TypeError):
+        return {}
+
+
+def write_passes(store: Store, unit: range, passes: Mapping[int, int]) -> None:
+    store.write(passes_name(unit), json.dumps([passes.get(i) for i in unit], separators=(",", ":")).encode() + b"\n")
+
+
+def passes_name(unit: range) -> str:
+    return f"{PASSES}/{unit.start:06d}.json"
 
 
 def tar_size(store: Store, layout: Layout, unit: range) -> int:

@@ -23,11 +23,13 @@ from pipelines.generation.plan import Plan
 from pipelines.generation.records import (
     Record,
     missing_of,
+    passes_of,
     record_name,
     recorded_ends,
     sizes_of,
     tar_size,
     with_records,
+    write_passes,
     write_record,
 )
 from pipelines.generation.sinks import Sink, files_of_unit, tar_of_unit
@@ -41,9 +43,10 @@ READ_AGAIN = 10_000  # images: a folder of more is gone through by sizes
 ALL = range(2**62)  # the part of a folder that a job without --range keeps
 
 Use = Callable[[int, Image.Image], None]
-Draw = Callable[[range, Sequence[int], Use], None]
+Draw = Callable[[range, Sequence[int], Use], list[int] | None]
 """(a batch, those of its samples that are wanted, what is done with the picture of one): makes the batch as a whole, as
-a sample's last bits may depend on those beside it, and hands over the wanted ones, in any thread."""
+a sample's last bits may depend on those beside it, and hands over the wanted ones, in any thread. Returns how many
+passes through the prior each sample of the batch took, where that is worth to be recorded."""
 
 
 class Work(NamedTuple):
@@ -116,8 +119,8 @@ def make_units(work: Work, starts: Sequence[tuple[int, int]], draw: Draw, *, sho
 
         for unit, record in with_records(work.store, units, ends):
             missing = missing_of(work.store, work.layout, unit, record, work.closely)
-            begun.append(Begun(unit, *open_sink(work, unit, writers, stack)))
-            for made in make_batches(work, unit, set(missing), draw, begun[-1].sink):
+            begun.append(Begun(unit, {}, *open_sink(work, unit, writers, stack)))
+            for made in make_batches(work, unit, set(missing), draw, begun[-1].sink, begun[-1].passes):
                 progress.update(made)
                 finish(1, wait=False)
             finish(1, wait=True)
@@ -128,6 +131,7 @@ class Begun(NamedTuple):
     """A unit of which all is drawn, or soon will be, and not all is written."""
 
     unit: range
+    passes: dict[int, int]  # through the prior that samples took, where that is worth to be recorded
     sink: Sink
     opened: ExitStack
 
@@ -140,6 +144,8 @@ class Begun(NamedTuple):
         if min(record.sizes) < 0:  # somebody has taken one away again: the next run makes it
             return
         write_record(work.store, self.unit, record)
+        if self.passes:
+            write_passes(work.store, self.unit, {**passes_of(work.store, self.unit), **self.passes})
         if ends.get(self.unit.start, self.unit.stop) != self.unit.stop:
             work.store.remove(record_name(range(self.unit.start, ends[self.unit.start])))
 
@@ -154,15 +160,19 @@ def open_sink(work: Work, unit: range, writers: Writers, until: ExitStack) -> tu
     return opened.enter_context(context), opened
 
 
-def make_batches(work: Work, unit: range, missing: set[int], draw: Draw, sink: Sink) -> Iterator[int]:
-    """Yields how many are made, batch after batch."""
+def make_batches(
+    work: Work, unit: range, missing: set[int], draw: Draw, sink: Sink, passes: dict[int, int]
+) -> Iterator[int]:
+    """Yields how many are made, batch after batch. passes: of samples, to which those of the batches are added."""
     for batch in batches(unit, work.batch_size):
         wanted = [i for i in batch if i in missing]
         if not wanted:
             continue
         if work.asked is None and batch.start == 0:  # a former one, of fewer images, was smaller
             wanted = [i for i in batch if i < unit.stop]
-        draw(batch, wanted, sink.take)
+        of_batch = draw(batch, wanted, sink.take)
+        if of_batch is not None:
+            passes.update((i, number) for i, number in zip(batch, of_batch, strict=True) if i in wanted)
         sink.flush()
         yield len(wanted)
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from pipelines.generation.records import PASSES
+
 TRAIN = (
     "{steps: 9, batch_size: 8, log_every: 2, validate_every: 3, preview_every: 0, save_every: 2, keep_newest: 2, "
     "workers: 0, tracker: none}"
@@ -87,11 +89,11 @@ def lay_out(folder: Path) -> None:
 
 
 def contents(place: Path) -> Mapping[str, bytes]:
-    """Every file of a result, but what says how long it took; the locks and half-written files that should not be there
-    are among them. Of what says where the images are and when it was made, that is left out."""
+    """Every file of a result, but what says how long it took, or in how many passes; the locks and half-written files
+    that should not be there are among them. Of what says where the images are and when, that is left out."""
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     return {
         "" if place.is_file() else str(file.relative_to(place)): DATES.sub(b"", IMAGES.sub(b"", file.read_bytes()))
         for file in files
-        if file.name != "timing.jsonl"
+        if file.name != "timing.jsonl" and PASSES not in file.parts
     }

@@ -366,4 +366,28 @@ def test_of_two_on_one_folder_one_is_refused_and_nothing_is_lost(processes: Proc
     assert line.startswith("400 images in")
     assert "0 of them new" in line
     hidden = [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
-    assert hidden == [".units"]  # no lock, nothing half-written
+    assert set(hidden) - {".passes"} == {".units"}  # no lock, nothing half-written
+
+
+@pytest.mark.parametrize("form", ["png", "tar"])
+def test_lookahead_changes_no_file_and_is_no_setting_of_the_folder(form, model: Path, tmp_path: Path):
+    config = GenerateConfig(model=str(model), out=str(tmp_path / "off"), num=6, batch_size=2, format=form)
+    generate_files(replace(config, lookahead="off"))
+    assert not (tmp_path / "off" / ".passes").exists()
+    ahead = replace(config, out=str(tmp_path / "ahead"), lookahead=4)
+    generate_files(replace(ahead, num=3))
+    generate_files(replace(ahead, num=4, lookahead="off"))
+    generate_files(ahead)
+    assert contents(tmp_path / "ahead") == contents(tmp_path / "off")
+    passes = json.loads((tmp_path / "ahead" / ".passes" / "000000.json").read_text())
+    steps = TwoStagePipeline.from_pretrained(model).prior.steps
+    looked_ahead = [number for number in passes if number is not None]
+    assert len(passes) == 6
+    assert all(steps / 4 <= number < steps for number in looked_ahead)
+    assert len(looked_ahead) == (6 if form == "tar" else 5)  # of a tar all images are made anew
+
+
+def test_lookahead_of_a_certain_length_is_for_what_is_drawn_in_windows(model: Path, tmp_path: Path):
+    for setting in ({"size": (32, 32)}, {"cuda_graph": True}):
+        with pytest.raises(UserError, match=r"got lookahead=4 with .*, expected either"):
+            GenerateConfig(model=str(model), out=str(tmp_path), lookahead=4, **setting)

@@ -20,13 +20,15 @@ from common.folder_lock import LOCK_NAME, gate, held_part
 from pipelines.commands.generate import GenerateConfig, generate_files
 from pipelines.evaluation.made import generated
 from pipelines.generation import results, work
+from pipelines.generation.records import PASSES
 from pipelines.generation.store import FolderStore, ObjectStore
 from pipelines.two_stage import TwoStagePipeline
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All that is there, records of units too; what a kill leaves hidden."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    """All that is there, records of units too, but those of what timing decides; what a kill leaves hidden."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.parent.name != PASSES]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def visible(out: Path) -> dict[str, bytes]:
@@ -294,7 +296,7 @@ def in_memory(name: str) -> dict[str, bytes]:
     import fsspec
 
     files = fsspec.filesystem("memory")
-    found = files.find(f"/{name}")
+    found = [path for path in files.find(f"/{name}") if PASSES not in path]
     return {path.removeprefix(f"/{name}/"): files.cat_file(path) for path in found}
 
 
