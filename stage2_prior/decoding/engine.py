@@ -145,6 +145,9 @@ class Room:
         self.to_close = block.down.factor(self.hidden)
         self.hidden_in_blocks = self.hidden if self.gate.dim() == 2 else in_blocks(self.hidden, len(self.gate))
 
+        # What is added to the scores of places that follow each other: -inf for those after a row's own; 1 rows places.
+        self.later = like.new_full((1, places, places), -math.inf).triu_(1).repeat(1, group, 1)
+
     def enter(self, x: Tensor) -> None:
         """x: `r d`, the embedded tokens."""
         self.stream.copy_(x if self.stream.dim() == 2 else in_blocks(x, len(self.stream)))
@@ -203,10 +206,14 @@ class Decoder:
     def window(self, x: Tensor, first: Tensor, hidden: Tensor | None = None) -> Tensor:
         """As `step`, at w places of each sample from `first` on, int64 `b`: x: b w d -> b w d. hidden: bool `b n`, True
         for a place that is seen by none but itself. Places beyond the last are worked out at random."""
+        width = x.shape[1]
+        if hidden is None and first.device.type == "cpu":
+            of_samples = first.tolist()
+            if min(of_samples) == max(of_samples) <= self.places - width:
+                return self._window_of_all(x, of_samples[0])
         if not self.all_written:  # of a place that is not seen a share of 0 is taken, which of a nan would be nan
             self.cache[..., self.written :, :] = 0
             self.all_written = True
-        width = x.shape[1]
         room = self.room(width)
         room.enter(x.flatten(0, 1))
         at = (first[:, None] + torch.arange(width, device=first.device)).clamp(max=self.places)  # b w
@@ -225,6 +232,25 @@ class Decoder:
             self._project(room, block, turns)
             slot.index_copy_(0, indices, room.key_value.to(slot.dtype).flatten(0, 3))
             self._finish(room, block, keys, values, mask)
+        self.weights.normalise(room)
+        return room.rows.view_as(x)
+
+    def _window_of_all(self, x: Tensor, place: int) -> Tensor:
+        """`window` at the same places of all samples: they lie beside each other in the cache, and nothing but they is
+        masked."""
+        width = x.shape[1]
+        room, end = self.room(width), place + width
+        room.enter(x.flatten(0, 1))
+        self.written = max(self.written, end)
+        turns = None
+        if self.weights.turns is not None:
+            turns = self.weights.turns[place:end, :, 0].transpose(0, 1)
+            turns = turns if self.batch == 1 else turns.repeat(1, self.batch, 1)
+        here, known = self.cache[..., place:end, :].unbind(), self._known(end)
+        for block, slot, keys, values in zip(self.weights.blocks, here, *known, strict=True):
+            self._project(room, block, turns)
+            slot.copy_(room.key_value)
+            self._finish(room, block, keys, values, room.later)
         self.weights.normalise(room)
         return room.rows.view_as(x)
 
@@ -256,8 +282,8 @@ class Decoder:
     def _finish(self, room: Room, block: BlockWeights, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
         """keys, values: see `_known`."""
         scores = torch.bmm(room.query, keys)
-        if mask is not None:
-            scores.view(-1, len(mask), *scores.shape[1:]).add_(mask)
+        if mask is not None:  # of the last places, which may be all
+            scores.view(-1, len(mask), *scores.shape[1:])[..., -mask.shape[-1] :].add_(mask)
         torch.bmm(scores.softmax(dim=-1), values, out=room.attended)
         block.out.add_to(room.stream, block.out.factor(room.attended_by_row.reshape(room.rows.shape)))
         self.weights.normalise(room)
