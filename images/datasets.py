@@ -17,7 +17,7 @@ from common.short_repr import changes
 from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
 from images.contract import ImageSource, SourceSettings
 from images.crops import part_of_draw, seen_part
-from images.files import MAX_BAD_SHARE, MAX_PIXELS, BadImageError, BadImages, Crop, covering_size
+from images.files import JPEG_MARGIN, MAX_BAD_SHARE, MAX_PIXELS, BadImageError, BadImages, Crop, covering_size
 from images.random_numbers import uniforms
 from images.sources import ArraySource, open_source
 from training.task import Batch
@@ -50,7 +50,7 @@ class DataConfig:
     labels_seed: int = 0  # which ones; apart from train.seed, so that runs know the same
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     max_pixels: int = MAX_PIXELS  # of an image by its header; larger ones count as unreadable and are not decoded
-    jpeg_margin: float = 2.0  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many times what is needed
+    jpeg_margin: float = JPEG_MARGIN  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many times what is needed
     relist: bool = False  # look into a large folder, or tars, anew, though they have not changed since they were listed
     image_field: str | None = None  # which image of a sample: its ending in tars, its column of hf:; None: the only one
     label_field: str | None = None  # the column of classes of hf:; None: the only one of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from images.sources import DOWNLOADS, NAMES, ArraySource, FileSource, ImageSource, open_source
+from images import sources
+from images.sources import DOWNLOADS, NAMES, ArraySource, FileSource, ImageSource, open_folder, open_source
 
 
 def save_images(root: Path, *names: str) -> None:
@@ -323,3 +325,23 @@ def test_a_pointer_in_place_of_an_npz_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "set.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
     with pytest.raises(UserError, match=r"set.npz is a Git LFS pointer, not the file itself"):
         open_path(tmp_path / "set.npz")
+
+
+def test_many_paths_are_taken_in_parts_and_give_the_same_classes_and_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(11):
+        folder = tmp_path / ("b", "c", "a")[number % 3] / ("deep" if number % 2 else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(folder / f"{number}.png")
+    whole = open_folder(tmp_path)
+    monkeypatch.setattr(sources, "AT_ONCE", 2)
+    parts = open_folder(tmp_path)
+    paths = sorted(path.relative_to(tmp_path).as_posix().encode() for path in tmp_path.rglob("*.png"))
+    labels = np.array(["abc".index(path.decode()[0]) for path in paths])
+    expected = hashlib.sha256(b"\0".join(paths) + labels.tobytes()).hexdigest()
+    assert whole.fingerprint() == parts.fingerprint() == expected
+    assert whole.class_names == parts.class_names == ("a", "b", "c")
+    assert whole.labels.tolist() == parts.labels.tolist() == labels.tolist()
+    folders, folder_of = sources.outermost_folders(np.array([b"x.png", b"b/y.png", b"a/z.png", b"b/w.png"]))
+    assert (folders, folder_of.tolist()) == ([b"", b"a", b"b"], [0, 2, 1, 2])
