@@ -202,7 +202,7 @@ class PeerVQGAN:
                 "quant_conv": nn.Conv2d(256, 256, 1),
                 "post_quant_conv": nn.Conv2d(256, 256, 1),
             }
-            self.model = nn.ModuleDict(parts)
+            self.model: Any = nn.ModuleDict(parts)
             self.loss: Any = None
             if adversarial:
                 vqperceptual.LPIPS = nn.Identity  # would fetch weights
