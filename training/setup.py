@@ -66,6 +66,8 @@ def wrap(model: PretrainedModel, accelerator: Accelerator, config: TrainConfig) 
     Accelerator.prepare would patch its forward for good."""
     wrapped: nn.Module = model
     if accelerator.num_processes > 1:
+        # Said of weights of one channel, the stride of whose axis counts for nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         # Tasks reduce their statistics, so buffers are equal on all processes: sending them would only cost time.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the argument's successor is not in every supported release

@@ -126,7 +126,7 @@ class MultiscaleQuantizer(Quantizer):
                 total = total + self.grow(found[-1], number, target.shape[2:])
                 errors["codebook_loss"].append(squared_error(total, target))
                 if self.config.commitment_weight:
-                    error = squared_error(latents, total)
+                    error = squared_error(latents, total.detach())
                     errors["commitment_loss"].append(self.config.commitment_weight * error)
             if self.training:
                 self.layer.join_calls(len(found), len(z))

@@ -41,7 +41,7 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_continues(processes: Proces
     process = processes.start(signalled, ".", event, signal.SIGINT, run_zellige, *line(job, "broken"))
     assert process.wait() == 130
     assert process.stderr == "zellige: interrupted; the same command continues where it stopped\n"
-    assert not list(Path("broken").rglob(".*"))
+    assert not [path for path in Path("broken").rglob(".*") if path.name != ".units"]  # records of what is whole
     processes.zellige(*line(job, "broken")).succeed()
     assert_same(job, Path("broken"))
 

@@ -228,7 +228,7 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
         ("generate --model MODEL --out o --guidance_schedule linea",
          "guidance_schedule: expected constant, linear or cosine, got 'linea'"),
         ("train-stage1 --config stage1.yaml --train.precision fp8",
-         "train.precision: expected no, bf16 or fp16, got 'fp8'"),
+         "train.precision: expected no, bf16, fp16 or tf32, got 'fp8'"),
         ("train-stage1 --config stage1.yaml --train.lr 1e-4",
          "there is no field train.lr; did you mean train.learning_rate?"),
         ("encode --model MODEL --out o", "ASSEMBLED/stage1 is a model without its run, which would tell its images: "

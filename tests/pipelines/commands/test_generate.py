@@ -48,7 +48,8 @@ def test_images_sheet_and_record(model: Path, tmp_path: Path):
     assert samples[5] == {"file": "000005.png", "index": 5, "label": 2, "class_name": "class 2", "bytes": size}
     assert json.loads((out / "settings.json").read_text()) == {
         "command": "generate", "label": None, "given": None, "model": fingerprint,
-        "prompt": None, "size": None, "plan": None, "format": "png", "quality": None, "images_per_shard": 1000,
+        "prompt": None, "size": None, "plan": None, "format": "png", "quality": None, "compression": None,
+        "images_per_shard": 1000,
         "seed": 3, "batch_size": 4, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0,
         "guidance_schedule": "constant", "guidance_start": 0.0, "guidance_end": 1.0,
         "steps": None, "choice_temperature": None, "precision": None, "decoder_precision": None, "candidates": 1,
