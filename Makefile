@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 TEST_INSTALLED := .venv/.installed-test
 DOCS_INSTALLED := .venv/.installed-docs
 
-.PHONY: quickstart test claims lint types format docs install clean
+.PHONY: quickstart test claims bench lint types format docs install clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/zellige quickstart
@@ -16,6 +16,12 @@ test: lint types
 # The figures of README and docs that take minutes, again: 20 minutes on two cores.
 claims: $(TEST_INSTALLED)
 	$(BIN)/python -m benchmarks.claims
+
+# docs/benchmarks.md again, in under two hours on two cores. PEERS: a folder of clones, see benchmarks/page.py.
+bench: $(TEST_INSTALLED)
+	$(BIN)/pip install --quiet -e ".[bench]"
+	$(BIN)/pip install --quiet --no-deps pythae cloudpickle pydantic pydantic_core annotated-types typing-inspection
+	$(BIN)/python -m benchmarks.page --run $(if $(PEERS),--peers $(PEERS))
 
 lint: $(TEST_INSTALLED)
 	$(BIN)/ruff check .

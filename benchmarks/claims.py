@@ -137,7 +137,7 @@ def chosen(claims: Claims, ids: list[str], ci: bool) -> dict[str, set[str]]:
     wanted: dict[str, set[str]] = {}
     known = set()
     for run in claims.runs:
-        own = {entry.id for entry in (*run.claims, *run.tables)}
+        own = {claim.id for claim in run.claims} | {table.id for table in run.tables}
         known |= own | {run.id}
         if ids:
             asked = own if run.id in ids else own & set(ids)

@@ -221,7 +221,10 @@ def check_type(valid: bool, value: Any, place: str, expected: str) -> None:
 
 def check_values(claims: Claims, machines: list[str]) -> None:
     """What types do not tell."""
-    ids = [entry.id for run in claims.runs for entry in (run, *run.claims, *run.tables)]
+    entries: list[Run | Claim | Table] = []
+    for run in claims.runs:
+        entries += [run, *run.claims, *run.tables]
+    ids = [entry.id for entry in entries]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise UserError(f"the id {twice[0]!r} is there twice; an id names one run, claim or table")
     names = [run.id for run in claims.runs]

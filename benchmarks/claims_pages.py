@@ -42,22 +42,22 @@ def check_pages(claims: Claims, root: Path) -> list[str]:
                 problems += quote_problems(run, entry, quote)
                 covered.setdefault(quote.page, []).append(single(quote.text))
     for one in claims.exceptions:
-        held = page_of(one.where, "exceptions")
+        page = page_of(one.where, "exceptions")
         for text in one.texts:
-            problems += text_problems("exceptions", text, one.where, held)
+            problems += text_problems("exceptions", text, one.where, page)
             if not Place(0, single(text)).figures():
                 problems.append(f"exceptions: there is no figure in {text!r} of {one.where}")
             covered.setdefault(one.where, []).append(single(text))
         if one.table is not None:
-            if not any((place.head or "").startswith(single(one.table)) for place in held):
+            if not any((place.head or "").startswith(single(one.table)) for place in page):
                 problems.append(f"exceptions: {one.where} has no table that begins {one.table!r}")
             tables.setdefault(one.where, []).append(single(one.table))
         if not one.texts and one.table is None:
             whole.add(one.where)
-    for name, held in found.items():
+    for name, page in found.items():
         if name in whole:
             continue
-        for place in held:
+        for place in page:
             if place.head is not None and place.head.startswith(tuple(tables[name])):
                 continue
             problems += unclaimed(name, place, covered[name])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 NUMBER = r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?"
 SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+MADE = ("docs/claims.md", "docs/benchmarks.md")
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 WORDS = {word: float(value) for value, word in enumerate(SMALL.split(" "))}
 WORDS |= {word: 20.0 + 10 * value for value, word in enumerate(TENS.split(" "))}
@@ -117,10 +118,10 @@ def written(text: str) -> list[tuple[float, int]]:
 
 
 def pages(root: Path) -> dict[str, str]:
-    """README and the pages of docs, but for the one that is made of the claims."""
+    """README and the pages of docs, but for those that are made: of the claims, and of what benchmarks printed."""
     found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return {
         path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
         for path in found
-        if path.relative_to(root).as_posix() != "docs/claims.md"
+        if path.relative_to(root).as_posix() not in MADE
     }

@@ -12,11 +12,9 @@ import math
 
 import torch
 
-from codes.spec import CodeSpec, Grid
 from pipelines.codec.archive import Archive, Entry, Mode, Shape, write_archive
 from pipelines.figures import entropy
 from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
-from stage2_prior.priors import Transformer, TransformerConfig
 
 STAGE1, PRIOR, TABLES = bytes(8), bytes([1] * 8), bytes([2] * 8)
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -45,12 +43,6 @@ def heads() -> None:
 
 def sizes() -> None:
     print(f"table of 65,536 latents by 2^18 codes: {65_536 * 2**18 * 4 / 2**30:.0f} GiB")
-    prior = Transformer(
-        TransformerConfig(layers=8, width=256, heads=8), CodeSpec((Grid("codes", 16, 16, 1024),), 128, 128), 0
-    )
-    weights = sum(weight.numel() for weight in prior.parameters())
-    print(f"weights of 8 layers of width 256: {4 * weights / 1e6:.0f} MB")
-    print(f"keys and values of a batch of 8, at half of 256 codes: {8 * 2 * 8 * 128 * 256 * 4 / 2**20:.0f} MB")
 
 
 def starts() -> None:

@@ -73,7 +73,7 @@ def wrap() -> tuple[Clock, Clock]:
     parts += [(prior_coding, "frequencies_of"), (codec_module, "pack"), (codec_module, "unpack")]
     for place, name in parts:
         setattr(place, name, coder.timed(getattr(place, name)))
-    for place, name in [(codec_module, "encode_any_size"), (Codec, "pixels"), (prior_coding, "walk_alike")]:
+    for place, name in [(codec_module, "encode_any_size"), (Codec, "pixels"), (prior_coding, "walk")]:
         setattr(place, name, network.timed(getattr(place, name)))
     return coder, network
 
@@ -98,7 +98,7 @@ def nll_bits(codec: Codec, images: Tensor) -> float:
     total = 0.0
     for part in images.split(64):
         codes = encode_any_size(codec.autoencoder, part)
-        total += float(prior.nll(codes, condition_of(prior, [], len(part))).double().sum())
+        total += float(prior.nll(codes, condition_of(prior, [None] * len(part))).double().sum())
     return total / math.log(2)
 
 
@@ -118,7 +118,7 @@ def modes_of(codec: Codec) -> list[Any]:
     modes: list[Any] = []
     for mode in ("packed", "table", "prior"):
         try:
-            codec.check_mode(mode, [None], 1)
+            codec.check_mode(mode, [None])
             modes.append(mode)
         except UserError as error:
             print(f"without {mode}: {error}")

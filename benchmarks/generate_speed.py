@@ -100,7 +100,7 @@ def started(*words: object, threads: int | None, module: str = "benchmarks.gener
 def result(process: subprocess.Popen[str]) -> str:
     said = process.communicate()[0]
     if process.returncode:
-        sys.exit(f"{process.args} ended with {process.returncode}")
+        sys.exit(f"{process.args!r} ended with {process.returncode}")
     return said.splitlines()[-1]
 
 

@@ -34,7 +34,7 @@ LAYERS, WIDTH, HEADS, VOCABULARY, SIDE, TOP_K = 8, 256, 8, 1024, 16, 100
 CODES = SIDE * SIDE
 BATCHES = (1, 8)
 SHARED = (None, 2)  # heads of keys and values
-BOUND = 2.5  # times as many codes per second as the peer
+BOUNDS = {1: 5.0, 8: 3.0}  # times as many codes per second as the peer, by the batch
 
 
 def ours(shared: int | None) -> Transformer:
@@ -119,9 +119,9 @@ def main() -> None:
         floor = batch * bandwidth / (sizes[0] * dtype.itemsize)
         for name in list(works)[1:]:
             ratio = speed[name] / speed["peer"]
-            figures = f"{speed[name]:,.0f} | {speed['peer']:,.0f} | {ratio:.2f} | {BOUND} | {floor:,.0f}"
+            figures = f"{speed[name]:,.0f} | {speed['peer']:,.0f} | {ratio:.2f} | {BOUNDS[batch]:g} | {floor:,.0f}"
             print(f"| {name} | {batch} | {figures} |", flush=True)
-            if ratio < BOUND:
+            if ratio < BOUNDS[batch]:
                 missed.append(f"{name} heads, batch {batch}")
     print(f"\nbound missed with {'; '.join(missed)}" if missed else "\nthe bound is met")
     sys.exit(bool(missed))

@@ -83,10 +83,10 @@ def test_small_runs_fit_into_20_minutes_and_those_of_ci_into_one():
         ("docs/train.md", "# Train both stages", "It takes 3 minutes.\n\n# Train both stages", "'3 minutes' in"),
         ("docs/generate.md", "# Generate images", "| a | b |\n|---|---|\n| x | 0.5 |\n\n# Generate", "'0.5' in"),
         (
-            "docs/benchmarks.md",
-            "| 8, as GPT-2 | 8 | 1,034 | 486 | **2.13** |",
-            "| 8, as GPT-2 | 8 | 1,034 | 486 | 3 |",
-            "3",
+            "docs/studies.md",
+            "| MNIST, 7x7 of 128 | 7.0000 | 4.5310 |",
+            "| MNIST, 7x7 of 128 | 7.0000 | 4.6310 |",
+            "4.631",
         ),
     ],
 )
@@ -281,9 +281,9 @@ def test_a_command_that_fails_is_red_and_what_is_not_at_hand_is_skipped(copy):
     assert done.returncode == 1
     assert re.search(r"\| closed-forms \|.*ended with 2: .*no-such.*WRONG", done.stdout)
     if find_spec("vector_quantize_pytorch") is None:
-        done = run_claims(copy, "--ids", "quantizer-speed")
+        done = run_claims(copy, "--ids", "quantizer-quality")
         assert done.returncode == 0
-        assert "not run: the package vector_quantize_pytorch is not at hand" in done.stdout
+        assert "the package vector_quantize_pytorch, the run systems is not at hand" in done.stdout
     done = run_claims(copy, "--ids", "no-such-claim")
     assert done.returncode == 1
     assert "there is no claim, table or run 'no-such-claim'" in done.stderr

@@ -180,7 +180,7 @@ def test_figures_of_system_pages_are_those_of_results_and_benchmarks():
     """Those pages say figures again that docs/claims.yaml holds elsewhere."""
     docs = ROOT / "docs"
     measured = "".join(
-        (docs / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "benchmarks", "choosing")
+        (docs / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "studies", "benchmarks", "choosing")
     )
     pages = [path for path in sorted((docs / "systems").glob("*.md")) if path.stem != "index"]
     for path in pages:
@@ -189,7 +189,7 @@ def test_figures_of_system_pages_are_those_of_results_and_benchmarks():
         numbers = re.findall(r"(?<![\w.])\d[\d,]*\.\d+|(?<![\w.,-])\d+%|\d+ images/s", section)
         assert numbers or "not measured" in section, path.name
         strange = [number for number in numbers if number.removesuffix(" images/s") not in measured]
-        assert strange == [], f"{path.name}: results.md and benchmarks.md have no such figures"
+        assert strange == [], f"{path.name}: results.md, studies.md and benchmarks.md have no such figures"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
