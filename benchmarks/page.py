@@ -3,7 +3,7 @@
     make bench                                                # all of them: under two hours on two cores
     python -m benchmarks.page --run --only sampling           # those whose title has this word
     python -m benchmarks.page --run --peers FOLDER            # and those beside other people's code, see below
-    python -m benchmarks.page --run --device cuda             # on a GPU: under ten minutes, into benchmarks_cuda.md
+    python -m benchmarks.page --run --device cuda             # those that know a device, into benchmarks_cuda.md
     python -m benchmarks.page                                 # the page anew from docs/benchmarks.json, in an instant
 
 What a benchmark prints is kept in docs/benchmarks.json with its date, its machine and the commit, and the page is made
@@ -283,8 +283,9 @@ HEAD = """# Benchmarks
 Speed and memory, ours and the peers' by turns in one process, medians. Ratios carry over to other machines; absolute
 times do not. `make bench` repeats everything on this page and writes it anew, in under two hours on two cores
 (`pip install -e ".[bench]"` has the peers that are packages; `--peers` in `benchmarks/page.py` says how to get the
-others); `python -m benchmarks.page --run --device cuda` writes the same tables for a GPU in under ten minutes. Float32
-where nothing else is said. What models learn and how well: [results](results.md) and [studies](studies.md).
+others); `python -m benchmarks.page --run --device cuda` writes the table of sampling for a GPU, the one benchmark so far
+that knows a device. Float32 where nothing else is said. What models learn and how well: [results](results.md) and
+[studies](studies.md).
 """
 
 

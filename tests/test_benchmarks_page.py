@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,10 +55,3 @@ def test_a_missed_bound_is_told_and_a_crash_is_not(
     text = page.page({"Speed": found}, (section,))
     assert "One thread" in text
     assert "| 2 |" in text
-
-
-def test_the_command_of_a_gpu_and_its_help():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.page", "--help"], cwd=page.ROOT, capture_output=True, text=True, check=True
-    )
-    assert "under ten minutes" in " ".join(done.stdout.split())
