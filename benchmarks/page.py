@@ -283,8 +283,8 @@ HEAD = """# Benchmarks
 Speed and memory, ours and the peers' by turns in one process, medians. Ratios carry over to other machines; absolute
 times do not. `make bench` repeats everything on this page and writes it anew, in under two hours on two cores
 (`pip install -e ".[bench]"` has the peers that are packages; `--peers` in `benchmarks/page.py` says how to get the
-others); `python -m benchmarks.page --run --device cuda` writes the table of sampling for a GPU, the one benchmark so far
-that knows a device. Float32 where nothing else is said. What models learn and how well: [results](results.md) and
+others); `python -m benchmarks.page --run --device cuda` writes the table of sampling for a GPU, the one benchmark so
+far that knows a device. Float32 where nothing else is said. What models learn and how well: [results](results.md) and
 [studies](studies.md).
 """
 
