@@ -17,7 +17,7 @@ test: lint types
 claims: $(TEST_INSTALLED)
 	$(BIN)/python -m benchmarks.claims
 
-# docs/benchmarks.md again, in under two hours on two cores. PEERS: a folder of clones, see benchmarks/page.py.
+# docs/benchmarks.md again, meant to take less than two hours. PEERS: a folder of clones, see benchmarks/page.py.
 bench: $(TEST_INSTALLED)
 	$(BIN)/pip install --quiet -e ".[bench]"
 	$(BIN)/pip install --quiet --no-deps pythae cloudpickle pydantic pydantic_core annotated-types typing-inspection

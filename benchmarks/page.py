@@ -1,6 +1,6 @@
 """All figures of speed and memory again: runs the benchmarks one after the other and writes docs/benchmarks.md.
 
-    make bench                                                # all of them: under two hours on two cores
+    make bench                                                # all of them, meant to take less than two hours
     python -m benchmarks.page --run --only sampling           # those whose title has this word
     python -m benchmarks.page --run --peers FOLDER            # and those beside other people's code, see below
     python -m benchmarks.page --run --device cuda             # those that know a device, into benchmarks_cuda.md
@@ -281,7 +281,7 @@ def make_photos(folder: Path, count: int) -> None:
 HEAD = """# Benchmarks
 
 Speed and memory, ours and the peers' by turns in one process, medians. Ratios carry over to other machines; absolute
-times do not. `make bench` repeats everything on this page and writes it anew, in under two hours on two cores
+times do not. `make bench` repeats everything on this page and writes it anew
 (`pip install -e ".[bench]"` has the peers that are packages; `--peers` in `benchmarks/page.py` says how to get the
 others); `python -m benchmarks.page --run --device cuda` writes the table of sampling for a GPU, the one benchmark so
 far that knows a device. Float32 where nothing else is said. What models learn and how well: [results](results.md) and
