@@ -21,7 +21,8 @@ import numpy as np
 from common.errors import UserError
 from common.processes import process_state
 from images.contract import SourceSettings, check_labels
-from images.files import BadImageError, Crop, File, is_readable, read_image, read_size
+from images.encoded import EncodedImages
+from images.files import BadImageError, File, is_readable
 
 PREFIX = "hf:"
 SAVED = ("dataset_dict.json", "state.json")  # in folders that `save_to_disk` wrote
@@ -29,7 +30,7 @@ ASKED = ("split", "config", "revision")  # behind a name: hf:NAME?split=validati
 CAPTIONS = ("caption", "text")  # columns
 
 
-class TableSource:
+class TableSource(EncodedImages):
     """The images of one column of a data set, decoded when asked for."""
 
     def __init__(
@@ -73,26 +74,6 @@ class TableSource:
         if not isinstance(value, str) or not value:
             raise BadImageError("a row without an image")
         return value
-
-    def read(self, index: int, height: int, width: int, channels: int, crop: Crop | None = None) -> np.ndarray:
-        return read_image(
-            self.content(index),
-            height,
-            width,
-            channels,
-            crop=crop,
-            max_pixels=self.max_pixels,
-            jpeg_margin=self.jpeg_margin,
-        )
-
-    def sizes(self, indices: Sequence[int]) -> np.ndarray:
-        return np.array([self.size(index) for index in indices], dtype=np.int64).reshape(-1, 2)
-
-    def size(self, index: int) -> tuple[int, int]:
-        try:
-            return read_size(self.content(index), self.max_pixels)
-        except BadImageError:
-            return 0, 0
 
     def still_bad(self, location: str) -> bool:
         place, _, number = location.rpartition("/")

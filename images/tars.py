@@ -21,7 +21,8 @@ from common.processes import on_main_process, process_state
 from common.progress import progress_bar
 from common.wording import counted
 from images.contract import SourceSettings, check_labels
-from images.files import FORMATS, BadImageError, Crop, is_readable, read_image, read_size
+from images.encoded import EncodedImages
+from images.files import FORMATS, BadImageError, is_readable
 from images.tar_files import Tar, find_tars, is_url, read_span, shared_folder, system_of
 from images.tar_index import TarIndex, caption_in_json, make_index
 
@@ -31,7 +32,7 @@ CLASS_NAMES = "classnames.txt"  # beside the tars: a name on each line, of class
 BYTES_PER_PIXEL = 16  # of a file, at most: four channels of 32 bits, as they are
 
 
-class TarSource:
+class TarSource(EncodedImages):
     """The images of several tars, decoded when asked for."""
 
     def __init__(
@@ -80,26 +81,6 @@ class TarSource:
         if size > BYTES_PER_PIXEL * self.max_pixels:
             raise BadImageError(f"a file of {size:,} bytes, more than {self.max_pixels:,} pixels can need")
         return io.BytesIO(read_span(self.tars[self.tar_of(index)], start, size))
-
-    def read(self, index: int, height: int, width: int, channels: int, crop: Crop | None = None) -> np.ndarray:
-        return read_image(
-            self.content(index),
-            height,
-            width,
-            channels,
-            crop=crop,
-            max_pixels=self.max_pixels,
-            jpeg_margin=self.jpeg_margin,
-        )
-
-    def sizes(self, indices: Sequence[int]) -> np.ndarray:
-        return np.array([self.size(index) for index in indices], dtype=np.int64).reshape(-1, 2)
-
-    def size(self, index: int) -> tuple[int, int]:
-        try:
-            return read_size(self.content(index), self.max_pixels)
-        except BadImageError:
-            return 0, 0
 
     def still_bad(self, location: str) -> bool:
         for number, tar in enumerate(self.tars):

@@ -17,12 +17,12 @@ from images.datasets import (
     DataConfig,
     ImageDataset,
     image_datasets,
-    split_indices,
     to_float,
     to_uint8,
     uniforms,
 )
 from images.sources import ArraySource
+from images.splitting import split_indices
 from training.data import Loader
 
 

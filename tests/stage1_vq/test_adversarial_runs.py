@@ -30,7 +30,7 @@ from stage1_vq.train import Stage1Config, Stage1Task, companions, train_stage1
 from tests.processes import Processes
 from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for, make_autoencoder
 from tests.stage1_vq.test_train import lines
-from tests.training.test_loop import assert_same_run
+from tests.training.runs import assert_same_run
 from training.loop import TrainConfig
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.errors import UserError
-from tests.training.test_loop import assert_same_run, metrics, newest_weights, weights
+from tests.training.runs import assert_same_run, metrics, newest_weights, weights
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
 from training.optimizers import OptimizerSettings
 from training.setup import make_accelerator

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,44 +17,12 @@ from common.errors import UserError
 from common.layout import lies_place_after_place
 from common.model_io import load_pretrained
 from tests.processes import Processes
-from tests.training.toy import ToyData, ToyModel, ToyTask, toy_command, toy_config, toy_fit, toy_program, toy_task
+from tests.training.runs import assert_close_runs, metrics, newest_weights, weights
+from tests.training.toy import ToyData, ToyModel, ToyTask, toy_config, toy_fit, toy_program, toy_task
 from training.loop import FitResult, fit, in_words
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.task import Batch, StepOutput
 from training.trainer import Trainer
-
-
-def metrics(run: Path, split: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["split"] == split]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
-
-
-def newest_weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
-
-
-def assert_same_run(run: Path, other: Path) -> None:
-    """Bit for bit: weights of the best and of the last step, optimiser, counters and metrics."""
-    names = ["metrics.jsonl", "model/model.safetensors", "model/config.json"]
-    last = max((other / "checkpoints").iterdir()).name
-    names += [f"checkpoints/{last}/{path.name}" for path in (other / "checkpoints" / last).iterdir()]
-    differing = [name for name in names if (run / name).read_bytes() != (other / name).read_bytes()]
-    assert differing == []
-    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in other.iterdir())
-
-
-def assert_close_runs(run: Path, other: Path, tolerance: float) -> None:
-    for split in ("train", "validation"):
-        for line, expected in zip(metrics(run, split), metrics(other, split), strict=True):
-            for name in {"loss", "grad_norm"} & expected.keys():
-                assert line[name] == pytest.approx(expected[name], abs=tolerance)
-    for name, expected in newest_weights(other).items():
-        torch.testing.assert_close(newest_weights(run)[name], expected, rtol=0, atol=tolerance)
-
 
 # ---- groups ------------------------------------------------------------------------------------------------
 
@@ -96,194 +60,6 @@ def test_a_run_over_groups_continues_as_if_it_had_not_been_interrupted(tmp_path:
         torch.testing.assert_close(newest_weights(tmp_path / "cut")[name], tensor, rtol=0, atol=0)
 
 
-# ---- killed and continued ----------------------------------------------------------------------------------
-
-
-def train_until_killed(run: Path, dropout: float, events: int) -> None:
-    """Trains in a process that gets SIGKILL at its `events`-th fetch of data, flush or move of a file."""
-    left = events
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def count(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-
-        return count
-
-    os.replace, os.fsync, shutil.rmtree = counted(os.replace), counted(os.fsync), counted(shutil.rmtree)
-    ToyData.fetch = counted(ToyData.fetch)
-    toy_fit(run, toy_config(), toy_task(dropout))
-
-
-def test_killed_and_continued_is_uninterrupted_bit_for_bit(processes: Processes, tmp_path: Path):
-    # Dropout and noisy data: random numbers must not depend on where the run was cut either.
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    toy_fit(whole, toy_config(), toy_task(0.3))
-    kills = 0
-    for events in (
-        2,
-        17,
-        11,
-        36,
-        23,
-        41,
-        28,
-        57,
-        10_000,
-    ):  # in fetches, flushes and both moves of atomic writes
-        code = processes.start(train_until_killed, cut, 0.3, events).wait()
-        kills += code == -signal.SIGKILL
-    assert code == 0
-    assert kills >= 5
-    assert_same_run(cut, whole)
-
-
-def test_a_finished_run_is_not_trained_again(tmp_path: Path):
-    first = toy_fit(tmp_path, toy_config())
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    task = toy_task()
-    again = toy_fit(tmp_path, toy_config(), task=task)
-    assert (again.finished, again.steps_done, again.metrics) == (True, 12, first.metrics)
-    assert task.seen == []
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-
-
-def test_more_steps_continue_a_finished_run(tmp_path: Path):
-    toy_fit(tmp_path / "a", toy_config(steps=6, schedule="constant"))
-    toy_fit(tmp_path / "a", toy_config(steps=12, schedule="constant"))
-    toy_fit(tmp_path / "b", toy_config(steps=12, schedule="constant"))
-    assert torch.equal(
-        newest_weights(tmp_path / "a")["layers.0.weight"], newest_weights(tmp_path / "b")["layers.0.weight"]
-    )
-
-
-def test_a_damaged_checkpoint_is_passed_over_in_one_line_and_the_run_is_the_same(tmp_path: Path, capsys):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    toy_fit(whole, toy_config())
-    task = toy_task(raise_stop_at=10)
-    toy_fit(cut, toy_config(), task=task)
-    newest = max((cut / "checkpoints").iterdir())
-    (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-50])
-    capsys.readouterr()
-    toy_fit(cut, toy_config())
-    lines = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
-    assert len(lines) == 1
-    assert f"checkpoint {newest} is damaged" in lines[0]
-    assert lines[0].endswith("continuing from step 9")
-    assert_same_run(cut, whole)
-
-
-def test_no_good_checkpoint_left_is_an_error(tmp_path: Path):
-    toy_fit(tmp_path, toy_config())
-    for path in (tmp_path / "checkpoints").rglob("manifest.json"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"every checkpoint .* is damaged"):
-        toy_fit(tmp_path, toy_config())
-
-
-def test_another_config_is_refused_by_name(tmp_path: Path):
-    toy_fit(tmp_path, toy_config(steps=3))
-    with pytest.raises(UserError, match=r"train.learning_rate was 0.01 and is now 0.02; .* another --run folder"):
-        toy_fit(tmp_path, toy_config(steps=3, learning_rate=0.02))
-
-
-def test_a_full_disk_is_one_sentence_and_the_run_continues_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    toy_fit(whole, toy_config())
-    from training import checkpoint
-
-    def full_at_step_9(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if "step_00000009" in str(path):
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
-    real = checkpoint.save_tensors
-    monkeypatch.setattr(checkpoint, "save_tensors", full_at_step_9)
-    with pytest.raises(UserError, match=r"the disk is full: .*step_00000009 was not written"):
-        toy_fit(cut, toy_config())
-    assert max(path.name for path in (cut / "checkpoints").iterdir()) == "step_00000008"
-    assert not list(cut.rglob("*.tmp"))
-    monkeypatch.undo()
-    toy_fit(cut, toy_config())
-    assert_same_run(cut, whole)
-
-
-# ---- signals -----------------------------------------------------------------------------------------------
-
-
-def test_sigterm_finishes_the_step_saves_and_says_how_to_continue(tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/env/bin/zellige", "train-stage1", "--run", "toy"])
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    toy_fit(whole, toy_config())
-    result = toy_fit(cut, toy_config(), task=toy_task(raise_stop_at=7))
-    assert (result.steps_done, result.finished, result.stopped_by) == (8, False, "signal")
-    out = capsys.readouterr().out
-    assert "SIGTERM: step 8 is done and saved" in out
-    assert "continue with: zellige train-stage1 --run toy" in out
-    assert toy_fit(cut, toy_config()).finished
-    assert_same_run(cut, whole)
-
-
-@pytest.mark.parametrize(("signalled_in", "ends_at"), [(7, 8), (11, 12)])  # step 8 has a validation, 12 is the last
-def test_a_signal_in_the_step_of_a_due_validation_saves_at_once(
-    tmp_path: Path, capsys, monkeypatch, signalled_in: int, ends_at: int
-):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    toy_fit(whole, toy_config(preview_every=4))
-    events: list[tuple[str, int]] = []
-    for name in ("validate", "save"):
-        real = getattr(Trainer, name)
-
-        def noted(trainer: Trainer, *given: Any, name: str = name, real: Callable[..., Any] = real) -> Any:
-            events.append((name, trainer.progress.step))
-            return real(trainer, *given)
-
-        monkeypatch.setattr(Trainer, name, noted)
-    result = toy_fit(cut, toy_config(preview_every=4), task=toy_task(raise_stop_at=signalled_in))
-    assert (result.steps_done, result.finished, result.stopped_by) == (ends_at, False, "signal")
-    assert events[-1] == ("save", ends_at)
-    assert ("validate", ends_at) not in events
-    assert f"step {ends_at} is done and saved; what is due after it comes first next time" in capsys.readouterr().out
-    events.clear()
-    again = toy_fit(cut, toy_config(preview_every=4))
-    assert events[0] == ("validate", ends_at)
-    assert (again.finished, again.stopped_by) == (True, "steps")
-    assert_same_run(cut, whole)
-    assert {path.name for path in (cut / "previews").iterdir()} == {
-        path.name for path in (whole / "previews").iterdir()
-    }
-
-
-def test_a_signal_during_a_validation_ends_it_and_saves(tmp_path: Path, monkeypatch):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    toy_fit(whole, toy_config())
-    validated: list[int] = []
-
-    class Interrupted(ToyTask):
-        def validate(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-            validated.append(len(self.seen))
-            if validated == [4, 4, 8]:  # the first of two batches of the second validation
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().validate(model, batch)
-
-    torch.manual_seed(0)
-    result = toy_fit(cut, toy_config(), task=Interrupted(ToyModel()))
-    assert validated == [4, 4, 8]
-    assert (result.steps_done, result.finished, result.stopped_by) == (8, False, "signal")
-    assert max(path.name for path in (cut / "checkpoints").iterdir()) == "step_00000008"
-    assert toy_fit(cut, toy_config()).finished
-    assert_same_run(cut, whole)
-
-
-def test_a_signal_in_the_last_step_of_a_run_that_owes_nothing_ends_it(tmp_path: Path):
-    result = toy_fit(tmp_path, toy_config(validate_every=0), task=toy_task(raise_stop_at=11))
-    assert (result.steps_done, result.finished, result.stopped_by) == (12, True, "steps")
-
-
 # ---- the first lines -----------------------------------------------------------------------------------------------
 
 
@@ -309,19 +85,6 @@ def test_the_first_line_says_what_is_trained_on_what(tmp_path: Path, capsys):
 )
 def test_counts_as_people_say_them(count: int, words: str):
     assert in_words(count) == words
-
-
-def test_a_real_sigint_to_a_real_process_ends_it_with_exit_code_75(processes: Processes, tmp_path: Path):
-    config = {"steps": 100_000, "workers": 1, "validate_every": 0, "save_every": 1000}
-    process = processes.start(toy_command, tmp_path, config)
-    process.wait_for("step 2/")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the data loader's workers too
-    assert process.wait() == 75
-    out = process.stdout
-    assert "continue with: python" in out
-    done = int(out.splitlines()[-1].removeprefix("stopped by signal after "))
-    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == f"step_{done:08d}"
-    assert (tmp_path / "model" / "model.safetensors").exists()  # nothing was validated: the last weights
 
 
 # ---- what a step sees --------------------------------------------------------------------------------------
@@ -366,84 +129,6 @@ def test_start_sees_the_micro_batches_of_the_first_step_and_the_first_step_still
 def test_a_batch_that_cannot_be_shared_is_refused_before_the_first_step():
     with pytest.raises(UserError, match="choose a multiple"):
         toy_config(batch_size=9, accumulate=2)
-
-
-# ---- numbers that are not finite ---------------------------------------------------------------------------
-
-
-def test_a_nan_is_skipped_counted_and_leaves_no_trace(tmp_path: Path):
-    task = toy_task(nan_draws=[19])  # in the third step
-    result = toy_fit(tmp_path, toy_config(log_every=1), task=task)
-    lines = metrics(tmp_path, "train")
-    assert [line["skipped_steps"] for line in lines[:4]] == [0, 0, 1, 1]
-    assert "loss" not in lines[2]
-    assert "input_mean_norm" not in lines[2]
-    assert "input_mean_norm" in lines[3]
-    assert task.discarded == 1
-    assert result.steps_done == 12
-    assert all(weight.isfinite().all() for weight in newest_weights(tmp_path).values())
-
-
-def test_the_task_is_given_the_number_of_the_step_which_counts_skipped_ones(tmp_path: Path):
-    task = toy_task(nan_draws=[19], raise_stop_at=8)  # in the third step; stopped after the fourth
-    toy_fit(tmp_path, toy_config(accumulate=2), task=task)
-    toy_fit(tmp_path, toy_config(accumulate=2), task=(other := toy_task()))
-    assert task.steps + other.steps == [step for step in range(12) for _ in range(2)]
-    assert task.ended + other.ended == [step for step in range(12) if step != 2]
-
-
-def test_a_skipped_step_changes_no_weights(tmp_path: Path):
-    toy_fit(tmp_path / "a", toy_config(steps=2, schedule="constant"))
-    task = toy_task(nan_draws=[17])
-    toy_fit(tmp_path / "b", toy_config(steps=3, schedule="constant"), task=task)
-    for name, weight in newest_weights(tmp_path / "a").items():
-        assert torch.equal(newest_weights(tmp_path / "b")[name], weight)
-
-
-def test_one_poisoned_micro_batch_poisons_its_step_only(tmp_path: Path):
-    task = toy_task(nan_draws=[16])
-    toy_fit(tmp_path, toy_config(accumulate=4), task=task)
-    assert task.discarded == 1
-    assert metrics(tmp_path, "train")[-1]["skipped_steps"] == 1
-
-
-def test_too_many_in_a_row_stop_with_the_last_good_checkpoint(tmp_path: Path):
-    config = toy_config(max_nonfinite_steps=3, validate_every=0)
-    with pytest.raises(UserError, match=r"3 steps in a row, up to step 9.*step_00000006; .* lower train.learning_rate"):
-        toy_fit(tmp_path, config, task=toy_task(nan_draws=range(48, 200)))
-
-
-def test_single_ones_do_not_add_up(tmp_path: Path):
-    task = toy_task(nan_draws=range(0, 96, 16))
-    result = toy_fit(tmp_path, toy_config(max_nonfinite_steps=2), task=task)
-    assert result.finished
-    assert task.discarded == 6
-
-
-def test_a_large_gradient_is_passed_over_and_counted(tmp_path: Path):
-    """Of a norm that some steps have and others have not: weights are then those of a run without the former."""
-    toy_fit(tmp_path / "all", toy_config(steps=12, log_every=1, learning_rate=1e-9))
-    norms = [line["grad_norm"] for line in metrics(tmp_path / "all", "train")]
-    limit = sorted(norms)[8]  # of 12: three are above
-    config = toy_config(steps=12, log_every=1, learning_rate=1e-9, skip_grad_norm=limit * 1.0001)
-    task = toy_task()
-    toy_fit(tmp_path / "some", config, task=task)
-    lines = metrics(tmp_path / "some", "train")
-    above = [norm > limit * 1.0001 for norm in norms]
-    assert sum(above) == 3
-    assert [line["large_gradients"] for line in lines] == [sum(above[: step + 1]) for step in range(12)]
-    assert lines[-1]["skipped_steps"] == task.discarded == 3
-    assert task.ended == [step for step in range(12) if not above[step]]
-
-
-def test_gradients_that_stay_too_large_stop_the_run_with_advice(tmp_path: Path):
-    """The average of the weights stays as it is too."""
-    config = toy_config(skip_grad_norm=1e-6, max_nonfinite_steps=5, ema_decay=0.5)
-    advice = (
-        r"5 steps in a row, up to step 5, .* norms, [\d.]+ and more, .*skip_grad_norm=1e-06.*larger train.skip_grad"
-    )
-    with pytest.raises(UserError, match=advice):
-        toy_fit(tmp_path, config)
 
 
 # ---- validation, the best weights, the end -----------------------------------------------------------------

@@ -17,6 +17,7 @@ from training.advice import Compared, advice, largest_micro_batch, table
 from training.loop import fit, in_place_of_training
 from training.metrics_log import COMMUNICATION, PREVIEWS, SAVING, VALIDATION, WAITING
 from training.optimizers import OptimizerSettings
+from training.profiled_memory import Kept
 from training.profiling import (
     BACKWARD,
     FIGURES,
@@ -24,7 +25,6 @@ from training.profiling import (
     OPTIMISER,
     Between,
     Fetching,
-    Kept,
     Measured,
     Profiler,
     tell_communication,

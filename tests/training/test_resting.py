@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.processes import Processes
-from tests.training.test_loop import assert_close_runs, assert_same_run
+from tests.training.runs import assert_close_runs, assert_same_run
 from tests.training.toy import ToyTask, toy_config, toy_fit, toy_program, toy_task
 
 

@@ -17,8 +17,8 @@ from torch import nn
 from common.errors import Stopped, UserError
 from pipelines import cli
 from tests.processes import Processes
+from tests.training.runs import assert_same_run, newest_weights
 from tests.training.test_checkpoint import flip_a_bit, truncate
-from tests.training.test_loop import assert_same_run, newest_weights
 from tests.training.toy import ToyModel, ToyTask, toy_config, toy_fit, toy_task
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage1_vq.train import Stage1Task
-from tests.training.test_loop import metrics
+from tests.training.runs import metrics
 from tests.training.toy import ToyData, ToyModel, ToyTask, toy_config, toy_fit
 from training.loop import fit
 from training.task import Batch, StepOutput
