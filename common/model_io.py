@@ -60,6 +60,12 @@ class PretrainedModel(nn.Module):
         documents they are no part of what it is, and of its fingerprint."""
         return {}
 
+    def fitted(self, name: str, weight: Tensor, fresh: Tensor, other: Self) -> Tensor | None:
+        """What this model takes for its own tensor `name`, which is `fresh`, where it starts from `other`, a model of
+        its kind that has `weight` under that name: `weight` itself, another tensor of the shape of `fresh`, or None for
+        nothing."""
+        return weight if weight.shape == fresh.shape else None
+
     def read_documents(self, folder: Path) -> None:
         """Takes back from a model folder what `documents` and `records` gave it. Raises UserError."""
 

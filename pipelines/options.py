@@ -20,6 +20,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import configs
 from common.errors import FieldError, UserError
+from common.files import read_json
+from common.model_io import CONFIG_NAME
 from common.own_code import refuse_code
 from common.runs import SEQUENCE, TABLE, VAE, stage_of_recipe, stage_of_run
 from common.safe_yaml import load_yaml
@@ -27,6 +29,7 @@ from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.help import help_of
 from pipelines.mistakes import check_arguments, check_fields, explain, is_given
+from pipelines.model_folders import stage_folder
 
 Config = TypeVar("Config")
 
@@ -84,9 +87,11 @@ def read_recipe(
     The recipe is a YAML file, or the bare name of one in the package folder configs/`recipes`. Where a field is one of
     several dataclasses, such as `model`, its `kind` selects the class before anything else is read, so that every
     other field is checked against exactly that class. `--PATH.kind` in place of the recipe's kind keeps those of its
-    fields that both kinds have. Raises UserError; `--help` prints and exits.
+    fields that both kinds have. `--from MODEL` is `--start_from MODEL` with what MODEL is in place of the recipe's
+    `model`. Raises UserError; `--help` prints and exits.
     """
     named, rest = split_config(command, arguments)
+    begun, rest = split_start(rest, recipes)
     if named is None and not asks_for_help(rest):
         meant = next((word for word in rest if word in recipe_names(recipes)), None)
         hint = f"did you mean --config {meant}?" if meant else recipes_help(recipes)
@@ -94,6 +99,8 @@ def read_recipe(
     path = None if named is None else find_recipe(named, recipes)
     recipe = {} if path is None else read_yaml(path)
     check_stage(recipe, str(path), recipes)
+    if begun is not None:
+        recipe |= {"model": settings_of(begun), "start_from": str(begun)}
     replaced = kinds_given(rest)
     selected = select_kinds(config_class, recipe, replaced)
     suffix = {"stage2": "_prior", "vae": "_vae"}.get(recipes)
@@ -104,10 +111,14 @@ def read_recipe(
         "device": Option("text", "cpu, cuda, cuda:1, mps ...; left out: the fastest there is, each process its own"),
         **options_of(config_class, selected),
     }
+    if "start_from" in options:
+        options["from"] = Option("text", "run or model folder to begin with: start_from, and model is what it is")
+    elif begun is not None:
+        raise UserError(f"{command} --from {begun}: such a training begins from nothing; leave it out")
     for kind_path, kind in replaced.items():
         keep_shared_fields(recipe, kind_path, kind, options)
     if path is not None:
-        fields = {name: option for name, option in options.items() if name not in ("config", "device")}
+        fields = {name: option for name, option in options.items() if name not in ("config", "device", "from")}
         check_fields(recipe, fields, f"{path}: ")
         for name, value in leaves(recipe):
             if name in OF_CODE and not is_given(name, rest):
@@ -122,7 +133,7 @@ def read_recipe(
     parser.add_argument("--config", action="config")
     parser.add_argument("--run", type=str)
     add_config(parser, config_class, selected)
-    given = [] if path is None else ["--config", yaml.safe_dump(recipe) if replaced else str(path)]
+    given = [] if path is None else ["--config", yaml.safe_dump(recipe) if replaced or begun is not None else str(path)]
     values = parse(parser, options, [*given, *rest], selected)
     run = values.pop("run")
     if run == "":
@@ -138,6 +149,9 @@ def kind_of_model(command: str, recipes: str, arguments: Sequence[str]) -> str |
     named, rest = split_config(command, arguments)
     if (given := kinds_given(rest).get("model.kind")) is not None:
         return given
+    begun, rest = split_start(rest, recipes)
+    if begun is not None:
+        return settings_of(begun)["kind"]
     try:
         recipe = {} if named is None else read_yaml(find_recipe(named, recipes))
     except UserError:
@@ -191,6 +205,28 @@ def split_config(command: str, arguments: Sequence[str]) -> tuple[str | None, li
     if len(named.config) > 1:
         raise UserError(f"{command} takes one --config, got {len(named.config)}: {', '.join(named.config)}")
     return named.config[0] if named.config else None, rest
+
+
+def split_start(arguments: Sequence[str], recipes: str) -> tuple[Path | None, list[str]]:
+    """The model folder that `--from` names, if it is given, and the other arguments. recipes: of the stage that it is
+    to be of, where the folder holds both. Raises UserError where there is no model."""
+    peek = ArgumentPeek(add_help=False, allow_abbrev=False)
+    peek.add_argument("--from", dest="start")
+    named, rest = peek.parse_known_args(arguments)
+    if named.start is None:
+        return None, rest
+    if is_given("start_from", rest):
+        raise UserError(f"got --from {named.start} and --start_from, expected one of them; leave --start_from out")
+    return stage_folder(named.start, {"stage2": "stage2"}.get(recipes, "stage1")), rest
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The `model` of a recipe that makes such a model as the folder holds. Raises UserError."""
+    description = read_json(folder / CONFIG_NAME)
+    config = description.get("arguments", {}).get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CONFIG_NAME} tells no settings of a model; name a folder that a training wrote")
+    return {"kind": description.get("kind"), **config}
 
 
 def kinds_given(arguments: Sequence[str]) -> dict[str, str]:

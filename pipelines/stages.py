@@ -65,7 +65,7 @@ def check_fit(autoencoder: Autoencoder, prior: Prior) -> None:
             f"{theirs.describe()}; name the stage-one run whose codes the prior was trained on"
         )
     recorded, actual = prior.stage1_fingerprint, autoencoder.fingerprint()
-    if recorded is not None and recorded != actual:
+    if recorded is not None and not autoencoder.knows_codes_of(recorded):
         raise UserError(
             f"the two stages do not fit: the prior was trained on codes of autoencoder {recorded[:12]}, "
             f"this one is {actual[:12]} (same shape, other weights); name the stage-one run whose "
@@ -105,7 +105,7 @@ def check_made_by(codes: CodeDataset, autoencoder: Autoencoder) -> None:
     compared."""
     recorded, actual = codes.stage1_fingerprint, autoencoder.fingerprint()
     spec = autoencoder.code_spec(codes.code_spec.image_height, codes.code_spec.image_width)
-    if codes.code_spec != spec or recorded not in ("", actual):
+    if codes.code_spec != spec or (recorded and not autoencoder.knows_codes_of(recorded)):
         raise UserError(
             f"{codes.folder} holds codes of autoencoder {recorded[:12]}, {codes.code_spec.describe()}, expected those "
             f"of {actual[:12]}, {spec.describe()}; encode images with this model"

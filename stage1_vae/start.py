@@ -1,4 +1,4 @@
-"""Where a VAE begins with the networks of another: an autoencoder, trained before."""
+"""Where a VAE begins with the weights of another: with all that fit, or with the networks of an autoencoder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,35 @@ from typing import Any
 
 from common.errors import UserError
 from common.model_io import load_pretrained
+from common.starting import take_weights
 from stage1_vae.likelihoods import GaussianConfig
 from stage1_vae.model import LikelihoodVAE
+from stage1_vae.models import MODEL_CLASSES
 from stage1_vae.vae import VAE, VAEConfig
+
+
+def begin_from(model: LikelihoodVAE, folder: str | Path) -> tuple[tuple[str, ...], bool]:
+    """Gives `model` the weights of the one in a run or model folder: all that fit of a model of its kind, the networks
+    alone of a VAE with another kind of prior. Returns a line on it, if there is one, and whether the model needs no
+    images to begin with. Raises UserError."""
+    other = load_pretrained(folder, MODEL_CLASSES)
+    alike = type(other) is type(model)
+    if isinstance(model, VAE) and isinstance(other, VAE):
+        alike = model.config.prior.kind == other.config.prior.kind
+    if alike:
+        return (take_weights(model, other).describe(str(folder), other),), True
+    take_networks(model, folder)
+    return (), False
 
 
 def take_networks(model: LikelihoodVAE, folder: str | Path) -> None:
     """Gives `model` the encoder, posterior and decoder of the VAE in a run or model folder, not its prior. Raises
     UserError where the two would not compute the same of the same weights."""
     if not isinstance(model, VAE):
-        raise UserError(f"start_from={folder}, but model.kind={model.kind} starts from nothing; leave it out")
+        raise UserError(
+            f"start_from={folder} is no {model.kind}, expected a model of this kind; give --from {folder} in its place "
+            "to train on what it is, or leave it out"
+        )
     other = load_pretrained(folder, {VAE.kind: VAE})
     ours, theirs = dict(what_computes(model.config)), dict(what_computes(other.config))
     for name in ours:

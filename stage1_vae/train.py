@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.processes import process_state
 from common.runs import VAE as STAGE
 from common.short_repr import changes
+from common.starting import freeze
 from common.wording import either
 from images.datasets import DataConfig, image_datasets
 from images.files import BAD_FILES_NAME
@@ -36,10 +37,10 @@ from stage1_vae.objectives import (
     build_objective,
 )
 from stage1_vae.objectives.base import TrainingFacts
-from stage1_vae.start import take_networks
+from stage1_vae.start import begin_from
 from stage1_vae.task import VAETask
 from training.loop import FitResult, TrainConfig, fit
-from training.run_folder import RunFacts, check_stage, defaults_of
+from training.run_folder import RunFacts, check_stage, defaults_of, has_begun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,8 @@ class Stage1VAEConfig:
     train: TrainConfig
     objective: ObjectiveConfig = field(default_factory=ELBOConfig)
     binarised: Binarisation = "none"  # grey to black and white: white from half on, or drawn by chance once, or anew
-    start_from: str | None = None  # run or model folder of a VAE whose encoder and decoder this one begins with
+    start_from: str | None = None  # run or model folder of a VAE whose weights this one begins with, as far as they fit
+    frozen: tuple[str, ...] = ()  # parts of the model that do not learn, such as [encoder]
     binarised_seed: int = 0  # of that chance; apart from train.seed, so that runs see the same images
     holes: HolesConfig = field(default_factory=HolesConfig)  # missing pixels
 
@@ -148,8 +150,11 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     torch.manual_seed(seed)
     binarised = Binarised(config.binarised, config.binarised_seed)
     model = build_model(config.model, (config.data.height, config.data.width), binarised)
-    if config.start_from is not None and not any((run / "checkpoints").glob("step_*")):
-        take_networks(model, config.start_from)
+    notes: tuple[str, ...] = ()
+    started = False
+    if config.start_from is not None and not has_begun(run):
+        notes, started = begin_from(model, config.start_from)
+    freeze(model, config.frozen)
     task_class = VAETask
     if isinstance(model, LabelledVAE):
         model.name_classes(train_images.class_names)
@@ -157,7 +162,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
     elif isinstance(model, Multimodal):
         model.class_names = train_images.class_names
         task_class = MultimodalTask
-    if count := min(model.start_images, len(train_data)):
+    if not started and (count := min(model.start_images, len(train_data))):
         chosen = [i * len(train_data) // count for i in range(count)]
         model.start(seen_images(train_data.fetch(chosen, chosen)))
     facts_of_training = TrainingFacts(
@@ -205,7 +210,7 @@ def train_vae(config: Stage1VAEConfig, run: Path) -> FitResult:
                 "after pixel, which takes too long in a training; evaluate the finished model"
             )
         judged = OfReconstructions(network, validation_data, config.train.evaluate_images)
-    notes: tuple[str, ...] = () if config.images_are_as_modelled else (GREY,)
+    notes += () if config.images_are_as_modelled else (GREY,)
     notes += () if judged is None else (judged.note,)
     facts = RunFacts(stage=STAGE, defaults=defaults_of(config), data=fingerprints, opened=known_bad_images, notes=notes)
     result = fit(task, train_data, validation_data, config.train, run, asdict(config), facts, judged)

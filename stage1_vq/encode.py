@@ -68,7 +68,7 @@ def encode_images(
             autoencoder.code_spec(train.config.height, train.config.width),
             [piece.split for piece in pieces],
             class_names=train.class_names,
-            stage1_fingerprint=autoencoder.fingerprint(),
+            stage1_fingerprint=autoencoder.codes_fingerprint(),
             source=source,
             source_defaults=defaults,
             latents=autoencoder.scale_latents(),

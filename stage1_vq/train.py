@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import sha256_of_file
-from common.model_io import PretrainedModel
+from common.files import read_json, sha256_of_file
+from common.model_io import PretrainedModel, load_pretrained
 from common.processes import process_state
+from common.runs import FACTS_NAME
 from common.short_repr import changes
+from common.starting import freeze, stands_still, take_weights
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.run_facts import check_apart, fingerprint_of
@@ -30,13 +32,15 @@ from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary, passed_to
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
+from stage1_vq.quantizers import Quantizer
 from training.data import batches_of
 from training.loop import FitResult, TrainConfig, fit
 from training.previews import preview_rows
-from training.run_folder import RunFacts, check_stage, defaults_of
+from training.run_folder import RunFacts, check_stage, defaults_of, has_begun
 from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 STAGE = "stage one"
+DECODER = "decoder"  # of each autoencoder: the part that makes no codes
 PREVIEW_SIDE = 112  # pixels: smaller images are magnified in previews
 
 
@@ -49,6 +53,8 @@ class Stage1Config:
     train: TrainConfig
     perceptual: PerceptualConfig = field(default_factory=LPIPSConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    start_from: str | None = None  # run or model folder of such an autoencoder, whose weights this one begins with
+    frozen: tuple[str, ...] = ()  # parts of the model that do not learn, such as [encoder, quantizer]
 
     __repr__ = changes
 
@@ -82,6 +88,9 @@ class Stage1Config:
             del values["data"]["aspect_buckets"], values["data"]["aspect_limit"]
         for name in ("perceptual", "adversarial"):
             if not values[name]["weight"]:
+                del values[name]
+        for name in ("start_from", "frozen"):
+            if not values[name]:
                 del values[name]
         return values
 
@@ -214,6 +223,7 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
         print(f"training images by shape: {train_data.buckets.describe(train_data.indices)}", flush=True)
     torch.manual_seed(config.train.seed)
     model = AUTOENCODERS[config.model.kind](config.model, (config.data.height, config.data.width))
+    notes = begun_from(config.start_from, model, run, config.frozen)
     steps_per_epoch = math.ceil(len(train_data) / config.train.batch_size)
     shapes = train_data.buckets.shapes if train_data.buckets is not None else ((config.data.height, config.data.width),)
     smallest = (min(height for height, _ in shapes), min(width for _, width in shapes))
@@ -230,14 +240,49 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     facts = RunFacts(
         stage=STAGE,
         defaults=defaults_of(config),
-        data=lambda: fingerprints(config, train_data, validation_data),
+        data=lambda: {**fingerprints(config, train_data, validation_data), **codes_made_by(model)},
         opened=known_bad_images,
-        notes=() if judged is None else (judged.note,),
+        notes=(*notes, *(() if judged is None else (judged.note,))),
     )
     result = fit(task, train_data, validation_data, config.train, run, config.resolved(), facts, judged)
     if process_state().is_main_process and (line := bad_images.summary()):
         print(line, flush=True)
     return result
+
+
+def begun_from(folder: str | None, model: Autoencoder, run: Path, frozen: Sequence[str]) -> tuple[str, ...]:
+    """Gives the model of a new run the weights of the one in `folder`, and stills its `frozen` parts; lines that tell
+    what it took. One whose decoder alone learns goes on with the codes of that model. Raises UserError."""
+    notes: tuple[str, ...] = ()
+    source, taken = None, None
+    if folder is not None and not has_begun(run):
+        source = load_pretrained(folder, {model.kind: type(model)})
+        taken = take_weights(model, source)
+        model.started = not any("quantizer" in name for name in taken.new)
+        notes = (taken.describe(folder, source),)
+    freeze_parts(model, frozen)
+    others = [part for name, part in model.named_children() if name != DECODER]
+    if folder is None or not all(map(stands_still, others)):
+        return notes
+    if source is None:
+        model.codes_maker = read_json(run / FACTS_NAME)["data"].get("start_from")
+    elif taken is not None and all(name.startswith(f"{DECODER}.") for name in (*taken.new, *taken.resized)):
+        model.codes_maker = source.codes_fingerprint()
+    return notes
+
+
+def codes_made_by(model: Autoencoder) -> dict[str, str]:
+    """For run.json: whose codes a run goes on with that began with another model."""
+    return {} if model.codes_maker is None else {"start_from": model.codes_maker}
+
+
+def freeze_parts(model: Autoencoder, parts: Sequence[str]) -> None:
+    """Raises UserError for parts that cannot stand still alone."""
+    freeze(model, parts)
+    for name, module in model.named_modules():
+        inside = [part for part in parts if part.startswith(f"{name}.")]
+        if isinstance(module, Quantizer) and inside and not stands_still(module):
+            raise UserError(f"frozen={inside[0]} is a part of a quantizer, which stands still as a whole; give {name}")
 
 
 def fingerprints(config: Stage1Config, train: ImageDataset, validation: ImageDataset) -> dict[str, str]:

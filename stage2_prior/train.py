@@ -20,8 +20,9 @@ from codes.training_images import TrainingImages
 from common.draws import uniform
 from common.errors import UserError
 from common.files import sha256_of_file
-from common.model_io import PretrainedModel
+from common.model_io import PretrainedModel, load_pretrained
 from common.short_repr import changes
+from common.starting import freeze, take_weights
 from common.wording import counted
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
@@ -32,7 +33,7 @@ from stage2_prior.text import FILE_NAMES, captions_of, read_tokenizer, tokenize,
 from stage2_prior.text_encoder import TextEncoder
 from training.loop import FitResult, TrainConfig, fit, in_words
 from training.previews import preview_rows
-from training.run_folder import RunFacts, check_stage, defaults_of
+from training.run_folder import RunFacts, check_stage, defaults_of, has_begun
 from training.task import Batch, Companion, Evaluation, Guard, StepOutput
 
 STAGE = "stage two"
@@ -58,6 +59,8 @@ class Stage2Config:
     text_length: int = 64  # tokens of a caption; longer ones are cut
     decoder: str | None = None  # autoencoder that made the codes, run or model folder: previews show samples as images
     label_dropout: float = 0.1  # share of samples that train without label and text, as guidance needs it; 0 = none
+    start_from: str | None = None  # run or model folder of a prior of this kind whose weights this one begins with
+    frozen: tuple[str, ...] = ()  # parts of the model that do not learn
     # The rest comes from the code shards and is recorded in the run; a value given here must agree with them.
     grids: str | None = None  # of the codes, such as `8x8 codes of 512`
     num_classes: int | None = None  # of the images; 0 = train without classes, as with captions unless given here
@@ -302,16 +305,29 @@ def train_stage2(
     prior.tokenizer = None if encoder else tokenizer  # an encoder brings its own
     prior.training_images = TrainingImages.of(train_codes)
     training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
+    begun: tuple[str, ...] = ()
+    if config.start_from is not None and not has_begun(run):
+        begun = begin_from(prior, config.start_from)
+    freeze(prior, config.frozen)
     task = Stage2Task(prior, config.label_dropout, encoder, None if draw is None else SamplePreview(validation, draw))
     run_facts = RunFacts(
         stage=STAGE,
         samples="encoded images",
         defaults=defaults_of(config),
         data=lambda: fingerprints(config, train_codes, given),
-        notes=(*notes_on_size(prior, len(train_codes)), *notes),
+        notes=(*begun, *notes_on_size(prior, len(train_codes)), *notes),
     )
     evaluation = None if judge is None else task.evaluation(validation, config.train.evaluate_images, judge)
     return fit(task, training, validation, config.train, run, asdict(config), run_facts, evaluation)
+
+
+def begin_from(prior: Prior, folder: str) -> tuple[str, ...]:
+    """Gives a prior the weights of the one in `folder`; lines on what it took. Raises UserError."""
+    other = load_pretrained(folder, {prior.kind: type(prior)})
+    said = [take_weights(prior, other).describe(folder, other)]
+    if prior.stage1_fingerprint != other.stage1_fingerprint:
+        said.append(f"{folder} knows the codes of another autoencoder: what it learned of each code is of no use here")
+    return tuple(said)
 
 
 def notes_on_size(prior: Prior, images: int) -> tuple[str, ...]:

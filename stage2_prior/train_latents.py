@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from codes.latents import LatentDataset
 from common.draws import normal_like
 from common.errors import UserError
-from common.model_io import PretrainedModel
+from common.model_io import PretrainedModel, load_pretrained
 from common.short_repr import changes
+from common.starting import take_weights
 from stage2_prior.latents import LATENT_PRIORS, LatentPriorModel, LatentPriorModelConfig
 from stage2_prior.train import STAGE
 from training.loop import FitResult, TrainConfig, fit
 from training.previews import preview_rows
-from training.run_folder import RunFacts, check_stage, defaults_of
+from training.run_folder import RunFacts, check_stage, defaults_of, has_begun
 from training.schedules import step_seed
 from training.task import Batch, Companion, Evaluation, Guard, StepOutput
 
@@ -39,6 +40,7 @@ class Stage2LatentConfig:
     codes: str | None = None  # folder of latent shards that `zellige encode` wrote of a VAE
     draws: bool = True  # train on draws of each image's posterior, anew at each step; false: on its mean
     decoder: str | None = None  # VAE that made the latents, run or model folder: previews show samples as images
+    start_from: str | None = None  # run or model folder of a prior of this kind whose weights this one begins with
     # The rest comes from the latent shards and is recorded in the run; a value given here must agree with them.
     latents: str | None = None  # such as `20 latents (28x28x1 images)`
     stage1_fingerprint: str | None = None  # of the VAE that made the latents
@@ -98,8 +100,11 @@ class Stage2LatentTask:
         self.guard: Guard | None = None
         self.prior, self.training, self.validation = model, training, validation
         self.draws, self.draw = draws, draw
+        self.started = False  # whether the prior has the weights of another, and needs no latents to begin with
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        if self.started:
+            return
         device = next(self.prior.parameters()).device
         mean, variance, latents = look_at(self.training, self.draws)
         self.prior.start(mean.to(device), variance.to(device), latents.to(device))
@@ -217,6 +222,10 @@ def train_latents(
     torch.manual_seed(config.train.seed)
     prior = LATENT_PRIORS[config.model.kind](config.model, training.latent_spec, config.stage1_fingerprint or None)
     task = Stage2LatentTask(prior, training, validation, config.draws, draw)
+    if config.start_from is not None and not has_begun(run):
+        other = load_pretrained(config.start_from, {prior.kind: type(prior)})
+        notes = (take_weights(prior, other).describe(config.start_from, other), *notes)
+        task.started = True
     facts = RunFacts(
         stage=STAGE,
         samples="encoded images",

@@ -93,6 +93,11 @@ def held_run(run: Path) -> Iterator[None]:
         yield
 
 
+def has_begun(run: Path) -> bool:
+    """Whether there is a checkpoint to continue from: what a new run begins with is of no account then."""
+    return any((run / "checkpoints").glob("step_*"))
+
+
 def open_run_folder(run: Path) -> None:
     """Makes the run folder where there is none, and clears it of what a kill left half-written."""
     with explain_disk_errors(run):

@@ -22,6 +22,7 @@ from common.layout import place_after_place
 from common.model_io import PretrainedModel
 from common.processes import on_main_process
 from common.recompute import Recomputation
+from common.starting import in_training
 from training.checkpoint import Checkpoints
 from training.clock import Clock, spent_on
 from training.config import TrainConfig
@@ -78,7 +79,7 @@ class Trainer:
         self.save_time = False  # whether on any process train.save_minutes have gone by since then
         self.health: dict[str, Tensor] = {}  # what the task's last after_step returned
 
-        task.model.to(self.accelerator.device).train()
+        in_training(task.model.to(self.accelerator.device))
         for companion in task.companions.values():
             companion.module.to(self.accelerator.device)
             if config.compile and (companion.optimizer is not None or companion.compiled):
@@ -378,7 +379,7 @@ class Trainer:
                 with torch.no_grad(), self.accelerator.autocast():
                     yield whole
         finally:
-            self.task.model.train()
+            in_training(self.task.model)
 
     @spent_on(SAVING)
     def save_model(self) -> None:

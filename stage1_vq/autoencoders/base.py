@@ -14,6 +14,7 @@ from common.compatibility import never_compiled
 from common.errors import UserError
 from common.layout import laid_as
 from common.model_io import PretrainedModel, in_type_of
+from common.starting import resized_table, stands_still
 from stage1_vq.quantizers import Quantizer, quantizer_config
 
 
@@ -43,6 +44,8 @@ class Autoencoder(PretrainedModel):
     """
 
     config_class: ClassVar[type]  # a frozen dataclass of AutoencoderSettings, with a field `quantizer`
+    codes_maker: str | None = None  # fingerprint of the model whose encoder and code vectors this one has unchanged
+    started = False  # whether the code vectors are those of another model, which `initialise` leaves as they are
 
     def __init__(self, config: Any, image_size: tuple[int, int]) -> None:
         """Raises UserError unless the stride divides both sides of image_size (H, W)."""
@@ -54,17 +57,34 @@ class Autoencoder(PretrainedModel):
         self.check_image_size(*image_size)
 
     def arguments(self) -> dict[str, Any]:
-        return {"config": asdict(self.config), "image_size": list(self.image_size)}
+        said = {} if self.codes_maker is None else {"codes_maker": self.codes_maker}
+        return {"config": asdict(self.config), "image_size": list(self.image_size), **said}
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> Self:
         config, (height, width) = dict(arguments["config"]), arguments["image_size"]
         quantizer = quantizer_config(config.pop("quantizer"))
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
-        return cls(cls.config_class(**values, quantizer=quantizer), (height, width))
+        model = cls(cls.config_class(**values, quantizer=quantizer), (height, width))
+        model.codes_maker = arguments.get("codes_maker")
+        return model
+
+    def codes_fingerprint(self) -> str:
+        """Of the model whose codes these are: this one, or that whose encoder and code vectors it has unchanged."""
+        return self.codes_maker or self.fingerprint()
+
+    def knows_codes_of(self, fingerprint: str) -> bool:
+        """Whether codes that the model of this fingerprint made mean here what they mean there."""
+        return fingerprint in (self.codes_maker, self.fingerprint())
 
     def traits(self) -> list[str]:
         return [self.code_spec().describe()]
+
+    def fitted(self, name: str, weight: Tensor, fresh: Tensor, other: Self) -> Tensor | None:
+        if name.endswith("positions.table") and weight.shape != fresh.shape and len(weight) == len(fresh):
+            (h, w), (H, W) = weight.shape[1:], fresh.shape[1:]  # d h w, of another image size
+            return resized_table(weight.flatten(1).T, (h, w), (H, W)).T.reshape_as(fresh)
+        return super().fitted(name, weight, fresh, other)
 
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
         """The codes of a `height` x `width` image; default: the training size. Raises UserError."""
@@ -223,13 +243,14 @@ class QuantizedAutoencoder(Autoencoder):
         return self.images_of(decoded), self.reconstruction_losses(decoded, images.float())
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
-        self.quantizer.initialise([self.latents(images) for images in batches])
+        if not self.started:
+            self.quantizer.initialise([self.latents(images) for images in batches])
 
     def begin_step(self, step: int) -> None:
         self.quantizer.begin_step(step)
 
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        return self.quantizer.update(steps_per_epoch)
+        return {} if stands_still(self.quantizer) else self.quantizer.update(steps_per_epoch)
 
     def discard(self) -> None:
         self.quantizer.discard()

@@ -20,6 +20,7 @@ from common.compatibility import never_compiled
 from common.errors import UserError
 from common.layout import laid_for_convolutions
 from common.model_io import in_type_of
+from common.starting import stands_still
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.vqvae import ResidualBlock
 from stage1_vq.networks.decoder import SequentialDecoder
@@ -201,6 +202,8 @@ class VQVAE2(Autoencoder):
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
         """Level by level: the latents of one follow from the codebooks above it."""
+        if self.started:
+            return
         features = [self.features(images) for images in batches]
         above: list[Tensor | None] = [None for _ in batches]
         for level, quantizer in enumerate(self.quantizer_of_levels()):
@@ -215,7 +218,10 @@ class VQVAE2(Autoencoder):
 
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """Health: `parts.health_over` the levels, as `level0_perplexity` ..."""
-        quantizers = enumerate(self.quantizer_of_levels())
+        levels = enumerate(self.quantizer_of_levels())
+        quantizers = [(level, quantizer) for level, quantizer in levels if not stands_still(quantizer)]
+        if not quantizers:
+            return {}
         return health_over({f"level{level}": quantizer.update(steps_per_epoch) for level, quantizer in quantizers})
 
     def discard(self) -> None:

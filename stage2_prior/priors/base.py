@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from codes.spec import Codes, CodeSpec, Grid
 from codes.training_images import TrainingImages
 from common.errors import UserError
 from common.model_io import PretrainedModel
+from common.starting import resized_table
 from common.tensor_files import load_tensors
 from common.wording import counted
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
@@ -31,6 +33,31 @@ NO_CODE = -1e4  # a logit of probability 0, yet finite in every type
 class TrainingLoss(NamedTuple):
     loss: Tensor  # b, nats per code: what training minimises
     nll: Tensor | None  # b, nats per code, detached; None where the loss is no likelihood
+
+
+class Places(NamedTuple):
+    """The rows of a table of places, `n d` or `1 n d`: some before the codes, then grid after grid, then spare ones."""
+
+    before: int
+    grids: tuple[tuple[int, int], ...]  # height and width of each
+
+
+def fitted_places(table: Tensor, fresh: Tensor, theirs: Places, ours: Places) -> Tensor | None:
+    """A table of places for other grids, each interpolated; None where there are others before them, or not as many."""
+    if table.shape == fresh.shape and theirs == ours:
+        return table
+    if theirs.before != ours.before or len(theirs.grids) != len(ours.grids) or table.shape[-1] != fresh.shape[-1]:
+        return None
+    rows, begun = table.reshape(-1, table.shape[-1]), fresh.reshape(-1, fresh.shape[-1])
+    missing = theirs.before + sum(math.prod(grid) for grid in theirs.grids) - len(rows)
+    rows = torch.cat([rows, rows[-1:].expand(max(missing, 0), -1)])
+    parts = [rows[: theirs.before]]
+    read = theirs.before
+    for before, after in zip(theirs.grids, ours.grids, strict=True):
+        parts.append(resized_table(rows[read : read + math.prod(before)], before, after))
+        read += math.prod(before)
+    found = torch.cat(parts)[: len(begun)]  # the last code of all may come before nothing, and have no row
+    return torch.cat([found, begun[len(found) :]]).reshape(fresh.shape)
 
 
 class Prior(PretrainedModel):
@@ -117,6 +144,30 @@ class Prior(PretrainedModel):
         asked += ["captions"] if self.reads_prompts else []
         asked += [f"given {counted(len(self.given), 'grid')} of codes"] if self.given else []
         return [self.code_spec.describe(), *asked]
+
+    def fitted(self, name: str, weight: Tensor, fresh: Tensor, other: Self) -> Tensor | None:
+        if name.endswith(("classes.weight", "class_bias.weight")) and weight.shape[1:] == fresh.shape[1:]:
+            return self.classes_of(weight, other)
+        ours, theirs = self.place_tables().get(name), other.place_tables().get(name)
+        if ours is not None and theirs is not None:
+            return fitted_places(weight, fresh, theirs, ours)
+        return super().fitted(name, weight, fresh, other)
+
+    def classes_of(self, rows: Tensor, other: Self) -> Tensor:
+        """A vector for each class and the null label, k+1 d, from those of `other`: by the classes' names where both
+        tell them, else by their numbers. A class that `other` does not know begins as any class."""
+        names, theirs = self.class_names, other.class_names
+        if names == theirs and self.num_classes == other.num_classes:
+            return rows
+        if names is not None and theirs is not None:
+            chosen = [theirs.index(name) if name in theirs else other.num_classes for name in names]
+        else:
+            chosen = [min(label, other.num_classes) for label in range(self.num_classes)]
+        return rows[[*chosen, other.num_classes]]
+
+    def place_tables(self) -> dict[str, Places]:
+        """Of each weight with a vector for each place of the codes, by its name: which rows are which places."""
+        return {}
 
     def documents(self) -> dict[str, str]:
         return {} if self.tokenizer is None else {TOKENIZER_NAME: self.tokenizer}

@@ -22,7 +22,7 @@ from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from common.model_io import take_types
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, Prior
+from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, Places, Prior
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.transformer import Transformer
@@ -84,6 +84,14 @@ class Hierarchical(AutoregressivePrior):
             prior_of_level(config, code_spec, level, num_classes, given=self.given)
             for level in range(len(code_spec.grids))
         )
+
+    def place_tables(self) -> dict[str, Places]:
+        levels: Any = self.levels
+        return {
+            f"levels.{number}.{name}": places
+            for number, level in enumerate(levels)
+            for name, places in level.place_tables().items()
+        }
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> Self:

@@ -27,7 +27,7 @@ from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cross_entropy import nll_of, smoothed_nll_of
 from stage2_prior.masked_sampling import Draw, Fill, Uniforms
-from stage2_prior.priors.base import NO_CODE, Prior
+from stage2_prior.priors.base import NO_CODE, Places, Prior
 from stage2_prior.priors.transformer_layers import FeedForward, RMSNorm, TransformerConfig, place_angles, turn
 
 
@@ -126,6 +126,10 @@ class MaskedPrior(Prior):
         self.offsets: Tensor  # n, of the embeddings of each code's grid
         self.register_buffer("masks", self.per_code(self.vocabularies), persistent=False)
         self.register_buffer("offsets", self.per_code(first[len(given) :]), persistent=False)
+
+    def place_tables(self) -> dict[str, Places]:
+        grids = tuple((grid.height, grid.width) for grid in (*self.given, *self.code_spec.grids))
+        return {"places.weight": Places(1, grids)}
 
     def initialise(self) -> None:
         """As GPT-2: normal of 0.02, and less for what adds to the residual stream, so that its variance does not

@@ -25,7 +25,7 @@ from stage2_prior.condition import Condition
 from stage2_prior.decoding.column_blocks import join
 from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Room, Weights
 from stage2_prior.decoding.prepared import prepared
-from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.priors.base import AutoregressivePrior, Places
 from stage2_prior.stepping import step_dtype
 
 
@@ -134,6 +134,9 @@ class MinGPT(AutoregressivePrior):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+    def place_tables(self) -> dict[str, Places]:
+        return {"positions": Places(self.prefix_length, ((self.grid.height, self.grid.width),))}
 
     def prefix(self, batch: int, condition: Condition) -> Tensor:
         """What comes before the codes, int64 `b p`."""

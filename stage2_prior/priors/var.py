@@ -30,7 +30,7 @@ from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.prepared import prepared
-from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.priors.base import AutoregressivePrior, Places
 from stage2_prior.priors.scale_latents import ScaleLatents
 from stage2_prior.stepping import step_dtype
 
@@ -192,6 +192,15 @@ class VAR(AutoregressivePrior):
         scale_of = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
         self.register_buffer("scale_of", scale_of, persistent=False)
         self.initialise()
+
+    def place_tables(self) -> dict[str, Places]:
+        grids = tuple((grid.height, grid.width) for grid in self.code_spec.grids)
+        return {"places": Places(0, grids), "start": Places(0, grids[:1])}
+
+    def fitted(self, name: str, weight: Tensor, fresh: Tensor, other: Self) -> Tensor | None:
+        if name.startswith("latents."):  # the code vectors are those of the codes
+            return weight if torch.equal(weight, fresh) else None
+        return super().fitted(name, weight, fresh, other)
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "latent_width": self.latent_width}

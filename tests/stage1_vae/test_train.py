@@ -259,3 +259,15 @@ def test_pseudo_inputs_start_from_images_of_the_whole_training_set(images: Path,
     data = NumberedImages(image_datasets(settings.data, 0)[0], "once", 0, training=True)
     chosen = [i * len(data) // 8 for i in range(8)]
     torch.testing.assert_close(started, to_float(data.fetch(chosen, chosen)["images"]), atol=1e-4, rtol=0)
+
+
+def test_a_run_begins_with_all_weights_of_a_vae_of_its_kind(images: Path, tmp_path: Path, capsys):
+    train_vae(config(images), tmp_path / "first")
+    start = replace(config(images, steps=1, learning_rate=1e-12), start_from=str(tmp_path / "first"))
+    train_vae(replace(start, frozen=("decoder",)), tmp_path / "second")
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=0, atol=1e-7)
+    assert f"{len(first)} tensors kept" in capsys.readouterr().out
+    with pytest.raises(UserError, match="frozen=encode: the model has no such part"):
+        train_vae(replace(config(images), frozen=("encode",)), tmp_path / "third")
