@@ -1,4 +1,4 @@
-"""Starting from weights: how many steps a model of MNIST needs to be as good on other pictures as one that starts fresh.
+"""Starting from weights: how many steps a model of MNIST needs on other pictures to be as good as a fresh one.
 
     python -m benchmarks.fine_tuning --mnist mnist.npz --photos PHOTOS --runs RUNS [--steps 1000] [--seeds 0 1 2]
 

@@ -128,6 +128,11 @@ def checked_window(prior: Prior, spec: CodeSpec) -> tuple[Grid, Grid]:
             f"a {prior.kind} prior draws images of its own size only, expected one that walks the codes one by one, "
             "such as transformer, for another size; leave the size out"
         )
+    if getattr(prior.config, "order", ()):
+        raise UserError(
+            f"this {prior.kind} prior walks its codes in an order of its own, expected raster order for another size; "
+            "leave the size out"
+        )
     window = prior.only_grid()
     if prior.given:
         raise UserError(

@@ -31,7 +31,13 @@ class VQGANConfig:
     kind: Literal["vqgan"] = "vqgan"
     channels: int = 3  # c of the images: 3 for colour, 1 for grey
     width: int = 128  # channels at the resolution of the images
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # of the width, at each level; each after the first halves the sides
+    multipliers: tuple[float, ...] = (
+        1,
+        1,
+        2,
+        2,
+        4,
+    )  # of the width, by level; each after the first halves the sides
     residual_blocks: int = 2  # at each level of the encoder; one more at each of the decoder
     attention_levels: tuple[int, ...] = (4,)  # levels with attention, 0 the finest; between the two halves it always is
     norm_groups: int = 32  # of the group norms
@@ -45,6 +51,8 @@ class VQGANConfig:
     quantizer: QuantizerConfig = field(default_factory=default_quantizer)
 
     def __post_init__(self) -> None:
+        whole = (int(number) if number == int(number) else number for number in self.multipliers)
+        object.__setattr__(self, "multipliers", tuple(whole))
         levels = len(self.multipliers)
         for name, valid, expected in (
             ("channels", self.channels >= 1, "at least 1"),
@@ -73,7 +81,12 @@ class VQGANConfig:
             raise UserError(
                 "model.l1_weight and model.l2_weight are both 0: give one of them, the paper has l1_weight=1"
             )
-        for width in [self.width * multiplier for multiplier in (1, *self.multipliers)]:
+        if any(abs(self.width * number - round(self.width * number)) > 1e-6 for number in self.multipliers):
+            raise UserError(
+                f"model.multipliers={self.multipliers} of model.width={self.width} give broken numbers of channels: "
+                "expected whole ones"
+            )
+        for width in self.level_widths():
             if width % self.norm_groups:
                 raise UserError(
                     f"model.norm_groups={self.norm_groups} does not divide {width} channels (model.width times a "
@@ -83,6 +96,10 @@ class VQGANConfig:
     @property
     def stride(self) -> int:
         return 2 ** (len(self.multipliers) - 1)
+
+    def level_widths(self) -> list[int]:
+        """Channels after the first convolution, and at each level, fine to coarse."""
+        return [self.width, *(round(self.width * multiplier) for multiplier in self.multipliers)]
 
 
 class Encoder(nn.Module):

@@ -61,12 +61,7 @@ def sizes_of(arguments: Arguments) -> dict[str, Any]:
         sizes["spatial_norm"] = arguments["norm_type"] == "spatial"
     if "block_out_channels" in arguments:
         width, *others = arguments["block_out_channels"]
-        if any(other % width for other in others):
-            raise UserError(
-                f"the original's block_out_channels={arguments['block_out_channels']} is not supported: expected "
-                "multiples of the first"
-            )
-        sizes.update(width=width, multipliers=(1, *(other // width for other in others)))
+        sizes.update(width=width, multipliers=(1, *(other / width for other in others)))
     if "down_block_types" in arguments:
         down = ["Attn" in block for block in arguments["down_block_types"]]
         up = ["Attn" in block for block in arguments.get("up_block_types", arguments["down_block_types"][::-1])]

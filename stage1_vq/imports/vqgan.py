@@ -50,7 +50,7 @@ def network_sizes(weights: Weights, original_name: OriginalName) -> dict[str, An
     return {
         "channels": channels,
         "width": width,
-        "multipliers": tuple(shape(f"encoder.body.down.{i}.block.0.conv1.weight")[0] // width for i in levels),
+        "multipliers": tuple(shape(f"encoder.body.down.{i}.block.0.conv1.weight")[0] / width for i in levels),
         "residual_blocks": len(numbered("encoder.body.down.0.block.{}.conv1.weight")),
         "attention_levels": tuple(i for i in levels if has(f"encoder.body.down.{i}.attn.0.proj_out.weight")),
         "spatial_norm": has("decoder.body.norm_out.conv_y.weight"),

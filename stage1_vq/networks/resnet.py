@@ -216,7 +216,7 @@ class ResnetEncoder(nn.Module):
         channels: int,
         z_channels: int,
         width: int,
-        multipliers: Sequence[int],
+        multipliers: Sequence[float],
         residual_blocks: int,
         attention_levels: Sequence[int],
         norm_groups: int,
@@ -225,7 +225,7 @@ class ResnetEncoder(nn.Module):
         attention, 0 the finest (the middle has it always); residual_blocks: in each level."""
         super().__init__()
         make_norm: MakeNorm = partial(Norm, groups=norm_groups)
-        widths = [width, *(width * multiplier for multiplier in multipliers)]
+        widths = [width, *(round(width * multiplier) for multiplier in multipliers)]
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
             DownLevel(
@@ -258,7 +258,7 @@ class ResnetDecoder(nn.Module):
         channels: int,
         z_channels: int,
         width: int,
-        multipliers: Sequence[int],
+        multipliers: Sequence[float],
         residual_blocks: int,
         attention_levels: Sequence[int],
         norm_groups: int,
@@ -269,7 +269,7 @@ class ResnetDecoder(nn.Module):
         make_norm: MakeNorm = partial(Norm, groups=norm_groups)
         if latent_channels is not None:
             make_norm = partial(SpatialNorm, groups=norm_groups, latent_channels=latent_channels)
-        widths = [*(width * multiplier for multiplier in multipliers), width * multipliers[-1]]
+        widths = [round(width * multiplier) for multiplier in (*multipliers, multipliers[-1])]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], make_norm)
         self.up = nn.ModuleList(

@@ -32,6 +32,7 @@ from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
 HEADS = {(24, 1024): 16, (24, 1664): 16, (40, 1408): 16, (48, 1536): 24}
 CLASSES = {(48, 1536): 1000}  # of a published model whose file does not tell
 
+PERMUTATION = "permuter.forward_shuffle_idx"
 IGNORED = r"blocks\.\d+\.attn\.mask$"
 NAMES = {
     r"^embedding\.": "tok_emb.",
@@ -81,14 +82,20 @@ def build_net2net(weights: Weights, config: Arguments | None = None, stage1: Fir
     """weights: the file's `state_dict`; config: arguments of `Net2NetTransformer`, or those of its GPT with the names
     of `build_gpt`. What they leave out the weights tell, or else the published models. Raises UserError."""
     arguments = config or {}
-    refuse_permuter(weights, arguments)
+    order = order_of(weights, arguments)
     own = {name.removeprefix("transformer."): tensor for name, tensor in weights.items() if name.startswith("transf")}
     own_arguments = {**arguments, **parameters(arguments, "transformer_config")}
     before = condition_of(weights, arguments, own)
-    return build(own, own_arguments, before, stage1 or first_stage_of(weights, arguments))
+    return build(own, own_arguments, before, stage1 or first_stage_of(weights, arguments), order)
 
 
-def build(weights: Weights, arguments: Arguments, before: Before, stage1: FirstStage | None) -> MinGPT:
+def build(
+    weights: Weights,
+    arguments: Arguments,
+    before: Before,
+    stage1: FirstStage | None,
+    order: tuple[int, ...] = (),
+) -> MinGPT:
     refuse(arguments, {"target": "taming.modules.transformer.mingpt.GPT"})
     for name in ("tok_emb.weight", "pos_emb", "blocks.0.attn.key.weight"):
         if name not in weights:
@@ -106,6 +113,7 @@ def build(weights: Weights, arguments: Arguments, before: Before, stage1: FirstS
         positions=positions,
         unmasked=unmasked(weights, arguments),
         start=before.start,
+        order=order,
         **given(
             arguments,
             {"dropout": "embd_pdrop", "residual_dropout": "resid_pdrop", "attention_dropout": "attn_pdrop"},
@@ -173,13 +181,18 @@ def target(arguments: Arguments, part: str) -> str:
     return str(found.get("target", "")).rpartition(".")[2] if isinstance(found, Mapping) else str(found or "")
 
 
-def refuse_permuter(weights: Weights, arguments: Arguments) -> None:
-    """Raises UserError for codes in another order than ours."""
-    shuffled = any(name.startswith("permuter.") for name in weights)
-    if shuffled or target(arguments, "permuter_config") not in ("", "Identity"):
+def order_of(weights: Weights, arguments: Arguments) -> tuple[int, ...]:
+    """The raster places of the codes in the order of the original's permuter; empty for raster order. Raises UserError
+    for a permuter whose order the file does not hold."""
+    if (stored := weights.get(PERMUTATION)) is not None:
+        order = tuple(stored.flatten().tolist())
+        return () if order == tuple(range(len(order))) else order
+    if target(arguments, "permuter_config") not in ("", "Identity"):
         raise UserError(
-            "the original permutes the codes (permuter_config), which is not supported: expected Identity, raster order"
+            f"the original permutes the codes (permuter_config), and the weights have no {PERMUTATION}, which tells "
+            "the order; give the file that training wrote, or permuter_config Identity for raster order"
         )
+    return ()
 
 
 def grid_of(params: Arguments, name: str, resolution: int | None = None) -> Grid | None:

@@ -39,11 +39,13 @@ class MinGPTConfig:
     positions: int | None = None  # places that have an embedding; None: just those of the sequence
     unmasked: int = 0  # first places, of what comes before the codes, that see each other in both directions
     start: int = 0  # the number that a sequence begins with where there are neither classes nor given codes
+    order: tuple[int, ...] = ()  # the raster places of the codes in the order of the sequence; empty: raster order
     dropout: float = 0.0  # of the embedded sequence
     residual_dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
     attention_dropout: float = 0.0  # of the shares of attention
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "order", tuple(self.order))  # JSON has made a list of it
         for name in ("layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected at least 1")
@@ -123,6 +125,16 @@ class MinGPT(AutoregressivePrior):
                 f"unmasked={config.unmasked}, expected at most {self.prefix_length}, the places before the codes: a "
                 "code must not see those after it"
             )
+        if config.order and sorted(config.order) != list(range(self.grid.size)):
+            raise UserError(
+                f"order has {len(config.order)} places, expected each of 0 to {self.grid.size - 1} once, as "
+                f"{code_spec.describe()} have; leave it out for raster order"
+            )
+        order = torch.tensor(config.order or range(self.grid.size))
+        self.order: Tensor  # n, raster places in the order of the sequence
+        self.ranks: Tensor  # n, where in the sequence each raster place is
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("ranks", order.argsort(), persistent=False)
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.positions = nn.Parameter(torch.zeros(positions, config.width))
         self.dropout = nn.Dropout(config.dropout)
@@ -136,6 +148,8 @@ class MinGPT(AutoregressivePrior):
                 nn.init.zeros_(module.bias)
 
     def place_tables(self) -> dict[str, Places]:
+        if self.config.order:  # a row is a step of the order there, and of another grid's
+            return {}
         return {"positions": Places(self.prefix_length, ((self.grid.height, self.grid.width),))}
 
     def prefix(self, batch: int, condition: Condition) -> Tensor:
@@ -162,6 +176,12 @@ class MinGPT(AutoregressivePrior):
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)
+
+    def sequence(self, codes: Codes, condition: Condition) -> Tensor:
+        return super().sequence(codes, condition)[:, self.order]
+
+    def grids_of(self, sequence: Tensor) -> tuple[Tensor, ...]:
+        return super().grids_of(sequence[:, self.ranks])
 
     def logits(self, codes: Codes, condition: Condition) -> Tensor:
         tokens = self.sequence(codes, condition)

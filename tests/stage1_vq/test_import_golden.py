@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from common.errors import UserError
 from common.renaming import renamed
-from stage1_vq.autoencoders import VQGAN
+from stage1_vq.autoencoders import VQGAN, VQGANConfig
 from stage1_vq.imports import KINDS
+from stage1_vq.imports.diffusers import name_in_diffusers
+from stage1_vq.quantizers import NearestQuantizerConfig
 from tests.golden import Golden, golden, real_shapes
 
 # Of each file: its kind, the tolerance that its makers measured, and their names for latents, codes, z_q and images.
@@ -145,6 +149,25 @@ def test_files_of_old_diffusers_versions_are_read_as_well():
     assert old.keys() != reference.weights.keys()
     model = KINDS["diffusers-vqmodel"].build(old, reference.config)
     assert torch.equal(model.encode(reference.inputs["x"])[0], reference.outputs["indices"])
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["by the config", "by the weights"])
+def test_widths_of_diffusers_that_are_no_multiples_of_the_first(told: bool):
+    """36, 48 and 60 channels: a third more, and two thirds."""
+    quantizer = NearestQuantizerConfig(codebook_size=8, dim=4, codebook_update="gradient", revive_after=0)
+    shape: dict[str, Any] = {"residual_blocks": 1, "attention_levels": (), "norm_groups": 12, "z_channels": 4}
+    torch.manual_seed(0)
+    ours = VQGAN(VQGANConfig(width=36, multipliers=(1, 48 / 36, 60 / 36), quantizer=quantizer, **shape), (16, 16))
+    named = partial(name_in_diffusers, levels=3, old=False)
+    weights = {name: tensor for key, tensor in ours.state_dict().items() if (name := named(key)) is not None}
+    assert weights["decoder.up_blocks.0.resnets.0.conv1.weight"].shape[0] == 60
+    config = {"norm_num_groups": 12, **({"block_out_channels": [36, 48, 60]} if told else {})}
+    read = KINDS["diffusers-vqmodel"].build(weights, config)
+    assert read.config.level_widths() == [36, 36, 48, 60]
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(read.decode(read.encode(images)), ours.eval().decode(ours.encode(images)))
+    with pytest.raises(UserError, match="broken numbers of channels: expected whole ones"):
+        VQGANConfig(width=36, multipliers=(1, 1.3), attention_levels=(), norm_groups=12)
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------

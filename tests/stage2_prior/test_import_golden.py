@@ -18,6 +18,7 @@ from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.llamagen import LlamaGen
 from stage2_prior.priors.mingpt import MinGPT
 from stage2_prior.sampling import SamplingConfig, sample_codes
+from stage2_prior.sliding_window import sample_larger_codes
 from stage2_prior.stepping import GuidedStepper, Stepper, walk
 from tests.golden import Golden, golden, real_shapes
 
@@ -113,6 +114,31 @@ def test_logits_given_a_class_and_given_the_start_token_are_the_originals(start)
     close(led_along(prior.stepper(2, condition), codes[0].flatten(1)), expected)
     if start == "class":
         close(prior.nll(codes, condition).mean(), reference.outputs["loss"])
+
+
+@torch.no_grad()
+def test_codes_that_the_original_permutes_have_its_logits():
+    """Its GPT sees codes[forward_shuffle_idx]: of grids whose codes, so shuffled, are those of the file, its logits."""
+    _, reference = net2net()
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    weights = {
+        **reference.weights,
+        "permuter.forward_shuffle_idx": order,
+        "permuter.backward_shuffle_idx": order.argsort(),
+    }
+    config = {**reference.config, "permuter_config": {"target": "taming.modules.transformer.permuter.RandomPermute"}}
+    stage1 = FirstStage(CodeSpec((Grid("codes", 8, 8, 64),), 16, 16), "f00d")
+    prior = KINDS["taming-net2net"].build(weights, config, stage1)
+    assert prior.config.order == tuple(order.tolist())
+    shuffled = reference.outputs["z_indices"].view(2, 64)
+    grid = torch.empty_like(shuffled).scatter_(1, order.expand(2, -1), shuffled)
+    codes, condition = (grid.view(2, 8, 8),), Condition(reference.inputs["class"])
+    close(prior.logits(codes, condition), reference.outputs["logits"])
+    assert torch.equal(prior.grids_of(prior.sequence(codes, condition))[0], codes[0])
+    drawn = sample_codes(prior, range(2), condition, 0, GREEDY)[0].flatten(1)
+    assert torch.equal(drawn[:, order], reference.outputs["greedy_indices"])
+    with pytest.raises(UserError, match="walks its codes in an order of its own"):
+        sample_larger_codes(prior, CodeSpec((Grid("codes", 9, 9, 64),), 18, 18), [0], Condition(), 0, GREEDY)
 
 
 @torch.no_grad()
@@ -330,7 +356,11 @@ TWO_GRIDS = CodeSpec((Grid("top", 2, 2, 64), Grid("bottom", 4, 4, 64)), 16, 16)
         ("taming-gpt", {"hw": 3}, "unmasked=4, expected at most 1, the places before the codes"),
         ("taming-gpt", {"hw": 5, "cond_hw": 2}, "positions=24, expected at least 28 for 5x5 codes of 64"),
         ("taming-gpt", {"hw": 4, "cond_hw": 2, "n_head": None}, "no published model has 2 layers of width 32, and no"),
-        ("taming-net2net", {"permuter_config": {"target": "taming.Subsample"}}, "the original permutes the codes"),
+        (
+            "taming-net2net",
+            {"permuter_config": {"target": "taming.Subsample"}},
+            "the original permutes the codes .*, which tells the order",
+        ),
         (
             "taming-net2net",
             {"n_classes": None, "cond_stage_config": {"target": "taming.DummyCondStage"}},
