@@ -15,7 +15,7 @@ from common import exact
 from common.exact import Product
 from stage2_prior.condition import Condition
 from stage2_prior.priors.scale_latents import ScaleLatents
-from stage2_prior.priors.var import VAR, Attention, Block, Modulation, Offsets
+from stage2_prior.priors.var import VAR, Attention, Block, Modulation, Offsets, product_scale
 
 EPSILON = 1e-6  # of every layer norm
 LOG_OF_LARGEST_FACTOR = 4.605170185988092  # the natural logarithm of Attention.largest_factor, 100
@@ -67,7 +67,10 @@ class ExactBlock:
         else:
             self.modulation = modulation(block.modulation, condition).unbind(2)
         self.qkv, self.out = Product(attention.qkv.weight, qkv_bias(attention)), Product.of(attention.out)
-        self.factors = exact.exp(attention.log_factor.double().clamp(max=LOG_OF_LARGEST_FACTOR))[:, None, None]
+        self.factors: Tensor | None = None  # None: scores are no cosines
+        if attention.log_factor is not None:
+            factors = attention.log_factor.double().clamp(max=LOG_OF_LARGEST_FACTOR)
+            self.factors = exact.exp(factors)[:, None, None]
         self.up, self.down = Product.of(feed_forward.up), Product.of(feed_forward.down)
         self.attention = exact.Attention(len(condition) * self.heads, places, self.width, condition.device)
 
@@ -76,8 +79,11 @@ class ExactBlock:
         gain1, gain2, scale1, scale2, shift1, shift2 = self.modulation  # b 1 d
         qkv = self.qkv(modulated(x, scale1, shift1)).unflatten(-1, (3, self.heads, self.width))
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # b heads m d
-        queries = exact.unit(queries).mul_(self.factors)
-        self.attention.add(exact.unit(keys).flatten(0, 1), values.flatten(0, 1))
+        if self.factors is None:
+            queries = queries * product_scale(self.width)
+        else:
+            queries, keys = exact.unit(queries).mul_(self.factors), exact.unit(keys)
+        self.attention.add(keys.flatten(0, 1), values.flatten(0, 1))
         attended = self.attention(queries.flatten(0, 1)).unflatten(0, (-1, self.heads))
         x = x + self.out(attended.transpose(1, 2).flatten(2)).mul_(gain1)
         return x + self.down(exact.gelu_by_tanh(self.up(modulated(x, scale2, shift2)))).mul_(gain2)

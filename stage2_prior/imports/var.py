@@ -13,7 +13,8 @@ from stage2_prior.priors.var import VAR, VARConfig
 
 # What follows from the sizes: the mask, the scale of each position, and the bias that keys do not have.
 IGNORED = r"(attn_bias_for_masking|lvl_1L|blocks\.\d+\.attn\.zero_k_bias)$"
-HEADS = "blocks.{}.attn.scale_mul_1H11"
+HEADS = "blocks.{}.attn.scale_mul_1H11"  # of models whose scores are cosines
+HIDDEN = "blocks.{}.ffn.fc1.weight"
 NAMES = {
     r"^word\.": "word_embed.",
     r"^classes\.": "class_emb.",
@@ -39,12 +40,14 @@ def build_var(weights: Weights, config: Arguments | None = None, stage1: FirstSt
     which the shapes of the weights tell but those of dropout; stage1: the tokenizer, whose code vectors it sees. Raises
     UserError."""
     arguments = config or {}
-    refuse(arguments, {"attn_l2_norm": True, "mlp_ratio": 4.0, "norm_eps": 1e-6})
-    layers = len(list(takewhile(lambda number: HEADS.format(number) in weights, count())))
-    needed = [HEADS.format(0), "class_emb.weight", "pos_1LC", "head.weight"]
+    refuse(arguments, {"norm_eps": 1e-6})
+    layers = len(list(takewhile(lambda number: HIDDEN.format(number) in weights, count())))
+    needed = [HIDDEN.format(0), "class_emb.weight", "pos_1LC", "head.weight"]
     if missing := [name for name in needed if name not in weights]:
         raise UserError(f"the weights have no {first_few(missing)}: they are not those of VAR's transformer")
     codes, width = weights["pos_1LC"].shape[1:]
+    cosine, ratio = HEADS.format(0) in weights, len(weights[HIDDEN.format(0)]) / width
+    refuse(arguments, {"attn_l2_norm": cosine, "mlp_ratio": ratio})
     predicts = f"the weights predict {codes} codes of {len(weights['head.weight'])}"
     if stage1 is None:
         raise UserError(f"{predicts}, and see them through their tokenizer: import it first, and give it as --stage1")
@@ -59,7 +62,9 @@ def build_var(weights: Weights, config: Arguments | None = None, stage1: FirstSt
         VARConfig(
             layers=layers,
             width=width,
-            heads=weights[HEADS.format(0)].shape[1],
+            heads=heads_of(weights, arguments),
+            cosine_attention=cosine,
+            mlp_ratio=ratio,
             shared_adaln="shared_ada_lin.1.weight" in weights,
             dropout=arguments.get("drop_rate", 0.0),
             drop_path=arguments.get("drop_path_rate", layers / 240),
@@ -73,6 +78,18 @@ def build_var(weights: Weights, config: Arguments | None = None, stage1: FirstSt
     load_renamed(prior, heads_alone, name_in_var, IGNORED)
     prior.latents.fill(latents)
     return prior.eval()
+
+
+def heads_of(weights: Weights, arguments: Arguments) -> int:
+    """Raises UserError where neither the weights nor the config tell."""
+    cosine = weights.get(HEADS.format(0))
+    if cosine is not None:
+        return cosine.shape[1]
+    if "num_heads" not in arguments:
+        raise UserError(
+            "the weights of a model without attn_l2_norm do not tell its number of heads; give num_heads in --config"
+        )
+    return int(arguments["num_heads"])
 
 
 def name_in_var(key: str) -> str | None:

@@ -46,6 +46,8 @@ class VARConfig:
     shared_adaln: bool = False  # one modulation for all blocks and offsets of each; else each block has its own
     dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
     drop_path: float = 0.0  # share of samples for which the last block adds nothing; rises to it from 0 at the first
+    cosine_attention: bool = True  # scores are cosines times a learned factor; else a quarter of the usual products
+    mlp_ratio: float = 4.0  # width inside a feed-forward layer, as a multiple of d
     initial_gain: float = 1e-5  # of what a block adds to the residual stream, as a factor of its usual start
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class VARConfig:
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
+        if round(self.width * self.mlp_ratio) < 1:
+            raise UserError(f"mlp_ratio={self.mlp_ratio}, expected above 0; published: 4")
         if not self.initial_gain > 0:
             raise UserError(f"initial_gain={self.initial_gain}, expected above 0; published: 1e-3 to 5e-6")
 
@@ -90,7 +94,8 @@ class Offsets(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention by the cosine of queries and keys, times a learned factor of each head. Keys have no bias."""
+    """Self-attention by the cosine of queries and keys, times a learned factor of each head, or by their products, a
+    quarter of the usual ones. Keys have no bias."""
 
     largest_factor = 100.0
 
@@ -100,7 +105,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(config.width))
         self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.log_factor = nn.Parameter(torch.full((config.heads,), math.log(4)))
+        factor = nn.Parameter(torch.full((config.heads,), math.log(4))) if config.cosine_attention else None
+        self.log_factor: Tensor | None
+        self.register_parameter("log_factor", factor)
         self.out = nn.Linear(config.width, config.width)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,6 +115,8 @@ class Attention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        if self.log_factor is None:
+            return q * product_scale(q.shape[-1]), k, v
         factor = self.log_factor.float().clamp(max=math.log(self.largest_factor)).exp()  # heads
         q, k = F.normalize(q.float(), dim=-1) * factor[:, None, None], F.normalize(k.float(), dim=-1)
         return q.to(v.dtype), k.to(v.dtype), v
@@ -118,11 +127,16 @@ class Attention(nn.Module):
         return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
 
 
+def product_scale(head_width: int) -> float:
+    """Of products of queries and keys, as published."""
+    return 0.25 / math.sqrt(head_width)
+
+
 class FeedForward(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, ratio: float):
         super().__init__()
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = nn.Linear(width, round(width * ratio))
+        self.down = nn.Linear(round(width * ratio), width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -133,7 +147,7 @@ class Block(nn.Module):
         super().__init__()
         self.modulation: Any = Offsets(config.width) if config.shared_adaln else Modulation(config.width, 6)
         self.attention = Attention(config)
-        self.feed_forward = FeedForward(config.width)
+        self.feed_forward = FeedForward(config.width, config.mlp_ratio)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(

@@ -13,9 +13,10 @@ from common.errors import UserError
 from stage1_vq.autoencoders import VQGAN
 from stage1_vq.imports.var import import_var
 from stage2_prior.condition import Condition
+from stage2_prior.exact.var import ExactVAR
 from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.var import build_var
-from stage2_prior.priors.var import VAR, VARConfig
+from stage2_prior.priors.var import VAR, Attention, VARConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import GuidedStepper
 from tests.golden import Golden, golden, real_shapes
@@ -117,6 +118,47 @@ def test_published_sizes_are_told_by_the_shapes(layers):
     assert sum(weight.numel() for weight in prior.parameters()) == pytest.approx(millions * 1e6, rel=0.04)
 
 
+@torch.no_grad()
+def test_other_networks_of_the_original_are_read():
+    """Without attn_l2_norm, and with another mlp_ratio: what the weights tell, and their number of heads, which they do
+    not."""
+    reference, stage1 = golden("var_transformer"), first_stage(tokenizer())
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: weight for name, weight in reference.weights.items() if "scale_mul" not in name}
+    for name, weight in weights.items():
+        if ".ffn." in name:
+            shape = [80 if side == 128 else side for side in weight.shape]
+            weights[name] = 0.1 * torch.randn(shape, generator=generator)
+    with pytest.raises(UserError, match="do not tell its number of heads; give num_heads in --config"):
+        build_var(weights, None, stage1)
+    for wrong in ({"attn_l2_norm": True}, {"mlp_ratio": 4.0}):
+        with pytest.raises(UserError, match=f"the original's {next(iter(wrong))}=.* is not supported: expected"):
+            build_var(weights, {"num_heads": 2, **wrong}, stage1)
+    prior = build_var(weights, {"num_heads": 2, "attn_l2_norm": False, "mlp_ratio": 2.5}, stage1)
+    assert (prior.config.cosine_attention, prior.config.mlp_ratio) == (False, 2.5)
+    condition = Condition(reference.inputs["label"])
+    codes = prior.grids_of(reference.inputs["codes"])
+    logits = prior.logits(codes, condition)
+    # Products of the exact walk round their factors.
+    for stepper, tolerance in (
+        (prior.stepper(len(codes[0]), condition), 5e-5),
+        (ExactVAR(prior, len(codes[0]), condition), 2e-2),
+    ):
+        found = [stepper.next(codes[step - 1].flatten(1) if step else None) for step in range(4)]
+        close(torch.cat(found, dim=1).float(), logits, tolerance)
+
+
+@torch.no_grad()
+def test_scores_that_are_no_cosines_are_a_quarter_of_the_usual_products():
+    torch.manual_seed(0)
+    attention = Attention(VARConfig(width=8, heads=2, cosine_attention=False))
+    x, mask = torch.randn(2, 3, 8), torch.ones(3, 3, dtype=torch.bool).tril_()
+    q, k, v = (x @ attention.qkv.weight.T).view(2, 3, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    scores = (q @ k.mT * 0.25 / 2).masked_fill(~mask, -torch.inf)
+    expected = attention.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    close(attention.attend(*attention.project(x), mask), expected, 1e-6)
+
+
 def test_weights_without_their_tokenizer_are_refused():
     reference = golden("var_transformer")
     with pytest.raises(UserError, match="predict 30 codes of 48, and see them through their tokenizer: import"):
@@ -137,4 +179,4 @@ def test_other_weights_and_other_networks_are_refused():
     with pytest.raises(UserError, match=r"missing: blocks\.1\.ffn\.fc2\.bias"):
         build_var({k: v for k, v in reference.weights.items() if k != "blocks.1.ffn.fc2.bias"}, None, stage1)
     with pytest.raises(UserError, match="the original's attn_l2_norm=False is not supported: expected True"):
-        build_var(reference.weights, {"attn_l2_norm": False}, stage1)
+        build_var(reference.weights, {"attn_l2_norm": False}, stage1)  # which has the factors of such scores
