@@ -5,8 +5,8 @@
 Stage one: the VQ-VAE of the recipe `mnist_quickstart`, trained on MNIST for 1,500 steps; then on grey crops of 28x28
 pixels of photos (a folder or a tar), random parts of each, fresh and with `start_from`. Stage two: a transformer over
 the codes of these crops by the first tokenizer, fresh and from one that learned MNIST's codes by the same. Learning
-rates are constant and the same on both sides; held-out pictures are judged every 25 steps. Prints, for each seed, what
-the fresh run came to after all its steps, and the first step at which the other was as good. Runs go on where they
+rates are constant and the same on both sides; held-out pictures are judged every 25 steps. Prints, for each seed,
+when each was as good as the fresh one is after an eighth, a quarter, a half and all of its steps. Runs go on where they
 stopped.
 """
 
@@ -35,19 +35,16 @@ def curve(run: Path, metric: str) -> dict[int, float]:
 
 
 def compare(name: str, metric: str, fresh: Path, begun: Path) -> None:
-    """One line: what the fresh run came to at last, and when the other was as good."""
+    """When both were what the fresh run came to after an eighth, a quarter, a half and all of its steps."""
     first, second = curve(fresh, metric), curve(begun, metric)
-    last = max(first)
-    reached = min(first.values())
-    needed = min(step for step, value in first.items() if value <= reached)
-    step = next((step for step, value in sorted(second.items()) if value <= reached), None)
-    said = "never" if step is None else f"at step {step}, {step / needed:.2f} of the steps"
-    at = second[min(second)], first[min(first)]
-    print(
-        f"{name}: fresh {metric} {reached:.5f} at step {needed} of {last}; from MNIST {said}; after {min(first)} steps "
-        f"{at[0]:.5f} and fresh {at[1]:.5f}; at the end {second[max(second)]:.5f}",
-        flush=True,
-    )
+    for share in (8, 4, 2, 1):
+        step = max(first) // share // EVERY * EVERY
+        value = min(found for at, found in first.items() if at <= step)
+        needed = min(at for at, found in first.items() if found <= value)
+        reached = next((at for at, found in sorted(second.items()) if found <= value), None)
+        said = "never" if reached is None else f"step {reached}, {reached / needed:.2f} of them"
+        print(f"{name}: {metric} {value:.5f}: fresh at step {needed}, from MNIST {said}", flush=True)
+    print(f"{name}: at the end fresh {min(first.values()):.5f}, from MNIST {min(second.values()):.5f}", flush=True)
 
 
 def main() -> None:
