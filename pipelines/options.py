@@ -21,7 +21,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 import configs
 from common.errors import FieldError, UserError
 from common.files import read_json
-from common.model_io import CONFIG_NAME
 from common.own_code import refuse_code
 from common.runs import SEQUENCE, TABLE, VAE, stage_of_recipe, stage_of_run
 from common.safe_yaml import load_yaml
@@ -29,7 +28,6 @@ from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
 from pipelines.help import help_of
 from pipelines.mistakes import check_arguments, check_fields, explain, is_given
-from pipelines.model_folders import stage_folder
 
 Config = TypeVar("Config")
 
@@ -215,6 +213,8 @@ def split_start(arguments: Sequence[str], recipes: str) -> tuple[Path | None, li
     named, rest = peek.parse_known_args(arguments)
     if named.start is None:
         return None, rest
+    from pipelines.model_folders import stage_folder  # torch, which most commands need not wait for
+
     if is_given("start_from", rest):
         raise UserError(f"got --from {named.start} and --start_from, expected one of them; leave --start_from out")
     return stage_folder(named.start, {"stage2": "stage2"}.get(recipes, "stage1")), rest
@@ -222,6 +222,8 @@ def split_start(arguments: Sequence[str], recipes: str) -> tuple[Path | None, li
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The `model` of a recipe that makes such a model as the folder holds. Raises UserError."""
+    from common.model_io import CONFIG_NAME  # likewise
+
     description = read_json(folder / CONFIG_NAME)
     config = description.get("arguments", {}).get("config")
     if not isinstance(config, dict):
