@@ -26,9 +26,10 @@ from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cross_entropy import nll_of, smoothed_nll_of
-from stage2_prior.masked_sampling import Draw, Fill, Uniforms
+from stage2_prior.masked_sampling import SHARES, Draw, Fill, Uniforms, filling_by
 from stage2_prior.priors.base import NO_CODE, Places, Prior
 from stage2_prior.priors.transformer_layers import FeedForward, RMSNorm, TransformerConfig, place_angles, turn
+from stage2_prior.sampling_config import MaskSchedule, Order
 
 
 class MaskedConfig(Protocol):
@@ -94,10 +95,12 @@ class Block(nn.Module):
 
 class MaskedPrior(Prior):
     """Codes of any number of grids, in any order: `masked_logits`. Kinds differ in which shares of the codes they hide
-    in training, how they weigh the loss, and in `sampling_steps`, `hidden_share` and `filling`, by which they are
-    sampled."""
+    in training, how they weigh the loss, and in `sampling_steps`, `mask_schedule` and `order`, by which they are
+    sampled unless one says; a kind that none of these fits has `hidden_share` and `filling` of its own."""
 
     sampling_steps: ClassVar[int]
+    mask_schedule: ClassVar[MaskSchedule]
+    order: ClassVar[Order]
     config: MaskedConfig
 
     def __init__(self, config: MaskedConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
@@ -185,7 +188,7 @@ class MaskedPrior(Prior):
 
     def hidden_share(self, progress: float) -> float:
         """Share of the codes that are still hidden when `progress` (0 to 1) of the sampling steps are done: 1 to 0."""
-        raise NotImplementedError
+        return SHARES[self.mask_schedule](progress)
 
     def filling(
         self,
@@ -198,7 +201,7 @@ class MaskedPrior(Prior):
         """Which hidden codes a step fills in, and with what. counts: how many each step fills of each sample
         (`codes_per_step`). known: b n, bool, where no code is hidden. choice_temperature: None for a prior that has
         none of its own."""
-        raise NotImplementedError
+        return filling_by(self.order, counts, known, self.code_spec.grids, uniforms, draw, choice_temperature or 0.0)
 
     def hidden_nll(self, sequence: Tensor, hidden: Tensor, condition: Condition, label_smoothing: float = 0) -> Tensor:
         """Cross-entropy `b n`, float32, in nats, of the codes that are `hidden` (bool, b n) given the others, which
