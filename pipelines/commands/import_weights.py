@@ -36,6 +36,7 @@ class ImportConfig:
         "llamagen-gpt",
         "var",
         "pixelsnail",
+        "halton-maskgit",
         "vdvae",
         "nvae",
     ]  # the project and model that the weights are from

@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.foreign_weights import Arguments
 from common.renaming import Weights
 from stage2_prior.imports.first_stage import FirstStage
+from stage2_prior.imports.halton_maskgit import build_halton_maskgit
 from stage2_prior.imports.llamagen import build_llamagen
 from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.imports.taming import build_gpt, build_net2net
@@ -44,6 +45,7 @@ KINDS = {
     "llamagen-gpt": Kind(build_llamagen, ("model", "module", "state_dict")),
     "var": Kind(build_var, ("trainer.var_wo_ddp",)),
     "pixelsnail": Kind(build_level, ("model",)),
+    "halton-maskgit": Kind(build_halton_maskgit, ("model_state_dict",)),
 }
 
 __all__ = ["KINDS", "FirstStage", "Kind"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.diffusion import Diffusion, DiffusionConfig
+from stage2_prior.priors.halton_maskgit import HaltonMaskGIT, HaltonMaskGITConfig
 from stage2_prior.priors.hierarchical import Hierarchical, HierarchicalConfig
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
 from stage2_prior.priors.masked import MaskedPrior
@@ -27,6 +28,7 @@ PRIORS: dict[str, type[Prior]] = {
     "hierarchical": Hierarchical,
     "maskgit": MaskGIT,
     "diffusion": Diffusion,
+    "halton_maskgit": HaltonMaskGIT,
 }
 PriorConfig = (
     TransformerConfig
@@ -39,6 +41,7 @@ PriorConfig = (
     | HierarchicalConfig
     | MaskGITConfig
     | DiffusionConfig
+    | HaltonMaskGITConfig
 )
 
 __all__ = [
@@ -47,6 +50,8 @@ __all__ = [
     "AutoregressivePrior",
     "Diffusion",
     "DiffusionConfig",
+    "HaltonMaskGIT",
+    "HaltonMaskGITConfig",
     "Hierarchical",
     "HierarchicalConfig",
     "LlamaGen",

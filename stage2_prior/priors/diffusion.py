@@ -15,7 +15,7 @@ from codes.spec import Codes
 from common.draws import spread
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import TrainingLoss
-from stage2_prior.priors.masked import MaskedPrior, hide, network_of
+from stage2_prior.priors.masked import MaskedTransformer, hide, network_of
 from stage2_prior.priors.transformer_layers import TransformerConfig
 
 
@@ -37,7 +37,7 @@ class DiffusionConfig:
         return network_of(self)
 
 
-class Diffusion(MaskedPrior):
+class Diffusion(MaskedTransformer):
     kind = "diffusion"
     config_class = DiffusionConfig
     config: DiffusionConfig

@@ -14,7 +14,7 @@ from common.draws import spread
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import TrainingLoss
-from stage2_prior.priors.masked import MaskedPrior, hide, network_of
+from stage2_prior.priors.masked import MaskedTransformer, hide, network_of
 from stage2_prior.priors.transformer_layers import TransformerConfig
 
 
@@ -39,7 +39,7 @@ class MaskGITConfig:
         return network_of(self)
 
 
-class MaskGIT(MaskedPrior):
+class MaskGIT(MaskedTransformer):
     kind = "maskgit"
     config_class = MaskGITConfig
     config: MaskGITConfig
