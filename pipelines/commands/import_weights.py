@@ -37,6 +37,7 @@ class ImportConfig:
         "var",
         "pixelsnail",
         "halton-maskgit",
+        "titok-maskgit",
         "vdvae",
         "nvae",
     ]  # the project and model that the weights are from

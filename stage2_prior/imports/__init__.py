@@ -14,6 +14,7 @@ from stage2_prior.imports.halton_maskgit import build_halton_maskgit
 from stage2_prior.imports.llamagen import build_llamagen
 from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.imports.taming import build_gpt, build_net2net
+from stage2_prior.imports.titok_maskgit import build_titok_maskgit
 from stage2_prior.imports.var import build_var
 from stage2_prior.priors.base import Prior
 
@@ -46,6 +47,7 @@ KINDS = {
     "var": Kind(build_var, ("trainer.var_wo_ddp",)),
     "pixelsnail": Kind(build_level, ("model",)),
     "halton-maskgit": Kind(build_halton_maskgit, ("model_state_dict",)),
+    "titok-maskgit": Kind(build_titok_maskgit, ("model_state_dict", "state_dict")),
 }
 
 __all__ = ["KINDS", "FirstStage", "Kind"]

@@ -13,6 +13,7 @@ from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.rq_transformer import RQTransformer, RQTransformerConfig
+from stage2_prior.priors.titok_maskgit import TiTokMaskGIT, TiTokMaskGITConfig
 from stage2_prior.priors.transformer import Transformer
 from stage2_prior.priors.transformer_layers import TransformerConfig
 from stage2_prior.priors.var import VAR, VARConfig
@@ -29,6 +30,7 @@ PRIORS: dict[str, type[Prior]] = {
     "maskgit": MaskGIT,
     "diffusion": Diffusion,
     "halton_maskgit": HaltonMaskGIT,
+    "titok_maskgit": TiTokMaskGIT,
 }
 PriorConfig = (
     TransformerConfig
@@ -42,6 +44,7 @@ PriorConfig = (
     | MaskGITConfig
     | DiffusionConfig
     | HaltonMaskGITConfig
+    | TiTokMaskGITConfig
 )
 
 __all__ = [
@@ -69,6 +72,8 @@ __all__ = [
     "PriorConfig",
     "RQTransformer",
     "RQTransformerConfig",
+    "TiTokMaskGIT",
+    "TiTokMaskGITConfig",
     "Transformer",
     "TransformerConfig",
     "VARConfig",

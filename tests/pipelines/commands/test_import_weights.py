@@ -254,6 +254,21 @@ def test_the_command_makes_a_masked_prior_of_halton_maskgit(tmp_path, capsys):
     torch.testing.assert_close(logits[seen], reference.outputs["logits"][seen][..., :-1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["maskgit_imagebert", "maskgit_uvit"])
+def test_the_command_makes_a_masked_prior_of_titok(name, tmp_path, capsys):
+    reference = golden_frontier(name)
+    save_tensors(reference.weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model": reference.config["model"]}))
+    files = ("--weights", str(tmp_path / "model.safetensors"), "--config", str(tmp_path / "config.json"))
+    line = run(capsys, "import", "--kind", "titok-maskgit", *files, "--out", str(tmp_path / "prior"))
+    assert line.startswith("1x12 codes of 24 (256x256x3 images): the titok_maskgit prior is in ")
+    prior = load_pretrained(tmp_path / "prior", PRIORS)
+    ids = reference.inputs["ids"]
+    with torch.no_grad():
+        logits = prior.masked_logits(ids.masked_fill(ids == 24, -1), Condition(reference.inputs["condition"]))
+    torch.testing.assert_close(logits, reference.outputs["logits_cond"], rtol=1e-5, atol=2e-4)
+
+
 def test_the_command_makes_a_prior_of_a_gpt_alone(tmp_path, capsys):
     reference = golden("taming_gpt")
     save_tensors(reference.weights, tmp_path / "gpt.safetensors")
