@@ -133,7 +133,7 @@ class SamplingConfig:
         if self.remask != "off" or (self.order is not None and self.order not in CHOICE_TEMPERATURES):
             return None
         own = prior.choice_temperature
-        if self.order is not None and self.order != prior.order:
+        if self.order is not None and self.order != prior.fill_order:
             own = CHOICE_TEMPERATURES[self.order]
         return own if own is None or self.choice_temperature is None else self.choice_temperature
 

@@ -43,7 +43,7 @@ class Diffusion(MaskedTransformer):
     config: DiffusionConfig
     sampling_steps = 64
     mask_schedule = "linear"
-    order = "random"
+    fill_order = "random"
 
     def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:
         """The bound on the nll per code, estimated at one time for each sample, the times of a batch evenly apart.

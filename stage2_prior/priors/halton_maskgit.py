@@ -27,7 +27,7 @@ from common.draws import spread, uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cross_entropy import nll_of
-from stage2_prior.priors.base import TrainingLoss
+from stage2_prior.priors.base import Places, TrainingLoss
 from stage2_prior.priors.masked import MaskedPrior
 
 EPSILON = 1e-5  # of every norm, inside the root
@@ -145,7 +145,7 @@ class HaltonMaskGIT(MaskedPrior):
     reads_given = False
     sampling_steps = 32
     mask_schedule = "arccos"
-    order = "halton"
+    fill_order = "halton"
 
     def __init__(self, config: HaltonMaskGITConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
         """facts: as for `Prior`. Raises UserError for codes of several grids."""
@@ -160,6 +160,10 @@ class HaltonMaskGIT(MaskedPrior):
         self.modulation = Modulation(width, 2)
         self.bias = nn.Parameter(torch.zeros(grid.vocabulary + 1))
         self.initialise()
+
+    def place_tables(self) -> dict[str, Places]:
+        grid = self.only_grid()
+        return {"places.weight": Places(0, ((grid.height, grid.width),))}
 
     def initialise(self) -> None:
         """As published: blocks begin as identities."""

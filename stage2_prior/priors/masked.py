@@ -101,12 +101,12 @@ class Block(nn.Module):
 
 class MaskedPrior(Prior):
     """Codes of any number of grids, in any order: `masked_logits`. Kinds differ in which shares of the codes they hide
-    in training, how they weigh the loss, and in `sampling_steps`, `mask_schedule` and `order`, by which they are
+    in training, how they weigh the loss, and in `sampling_steps`, `mask_schedule` and `fill_order`, by which they are
     sampled unless one says; a kind that none of these fits has `hidden_share` and `filling` of its own."""
 
     sampling_steps: ClassVar[int]
     mask_schedule: ClassVar[MaskSchedule]
-    order: ClassVar[Order]
+    fill_order: ClassVar[Order]
     config: LevelsConfig
 
     def __init__(self, config: LevelsConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
@@ -155,7 +155,9 @@ class MaskedPrior(Prior):
         """Which hidden codes a step fills in, and with what. counts: how many each step fills of each sample
         (`codes_per_step`). known: b n, bool, where no code is hidden. choice_temperature: None for a prior that has
         none of its own."""
-        return filling_by(self.order, counts, known, self.code_spec.grids, uniforms, draw, choice_temperature or 0.0)
+        return filling_by(
+            self.fill_order, counts, known, self.code_spec.grids, uniforms, draw, choice_temperature or 0.0
+        )
 
     def hidden_nll(self, sequence: Tensor, hidden: Tensor, condition: Condition, label_smoothing: float = 0) -> Tensor:
         """Cross-entropy `b n`, float32, in nats, of the codes that are `hidden` (bool, b n) given the others, which

@@ -45,7 +45,7 @@ class MaskGIT(MaskedTransformer):
     config: MaskGITConfig
     sampling_steps = 12  # a dozen gave the best images of the paper
     mask_schedule = "cosine"
-    order = "confidence"
+    fill_order = "confidence"
     choice_temperature = 4.5  # as published
 
     def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:

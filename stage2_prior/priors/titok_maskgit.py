@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from codes.spec import Codes, CodeSpec
 from common.draws import spread
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.priors.base import TrainingLoss
+from stage2_prior.priors.base import Places, TrainingLoss
 from stage2_prior.priors.masked import MaskedPrior, hide
 
 
@@ -148,7 +148,7 @@ class TiTokMaskGIT(MaskedPrior):
     reads_given = False
     sampling_steps = 8
     mask_schedule = "arccos"
-    order = "confidence"
+    fill_order = "confidence"
     choice_temperature = 4.5  # the default of the published code
 
     def __init__(self, config: TiTokMaskGITConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
@@ -161,6 +161,23 @@ class TiTokMaskGIT(MaskedPrior):
         self.network = NETWORKS[config.network](config)
         self.output = nn.Linear(config.width, grid.vocabulary)
         self.initialise()
+
+    def fitted(self, name: str, weight: Tensor, fresh: Tensor, other: Self) -> Tensor | None:
+        """In the one table of codes and classes, the classes are those of their names."""
+        if (
+            name == "embedding.weight"
+            and self.vocabularies == other.vocabularies
+            and weight.shape[1:] == fresh.shape[1:]
+        ):
+            codes = self.vocabularies[0] + 1
+            classes = self.classes_of(weight[codes:], other)
+            kept = classes.shape == weight[codes:].shape and torch.equal(classes, weight[codes:])
+            return weight if kept else torch.cat([weight[:codes], classes])
+        return super().fitted(name, weight, fresh, other)
+
+    def place_tables(self) -> dict[str, Places]:
+        grid = self.only_grid()
+        return {"places": Places(1, ((grid.height, grid.width),))}
 
     def initialise(self) -> None:
         for name, parameter in self.named_parameters():
