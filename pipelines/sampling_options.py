@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from common.precision import AnyPrecision, Precision
-from stage2_prior.sampling_config import SamplingConfig
+from stage2_prior.sampling_config import MaskSchedule, Order, ReMask, SamplingConfig
+
+WAY = ("order", "choice_temperature", "remask", "remask_rate", "remask_start", "remask_end", "remask_filled")
+"""Settings by which a masked prior fills in its codes, which mean something together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,14 @@ class SamplingOptions:
     guidance_start: float | None = None  # share of an image's steps before which there is none
     guidance_end: float | None = None  # share of an image's steps after which there is none
     steps: int | None = None  # of a maskgit or diffusion prior for an image (12 and 64): fewer are faster
-    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
+    order: Order | None = None  # in which a masked prior fills in its codes; left out: as it learned to
+    choice_temperature: float | None = None  # of the orders confidence and entropy: chance in what stays; 0 is none
+    mask_schedule: MaskSchedule | None = None  # how many codes of a masked prior are filled when
+    remask: ReMask | None = None  # a masked prior takes codes back and draws them anew; its order is random then
+    remask_rate: float | None = None  # how many it takes back, from 0 to 1; 0.05 is usual, of confidence 1
+    remask_start: float | None = None  # share of an image's steps before which it takes none back
+    remask_end: float | None = None  # share of an image's steps after which it takes none back
+    remask_filled: float | None = None  # of remask loop: share of the codes that are filled while it goes on
     precision: AnyPrecision | None = None  # what prior and decoder compute in, faster on GPUs; no: as the weights are
     decoder_precision: AnyPrecision | None = None  # the decoder alone, as where fp16 overflows; left out: as the prior
     lookahead: Literal["auto", "off"] | int | None = None  # codes guessed and checked in one pass; never other codes
@@ -39,6 +49,8 @@ class SamplingOptions:
         given = {name: value for name, value in asked.items() if value is not None}
         if self.precision == "no":
             given["precision"] = None
+        if self.order is not None or self.remask is not None:  # another way than the model's, and nothing of that
+            default = replace(default, **{name: getattr(SamplingConfig(), name) for name in WAY})
         return replace(default, **given)
 
 

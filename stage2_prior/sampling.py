@@ -20,9 +20,19 @@ from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.drawing import Seed, draw, uniforms_of
 from stage2_prior.in_parts import draw_in_parts
 from stage2_prior.lookahead import Drawn, draw_ahead, looks_ahead, pace_of
-from stage2_prior.masked_sampling import codes_per_step, padded, unmask
+from stage2_prior.masked_sampling import (
+    CHOICE_STREAM,
+    CODE_STREAM,
+    SHARES,
+    Fill,
+    codes_per_step,
+    filling_by,
+    padded,
+    unmask,
+)
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.masked import MaskedPrior
+from stage2_prior.remasking import ReMasking, hidden_shares
 from stage2_prior.sampling_config import SamplingConfig
 from stage2_prior.stepping import GuidedStepper, GuidedWindowStepper, Stepper, WindowStepper, guided, walk
 
@@ -200,22 +210,39 @@ def fill_in(
     known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Codes `b n` and whether all logits were finite, of a prior that fills in hidden codes, many at a step. The steps
-    are spread over the codes that are to be drawn, which may be more for one sample than for another."""
+    are spread over the codes that are to be drawn, which may be more for one sample than for another; where codes are
+    taken back, there may be more steps than codes."""
     batch, device, positions = len(indices), next(prior.parameters()).device, prior.code_spec.codes_per_image
     finite = torch.ones((), dtype=torch.bool, device=device)
     start = torch.full((batch, positions), -1, device=device) if known is None else known
     hidden = [positions] * batch if known is None else (known < 0).sum(dim=1).tolist()
-    counts = [codes_per_step(number, sampling.steps or prior.sampling_steps, prior.hidden_share) for number in hidden]
-    steps = max(map(len, counts), default=0)
+    asked = sampling.steps or prior.sampling_steps
+    share = prior.hidden_share if sampling.mask_schedule is None else SHARES[sampling.mask_schedule]
+    counts = [codes_per_step(number, asked, share) for number in hidden]
+    lengths = [len(row) for row in counts]
+    if sampling.remask != "off":
+        lengths = [asked if number else 0 for number in hidden]
+    steps = max(lengths, default=0)
     if steps == 0:
         return start, finite
 
     def uniforms(numbers: int, stream: int) -> Tensor:
         return uniforms_of(seed, indices, numbers, device, stream)
 
-    temperature = prior.choice_temperature if sampling.choice_temperature is None else sampling.choice_temperature
-    fill = prior.filling(counts, start >= 0, uniforms, partial(draw, sampling=sampling), temperature)
-    guidance = [[sampling.guidance_at(step, len(row)) for step in range(len(row))] for row in counts]
+    drawn, choice_temperature = partial(draw, sampling=sampling), sampling.choice_temperature_for(prior)
+    fill: Fill
+    if sampling.remask != "off":
+        codes, noise = (
+            uniforms(steps * positions, stream).unflatten(1, (steps, positions))
+            for stream in (CODE_STREAM, CHOICE_STREAM)
+        )
+        fill = ReMasking(hidden_shares(steps, share, sampling), sampling, codes, noise, start >= 0, drawn)
+    elif sampling.order is None:
+        fill = prior.filling(counts, start >= 0, uniforms, drawn, choice_temperature)
+    else:
+        grids = prior.code_spec.grids
+        fill = filling_by(sampling.order, counts, start >= 0, grids, uniforms, drawn, choice_temperature or 0.0)
+    guidance = [[sampling.guidance_at(step, length) for step in range(length)] for length in lengths]
     passes = MaskedPasses(prior, condition, None if sampling.guidance == 1 else guidance, known is not None)
     no_codes = prior.no_codes()
 

@@ -1,4 +1,4 @@
-"""How codes are drawn from a prior: temperature, top-k, top-p, min-p, guidance and steps."""
+"""How codes are drawn from a prior: temperature, top-k, top-p, min-p, guidance, steps and the order of the codes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from common.short_repr import changes
 if TYPE_CHECKING:  # the options of commands are made of this class, and their help need not wait for torch
     from stage2_prior.priors.base import Prior
 
+Order = Literal["confidence", "random", "halton", "entropy"]
+MaskSchedule = Literal["cosine", "linear", "arccos"]
+ReMask = Literal["off", "cap", "rescale", "confidence", "loop"]
+
+CHOICE_TEMPERATURES = {"confidence": 4.5, "entropy": 0.0}
+"""Of the orders that go by what the prior makes of a place, where a prior of another order is asked for them."""
+REMASK_RATES = {"cap": 0.05, "rescale": 0.05, "confidence": 1.0, "loop": 0.05}
+WHOLE, LOOP = (0.0, 1.0), (0.45, 0.95)  # shares of the steps in which codes are hidden again
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -25,7 +34,14 @@ class SamplingConfig:
     guidance_start: float = 0.0  # share of an image's steps before which there is none
     guidance_end: float = 1.0  # share of an image's steps after which there is none
     steps: int | None = None  # of a masked prior for an image; None = its own: 12 of maskgit, 64 of diffusion
-    choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; None = 4.5, as published
+    order: Order | None = None  # in which a masked prior fills in its codes; None = its own (confidence, random)
+    choice_temperature: float | None = None  # chance in the orders confidence (None = 4.5, as published), entropy (0)
+    mask_schedule: MaskSchedule | None = None  # how many codes are filled when; None = its own (cosine, linear)
+    remask: ReMask = "off"  # how a masked prior takes codes back and draws them anew (ReMDM); its order is random then
+    remask_rate: float | None = None  # eta: how many it takes back; None = 0.05, of confidence 1
+    remask_start: float | None = None  # share of an image's steps before which it takes none; None = 0, of loop 0.45
+    remask_end: float | None = None  # share of the steps after which it takes none; None = 1, of loop 0.95
+    remask_filled: float | None = None  # share of the codes that are filled while a loop goes on; None = 0.9
     precision: Precision | None = None  # what the prior computes in, and the decoder; None = as their weights are
     decoder_precision: AnyPrecision | None = None  # of the decoder alone; None = as the prior, "no" = none
     lookahead: Literal["auto", "off"] | int = "auto"  # codes checked in one pass; auto = as many as are fastest
@@ -57,9 +73,69 @@ class SamplingConfig:
                 f"choice_temperature={self.choice_temperature}, expected 0 (always the surest codes) or more; 4.5 is "
                 "usual"
             )
-
+        self.check_filling()
         if not isinstance(self.lookahead, str) and self.lookahead < 1:
             raise UserError(f"lookahead={self.lookahead}, expected at least 1 code, auto, or off")
+
+    def check_filling(self) -> None:
+        """Raises UserError for ways to fill in codes that there are not."""
+        for name, among in (("order", Order), ("mask_schedule", MaskSchedule), ("remask", ReMask)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(among):
+                raise UserError(f"{name}={value}, expected one of {', '.join(get_args(among))}")
+        if self.remask != "off" and self.order not in (None, "random"):
+            raise UserError(
+                f"got remask={self.remask} with order={self.order}, expected either: whoever takes codes back fills "
+                "them in by chance; leave order out, or say remask off"
+            )
+        details = ("remask_rate", "remask_start", "remask_end", "remask_filled")
+        given = [name for name in details if getattr(self, name) is not None]
+        if given and self.remask == "off":
+            raise UserError(
+                f"got {given[0]}={getattr(self, given[0])} without remask, expected remask=cap, rescale, confidence or "
+                f"loop beside it; or leave {given[0]} out"
+            )
+        if self.remask_filled is not None and self.remask != "loop":
+            raise UserError(
+                f"got remask_filled={self.remask_filled} with remask={self.remask}, expected remask=loop, which alone "
+                "stops filling; leave it out"
+            )
+        if not 0 <= (self.remask_rate or 0) <= 1:
+            raise UserError(f"remask_rate={self.remask_rate}, expected a share from 0 (none) to 1 (as many as can be)")
+        start, end = self.remasked_steps
+        if not 0 <= start <= end <= 1:
+            raise UserError(
+                f"remask_start={start} and remask_end={end}, expected shares of the steps from 0 to 1, the start not "
+                "after the end"
+            )
+        if not 0 < self.loop_filled < 1:
+            raise UserError(f"remask_filled={self.remask_filled}, expected a share between 0 and 1; 0.9 is usual")
+
+    @property
+    def remasked_steps(self) -> tuple[float, float]:
+        """From which share of an image's steps on, up to which one, codes are taken back."""
+        start, end = LOOP if self.remask == "loop" else WHOLE
+        return (
+            start if self.remask_start is None else self.remask_start,
+            end if self.remask_end is None else self.remask_end,
+        )
+
+    @property
+    def rate_of_remasking(self) -> float:
+        return REMASK_RATES[self.remask] if self.remask_rate is None else self.remask_rate
+
+    @property
+    def loop_filled(self) -> float:
+        return 0.9 if self.remask_filled is None else self.remask_filled
+
+    def choice_temperature_for(self, prior: Prior) -> float | None:
+        """Of the order that codes are filled in; None for one that makes no choice among what is drawn."""
+        if self.remask != "off" or (self.order is not None and self.order not in CHOICE_TEMPERATURES):
+            return None
+        own = prior.choice_temperature
+        if self.order is not None and self.order != prior.fill_order:
+            own = CHOICE_TEMPERATURES[self.order]
+        return own if own is None or self.choice_temperature is None else self.choice_temperature
 
     @property
     def record(self) -> dict[str, Any]:
@@ -80,10 +156,18 @@ class SamplingConfig:
                 f"steps={self.steps} for a {prior.kind} prior, which draws its codes in an order of its own; leave "
                 "steps out, or take a maskgit or diffusion prior"
             )
-        if self.choice_temperature is not None and prior.choice_temperature is None:
+        for name, default in (("order", None), ("mask_schedule", None), ("remask", "off")):
+            if (value := getattr(self, name)) != default and prior.sampling_steps is None:
+                raise UserError(
+                    f"{name}={value} for a {prior.kind} prior, which draws its codes in an order of its own; leave "
+                    f"{name} out, or take a maskgit or diffusion prior"
+                )
+        if self.choice_temperature is not None and self.choice_temperature_for(prior) is None:
+            how = "" if self.order is None and self.remask == "off" else f" with order={self.order or 'random'}"
             raise UserError(
-                f"choice_temperature={self.choice_temperature} for a {prior.kind} prior, which does not choose among "
-                "codes that it has drawn; leave choice_temperature out, or take a maskgit prior"
+                f"choice_temperature={self.choice_temperature} for a {prior.kind} prior{how}, which does not choose "
+                "among codes that it has drawn; leave choice_temperature out, or take a maskgit prior"
+                + (", or order=confidence or entropy" if prior.sampling_steps else "")
             )
         if not isinstance(self.lookahead, str) and self.lookahead > 1 and not prior.takes_windows:
             raise UserError(

@@ -36,6 +36,8 @@ class ImportConfig:
         "llamagen-gpt",
         "var",
         "pixelsnail",
+        "halton-maskgit",
+        "titok-maskgit",
         "vdvae",
         "nvae",
     ]  # the project and model that the weights are from

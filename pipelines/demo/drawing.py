@@ -64,7 +64,7 @@ def asked_of(pipeline: TwoStagePipeline, values: Mapping[str, Any]) -> Asked:
         given["top_k"] = None if own.top_k is None else most  # as many as there are: what a command line can say
     for name, usual in (
         ("steps", pipeline.prior.sampling_steps),
-        ("choice_temperature", pipeline.prior.choice_temperature),
+        ("choice_temperature", own.choice_temperature_for(pipeline.prior)),
     ):
         if name in given and given[name] == usual and getattr(own, name) is None:
             del given[name]

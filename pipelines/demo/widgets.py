@@ -283,8 +283,7 @@ class Settings:
                         info="fewer are faster",
                     ),
                 )
-            if prior.choice_temperature is not None:
-                own_choice = prior.choice_temperature if own.choice_temperature is None else own.choice_temperature
+            if (own_choice := own.choice_temperature_for(prior)) is not None:
                 add(
                     "choice_temperature",
                     gr.Slider(

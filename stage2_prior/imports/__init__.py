@@ -10,9 +10,11 @@ from common.errors import UserError
 from common.foreign_weights import Arguments
 from common.renaming import Weights
 from stage2_prior.imports.first_stage import FirstStage
+from stage2_prior.imports.halton_maskgit import build_halton_maskgit
 from stage2_prior.imports.llamagen import build_llamagen
 from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.imports.taming import build_gpt, build_net2net
+from stage2_prior.imports.titok_maskgit import build_titok_maskgit
 from stage2_prior.imports.var import build_var
 from stage2_prior.priors.base import Prior
 
@@ -44,6 +46,8 @@ KINDS = {
     "llamagen-gpt": Kind(build_llamagen, ("model", "module", "state_dict")),
     "var": Kind(build_var, ("trainer.var_wo_ddp",)),
     "pixelsnail": Kind(build_level, ("model",)),
+    "halton-maskgit": Kind(build_halton_maskgit, ("model_state_dict",)),
+    "titok-maskgit": Kind(build_titok_maskgit, ("model_state_dict", "state_dict")),
 }
 
 __all__ = ["KINDS", "FirstStage", "Kind"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.diffusion import Diffusion, DiffusionConfig
+from stage2_prior.priors.halton_maskgit import HaltonMaskGIT, HaltonMaskGITConfig
 from stage2_prior.priors.hierarchical import Hierarchical, HierarchicalConfig
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
 from stage2_prior.priors.masked import MaskedPrior
@@ -12,6 +13,7 @@ from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.rq_transformer import RQTransformer, RQTransformerConfig
+from stage2_prior.priors.titok_maskgit import TiTokMaskGIT, TiTokMaskGITConfig
 from stage2_prior.priors.transformer import Transformer
 from stage2_prior.priors.transformer_layers import TransformerConfig
 from stage2_prior.priors.var import VAR, VARConfig
@@ -27,6 +29,8 @@ PRIORS: dict[str, type[Prior]] = {
     "hierarchical": Hierarchical,
     "maskgit": MaskGIT,
     "diffusion": Diffusion,
+    "halton_maskgit": HaltonMaskGIT,
+    "titok_maskgit": TiTokMaskGIT,
 }
 PriorConfig = (
     TransformerConfig
@@ -39,6 +43,8 @@ PriorConfig = (
     | HierarchicalConfig
     | MaskGITConfig
     | DiffusionConfig
+    | HaltonMaskGITConfig
+    | TiTokMaskGITConfig
 )
 
 __all__ = [
@@ -47,6 +53,8 @@ __all__ = [
     "AutoregressivePrior",
     "Diffusion",
     "DiffusionConfig",
+    "HaltonMaskGIT",
+    "HaltonMaskGITConfig",
     "Hierarchical",
     "HierarchicalConfig",
     "LlamaGen",
@@ -64,6 +72,8 @@ __all__ = [
     "PriorConfig",
     "RQTransformer",
     "RQTransformerConfig",
+    "TiTokMaskGIT",
+    "TiTokMaskGITConfig",
     "Transformer",
     "TransformerConfig",
     "VARConfig",

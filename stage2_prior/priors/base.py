@@ -69,6 +69,7 @@ class Prior(PretrainedModel):
     padded_left: ClassVar[bool] = False  # embeddings of a short caption stand at the end of their places
     reads_given: ClassVar[bool] = True  # may be made with `given`
     sampling_steps: ClassVar[int | None] = None  # for an image, unless one says; None: it goes by an order of its own
+    fill_order: ClassVar[str | None] = None  # in which it fills in codes, unless one says; None: as it draws them
     takes_windows: ClassVar[bool] = False  # its steppers are `WindowStepper`s
     choice_temperature: ClassVar[float | None] = None  # of the chance in which codes it keeps; None: it chooses none
 

@@ -8,18 +8,14 @@ all orders of revealing them one by one (Hoogeboom et al. 2022, arXiv:2110.02037
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from torch import Tensor
 
 from codes.spec import Codes
 from common.draws import spread
 from stage2_prior.condition import Condition
-from stage2_prior.masked_sampling import CHOICE_STREAM, CODE_STREAM, Draw, InRandomOrder, Uniforms, linear_share
 from stage2_prior.priors.base import TrainingLoss
-from stage2_prior.priors.masked import MaskedPrior, hide, network_of
+from stage2_prior.priors.masked import MaskedTransformer, hide, network_of
 from stage2_prior.priors.transformer_layers import TransformerConfig
 
 
@@ -41,11 +37,13 @@ class DiffusionConfig:
         return network_of(self)
 
 
-class Diffusion(MaskedPrior):
+class Diffusion(MaskedTransformer):
     kind = "diffusion"
     config_class = DiffusionConfig
     config: DiffusionConfig
     sampling_steps = 64
+    mask_schedule = "linear"
+    fill_order = "random"
 
     def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:
         """The bound on the nll per code, estimated at one time for each sample, the times of a batch evenly apart.
@@ -59,17 +57,3 @@ class Diffusion(MaskedPrior):
         losses = self.hidden_nll(sequence, hide(counts, positions), condition)
         loss = losses.sum(dim=1) / counts
         return TrainingLoss(loss, loss.detach())
-
-    def hidden_share(self, progress: float) -> float:
-        return linear_share(progress)
-
-    def filling(
-        self,
-        counts: Sequence[Sequence[int]],
-        known: Tensor,
-        uniforms: Uniforms,
-        draw: Draw,
-        choice_temperature: float | None,
-    ) -> InRandomOrder:
-        codes, order = (uniforms(known.shape[1], stream) for stream in (CODE_STREAM, CHOICE_STREAM))
-        return InRandomOrder(counts, codes, order, known, draw)

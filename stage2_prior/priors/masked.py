@@ -1,5 +1,6 @@
-"""What masked priors share: a bidirectional transformer that predicts all codes which are hidden from those which are
-not (BERT, Devlin et al. 2018, arXiv:1810.04805; for images MaskGIT, Chang et al. 2022, arXiv:2202.04200).
+"""What masked priors share (`MaskedPrior`), and the network of most of them (`MaskedTransformer`): a bidirectional
+transformer that predicts all codes which are hidden from those which are not (BERT, Devlin et al. 2018,
+arXiv:1810.04805; for images MaskGIT, Chang et al. 2022, arXiv:2202.04200).
 
     input      class   given codes   code 0   mask     mask     code 3   ...
     logits of                                 code 1   code 2
@@ -26,13 +27,21 @@ from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.cross_entropy import nll_of, smoothed_nll_of
-from stage2_prior.masked_sampling import Draw, Fill, Uniforms
+from stage2_prior.masked_sampling import SHARES, Draw, Fill, Uniforms, filling_by
 from stage2_prior.priors.base import NO_CODE, Places, Prior
 from stage2_prior.priors.transformer_layers import FeedForward, RMSNorm, TransformerConfig, place_angles, turn
+from stage2_prior.sampling_config import MaskSchedule, Order
 
 
-class MaskedConfig(Protocol):
-    """The fields that the configs of masked priors share."""
+class LevelsConfig(Protocol):
+    """The field that the configs of all masked priors share."""
+
+    @property
+    def nll_levels(self) -> int: ...
+
+
+class MaskedConfig(LevelsConfig, Protocol):
+    """The fields that those of a `MaskedTransformer` share."""
 
     @property
     def layers(self) -> int: ...
@@ -44,8 +53,6 @@ class MaskedConfig(Protocol):
     def dropout(self) -> float: ...
     @property
     def residual_dropout(self) -> float: ...
-    @property
-    def nll_levels(self) -> int: ...
 
 
 def network_of(config: MaskedConfig) -> TransformerConfig:
@@ -94,50 +101,21 @@ class Block(nn.Module):
 
 class MaskedPrior(Prior):
     """Codes of any number of grids, in any order: `masked_logits`. Kinds differ in which shares of the codes they hide
-    in training, how they weigh the loss, and in `sampling_steps`, `hidden_share` and `filling`, by which they are
-    sampled."""
+    in training, how they weigh the loss, and in `sampling_steps`, `mask_schedule` and `fill_order`, by which they are
+    sampled unless one says; a kind that none of these fits has `hidden_share` and `filling` of its own."""
 
     sampling_steps: ClassVar[int]
-    config: MaskedConfig
+    mask_schedule: ClassVar[MaskSchedule]
+    fill_order: ClassVar[Order]
+    config: LevelsConfig
 
-    def __init__(self, config: MaskedConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
+    def __init__(self, config: LevelsConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
         """facts: as for `Prior`."""
         super().__init__(config, code_spec, num_classes, **facts)
-        self.network = network_of(config)
         self.sizes = [grid.size for grid in code_spec.grids]
         self.vocabularies = [grid.vocabulary for grid in code_spec.grids]
-        width = config.width
-        self.classes = nn.Embedding(num_classes + 1, width)  # the last one is the null label
-        # Grid after grid: those that are given, then those of the prior, each with its mask behind its codes.
-        given = [grid.vocabulary for grid in self.given]
-        rows = given + [vocabulary + 1 for vocabulary in self.vocabularies]
-        self.embedding = nn.Embedding(sum(rows), width)
-        # Where all codes are hidden, only this tells places apart in the first layer.
-        self.places = nn.Embedding(1 + sum(grid.size for grid in self.given) + code_spec.codes_per_image, width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(self.network) for _ in range(config.layers))
-        self.norm = RMSNorm(width)
-        self.output = nn.Linear(width, sum(self.vocabularies), bias=False)
-        self.initialise()
-
-        first = [sum(rows[:number]) for number in range(len(rows))]  # where the embeddings of each grid begin
-        self.given_offsets = first[: len(given)]
         self.masks: Tensor  # n, the number that stands for a hidden code
-        self.offsets: Tensor  # n, of the embeddings of each code's grid
         self.register_buffer("masks", self.per_code(self.vocabularies), persistent=False)
-        self.register_buffer("offsets", self.per_code(first[len(given) :]), persistent=False)
-
-    def place_tables(self) -> dict[str, Places]:
-        grids = tuple((grid.height, grid.width) for grid in (*self.given, *self.code_spec.grids))
-        return {"places.weight": Places(1, grids)}
-
-    def initialise(self) -> None:
-        """As GPT-2: normal of 0.02, and less for what adds to the residual stream, so that its variance does not
-        grow with the depth."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.network.layers) if adds else 0.02)
 
     def per_code(self, per_grid: Sequence[int]) -> Tensor:
         """A number of each grid for each of its codes: `n`."""
@@ -160,32 +138,11 @@ class MaskedPrior(Prior):
 
     def logits_of_grids(self, sequence: Tensor, condition: Condition) -> list[Tensor]:
         """`masked_logits`, one `b n k` for each grid."""
-        self.check(len(sequence), condition)
-        tokens = [
-            rearrange(grid, "b h w -> b (h w)") + offset
-            for grid, offset in zip(condition.codes or (), self.given_offsets, strict=True)
-        ]
-        tokens.append(torch.where(sequence < 0, self.masks, sequence) + self.offsets)
-        start = self.class_token(len(sequence), condition)
-        x = torch.cat([start[:, None], self.embedding(torch.cat(tokens, dim=1))], dim=1)  # b 1+given+n d
-        x = self.dropout(x + self.places.weight)
-        # No buffer: a model in bfloat16 would round its angles.
-        angles = place_angles([*self.given, *self.code_spec.grids], self.network.head_width, x.device)
-        for block in self.blocks:
-            x = block(x, angles)
-        x = self.norm(x[:, -sequence.shape[1] :])
-        outputs = zip(x.split(self.sizes, 1), self.output.weight.split(self.vocabularies), strict=True)
-        return [F.linear(part, weight) for part, weight in outputs]
-
-    def class_token(self, batch: int, condition: Condition) -> Tensor:
-        """`b d`, the start of the sequence."""
-        if condition.labels is None:
-            return self.classes.weight[-1].expand(batch, -1)
-        return self.classes(condition.labels)
+        raise NotImplementedError
 
     def hidden_share(self, progress: float) -> float:
         """Share of the codes that are still hidden when `progress` (0 to 1) of the sampling steps are done: 1 to 0."""
-        raise NotImplementedError
+        return SHARES[self.mask_schedule](progress)
 
     def filling(
         self,
@@ -198,7 +155,9 @@ class MaskedPrior(Prior):
         """Which hidden codes a step fills in, and with what. counts: how many each step fills of each sample
         (`codes_per_step`). known: b n, bool, where no code is hidden. choice_temperature: None for a prior that has
         none of its own."""
-        raise NotImplementedError
+        return filling_by(
+            self.fill_order, counts, known, self.code_spec.grids, uniforms, draw, choice_temperature or 0.0
+        )
 
     def hidden_nll(self, sequence: Tensor, hidden: Tensor, condition: Condition, label_smoothing: float = 0) -> Tensor:
         """Cross-entropy `b n`, float32, in nats, of the codes that are `hidden` (bool, b n) given the others, which
@@ -224,6 +183,71 @@ class MaskedPrior(Prior):
         for level, weight in zip(hidden.unbind(1), weights.unbind(1), strict=True):
             total = total + weight[:, None] * self.hidden_nll(sequence, level, condition)
         return total
+
+
+class MaskedTransformer(MaskedPrior):
+    """The network of MaskGIT and absorbing diffusion here: blocks of transformer.py without an order."""
+
+    config: MaskedConfig
+
+    def __init__(self, config: MaskedConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
+        """facts: as for `Prior`."""
+        super().__init__(config, code_spec, num_classes, **facts)
+        self.network = network_of(config)
+        width = config.width
+        self.classes = nn.Embedding(num_classes + 1, width)  # the last one is the null label
+        # Grid after grid: those that are given, then those of the prior, each with its mask behind its codes.
+        given = [grid.vocabulary for grid in self.given]
+        rows = given + [vocabulary + 1 for vocabulary in self.vocabularies]
+        self.embedding = nn.Embedding(sum(rows), width)
+        # Where all codes are hidden, only this tells places apart in the first layer.
+        self.places = nn.Embedding(1 + sum(grid.size for grid in self.given) + code_spec.codes_per_image, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(self.network) for _ in range(config.layers))
+        self.norm = RMSNorm(width)
+        self.output = nn.Linear(width, sum(self.vocabularies), bias=False)
+        self.initialise()
+
+        first = [sum(rows[:number]) for number in range(len(rows))]  # where the embeddings of each grid begin
+        self.given_offsets = first[: len(given)]
+        self.offsets: Tensor  # n, of the embeddings of each code's grid
+        self.register_buffer("offsets", self.per_code(first[len(given) :]), persistent=False)
+
+    def place_tables(self) -> dict[str, Places]:
+        grids = tuple((grid.height, grid.width) for grid in (*self.given, *self.code_spec.grids))
+        return {"places.weight": Places(1, grids)}
+
+    def initialise(self) -> None:
+        """As GPT-2: normal of 0.02, and less for what adds to the residual stream, so that its variance does not
+        grow with the depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.network.layers) if adds else 0.02)
+
+    def logits_of_grids(self, sequence: Tensor, condition: Condition) -> list[Tensor]:
+        self.check(len(sequence), condition)
+        tokens = [
+            rearrange(grid, "b h w -> b (h w)") + offset
+            for grid, offset in zip(condition.codes or (), self.given_offsets, strict=True)
+        ]
+        tokens.append(torch.where(sequence < 0, self.masks, sequence) + self.offsets)
+        start = self.class_token(len(sequence), condition)
+        x = torch.cat([start[:, None], self.embedding(torch.cat(tokens, dim=1))], dim=1)  # b 1+given+n d
+        x = self.dropout(x + self.places.weight)
+        # No buffer: a model in bfloat16 would round its angles.
+        angles = place_angles([*self.given, *self.code_spec.grids], self.network.head_width, x.device)
+        for block in self.blocks:
+            x = block(x, angles)
+        x = self.norm(x[:, -sequence.shape[1] :])
+        outputs = zip(x.split(self.sizes, 1), self.output.weight.split(self.vocabularies), strict=True)
+        return [F.linear(part, weight) for part, weight in outputs]
+
+    def class_token(self, batch: int, condition: Condition) -> Tensor:
+        """`b d`, the start of the sequence."""
+        if condition.labels is None:
+            return self.classes.weight[-1].expand(batch, -1)
+        return self.classes(condition.labels)
 
 
 def hide(counts: Tensor, positions: int) -> Tensor:

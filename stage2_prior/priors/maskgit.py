@@ -4,20 +4,17 @@ an image in about a dozen steps, in each of which it keeps the codes that it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from codes.spec import Codes
 from common.draws import spread
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.masked_sampling import CHOICE_STREAM, CODE_STREAM, Draw, SurestFirst, Uniforms, cosine_share
 from stage2_prior.priors.base import TrainingLoss
-from stage2_prior.priors.masked import MaskedPrior, hide, network_of
+from stage2_prior.priors.masked import MaskedTransformer, hide, network_of
 from stage2_prior.priors.transformer_layers import TransformerConfig
 
 
@@ -42,11 +39,13 @@ class MaskGITConfig:
         return network_of(self)
 
 
-class MaskGIT(MaskedPrior):
+class MaskGIT(MaskedTransformer):
     kind = "maskgit"
     config_class = MaskGITConfig
     config: MaskGITConfig
     sampling_steps = 12  # a dozen gave the best images of the paper
+    mask_schedule = "cosine"
+    fill_order = "confidence"
     choice_temperature = 4.5  # as published
 
     def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:
@@ -59,21 +58,3 @@ class MaskGIT(MaskedPrior):
         hidden = hide((positions * shares).ceil().clamp(1, positions), positions)
         losses = self.hidden_nll(sequence, hidden, condition, self.config.label_smoothing)
         return TrainingLoss(losses.sum(dim=1) / (2 / math.pi * positions), None)
-
-    def hidden_share(self, progress: float) -> float:
-        return cosine_share(progress)
-
-    def filling(
-        self,
-        counts: Sequence[Sequence[int]],
-        known: Tensor,
-        uniforms: Uniforms,
-        draw: Draw,
-        choice_temperature: float | None,
-    ) -> SurestFirst:
-        steps, positions = max(map(len, counts)), known.shape[1]
-        codes, choice = (
-            uniforms(steps * positions, stream).unflatten(1, (steps, positions))
-            for stream in (CODE_STREAM, CHOICE_STREAM)
-        )
-        return SurestFirst(counts, codes, choice, choice_temperature or 0.0, draw)

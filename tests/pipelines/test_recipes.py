@@ -57,6 +57,7 @@ STAGE1_OF = {
     "mnist_maskgit": ("mnist_vqvae", 10),
     "cifar10_maskgit_short": ("cifar10_vqvae_short", 10),
     "cifar10_diffusion_short": ("cifar10_vqvae_short", 10),
+    "cifar10_halton_short": ("cifar10_vqvae_short", 10),
     "imagenet256_maskgit": ("imagenet256_vqgan", 1000),
     "imagenet256_vqgan_gpt": ("imagenet256_vqgan", 1000),
 }

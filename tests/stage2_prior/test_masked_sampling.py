@@ -13,7 +13,7 @@ from torch import Tensor
 from stage2_prior.condition import Condition
 from stage2_prior.drawing import inverse_cdf, noise
 from stage2_prior.masked_sampling import (
-    InRandomOrder,
+    InOrder,
     SurestFirst,
     codes_per_step,
     cosine_share,
@@ -103,7 +103,7 @@ def test_in_random_order_every_place_is_as_likely_at_every_step():
     start[:, 1] = 2
     counts = [codes_per_step(5, 3, linear_share)] * count
     uniforms, order = (noise(0, range(count), positions, stream) for stream in (0, 2))
-    fill, seen, filled_at = InRandomOrder(counts, uniforms, order, start >= 0, by_inverse_cdf), [], []
+    fill, seen, filled_at = InOrder(counts, uniforms, order, start >= 0, by_inverse_cdf), [], []
 
     def logits_of(step: int, sequence: Tensor) -> Tensor:
         seen.append(sequence)
@@ -190,7 +190,7 @@ class FromTheLeft(MaskGIT):
     def filling(self, counts, known, uniforms, draw, choice_temperature):
         self.asked.append(choice_temperature)
         places = torch.arange(known.shape[1], dtype=torch.float64) / known.shape[1]
-        return InRandomOrder(counts, uniforms(known.shape[1], 0), places.expand(len(known), -1), known, draw)
+        return InOrder(counts, uniforms(known.shape[1], 0), places.expand(len(known), -1), known, draw)
 
 
 def test_a_new_masked_prior_says_itself_how_it_is_sampled(monkeypatch):

@@ -31,7 +31,7 @@ def test_a_prior_of_the_same_codes_takes_all_and_says_the_same(kind: str):
     assert torch.equal(fresh.nll(codes, condition), prior.nll(codes, condition))
 
 
-@pytest.mark.parametrize("kind", ["transformer", "maskgit", "pixelcnn", "llamagen"])
+@pytest.mark.parametrize("kind", ["transformer", "maskgit", "pixelcnn", "llamagen", "halton_maskgit", "titok_maskgit"])
 def test_classes_are_found_by_their_names_and_new_ones_begin_as_any(kind: str):
     prior = tiny_prior(kind, num_classes=3, class_names=("cat", "dog", "owl"))
     other = tiny_prior(kind, num_classes=4, class_names=("owl", "ant", "cat", "bee"))

@@ -11,6 +11,7 @@ from stage2_prior.condition import Condition
 from stage2_prior.priors import (
     PRIORS,
     DiffusionConfig,
+    HaltonMaskGITConfig,
     HierarchicalConfig,
     LlamaGenConfig,
     MaskGITConfig,
@@ -20,6 +21,7 @@ from stage2_prior.priors import (
     Prior,
     PriorConfig,
     RQTransformerConfig,
+    TiTokMaskGITConfig,
     TransformerConfig,
     VARConfig,
 )
@@ -42,6 +44,11 @@ TINY: dict[str, PriorConfig] = {
     # Without smoothing, so that what is learned by heart has probability 1.
     "maskgit": MaskGITConfig(layers=2, width=32, heads=4, label_smoothing=0.0, nll_levels=15),
     "diffusion": DiffusionConfig(layers=2, width=32, heads=4, nll_levels=15),
+    # Heads that do not fill the width, as of the published small model.
+    "halton_maskgit": HaltonMaskGITConfig(layers=2, width=32, heads=3, hidden_width=48, registers=2, nll_levels=15),
+    "titok_maskgit": TiTokMaskGITConfig(
+        layers=2, width=32, heads=4, hidden_width=64, dropout=0.0, label_smoothing=0.0, nll_levels=15
+    ),
 }
 
 VOCABULARY, HEIGHT, WIDTH, CLASSES = 11, 3, 5, 4  # no two alike, so that no axis passes for another
@@ -52,6 +59,8 @@ SPECS: dict[str, CodeSpec] = {
     "pixelsnail": CodeSpec((Grid("codes", 5, 3, 11),), 20, 12, 3),
     "diffusion": CodeSpec((Grid("top", 1, 2, 7), Grid("bottom", 2, 3, 11)), 8, 12, 3),
     "maskgit": CodeSpec((Grid("top", 1, 2, 11), Grid("bottom", 2, 3, 7)), 8, 12, 3),
+    "titok_maskgit": CodeSpec((Grid("tokens", 1, 6, 11),), 16, 16, 3),
+    "halton_maskgit": CodeSpec((Grid("codes", 2, 4, 11),), 8, 16, 3),
     "hierarchical": CodeSpec((Grid("level0", 2, 2, 7), Grid("level1", 2, 4, 11), Grid("level2", 4, 4, 9)), 16, 16, 3),
     "rq_transformer": CodeSpec(tuple(Grid(f"depth{i}", 2, 3, k) for i, k in enumerate((11, 7, 9))), 8, 12, 3),
     "var": CodeSpec(tuple(Grid(f"scale{i}", i, 2 * i - 1, 11) for i in (1, 2, 3)), 12, 20, 3),

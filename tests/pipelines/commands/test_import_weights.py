@@ -27,7 +27,7 @@ from stage2_prior.imports import KINDS as PRIOR_KINDS
 from stage2_prior.imports import FirstStage
 from stage2_prior.priors import PRIORS
 from stage2_prior.sampling import SamplingConfig, sample_codes
-from tests.golden import Golden, golden
+from tests.golden import Golden, golden, golden_frontier
 from tests.stage1_vq.test_import_golden import FILES, close, recorded_codes
 
 Weights = dict[str, Tensor]
@@ -237,6 +237,36 @@ def test_the_command_makes_a_prior_with_llamagens_codes_of_texts(tmp_path, capsy
     settings = SamplingConfig(temperature=0, guidance=reference.config["cfg_scale"])
     codes = sample_codes(prior, range(2), condition, 0, settings)[0].flatten(1)
     assert torch.equal(codes, reference.outputs["gen_cfg/tokens"])
+
+
+def test_the_command_makes_a_masked_prior_of_halton_maskgit(tmp_path, capsys):
+    reference = golden_frontier("halton_transformer")
+    torch.save({"model_state_dict": reference.weights, "iter": 3, "global_epoch": 1}, tmp_path / "small.pth")
+    (tmp_path / "config.json").write_text(json.dumps(reference.config["model"]))
+    files = ("--weights", str(tmp_path / "small.pth"), "--config", str(tmp_path / "config.json"))
+    line = run(capsys, "import", "--kind", "halton-maskgit", *files, "--out", str(tmp_path / "prior"))
+    assert line.startswith("4x4 codes of 30 (64x64x3 images): the halton_maskgit prior is in ")
+    prior = load_pretrained(tmp_path / "prior", PRIORS)
+    with torch.no_grad():
+        sequence = reference.inputs["code"].flatten(1)
+        logits = prior.masked_logits(sequence.masked_fill(sequence == 30, -1), Condition(reference.inputs["label"]))
+    seen = reference.inputs["drop"] == 0
+    torch.testing.assert_close(logits[seen], reference.outputs["logits"][seen][..., :-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["maskgit_imagebert", "maskgit_uvit"])
+def test_the_command_makes_a_masked_prior_of_titok(name, tmp_path, capsys):
+    reference = golden_frontier(name)
+    save_tensors(reference.weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model": reference.config["model"]}))
+    files = ("--weights", str(tmp_path / "model.safetensors"), "--config", str(tmp_path / "config.json"))
+    line = run(capsys, "import", "--kind", "titok-maskgit", *files, "--out", str(tmp_path / "prior"))
+    assert line.startswith("1x12 codes of 24 (256x256x3 images): the titok_maskgit prior is in ")
+    prior = load_pretrained(tmp_path / "prior", PRIORS)
+    ids = reference.inputs["ids"]
+    with torch.no_grad():
+        logits = prior.masked_logits(ids.masked_fill(ids == 24, -1), Condition(reference.inputs["condition"]))
+    torch.testing.assert_close(logits, reference.outputs["logits_cond"], rtol=1e-5, atol=2e-4)
 
 
 def test_the_command_makes_a_prior_of_a_gpt_alone(tmp_path, capsys):
