@@ -159,8 +159,10 @@ class Stage2Task:
         label_dropout: float,
         text_encoder: TextEncoder | None = None,
         samples: SamplePreview | None = None,
+        steps: int = 1,
     ) -> None:
-        """text_encoder: "text" holds its tokens, and the prior reads its vectors; samples: None for no previews."""
+        """text_encoder: "text" holds its tokens, and the prior reads its vectors; samples: None for no previews; steps:
+        of the run, for what changes in its course."""
         self.model: PretrainedModel = model
         self.companions = {} if text_encoder is None else {"text_encoder": Companion(text_encoder.model)}
         self.guard: Guard | None = None
@@ -168,14 +170,18 @@ class Stage2Task:
         self.label_dropout = label_dropout
         self.text_encoder = text_encoder
         self.samples = samples
+        self.steps = steps
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         pass
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         codes, condition = self.split(batch)
-        dropped = uniform(len(batch["labels"]), device=batch["labels"].device) < self.label_dropout
-        loss, nll = model(codes, self.prior.forget(condition, dropped))  # each b
+        labels = batch["labels"]
+        dropped = uniform(len(labels), device=labels.device) < self.label_dropout
+        condition = self.prior.forget(condition, dropped)
+        order = self.prior.training_order(len(labels), step / self.steps, labels.device)
+        loss, nll = model(codes, condition if order is None else replace(condition, order=order))  # each b
         return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 
     def after_step(self, step: int) -> dict[str, Tensor]:
@@ -309,7 +315,8 @@ def train_stage2(
     if config.start_from is not None and not has_begun(run):
         begun = begin_from(prior, config.start_from)
     freeze(prior, config.frozen)
-    task = Stage2Task(prior, config.label_dropout, encoder, None if draw is None else SamplePreview(validation, draw))
+    samples = None if draw is None else SamplePreview(validation, draw)
+    task = Stage2Task(prior, config.label_dropout, encoder, samples, config.train.steps)
     run_facts = RunFacts(
         stage=STAGE,
         samples="encoded images",

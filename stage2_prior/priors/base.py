@@ -71,6 +71,8 @@ class Prior(PretrainedModel):
     sampling_steps: ClassVar[int | None] = None  # for an image, unless one says; None: it goes by an order of its own
     takes_windows: ClassVar[bool] = False  # its steppers are `WindowStepper`s
     choice_temperature: ClassVar[float | None] = None  # of the chance in which codes it keeps; None: it chooses none
+    takes_orders: ClassVar[bool] = False  # of one grid: goes by the order of a condition that has one
+    draws_in_any_order: ClassVar[bool] = False  # samples go by an order each, and its steppers are `GroupStepper`s
 
     def __init__(
         self,
@@ -210,16 +212,33 @@ class Prior(PretrainedModel):
 
     def sequence(self, codes: Codes, condition: Condition) -> Tensor:
         """All codes in the order in which this prior walks them, `b n`: grid after grid, each in raster order, unless
-        it says otherwise. Raises UserError when codes or condition have other shapes than this prior's."""
+        it or the condition says otherwise. Raises UserError when codes or condition have other shapes than this
+        prior's."""
         if [tuple(tensor.shape[1:]) for tensor in codes] != [(g.height, g.width) for g in self.code_spec.grids]:
             shapes = " + ".join("x".join(str(side) for side in tensor.shape[1:]) for tensor in codes)
             raise UserError(f"got codes of {shapes}, expected {self.code_spec.describe()}, as the prior was made for")
         self.check(len(codes[0]), condition)
-        return torch.cat([rearrange(tensor, "b h w -> b (h w)") for tensor in codes], dim=1)
+        sequence = torch.cat([rearrange(tensor, "b h w -> b (h w)") for tensor in codes], dim=1)
+        return sequence if condition.order is None else sequence.gather(1, condition.order)
 
     def check(self, batch: int, condition: Condition) -> None:
         """Raises UserError unless the condition is one of `batch` samples of this prior."""
         condition.check(batch, self.num_classes, self.given, self.text, self.embeddings)
+        if condition.order is None:
+            return
+        if not self.takes_orders:
+            raise UserError(f"got an order for a {self.kind} prior, which has one of its own; leave it out")
+        expected = (batch, self.code_spec.codes_per_image)
+        if tuple(condition.order.shape) != expected:
+            raise UserError(
+                f"got an order of shape {tuple(condition.order.shape)}, expected {expected}: the places of all codes "
+                "of each sample"
+            )
+
+    def training_order(self, batch: int, progress: float, device: torch.device) -> Tensor | None:
+        """The order, `b n`, in which a step trains each of its samples; None for the prior's own. progress: share of
+        the run's steps that is done before it, 0 to below 1."""
+        return None
 
     def condition_of(self, labels: Tensor, given: Codes | None = None) -> Condition:
         """Of labels `b`, below 0 for any class, and of any text, where the prior knows classes and texts, and of given
@@ -270,6 +289,12 @@ class Prior(PretrainedModel):
             rearrange(part, "b (h w) -> b h w", h=grid.height)
             for part, grid in zip(parts, self.code_spec.grids, strict=True)
         )
+
+    def in_raster(self, sequence: Tensor, condition: Condition) -> Tensor:
+        """What stands in the order of `condition`, `b n`, in raster order: for `grids_of`."""
+        if condition.order is None:
+            return sequence
+        return torch.empty_like(sequence).scatter_(1, condition.order, sequence)
 
     def only_grid(self) -> Grid:
         """The grid of a prior that models one. Raises UserError when the codes have several."""
