@@ -23,6 +23,7 @@ from common.tensor_files import load_tensors
 from common.wording import counted
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.cross_entropy import nll_of
+from stage2_prior.mistakes import flipped, others, replaced
 from stage2_prior.stepping import Stepper
 from stage2_prior.text import TOKENIZER_NAME, tokenize
 
@@ -331,3 +332,17 @@ class AutoregressivePrior(Prior):
 
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
         return nll_of(self.logits(codes, condition), self.sequence(codes, condition))
+
+    def forward(self, codes: Codes, condition: Condition, given: Codes | None = None) -> TrainingLoss:
+        """See `Prior`. given: what the prior sees in the place of the codes that it is to tell."""
+        if given is None:
+            return super().forward(codes, condition)
+        nll = nll_of(self.logits(given, condition), self.sequence(codes, condition)).mean(dim=1)
+        return TrainingLoss(nll, nll.detach())
+
+    def with_mistakes(self, codes: Codes, share: float) -> tuple[Codes, Codes]:
+        """For self-correction (Han et al. 2024, arXiv:2412.04431, section 3.4): the codes that a training step is to
+        tell, and those that it is given, of which some are others, drawn from all: so a prior learns to go on from
+        mistakes, as it makes them when it samples. share: of the codes of each image and grid it is drawn evenly
+        between 0 and this. What is to be told stays, where later codes do not depend on what earlier ones left."""
+        return codes, tuple(map(replaced, codes, flipped(codes, share), others(self.code_spec, codes)))

@@ -30,7 +30,7 @@ from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.prepared import prepared
-from stage2_prior.priors.base import AutoregressivePrior
+from stage2_prior.priors.base import AutoregressivePrior, Places
 from stage2_prior.stepping import step_dtype
 
 EPSILON = 1e-6  # of every layer norm
@@ -186,6 +186,10 @@ class RAR(AutoregressivePrior):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 nn.init.trunc_normal_(parameter, std=0.02)
+
+    def place_tables(self) -> dict[str, Places]:
+        grid = ((self.grid.height, self.grid.width),)
+        return {"places": Places(BEFORE, grid), "targets": Places(0, grid)}
 
     def training_order(self, batch: int, progress: float, device: torch.device) -> Tensor | None:
         share = self.config.permuted_share(progress)

@@ -131,10 +131,10 @@ class Transformer(AutoregressivePrior):
         largest = max(self.vocabularies)
         return torch.cat([F.pad(part, (0, largest - part.shape[-1]), value=NO_CODE) for part in logits], dim=1)
 
-    def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:
+    def forward(self, codes: Codes, condition: Condition, given: Codes | None = None) -> TrainingLoss:
         if not self.config.text_loss_weight:
-            return super().forward(codes, condition)
-        states = self.states(codes, condition)
+            return super().forward(codes, condition, given)
+        states = self.states(codes if given is None else given, condition)
         logits = self.code_logits(states[:, self.prefix.length :])
         nll = nll_of(logits, self.sequence(codes, condition)).mean(dim=1)
         weight = self.config.text_loss_weight
