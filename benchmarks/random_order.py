@@ -49,7 +49,7 @@ def trained(kind: str, steps: int, codes: Path, out: Path) -> Prior:
     run = out / kind
     quiet = ["--train.tracker", "none", "--train.preview_every", "0"]
     config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", RECIPES[kind], *quiet])
-    every = max(1, steps // 10)
+    every = max(1, steps // 3)
     train = replace(config.train, steps=steps, validate_every=every, save_every=every, patience=0)
     train_stage2(replace(config, train=train), codes, run)
     return load_pretrained(run, PRIORS).eval()
