@@ -35,7 +35,7 @@ from pipelines.options import read_recipe
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
 from stage2_prior.condition import Condition
-from stage2_prior.priors import PRIORS, Prior
+from stage2_prior.priors import PRIORS, Prior, TransformerConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.train import Stage2Config, train_stage2
 
@@ -45,12 +45,17 @@ COLUMNS = 16
 BATCH = 100
 
 
-def trained(kind: str, steps: int, codes: Path, out: Path) -> Prior:
-    run = out / kind
-    quiet = ["--train.tracker", "none", "--train.preview_every", "0"]
-    config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", RECIPES[kind], *quiet])
-    every = max(1, steps // 3)
-    train = replace(config.train, steps=steps, validate_every=every, save_every=every, patience=0)
+def trained(kind: str, args: argparse.Namespace, codes: Path) -> Prior:
+    run, every = args.out / kind, max(1, args.steps // 3)
+    settings = {"train.tracker": "none", "train.preview_every": 0, "model.layers": args.layers}
+    settings |= {"model.width": args.width, "model.dropout": args.dropout}
+    settings |= {"model.attention_dropout" if kind == "rar" else "model.residual_dropout": args.dropout}
+    if kind == "randar":  # as the transformer has it
+        settings["model.hidden_width"] = TransformerConfig(width=args.width).hidden_width
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    config, _ = read_recipe("train-stage2", Stage2Config, "stage2", ["--config", RECIPES[kind], *options])
+    warmup = min(config.train.warmup_steps, max(1, args.steps // 10))
+    train = replace(config.train, steps=args.steps, warmup_steps=warmup, validate_every=every, save_every=every)
     train_stage2(replace(config, train=train), codes, run)
     return load_pretrained(run, PRIORS).eval()
 
@@ -100,6 +105,9 @@ def main() -> None:
     parser.add_argument("--codes", type=Path, required=True, help="its code shards, of digits with their classes")
     parser.add_argument("--classifier", type=Path, default=WEIGHTS, help="weights of benchmarks.mnist_classifier")
     parser.add_argument("--steps", type=int, default=900, help="of each training")
+    parser.add_argument("--layers", type=int, default=4, help="of each prior")
+    parser.add_argument("--width", type=int, default=128, help="of each prior")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of each prior")
     parser.add_argument("--count", type=int, default=200, help="digits to fill in, and to draw")
     parser.add_argument("--hole", type=int, default=3, help="side of the hole, in codes")
     parser.add_argument("--guidance", type=float, default=1.5, help="of the digits that are drawn by class")
@@ -107,12 +115,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    priors = {kind: trained(kind, args.steps, args.codes, args.out) for kind in RECIPES}
+    priors = {kind: trained(kind, args, args.codes) for kind in RECIPES}
     data = CodeDataset(args.codes, "validation")
     every = list(range(len(data)))
     batch = data.fetch(every, every)
     codes, labels = batch["codes"], batch["labels"]
-    print(f"{args.steps} steps of each prior, {len(data)} held-out digits")
+    print(f"{args.steps} steps of {args.layers} layers of width {args.width}, {len(data)} held-out digits")
     for kind, prior in priors.items():
         weights = sum(weight.numel() for weight in prior.parameters())
         bits = bits_per_code(prior, codes, labels)
