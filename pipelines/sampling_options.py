@@ -24,9 +24,7 @@ class SamplingOptions:
     guidance_power: float | None = None  # of the share of steps done, by which it rises; above 1: late, as RAR's 2.75
     guidance_start: float | None = None  # share of an image's steps before which there is none
     guidance_end: float | None = None  # share of an image's steps after which there is none
-    steps: int | None = (
-        None  # for an image, of maskgit (12), diffusion (64), randar (as many as codes): fewer are faster
-    )
+    steps: int | None = None  # for an image, of maskgit (12), diffusion (64), randar (its codes): fewer are faster
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; 0 is none, 4.5 usual
     precision: AnyPrecision | None = None  # what prior and decoder compute in, faster on GPUs; no: as the weights are
     decoder_precision: AnyPrecision | None = None  # the decoder alone, as where fp16 overflows; left out: as the prior

@@ -25,9 +25,7 @@ class SamplingConfig:
     guidance_power: float = 1.0  # of the share of steps that is done, by which it rises; 2.75 of RAR: late
     guidance_start: float = 0.0  # share of an image's steps before which there is none
     guidance_end: float = 1.0  # share of an image's steps after which there is none
-    steps: int | None = (
-        None  # for an image; None = the prior's own: 12 of maskgit, 64 of diffusion, one a code of randar
-    )
+    steps: int | None = None  # for an image; None = the prior's own: 12 of maskgit, 64 of diffusion, n codes of randar
     choice_temperature: float | None = None  # of maskgit: chance in which codes it keeps; None = 4.5, as published
     precision: Precision | None = None  # what the prior computes in, and the decoder; None = as their weights are
     decoder_precision: AnyPrecision | None = None  # of the decoder alone; None = as the prior, "no" = none
