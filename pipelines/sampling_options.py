@@ -24,9 +24,10 @@ class SamplingOptions:
     min_p: float | None = None  # draw only from codes at least this share as probable as the most probable; 0: from all
     guidance: float | None = None  # weight of the class or prompt against none; 1 is none
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None  # how it rises over an image's steps
+    guidance_power: float | None = None  # of the share of steps done, by which it rises; above 1: late, as RAR's 2.75
     guidance_start: float | None = None  # share of an image's steps before which there is none
     guidance_end: float | None = None  # share of an image's steps after which there is none
-    steps: int | None = None  # of a maskgit or diffusion prior for an image (12 and 64): fewer are faster
+    steps: int | None = None  # for an image, of maskgit (12), diffusion (64), randar (its codes): fewer are faster
     order: Order | None = None  # in which a masked prior fills in its codes; left out: as it learned to
     choice_temperature: float | None = None  # of the orders confidence and entropy: chance in what stays; 0 is none
     mask_schedule: MaskSchedule | None = None  # how many codes of a masked prior are filled when

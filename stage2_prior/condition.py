@@ -51,12 +51,15 @@ class Condition:
     text: Tensor | None = None  # b t, int64 tokens, -1 behind the last
     embeddings: Tensor | None = None  # b t d, float, a text encoder's
     embedding_mask: Tensor | None = None  # b t, bool, True for an embedding that counts
+    order: Tensor | None = (
+        None  # b n, int64: which code each sample has as its first, second, ...; None: in raster order
+    )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Every tensor changed in the same way."""
         optional = {
             name: None if (value := getattr(self, name)) is None else change(value)
-            for name in ("labels", "text", "embeddings", "embedding_mask")
+            for name in ("labels", "text", "embeddings", "embedding_mask", "order")
         }
         return type(self)(codes=None if self.codes is None else tuple(map(change, self.codes)), **optional)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, count
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codes.spec import Codes
@@ -26,6 +28,8 @@ from stage2_prior.masked_sampling import (
     SHARES,
     Fill,
     codes_per_step,
+    cosine_share,
+    filled,
     filling_by,
     padded,
     unmask,
@@ -34,7 +38,15 @@ from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.remasking import ReMasking, hidden_shares
 from stage2_prior.sampling_config import SamplingConfig
-from stage2_prior.stepping import GuidedStepper, GuidedWindowStepper, Stepper, WindowStepper, guided, walk
+from stage2_prior.stepping import (
+    GroupStepper,
+    GuidedStepper,
+    GuidedWindowStepper,
+    Stepper,
+    WindowStepper,
+    guided,
+    walk,
+)
 
 Complete = Callable[[Codes], Codes]
 """(the first grids of codes) -> all grids: the same, and those that an autoencoder finds for some image after such a
@@ -79,7 +91,17 @@ def sample_codes(
         if isinstance(prior, AutoregressivePrior):
             uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
             passes: list[int] = []
-            if recorded is not None and complete is None:
+            if prior.draws_in_any_order:
+                condition, kept = with_order(prior, indices, condition, seed, kept)
+            if prior.draws_in_any_order and in_groups(prior, sampling, kept):
+                if recorded is not None:
+                    raise UserError(
+                        f"got cuda_graph and several codes at a step, or codes that are kept, of a {prior.kind} prior, "
+                        "expected one code at a step, as a graph holds it; leave cuda_graph out, or steps and codes"
+                    )
+                told = partial(draw_in_groups, tell_passes=passes.extend)
+                codes, finite = draw_in_parts(told, prior, condition, uniforms, sampling, kept)
+            elif recorded is not None and complete is None:
                 codes, finite = recorded(prior, condition, uniforms, sampling, kept)
             elif complete is None:
                 ahead = partial(draw_looking_ahead, tell_passes=passes.extend)
@@ -97,6 +119,7 @@ def sample_codes(
             if kept is not None and complete is not None:
                 for number in range(1, len(prior.code_spec.grids)):
                     codes = torch.where(kept < 0, codes, completed(prior, condition, codes, number, complete))
+    codes = prior.in_raster(codes, condition)
     return prior.grids_of(codes.clone())  # a tensor that may be changed, where that of inference mode may not
 
 
@@ -199,6 +222,71 @@ def draw_in_order(
 
     codes = walk(stepper, prior.code_spec.codes_per_image, choose)
     return codes, total.isfinite()
+
+
+def with_order(
+    prior: AutoregressivePrior, indices: Sequence[int], condition: Condition, seed: Seed, known: Tensor | None
+) -> tuple[Condition, Tensor | None]:
+    """The condition with an order for each sample, of chance, but codes that are known come first, in raster order; and
+    the known codes, b n, in it."""
+    device, positions = next(prior.parameters()).device, prior.code_spec.codes_per_image
+    numbers = uniforms_of(seed, indices, positions, device, CHOICE_STREAM)
+    if known is not None:
+        raster = torch.arange(positions, device=device) - positions
+        numbers = torch.where(known < 0, numbers, raster.to(numbers))
+    order = numbers.argsort(dim=1)
+    return replace(condition, order=order), None if known is None else known.gather(1, order)
+
+
+def in_groups(prior: AutoregressivePrior, sampling: SamplingConfig, known: Tensor | None) -> bool:
+    """Whether it is worth telling several codes together: those of a step, or all that are known beforehand."""
+    return known is not None or (sampling.steps is not None and sampling.steps < prior.code_spec.codes_per_image)
+
+
+def draw_in_groups(
+    prior: AutoregressivePrior,
+    condition: Condition,
+    uniforms: Tensor,
+    sampling: SamplingConfig,
+    known: Tensor | None,
+    *,
+    tell_passes: Callable[[list[int]], object],
+) -> tuple[Tensor, Tensor]:
+    """As `draw_in_order`, but the codes of a step are drawn together, given those of the steps before, few at first and
+    many at last (Pang et al. 2024, arXiv:2412.01827, section 3.3). The known codes, which come first in the order of
+    `condition`, take no steps, and these are spread over the codes that are to be drawn."""
+    (batch, positions), device = uniforms.shape, uniforms.device
+    start = torch.full((batch, positions), -1, device=device) if known is None else known
+    hidden = (start < 0).sum(dim=1).tolist()
+    counts = [codes_per_step(number, sampling.steps or positions, cosine_share) for number in hidden]
+    guided_too = sampling.guidance != 1
+    stepper = cast(
+        GroupStepper,
+        prior.stepper(2 * batch, prior.doubled_for_guidance(condition))
+        if guided_too
+        else prior.stepper(batch, condition),
+    )
+    seen, done = [-1] * batch, [positions - number for number in hidden]
+    codes = F.pad(start, (0, 1))  # with room for what is drawn beyond the last place
+    uniforms = F.pad(uniforms, (0, 1))
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    copies = 2 if guided_too else 1
+    for step in range(max(map(len, counts), default=0)):
+        now = [row[step] if step < len(row) else 0 for row in counts]
+        logits = stepper.group(codes[:, :-1].repeat(copies, 1), seen * copies, done * copies, max(now))
+        if guided_too:  # it rises with the codes that are known
+            weights = torch.tensor([sampling.guidance_at(number, positions) for number in done], device=device)
+            label, null = logits.chunk(2)
+            logits = guided(label, null, weights[:, None, None])
+        first = torch.tensor(done, device=device)[:, None]
+        places = first + torch.arange(max(now), device=device)  # b m, in the order
+        chosen = places < first + torch.tensor(now, device=device)[:, None]
+        finite.logical_and_((logits.sum(dim=-1).isfinite() | ~chosen).all())
+        places = places.clamp(max=positions)
+        codes = filled(codes, places, draw(logits, uniforms.gather(1, places), sampling), chosen)
+        seen, done = done, [before + more for before, more in zip(done, now, strict=True)]
+    tell_passes([len(row) for row in counts])
+    return codes[:, :-1], finite
 
 
 def fill_in(

@@ -31,9 +31,10 @@ class SamplingConfig:
     min_p: float = 0.0  # draw only from codes at least this share as probable as the most probable one; 0 = from all
     guidance: float = 1.0  # logits move from the null label's (0) to the label's (1) and beyond; 1 costs nothing
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"  # how it rises from 1 to that value
+    guidance_power: float = 1.0  # of the share of steps that is done, by which it rises; 2.75 of RAR: late
     guidance_start: float = 0.0  # share of an image's steps before which there is none
     guidance_end: float = 1.0  # share of an image's steps after which there is none
-    steps: int | None = None  # of a masked prior for an image; None = its own: 12 of maskgit, 64 of diffusion
+    steps: int | None = None  # for an image; None = the prior's own: 12 of maskgit, 64 of diffusion, n codes of randar
     order: Order | None = None  # in which a masked prior fills in its codes; None = its own (confidence, random)
     choice_temperature: float | None = None  # chance in the orders confidence (None = 4.5, as published), entropy (0)
     mask_schedule: MaskSchedule | None = None  # how many codes are filled when; None = its own (cosine, linear)
@@ -59,6 +60,8 @@ class SamplingConfig:
             raise UserError(f"min_p={self.min_p}, expected a share from 0 to 1; 0 draws from all codes")
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"guidance={self.guidance}, expected 0 or more; 1 means no guidance")
+        if not 0 < self.guidance_power < math.inf:
+            raise UserError(f"guidance_power={self.guidance_power}, expected above 0; 1 rises evenly, more rises late")
         if not 0 <= self.guidance_start <= self.guidance_end <= 1:
             raise UserError(
                 f"guidance_start={self.guidance_start} and guidance_end={self.guidance_end}, expected shares of the "
@@ -151,10 +154,10 @@ class SamplingConfig:
 
     def check_fits(self, prior: Prior) -> None:
         """Raises UserError for settings that mean nothing to this prior."""
-        if self.steps is not None and prior.sampling_steps is None:
+        if self.steps is not None and prior.sampling_steps is None and not prior.draws_in_any_order:
             raise UserError(
                 f"steps={self.steps} for a {prior.kind} prior, which draws its codes in an order of its own; leave "
-                "steps out, or take a maskgit or diffusion prior"
+                "steps out, or take a maskgit, diffusion or randar prior"
             )
         for name, default in (("order", None), ("mask_schedule", None), ("remask", "off")):
             if (value := getattr(self, name)) != default and prior.sampling_steps is None:
@@ -172,7 +175,7 @@ class SamplingConfig:
         if not isinstance(self.lookahead, str) and self.lookahead > 1 and not prior.takes_windows:
             raise UserError(
                 f"lookahead={self.lookahead} for a {prior.kind} prior, which takes no windows of codes; leave it out, "
-                "or take a transformer, mingpt or llamagen prior"
+                "or take a transformer, mingpt, llamagen or randar prior"
             )
         if self.guidance != 1 and not (prior.num_classes or prior.reads_prompts):
             raise UserError(
@@ -186,9 +189,10 @@ class SamplingConfig:
 
     def guidance_at(self, step: int, steps: int) -> float:
         """The weight of step `step` of `steps`, counted from 0. A schedule rises from 1 at the first step to `guidance`
-        at the last: the first codes settle the layout, where exaggeration costs most variety (VAR, LlamaGen)."""
+        at the last: the first codes settle the layout, where exaggeration costs most variety (VAR, LlamaGen, RAR)."""
         progress = step / max(1, steps - 1)
         if not self.guidance_start <= progress <= self.guidance_end:
             return 1.0
+        progress = progress**self.guidance_power
         rises = {"constant": 1.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}
         return 1 + (self.guidance - 1) * rises[self.guidance_schedule]

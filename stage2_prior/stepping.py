@@ -42,6 +42,17 @@ class WindowStepper(Stepper, Protocol):
         ...
 
 
+class GroupStepper(WindowStepper, Protocol):
+    """A stepper that goes by an order of each sample and can tell several codes from the same known ones: they are
+    drawn together, at the cost of little more than one step, as if they did not depend on each other."""
+
+    def group(self, sequence: Tensor, seen: Sequence[int], done: Sequence[int], width: int) -> Tensor:
+        """Logits `b width k`, float32, of the codes from number `done` of each sample's order on, each given those
+        before `done`. sequence: int64 `b n`, the codes in that order; seen: the `done` of the call before, -1 at the
+        first. Logits beyond the last code mean nothing."""
+        ...
+
+
 @torch.inference_mode()
 def walk(stepper: Stepper, positions: int, choose: Choose) -> Tensor:
     """Codes `b n`, chosen one step after the other, each from logits that know all codes of earlier steps."""

@@ -26,7 +26,7 @@ from common.starting import freeze, take_weights
 from common.wording import counted
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
-from stage2_prior.priors import PRIORS, HierarchicalConfig, Prior, PriorConfig
+from stage2_prior.priors import PRIORS, VAR, AutoregressivePrior, HierarchicalConfig, Prior, PriorConfig
 from stage2_prior.priors.hierarchical import prior_of_level
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.text import FILE_NAMES, captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
@@ -61,6 +61,7 @@ class Stage2Config:
     label_dropout: float = 0.1  # share of samples that train without label and text, as guidance needs it; 0 = none
     start_from: str | None = None  # run or model folder of a prior of this kind whose weights this one begins with
     frozen: tuple[str, ...] = ()  # parts of the model that do not learn
+    flipped_codes: float = 0.0  # most of the codes given in training that are others (self-correction); 0 = none
     # The rest comes from the code shards and is recorded in the run; a value given here must agree with them.
     grids: str | None = None  # of the codes, such as `8x8 codes of 512`
     num_classes: int | None = None  # of the images; 0 = train without classes, as with captions unless given here
@@ -74,6 +75,15 @@ class Stage2Config:
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise UserError(f"label_dropout={self.label_dropout}, expected a share from 0 to below 1; 0.1 is usual")
+        if not 0 <= self.flipped_codes < 1:
+            raise UserError(
+                f"flipped_codes={self.flipped_codes}, expected a share from 0 to below 1; 0.3 is the paper's"
+            )
+        if self.flipped_codes and not issubclass(PRIORS[self.model.kind], AutoregressivePrior):
+            raise UserError(
+                f"flipped_codes={self.flipped_codes} for a {self.model.kind} prior, expected 0: self-correction is for "
+                "priors that go on from the codes they drew; leave it out, or take another kind, such as transformer"
+            )
         for name in ("tokenizer", "text_encoder"):
             if getattr(self, name) is not None and self.captions is None:
                 raise UserError(
@@ -159,8 +169,11 @@ class Stage2Task:
         label_dropout: float,
         text_encoder: TextEncoder | None = None,
         samples: SamplePreview | None = None,
+        steps: int = 1,
+        flipped_codes: float = 0.0,
     ) -> None:
-        """text_encoder: "text" holds its tokens, and the prior reads its vectors; samples: None for no previews."""
+        """text_encoder: "text" holds its tokens, and the prior reads its vectors; samples: None for no previews; steps:
+        of the run, for what changes in its course; flipped_codes: see `Stage2Config`."""
         self.model: PretrainedModel = model
         self.companions = {} if text_encoder is None else {"text_encoder": Companion(text_encoder.model)}
         self.guard: Guard | None = None
@@ -168,14 +181,25 @@ class Stage2Task:
         self.label_dropout = label_dropout
         self.text_encoder = text_encoder
         self.samples = samples
+        self.steps = steps
+        self.flipped_codes = flipped_codes
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         pass
 
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         codes, condition = self.split(batch)
-        dropped = uniform(len(batch["labels"]), device=batch["labels"].device) < self.label_dropout
-        loss, nll = model(codes, self.prior.forget(condition, dropped))  # each b
+        labels = batch["labels"]
+        dropped = uniform(len(labels), device=labels.device) < self.label_dropout
+        condition = self.prior.forget(condition, dropped)
+        order = self.prior.training_order(len(labels), step / self.steps, labels.device)
+        condition = condition if order is None else replace(condition, order=order)
+        if self.flipped_codes:
+            assert isinstance(self.prior, AutoregressivePrior)
+            codes, given = self.prior.with_mistakes(codes, self.flipped_codes)
+            loss, nll = model(codes, condition, given)  # each b
+        else:
+            loss, nll = model(codes, condition)
         return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 
     def after_step(self, step: int) -> dict[str, Tensor]:
@@ -302,6 +326,11 @@ def train_stage2(
         prior: Prior = prior_of_level(config.model, train_codes.code_spec, config.level, num_classes, **facts)
     else:
         prior = PRIORS[config.model.kind].for_codes(config.model, train_codes, num_classes, **facts)
+    if config.flipped_codes and isinstance(prior, VAR) and prior.latent_width is None:
+        raise UserError(
+            f"flipped_codes={config.flipped_codes}, but {codes} has no code vectors beside its codes, with which later "
+            "scales could mend a mistake; leave it out, or encode with an autoencoder of quantizer.kind=multiscale"
+        )
     prior.tokenizer = None if encoder else tokenizer  # an encoder brings its own
     prior.training_images = TrainingImages.of(train_codes)
     training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
@@ -309,7 +338,8 @@ def train_stage2(
     if config.start_from is not None and not has_begun(run):
         begun = begin_from(prior, config.start_from)
     freeze(prior, config.frozen)
-    task = Stage2Task(prior, config.label_dropout, encoder, None if draw is None else SamplePreview(validation, draw))
+    samples = None if draw is None else SamplePreview(validation, draw)
+    task = Stage2Task(prior, config.label_dropout, encoder, samples, config.train.steps, config.flipped_codes)
     run_facts = RunFacts(
         stage=STAGE,
         samples="encoded images",

@@ -261,6 +261,14 @@ PICTURES = {
         },
         [("sums", "spatial"), ("spatial", "known"), ("known", "depth"), ("parts", "depth"), ("depth", "logits")],
     ),
+    "random_orders": picture(
+        "RAR and RandAR: a token says which code comes next",
+        {
+            "order": (0, 0, "an order|of the places", "data"), "known": (0, 1, "codes known,|where they are", "data"), "asked": (1, 0, "which place|comes next", "choice"),
+            "network": (1, 1, "causal blocks,|a cache", "network"), "logits": (2, 1, "logits of|that place", "choice"), "codes": (3, 1, "its code", "data"),
+        },
+        [("order", "asked"), ("asked", "network"), ("known", "network"), ("network", "logits"), ("logits", "codes"), ("codes", "known", "next place")],
+    ),
     "maskgit": picture(
         "MaskGIT: hidden codes from all others, the surest kept",
         {

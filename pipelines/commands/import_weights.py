@@ -34,6 +34,8 @@ class ImportConfig:
         "taming-gpt",
         "taming-net2net",
         "llamagen-gpt",
+        "rar",
+        "randar",
         "var",
         "pixelsnail",
         "halton-maskgit",

@@ -265,19 +265,26 @@ class Settings:
                     gr.Dropdown(list(SCHEDULES), value=own.guidance_schedule, label="Guidance over the steps"),
                 )
                 add(
+                    "guidance_power",
+                    gr.Slider(
+                        0.25, 5, own.guidance_power, step=0.25, label="Guidance's power", info="above 1: it rises late"
+                    ),
+                )
+                add(
                     "guidance_start",
                     gr.Slider(
                         0, 1, own.guidance_start, step=0.05, label="Guidance from", info="share of an image's steps"
                     ),
                 )
                 add("guidance_end", gr.Slider(0, 1, own.guidance_end, step=0.05, label="Guidance up to"))
-            if prior.sampling_steps is not None:
+            usual = prior.code_spec.codes_per_image if prior.draws_in_any_order else prior.sampling_steps
+            if usual is not None:
                 add(
                     "steps",
                     gr.Slider(
                         1,
-                        max(256, own.steps or prior.sampling_steps),
-                        own.steps or prior.sampling_steps,
+                        max(256, own.steps or usual),
+                        own.steps or usual,
                         step=1,
                         label="Steps",
                         info="fewer are faster",

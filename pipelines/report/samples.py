@@ -144,6 +144,7 @@ def in_words(sampling: SamplingConfig) -> str:
         "top_p",
         "min_p",
         "guidance_schedule",
+        "guidance_power",
         "steps",
         "order",
         "choice_temperature",

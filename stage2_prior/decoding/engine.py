@@ -203,14 +203,15 @@ class Decoder:
             slot.copy_(room.key_value)
             self._finish(room, block, keys, values, mask)
 
-    def window(self, x: Tensor, first: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def window(self, x: Tensor, first: Tensor, hidden: Tensor | None = None, turned_as: Tensor | None = None) -> Tensor:
         """As `step`, at w places of each sample from `first` on, int64 `b`: x: b w d -> b w d. hidden: bool `b n`, True
-        for a place that is seen by none but itself. Places beyond the last are worked out at random."""
+        for a place that is seen by none but itself. turned_as: int64 `b w`, the rows of the table of turns; None: those
+        of the places. Places beyond the last are worked out at random."""
         width = x.shape[1]
         if hidden is None and first.device.type == "cpu":
             of_samples = first.tolist()
             if min(of_samples) == max(of_samples) <= self.places - width:
-                return self._window_of_all(x, of_samples[0])
+                return self._window_of_all(x, of_samples[0], turned_as)
         if not self.all_written:  # of a place that is not seen a share of 0 is taken, which of a nan would be nan
             self.cache[..., self.written :, :] = 0
             self.all_written = True
@@ -223,7 +224,7 @@ class Decoder:
         unseen = places > at[..., None]  # b w n
         if hidden is not None:
             unseen |= hidden[:, None, :end] & (places != at[..., None])
-        mask, turns = self._mask(unseen), self._turns(at.flatten())
+        mask, turns = self._mask(unseen), self._turns((at if turned_as is None else turned_as).flatten())
         known = self._known(end)
         slots, length = self.cache.flatten(1, 4).unbind(), self.cache.shape[4]
         samples = torch.arange(2 * self.weights.shared * self.batch, device=first.device) * length
@@ -235,7 +236,7 @@ class Decoder:
         self.weights.normalise(room)
         return room.rows.view_as(x)
 
-    def _window_of_all(self, x: Tensor, place: int) -> Tensor:
+    def _window_of_all(self, x: Tensor, place: int, turned_as: Tensor | None) -> Tensor:
         """`window` at the same places of all samples: they lie beside each other in the cache, and nothing but they is
         masked."""
         width = x.shape[1]
@@ -243,7 +244,9 @@ class Decoder:
         room.enter(x.flatten(0, 1))
         self.written = max(self.written, end)
         turns = None
-        if self.weights.turns is not None:
+        if turned_as is not None:
+            turns = self._turns(turned_as.flatten())
+        elif self.weights.turns is not None:
             turns = self.weights.turns[place:end, :, 0].transpose(0, 1)
             turns = turns if self.batch == 1 else turns.repeat(1, self.batch, 1)
         here, known = self.cache[..., place:end, :].unbind(), self._known(end)

@@ -14,10 +14,12 @@ from stage2_prior.exact.llamagen import ExactLlamaGen
 from stage2_prior.exact.mingpt import ExactMinGPT
 from stage2_prior.exact.pixelcnn import ExactPixelCNN
 from stage2_prior.exact.pixelsnail import ExactPixelSNAIL
+from stage2_prior.exact.randar import ExactRandAR
+from stage2_prior.exact.rar import ExactRAR
 from stage2_prior.exact.rq_transformer import ExactRQTransformer
 from stage2_prior.exact.transformer import ExactTransformer
 from stage2_prior.exact.var import ExactVAR
-from stage2_prior.priors import AutoregressivePrior, Hierarchical, Prior
+from stage2_prior.priors import AutoregressivePrior, Hierarchical, Prior, RandAR
 from stage2_prior.stepping import Stepper
 
 WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
@@ -27,6 +29,8 @@ WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
     "hierarchical": exact_hierarchical,
     "rq_transformer": ExactRQTransformer,
     "llamagen": ExactLlamaGen,
+    "rar": ExactRAR,
+    "randar": ExactRandAR,
     "mingpt": ExactMinGPT,
     "var": ExactVAR,
 }
@@ -45,6 +49,8 @@ def cache_bytes(prior: Prior) -> int:
     layers = prior.config.layers if hasattr(prior.config, "layers") else prior.config.blocks
     read = [spec.length for spec in (prior.text, prior.embeddings) if spec is not None]
     places = 1 + prior.code_spec.codes_per_image + sum(grid.size for grid in prior.given) + sum(read)
+    if isinstance(prior, RandAR):  # an instruction before each code
+        places = 2 * prior.code_spec.codes_per_image
     return int(16 * places * layers * prior.config.width)
 
 

@@ -8,12 +8,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from codes.spec import Grid
 from common import exact
 from common.exact import Product
 from stage2_prior.condition import Condition
+from stage2_prior.priors.bitwise import OfBits
 from stage2_prior.priors.prefix import Prefix
 from stage2_prior.priors.transformer import Transformer
 from stage2_prior.priors.transformer_layers import Block, RMSNorm
@@ -25,10 +26,10 @@ class ExactTransformer:
 
     @torch.inference_mode()
     def __init__(self, prior: Transformer, batch: int, condition: Condition):
-        config, device = prior.config, prior.embedding.weight.device
+        config, device = prior.config, prior.classes.weight.device
         prior.check(batch, condition)
         condition = condition.to(device)
-        self.embedding, self.first_numbers = prior.embedding.weight.double(), prior.first_numbers()
+        self.embedding, self.first_numbers = weight_of(prior.embedding), prior.first_numbers()
         self.next_grid = None if prior.next_grid is None else prior.next_grid.weight.double()
         self.grid_at = [number for number, size in enumerate(prior.sizes) for _ in range(size)]
         # Turns of the keys of each place, prefix included, and of its query, which stands at the place after it.
@@ -40,7 +41,7 @@ class ExactTransformer:
         places = len(self.turns[0]) - 1
         self.blocks = [ExactBlock(block, batch, places) for block in cast("list[Block]", prior.blocks)]
         self.gain = prior.norm.gain.double()
-        self.outputs = [Product(part) for part in prior.output.weight.split(prior.vocabularies)]
+        self.outputs = [Product(part) for part in weight_of(prior.output).split(prior.vocabularies)]
         self.place = self.position = 0  # in the whole sequence, and among the codes
         classes = prior.classes.weight.double()
         self.before = classes[-1:].expand(batch, -1) if condition.labels is None else classes[condition.labels]
@@ -68,6 +69,13 @@ class ExactTransformer:
         self.position += 1
         states = exact.rms_norm(self.through(x), RMSNorm.epsilon).mul_(self.gain)
         return self.outputs[grid](states)[:, None]
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """In float64."""
+    if isinstance(module, OfBits):
+        return module.table(torch.float64)
+    return cast("nn.Embedding | nn.Linear", module).weight.double()
 
 
 class ExactBlock:

@@ -13,6 +13,8 @@ from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.halton_maskgit import build_halton_maskgit
 from stage2_prior.imports.llamagen import build_llamagen
 from stage2_prior.imports.pixelsnail import build_pixelsnail
+from stage2_prior.imports.randar import build_randar
+from stage2_prior.imports.rar import build_rar
 from stage2_prior.imports.taming import build_gpt, build_net2net
 from stage2_prior.imports.titok_maskgit import build_titok_maskgit
 from stage2_prior.imports.var import build_var
@@ -44,6 +46,8 @@ KINDS = {
     "taming-gpt": Kind(build_gpt, ("state_dict",)),
     "taming-net2net": Kind(build_net2net, ("state_dict",)),
     "llamagen-gpt": Kind(build_llamagen, ("model", "module", "state_dict")),
+    "rar": Kind(build_rar),
+    "randar": Kind(build_randar, ("model", "module", "state_dict")),
     "var": Kind(build_var, ("trainer.var_wo_ddp",)),
     "pixelsnail": Kind(build_level, ("model",)),
     "halton-maskgit": Kind(build_halton_maskgit, ("model_state_dict",)),

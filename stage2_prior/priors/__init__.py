@@ -12,6 +12,8 @@ from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig
 from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from stage2_prior.priors.randar import RandAR, RandARConfig
+from stage2_prior.priors.rar import RAR, RARConfig
 from stage2_prior.priors.rq_transformer import RQTransformer, RQTransformerConfig
 from stage2_prior.priors.titok_maskgit import TiTokMaskGIT, TiTokMaskGITConfig
 from stage2_prior.priors.transformer import Transformer
@@ -24,6 +26,8 @@ PRIORS: dict[str, type[Prior]] = {
     "pixelsnail": PixelSNAIL,
     "mingpt": MinGPT,
     "llamagen": LlamaGen,
+    "rar": RAR,
+    "randar": RandAR,
     "rq_transformer": RQTransformer,
     "var": VAR,
     "hierarchical": Hierarchical,
@@ -38,6 +42,8 @@ PriorConfig = (
     | PixelSNAILConfig
     | MinGPTConfig
     | LlamaGenConfig
+    | RARConfig
+    | RandARConfig
     | RQTransformerConfig
     | VARConfig
     | HierarchicalConfig
@@ -49,6 +55,7 @@ PriorConfig = (
 
 __all__ = [
     "PRIORS",
+    "RAR",
     "VAR",
     "AutoregressivePrior",
     "Diffusion",
@@ -70,8 +77,11 @@ __all__ = [
     "PixelSNAILConfig",
     "Prior",
     "PriorConfig",
+    "RARConfig",
     "RQTransformer",
     "RQTransformerConfig",
+    "RandAR",
+    "RandARConfig",
     "TiTokMaskGIT",
     "TiTokMaskGITConfig",
     "Transformer",

@@ -23,6 +23,7 @@ from common.tensor_files import load_tensors
 from common.wording import counted
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.cross_entropy import nll_of
+from stage2_prior.mistakes import flipped, others, replaced
 from stage2_prior.stepping import Stepper
 from stage2_prior.text import TOKENIZER_NAME, tokenize
 
@@ -72,6 +73,8 @@ class Prior(PretrainedModel):
     fill_order: ClassVar[str | None] = None  # in which it fills in codes, unless one says; None: as it draws them
     takes_windows: ClassVar[bool] = False  # its steppers are `WindowStepper`s
     choice_temperature: ClassVar[float | None] = None  # of the chance in which codes it keeps; None: it chooses none
+    takes_orders: ClassVar[bool] = False  # of one grid: goes by the order of a condition that has one
+    draws_in_any_order: ClassVar[bool] = False  # samples go by an order each, and its steppers are `GroupStepper`s
 
     def __init__(
         self,
@@ -211,16 +214,33 @@ class Prior(PretrainedModel):
 
     def sequence(self, codes: Codes, condition: Condition) -> Tensor:
         """All codes in the order in which this prior walks them, `b n`: grid after grid, each in raster order, unless
-        it says otherwise. Raises UserError when codes or condition have other shapes than this prior's."""
+        it or the condition says otherwise. Raises UserError when codes or condition have other shapes than this
+        prior's."""
         if [tuple(tensor.shape[1:]) for tensor in codes] != [(g.height, g.width) for g in self.code_spec.grids]:
             shapes = " + ".join("x".join(str(side) for side in tensor.shape[1:]) for tensor in codes)
             raise UserError(f"got codes of {shapes}, expected {self.code_spec.describe()}, as the prior was made for")
         self.check(len(codes[0]), condition)
-        return torch.cat([rearrange(tensor, "b h w -> b (h w)") for tensor in codes], dim=1)
+        sequence = torch.cat([rearrange(tensor, "b h w -> b (h w)") for tensor in codes], dim=1)
+        return sequence if condition.order is None else sequence.gather(1, condition.order)
 
     def check(self, batch: int, condition: Condition) -> None:
         """Raises UserError unless the condition is one of `batch` samples of this prior."""
         condition.check(batch, self.num_classes, self.given, self.text, self.embeddings)
+        if condition.order is None:
+            return
+        if not self.takes_orders:
+            raise UserError(f"got an order for a {self.kind} prior, which has one of its own; leave it out")
+        expected = (batch, self.code_spec.codes_per_image)
+        if tuple(condition.order.shape) != expected:
+            raise UserError(
+                f"got an order of shape {tuple(condition.order.shape)}, expected {expected}: the places of all codes "
+                "of each sample"
+            )
+
+    def training_order(self, batch: int, progress: float, device: torch.device) -> Tensor | None:
+        """The order, `b n`, in which a step trains each of its samples; None for the prior's own. progress: share of
+        the run's steps that is done before it, 0 to below 1."""
+        return None
 
     def condition_of(self, labels: Tensor, given: Codes | None = None) -> Condition:
         """Of labels `b`, below 0 for any class, and of any text, where the prior knows classes and texts, and of given
@@ -272,6 +292,12 @@ class Prior(PretrainedModel):
             for part, grid in zip(parts, self.code_spec.grids, strict=True)
         )
 
+    def in_raster(self, sequence: Tensor, condition: Condition) -> Tensor:
+        """What stands in the order of `condition`, `b n`, in raster order: for `grids_of`."""
+        if condition.order is None:
+            return sequence
+        return torch.empty_like(sequence).scatter_(1, condition.order, sequence)
+
     def only_grid(self) -> Grid:
         """The grid of a prior that models one. Raises UserError when the codes have several."""
         if len(self.code_spec.grids) != 1:
@@ -307,3 +333,17 @@ class AutoregressivePrior(Prior):
 
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
         return nll_of(self.logits(codes, condition), self.sequence(codes, condition))
+
+    def forward(self, codes: Codes, condition: Condition, given: Codes | None = None) -> TrainingLoss:
+        """See `Prior`. given: what the prior sees in the place of the codes that it is to tell."""
+        if given is None:
+            return super().forward(codes, condition)
+        nll = nll_of(self.logits(given, condition), self.sequence(codes, condition)).mean(dim=1)
+        return TrainingLoss(nll, nll.detach())
+
+    def with_mistakes(self, codes: Codes, share: float) -> tuple[Codes, Codes]:
+        """For self-correction (Han et al. 2024, arXiv:2412.04431, section 3.4): the codes that a training step is to
+        tell, and those that it is given, of which some are others, drawn from all: so a prior learns to go on from
+        mistakes, as it makes them when it samples. share: of the codes of each image and grid it is drawn evenly
+        between 0 and this. What is to be told stays, where later codes do not depend on what earlier ones left."""
+        return codes, tuple(map(replaced, codes, flipped(codes, share), others(self.code_spec, codes)))

@@ -13,8 +13,9 @@ published code: all scores with them are 0, and they speak by their values alone
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -234,17 +235,28 @@ class LlamaGen(AutoregressivePrior):
         return LlamaGenStepper(self, batch, condition)
 
 
+class Stack(Protocol):
+    """What a prior of these blocks is made of, besides what begins its sequence."""
+
+    embedding: nn.Embedding
+    blocks: nn.ModuleList
+    norm: nn.RMSNorm
+    output: nn.Linear
+
+    def turns(self) -> Tensor: ...
+
+
 class StepWeights:
     """What sampling reads of a LlamaGen, made once for each of its states. The gain of each norm and sqrt(d) of its
     root mean square are folded into the matrix behind it, and the scale of the attention scores into the queries."""
 
-    def __init__(self, prior: LlamaGen, dtype: torch.dtype):
-        config, turns = prior.config, prior.turns()
+    def __init__(self, prior: Stack, config: LlamaGenConfig, dtype: torch.dtype):
+        turns = prior.turns()
         self.root = math.sqrt(config.width)
         self.epsilon = turns.real.new_full((), math.sqrt(EPSILON) * self.root)
         self.embedding = prior.embedding.weight.detach().to(dtype)
         self.weights = Weights(
-            blocks=[self.block(block, config, dtype) for block in cast("list[Block]", prior.blocks)],
+            blocks=[self.block(block, config, dtype) for block in cast("Iterable[Block]", prior.blocks)],
             width=config.width,
             heads=config.heads,
             shared=config.heads,
@@ -281,7 +293,7 @@ class LlamaGenStepper:
         prior.check(batch, condition)
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
         condition = condition.to(device)
-        weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype))
+        weights = prepared(prior, dtype, lambda: StepWeights(prior, prior.config, dtype))
         self.embedding, self.output = weights.embedding, weights.output
         prefix = prior.prefix(batch, condition).to(dtype)  # b p d
         self.start = prefix[:, -1]

@@ -7,7 +7,7 @@ tensors that this takes lie beside the codes: see `latents.safetensors` in docs/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 
+AT_ONCE = 2**24  # distances
 LEARNED_WIDTH = 32  # d of code vectors that the prior learns: as many numbers as those of VAR's tokenizer have
 
 
@@ -68,6 +69,36 @@ class ScaleLatents(nn.Module):
             total = self.add(total, grid, number)
             seen.append(self.seen_by(number + 1, total))
         return torch.cat(seen, dim=1)
+
+    def corrected(self, codes: Codes, flips: Sequence[Tensor], by: Sequence[Tensor]) -> tuple[Codes, Codes]:
+        """Codes, b h w each, to be told and to be given, of which those that are `flips` (bool) are given as in `by`.
+
+        What a flip leaves in the sum, the later scales are to mend: they are quantised anew, as the tokenizer would
+        have from what is then missing (Han et al. 2024, arXiv:2412.04431, section 3.4). Of that the codes tell all but
+        the rounding of each to a code vector: at a place of scale s are missing the vector of its code and, averaged
+        on its grid, what the sum of the scales before would be less what it is."""
+        told, given = list[Tensor](), list[Tensor]()
+        was, now = None, None
+        for number, grid in enumerate(codes):
+            wanted = grid
+            if was is not None and now is not None:
+                missing = self.seen_by(number, was - now)  # b n d
+                found = self.nearest(F.embedding(grid.flatten(1), self.codebook).float() + missing)
+                wanted = torch.where((missing == 0).all(dim=-1), grid.flatten(1), found).view_as(grid)
+            shown = torch.where(flips[number], by[number], wanted)
+            told.append(wanted)
+            given.append(shown)
+            if number < len(codes) - 1:
+                was, now = self.add(was, grid, number), self.add(now, shown, number)
+        return tuple(told), tuple(given)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The codes whose vectors are nearest, `b n`, in float32; vectors: b n d."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            codebook = self.codebook.float()
+            half_norms = codebook.square().sum(dim=1) / 2
+            rows = max(1, AT_ONCE // (vectors.shape[1] * len(codebook)))
+            return torch.cat([(half_norms - part @ codebook.T).argmin(dim=-1) for part in vectors.split(rows)])
 
     def add(self, total: Tensor | None, codes: Tensor, number: int) -> Tensor:
         """The sum, b d h w, after scale `number`, counted from 0. total: the one before it, None at the first; codes:

@@ -30,6 +30,7 @@ from stage2_prior.cross_entropy import nll_of
 from stage2_prior.decoding.engine import Decoder
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, TrainingLoss
+from stage2_prior.priors.bitwise import BitEmbedding, BitOutput, bits_of_vocabulary, nll_of_bits
 from stage2_prior.priors.prefix import Prefix
 from stage2_prior.priors.transformer_layers import Block, RMSNorm, StackWeights, TransformerConfig, place_angles
 from stage2_prior.stepping import step_dtype
@@ -52,13 +53,16 @@ class Transformer(AutoregressivePrior):
         self.sizes = [grid.size for grid in grids]
         self.classes = nn.Embedding(num_classes + 1, config.width)  # the last one is the null label
         self.prefix = Prefix(config.width, self.text, self.embeddings, self.given)
-        self.embedding = nn.Embedding(sum(self.vocabularies), config.width)  # grid after grid
+        self.embedding: nn.Embedding | BitEmbedding = nn.Embedding(sum(self.vocabularies), config.width)  # by grids
         # Of the grid that the next code belongs to; added to the token before it.
         self.next_grid = nn.Embedding(len(grids), config.width) if len(grids) > 1 else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, sum(self.vocabularies), bias=False)
+        self.output: nn.Linear | BitOutput = nn.Linear(config.width, sum(self.vocabularies), bias=False)
+        if config.bitwise:
+            bits = bits_of_vocabulary(self.only_grid())
+            self.embedding, self.output = BitEmbedding(bits, config.width), BitOutput(config.width, bits)
         if config.text_loss_weight:
             if self.text is None:
                 raise UserError(
@@ -68,6 +72,8 @@ class Transformer(AutoregressivePrior):
             self.text_output = nn.Linear(config.width, self.text.vocabulary, bias=False)
         self.initialise()
         if config.tied:
+            assert isinstance(self.output, nn.Linear)
+            assert isinstance(self.embedding, nn.Embedding)
             self.output.weight = self.embedding.weight
 
     def initialise(self) -> None:
@@ -82,12 +88,12 @@ class Transformer(AutoregressivePrior):
         """See `place_angles`; a caption has no place in the image and is not turned, like the class. No buffer: a model
         in bfloat16 would round its angles."""
         grids = (*self.given, *self.code_spec.grids)
-        angles = place_angles(grids, self.config.head_width, self.embedding.weight.device)
+        angles = place_angles(grids, self.config.head_width, self.classes.weight.device)
         return F.pad(angles, (0, 0, self.prefix.text_length + self.prefix.embeddings_length, 0))
 
     def per_code(self, per_grid: Sequence[int]) -> Tensor:
         """A number of each grid for each of its codes: `n`."""
-        device = self.embedding.weight.device
+        device = self.classes.weight.device
         return torch.tensor(per_grid, device=device).repeat_interleave(torch.tensor(self.sizes, device=device))
 
     def first_numbers(self) -> list[int]:
@@ -131,13 +137,24 @@ class Transformer(AutoregressivePrior):
         largest = max(self.vocabularies)
         return torch.cat([F.pad(part, (0, largest - part.shape[-1]), value=NO_CODE) for part in logits], dim=1)
 
-    def forward(self, codes: Codes, condition: Condition) -> TrainingLoss:
-        if not self.config.text_loss_weight:
-            return super().forward(codes, condition)
-        states = self.states(codes, condition)
-        logits = self.code_logits(states[:, self.prefix.length :])
-        nll = nll_of(logits, self.sequence(codes, condition)).mean(dim=1)
+    def nll(self, codes: Codes, condition: Condition) -> Tensor:
+        states = self.states(codes, condition)[:, self.prefix.length :]
+        return self.code_nll(states, self.sequence(codes, condition))
+
+    def code_nll(self, states: Tensor, sequence: Tensor) -> Tensor:
+        """`b n d` and the codes that they tell -> `b n`. Of bits without the logits of all codes."""
+        if isinstance(self.output, BitOutput):
+            return nll_of_bits(self.output.pairs(states), sequence)
+        return nll_of(self.code_logits(states), sequence)
+
+    def forward(self, codes: Codes, condition: Condition, given: Codes | None = None) -> TrainingLoss:
+        if not self.config.text_loss_weight and not self.config.bitwise:
+            return super().forward(codes, condition, given)
+        states = self.states(codes if given is None else given, condition)
+        nll = self.code_nll(states[:, self.prefix.length :], self.sequence(codes, condition)).mean(dim=1)
         weight = self.config.text_loss_weight
+        if not weight:
+            return TrainingLoss(nll, nll.detach())
         return TrainingLoss((1 - weight) * nll + weight * self.text_nll(states, condition), nll.detach())
 
     def text_nll(self, states: Tensor, condition: Condition) -> Tensor:
@@ -169,7 +186,7 @@ class StepWeights(NamedTuple):
     def of(cls, prior: Transformer, dtype: torch.dtype) -> StepWeights:
         outputs = prior.output.weight.split(prior.vocabularies)
         stack = StackWeights(prior.config, prior.blocks, prior.norm.gain, outputs, prior.angles(), dtype)
-        device = prior.embedding.weight.device
+        device = prior.classes.weight.device
         grids = range(len(prior.sizes))
         grid_of = torch.cat([torch.full((prior.sizes[grid],), grid, device=device) for grid in grids])
         firsts = zip(prior.sizes, prior.first_numbers(), strict=True)
@@ -190,7 +207,7 @@ class TransformerStepper:
     @torch.inference_mode()
     def __init__(self, prior: Transformer, batch: int, condition: Condition):
         prior.check(batch, condition)
-        device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
+        device, dtype = prior.classes.weight.device, step_dtype(prior.classes.weight)
         weights = prepared(prior, dtype, lambda: StepWeights.of(prior, dtype))
         self.stack, self.embedding, self.next_grid, self.grid_of, self.first_number = weights
         self.outputs = weights.stack.outputs

@@ -29,6 +29,7 @@ class TransformerConfig:
     dropout: float = 0.0  # of the embedded sequence
     residual_dropout: float = 0.0  # of what attention and feed-forward add to the residual stream
     tied: bool = False  # the output shares the weights of the code embedding
+    bitwise: bool = False  # embeds and tells each bit of a code by itself: for one grid of 2^d codes, such as of LFQ
     text_loss_weight: float = 0.0  # share of the loss that is the caption's, the rest is the codes'; DALL-E: 0.125
 
     def __post_init__(self) -> None:
@@ -48,6 +49,8 @@ class TransformerConfig:
         for name in ("dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
+        if self.bitwise and self.tied:
+            raise UserError("tied and bitwise, expected one of them: bits have vectors of their own at both ends")
         if not 0 <= self.text_loss_weight < 1:
             raise UserError(f"text_loss_weight={self.text_loss_weight}, expected a share from 0 to below 1")
 

@@ -30,6 +30,7 @@ from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.prepared import prepared
+from stage2_prior.mistakes import flipped, others
 from stage2_prior.priors.base import AutoregressivePrior, Places
 from stage2_prior.priors.scale_latents import ScaleLatents
 from stage2_prior.stepping import step_dtype
@@ -257,6 +258,10 @@ class VAR(AutoregressivePrior):
         if condition.labels is None:
             return self.classes.weight[-1].expand(batch, -1)
         return self.classes(condition.labels)
+
+    def with_mistakes(self, codes: Codes, share: float) -> tuple[Codes, Codes]:
+        """See `AutoregressivePrior`; the scales after a mistake are told to mend it."""
+        return self.latents.corrected(codes, flipped(codes, share), others(self.code_spec, codes))
 
     def kept_paths(self, x: Tensor) -> Tensor:
         """Which samples, x: b n d, take the two paths of each block and not the way around (Huang et al. 2016,

@@ -54,6 +54,8 @@ STAGE1_OF = {
     "cifar10_vqvae2_short": ("cifar10_vqvae2", 10),
     "imagenet256_vqvae2": ("imagenet256_vqvae2", 1000),
     "faces1024_vqvae2": ("faces1024_vqvae2", 0),
+    "mnist_rar_short": ("mnist_quickstart", 10),
+    "mnist_randar_short": ("mnist_quickstart", 10),
     "mnist_maskgit": ("mnist_vqvae", 10),
     "cifar10_maskgit_short": ("cifar10_vqvae_short", 10),
     "cifar10_diffusion_short": ("cifar10_vqvae_short", 10),

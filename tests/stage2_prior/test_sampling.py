@@ -169,6 +169,13 @@ def test_guidance_rises_by_its_schedule(schedule, weights):
     assert [sampling.guidance_at(step, 5) for step in range(5)] == pytest.approx(weights, abs=1e-4)
 
 
+def test_guidance_rises_late_with_a_power_above_one():
+    sampling = SamplingConfig(guidance=3.0, guidance_schedule="linear", guidance_power=2.0)
+    assert [sampling.guidance_at(step, 5) for step in range(5)] == pytest.approx([1, 1.125, 1.5, 2.125, 3])
+    with pytest.raises(UserError, match="guidance_power=0, expected above 0; 1 rises evenly, more rises late"):
+        SamplingConfig(guidance_power=0)
+
+
 def test_guidance_is_off_outside_its_interval():
     sampling = SamplingConfig(guidance=3.0, guidance_start=0.25, guidance_end=0.5)
     assert [sampling.guidance_at(step, 5) for step in range(5)] == [1, 3, 3, 1, 1]

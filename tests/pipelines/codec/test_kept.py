@@ -38,6 +38,8 @@ from stage2_prior.priors import (
     MinGPTConfig,
     PixelCNNConfig,
     PixelSNAILConfig,
+    RandARConfig,
+    RARConfig,
     RQTransformerConfig,
     Transformer,
     TransformerConfig,
@@ -58,6 +60,8 @@ SMALL = {
     ),
     "mingpt": MinGPTConfig(layers=1, width=16, heads=2),
     "llamagen": LlamaGenConfig(layers=1, width=16, heads=2, hidden_width=24),
+    "rar": RARConfig(layers=1, width=16, heads=2),
+    "randar": RandARConfig(layers=1, width=16, heads=2, hidden_width=24),
     "rq_transformer": RQTransformerConfig(layers=1, depth_layers=1, width=16, heads=2),
     "var": VARConfig(layers=1, width=16, heads=2),
     "hierarchical": HierarchicalConfig(
