@@ -22,11 +22,11 @@ import argparse
 import json
 import math
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -127,7 +127,6 @@ class Given:
     width: int
     batch: int = 32  # images
     prior_width: int = 96
-    threads: int = 1
 
 
 def train(
@@ -202,7 +201,6 @@ def prior_bits(model: VQVAE, train_codes: Codes, test_codes: Codes, given: Given
 
 def cell(name: str, seed: int, data: Path, given: Given) -> dict[str, Any]:
     """One quantizer with one seed."""
-    torch.set_num_threads(given.threads)
     keep_freed_memory()
     with np.load(data) as arrays:
         images, test = torch.from_numpy(arrays["train"]), torch.from_numpy(arrays["test"])
@@ -287,6 +285,13 @@ def finished(path: Path, given: Given) -> list[dict[str, Any]]:
     return [result for result in map(json.loads, lines) if asdict(given).items() <= result.items()]
 
 
+def add_cell(cells: Path, name: str, seed: int, given: Given) -> None:
+    result = cell(name, seed, cells.with_name("images.npz"), given)
+    with cells.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a folder with folders `train` and `test`")
@@ -297,16 +302,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", choices=list(QUANTIZERS), default=list(QUANTIZERS))
-    parser.add_argument("--cell", nargs=2, metavar=("QUANTIZER", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    torch.set_num_threads(1)  # before anything is computed: threads do not survive a fork
     given = Given(steps=args.steps, prior_steps=args.prior_steps, width=args.width, batch=args.batch)
     cells = args.out / "cells.jsonl"
-    if args.cell:
-        result = cell(args.cell[0], int(args.cell[1]), args.out / "images.npz", given)
-        with cells.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        print(json.dumps(result), flush=True)
-        return
     if args.images:
         args.out.mkdir(parents=True, exist_ok=True)
         prepared(args.images, args.out)
@@ -314,10 +313,11 @@ def main() -> None:
             for name in args.only:
                 if any((done["quantizer"], done["seed"]) == (name, seed) for done in finished(cells, given)):
                     continue
-                settings = ["--out", args.out, "--steps", args.steps, "--prior-steps", args.prior_steps]
-                settings += ["--width", args.width, "--batch", args.batch]
-                command = [sys.executable, "-m", "benchmarks.quantizers_compared", "--cell", name, seed, *settings]
-                subprocess.run([str(word) for word in command], check=True)
+                process = get_context("fork").Process(target=add_cell, args=(cells, name, seed, given))
+                process.start()
+                process.join()
+                if process.exitcode:
+                    sys.exit(f"{name}, seed {seed}: ended with {process.exitcode}")
     print("\n".join(table(finished(cells, given))))
 
 

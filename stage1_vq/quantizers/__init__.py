@@ -7,8 +7,12 @@ from typing import Any
 
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
+from stage1_vq.quantizers.binary_mapper import BinaryMapper, BinaryMapperConfig
 from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
+from stage1_vq.quantizers.diveq import DiVeQConfig, DiVeQuantizer
+from stage1_vq.quantizers.fsp import FSPConfig, FSPQuantizer
 from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
+from stage1_vq.quantizers.fvq import FVQConfig, FVQuantizer
 from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
 from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
 from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
@@ -30,6 +34,10 @@ QuantizerConfig = (
     | ResidualQuantizerConfig
     | GroupedQuantizerConfig
     | MultiscaleQuantizerConfig
+    | DiVeQConfig
+    | FSPConfig
+    | FVQConfig
+    | BinaryMapperConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -44,6 +52,10 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "residual": ResidualQuantizer,
     "grouped": GroupedQuantizer,
     "multiscale": MultiscaleQuantizer,
+    "diveq": DiVeQuantizer,
+    "fsp": FSPQuantizer,
+    "fvq": FVQuantizer,
+    "binary_mapper": BinaryMapper,
 }
 
 
@@ -60,10 +72,18 @@ __all__ = [
     "QUANTIZERS",
     "BSQConfig",
     "BSQuantizer",
+    "BinaryMapper",
+    "BinaryMapperConfig",
     "BinaryQuantizer",
     "BinaryQuantizerConfig",
+    "DiVeQConfig",
+    "DiVeQuantizer",
+    "FSPConfig",
+    "FSPQuantizer",
     "FSQConfig",
     "FSQuantizer",
+    "FVQConfig",
+    "FVQuantizer",
     "GroupedQuantizer",
     "GroupedQuantizerConfig",
     "GumbelQuantizer",
