@@ -43,9 +43,13 @@ from metrics.similarity import psnr
 from pipelines.options import read_recipe
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
 from stage1_vq.quantizers import (
+    BinaryMapperConfig,
     BinaryQuantizerConfig,
     BSQConfig,
+    DiVeQConfig,
+    FSPConfig,
     FSQConfig,
+    FVQConfig,
     GroupedQuantizerConfig,
     GumbelQuantizerConfig,
     IBQConfig,
@@ -79,6 +83,15 @@ QUANTIZERS: dict[str, Any] = {
     "lfq": LFQConfig(bits=BITS, dim=D),
     "bsq": BSQConfig(bits=BITS, dim=D),
     "binary": BinaryQuantizerConfig(dim=BITS),
+    "binary_mapper": BinaryMapperConfig(bits=BITS, dim=D, free_nats=BITS * math.log(2)),
+    "fsq, rotated, noise": FSQConfig(
+        levels=(8, 5, 5, 5), dim=D, preserve_symmetry=True, noise_dropout=0.5, orthogonal_rotation=True
+    ),
+    "fsp": FSPConfig(levels=(8, 5, 5, 5), dim=D),
+    "diveq": DiVeQConfig(codebook_size=K, dim=D),
+    "diveq, space-filling": DiVeQConfig(codebook_size=K, dim=D, space_filling=True),
+    "nsvq": DiVeQConfig(codebook_size=K, dim=D, direction="random"),
+    "fvq": FVQConfig(codebook_size=K, dim=D, width=128),
     "residual": ResidualQuantizerConfig(depth=2, layer=HALF),
     "grouped": GroupedQuantizerConfig(groups=2, layer=replace(HALF, dim=D // 2)),
     "multiscale": MultiscaleQuantizerConfig(scales=(1, 2, 4, 8), codebook_size=184, dim=D),
