@@ -2,7 +2,8 @@
 
 `python -m benchmarks.quantizer_memory` prints a Markdown table. A training step is forward, backward to the latents and
 the weights, and the update of the codebook; memory is the peak over what the process held before, gradients included,
-each in a process of its own (Linux only). `--latents 2048` are 8 images of 16x16 places. The table of all latents by all codes alone would be 64 GiB.
+each in a process of its own (Linux only). `--latents 2048` are 8 images of 16x16 places. The table of all latents by
+all codes alone would be 64 GiB.
 """
 
 from __future__ import annotations

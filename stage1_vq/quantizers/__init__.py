@@ -20,6 +20,7 @@ from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from stage1_vq.quantizers.residual_scalar import ResidualScalarConfig, ResidualScalarQuantizer
 from stage1_vq.quantizers.simvq import SimVQConfig, SimVQuantizer
 
 QuantizerConfig = (
@@ -38,6 +39,7 @@ QuantizerConfig = (
     | FSPConfig
     | FVQConfig
     | BinaryMapperConfig
+    | ResidualScalarConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -56,6 +58,7 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "fsp": FSPQuantizer,
     "fvq": FVQuantizer,
     "binary_mapper": BinaryMapper,
+    "residual_scalar": ResidualScalarQuantizer,
 }
 
 
@@ -101,6 +104,8 @@ __all__ = [
     "QuantizerConfig",
     "ResidualQuantizer",
     "ResidualQuantizerConfig",
+    "ResidualScalarConfig",
+    "ResidualScalarQuantizer",
     "SimVQConfig",
     "SimVQuantizer",
     "build_quantizer",

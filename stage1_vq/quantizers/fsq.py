@@ -39,6 +39,7 @@ class FSQConfig:
     levels: tuple[int, ...] = (8, 5, 5, 5)  # of each number of the latent; their product is the vocabulary
     dim: int = 4  # width of z and z_q; other than the number of levels: with a 1x1 convolution before and one after
     preserve_symmetry: bool = False  # levels evenly from -1 to 1, also where their number is even
+    bound: Literal["tanh", "clamp"] = "tanh"  # how numbers come to lie between the outermost levels (clamp: symmetric)
     noise_dropout: float = 0.0  # share of numbers to which training adds -0.5 to 0.5 (preserve_symmetry only)
     orthogonal_rotation: bool = False  # numbers are turned by a fixed random rotation before, and back after
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
@@ -48,6 +49,8 @@ class FSQConfig:
             ("levels", len(self.levels) > 0 and min(self.levels) >= 2, "numbers of at least 2, such as [8, 5, 5, 5]"),
             ("levels", math.prod(self.levels) <= MOST_CODES, f"a product of at most {MOST_CODES}: use fewer or lower"),
             ("dim", self.dim >= 1, "at least 1"),
+            ("bound", self.bound in ("tanh", "clamp"), "tanh or clamp"),
+            ("bound", self.bound == "tanh" or self.preserve_symmetry, "tanh where preserve_symmetry=false"),
             ("noise_dropout", 0 <= self.noise_dropout <= 1, "a share from 0 to 1; 0.5 is common"),
             (
                 "noise_dropout",
@@ -122,7 +125,7 @@ class FSQuantizer(CountingQuantizer):
             if self.training and self.config.noise_dropout:
                 noisy = uniform(*values.shape, device=z.device) < self.config.noise_dropout
                 noise = uniform(*values.shape, device=z.device) - 0.5
-                values = torch.where(noisy, values + noise, values).clamp(-1, 1)
+                values = torch.where(noisy, (values + noise).clamp(-1, 1), values)
             z_q = self.project_out(self.turned_back(values)).to(z.dtype)
             error = F.mse_loss(self.values(bounded.detach()), self.values(digits))
             return Quantized(z_q, (codes,), {}, {"quantization_error": error})
@@ -143,6 +146,8 @@ class FSQuantizer(CountingQuantizer):
         numbers = self.project_in(z.float())
         if self.config.orthogonal_rotation:
             numbers = turned(numbers, self.rotation)
+        if self.config.bound == "clamp":
+            return numbers.clamp(-1, 1) * self.half_range + self.centre
         narrow = torch.tanh(numbers + self.shift) * self.half_range
         if self.config.preserve_symmetry:
             return narrow + self.centre

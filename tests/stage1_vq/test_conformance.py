@@ -44,6 +44,7 @@ from stage1_vq.quantizers import (
     Quantizer,
     QuantizerConfig,
     ResidualQuantizerConfig,
+    ResidualScalarConfig,
     SimVQConfig,
 )
 
@@ -129,6 +130,13 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "binary_mapper": BinaryMapperConfig(bits=5, dim=DIM),
     "binary_mapper, no projection": BinaryMapperConfig(
         bits=DIM, dim=DIM, embedding_dim=4, temperature=0.7, free_nats=0.1
+    ),
+    "fsq, clamped": FSQConfig(levels=(5, 4, 3), dim=DIM, preserve_symmetry=True, bound="clamp"),
+    "residual_scalar": ResidualScalarConfig(
+        dim=DIM, layer=FSQConfig(levels=(5, 4, 3, 5), dim=4, preserve_symmetry=True, orthogonal_rotation=True)
+    ),
+    "residual_scalar, lfq": ResidualScalarConfig(
+        depth=3, layer=LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, orthogonal_rotation=True, soft_clamp=2.0)
     ),
     "multiscale": MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, revive_after=2),
     "multiscale, by gradient": MultiscaleQuantizerConfig(

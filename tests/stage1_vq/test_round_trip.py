@@ -51,7 +51,9 @@ def of_levels(quantizer: Any) -> Tensor:
     offset = digits - quantizer.centre
     if not quantizer.config.preserve_symmetry:
         offset = offset + 0.5 * (quantizer.levels % 2 == 0)
-    numbers = torch.atanh((offset / quantizer.half_range).clamp(-0.99, 0.99)) - quantizer.shift
+    numbers = (offset / quantizer.half_range).clamp(-0.99, 0.99)
+    if quantizer.config.bound == "tanh":
+        numbers = torch.atanh(numbers) - quantizer.shift
     if quantizer.config.orthogonal_rotation:
         numbers = torch.einsum("bohw,io->bihw", numbers, quantizer.rotation)
     return before_projection(quantizer, numbers)
@@ -99,6 +101,7 @@ BY_KIND: dict[str, Callable[[Any], Tensor]] = {
 }
 WITHOUT = {  # the start of a row: why there are no such latents
     "residual": "a sum of code vectors may be nearer to another vector of the first layer",
+    "residual_scalar": "the finer grids overlap",
     "diveq, residual": "likewise",
     "grouped residual": "likewise",
     "grouped lfq": "its projection makes fewer numbers than the groups' bits are",
