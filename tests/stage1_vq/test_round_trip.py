@@ -182,7 +182,7 @@ def test_bfloat16_arithmetic_would_lose_half_of_the_codes_of_fsq():
     z = of_levels(quantizer)
     digits = quantizer.digits(quantizer.bounded(z))
     careless = (digits.bfloat16() * quantizer.places.bfloat16()).sum(1).long()
-    assert len(careless.unique()) < 600
+    assert len(careless.unique()) == 507
     with torch.autocast("cpu", torch.bfloat16):
         found = quantizer.codes(z.bfloat16())[0]
     assert torch.equal(found, every_code(1000))
