@@ -57,6 +57,7 @@ from stage1_vq.quantizers import (
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
     ResidualQuantizerConfig,
+    ResidualScalarConfig,
     SimVQConfig,
 )
 from stage1_vq.train import Stage1Config
@@ -93,6 +94,9 @@ QUANTIZERS: dict[str, Any] = {
     "nsvq": DiVeQConfig(codebook_size=K, dim=D, direction="random"),
     "fvq": FVQConfig(codebook_size=K, dim=D, width=128),
     "residual": ResidualQuantizerConfig(depth=2, layer=HALF),
+    "residual_scalar": ResidualScalarConfig(
+        depth=2, layer=FSQConfig(levels=(4, 4, 2), dim=3, preserve_symmetry=True, orthogonal_rotation=True), dim=D
+    ),
     "grouped": GroupedQuantizerConfig(groups=2, layer=replace(HALF, dim=D // 2)),
     "multiscale": MultiscaleQuantizerConfig(scales=(1, 2, 4, 8), codebook_size=184, dim=D),
 }
