@@ -64,6 +64,17 @@ def uniform(*shape: int, device: torch.device) -> Tensor:
 
 @never_compiled
 @torch.no_grad()
+def uniform_of_step(*shape: int, device: torch.device) -> Tensor:
+    """Numbers in [0, 1), float32, that belong to no sample: in a step the same for all of them, in whichever
+    micro-batch and process they are."""
+    now = _state.micro_batch
+    if now is None:
+        return torch.rand(shape, device=device)
+    return once_agreed(lambda: torch.rand(shape, device=device, generator=next_generator(now, device)))
+
+
+@never_compiled
+@torch.no_grad()
 def normal_like(tensor: Tensor, axis: int = 0) -> Tensor:
     """Standard normal numbers, of the shape and type of `tensor`; axis: that of the samples."""
     empty = torch.empty_like(tensor).movedim(axis, 0)

@@ -7,8 +7,12 @@ from typing import Any
 
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
+from stage1_vq.quantizers.binary_mapper import BinaryMapper, BinaryMapperConfig
 from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
+from stage1_vq.quantizers.diveq import DiVeQConfig, DiVeQuantizer
+from stage1_vq.quantizers.fsp import FSPConfig, FSPQuantizer
 from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
+from stage1_vq.quantizers.fvq import FVQConfig, FVQuantizer
 from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
 from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
 from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
@@ -16,6 +20,7 @@ from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from stage1_vq.quantizers.residual_scalar import ResidualScalarConfig, ResidualScalarQuantizer
 from stage1_vq.quantizers.simvq import SimVQConfig, SimVQuantizer
 
 QuantizerConfig = (
@@ -30,6 +35,11 @@ QuantizerConfig = (
     | ResidualQuantizerConfig
     | GroupedQuantizerConfig
     | MultiscaleQuantizerConfig
+    | DiVeQConfig
+    | FSPConfig
+    | FVQConfig
+    | BinaryMapperConfig
+    | ResidualScalarConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -44,6 +54,11 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "residual": ResidualQuantizer,
     "grouped": GroupedQuantizer,
     "multiscale": MultiscaleQuantizer,
+    "diveq": DiVeQuantizer,
+    "fsp": FSPQuantizer,
+    "fvq": FVQuantizer,
+    "binary_mapper": BinaryMapper,
+    "residual_scalar": ResidualScalarQuantizer,
 }
 
 
@@ -60,10 +75,18 @@ __all__ = [
     "QUANTIZERS",
     "BSQConfig",
     "BSQuantizer",
+    "BinaryMapper",
+    "BinaryMapperConfig",
     "BinaryQuantizer",
     "BinaryQuantizerConfig",
+    "DiVeQConfig",
+    "DiVeQuantizer",
+    "FSPConfig",
+    "FSPQuantizer",
     "FSQConfig",
     "FSQuantizer",
+    "FVQConfig",
+    "FVQuantizer",
     "GroupedQuantizer",
     "GroupedQuantizerConfig",
     "GumbelQuantizer",
@@ -81,6 +104,8 @@ __all__ = [
     "QuantizerConfig",
     "ResidualQuantizer",
     "ResidualQuantizerConfig",
+    "ResidualScalarConfig",
+    "ResidualScalarQuantizer",
     "SimVQConfig",
     "SimVQuantizer",
     "build_quantizer",

@@ -39,6 +39,10 @@ class BSQConfig:
     def soft_clamp(self) -> None:
         """None: length 1 bounds the latents."""
 
+    @property
+    def orthogonal_rotation(self) -> Literal[False]:
+        return False
+
 
 class BSQuantizer(LFQuantizer):
     """z -> [1x1 convolution to bits] -> length 1 -> nearest corner -> [1x1 convolution to dim] -> z_q.

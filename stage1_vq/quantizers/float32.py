@@ -35,3 +35,10 @@ class ProductConv2d(nn.Conv2d):
             if self.bias is not None:
                 y = y + self.bias.view(-1, 1)
             return y.unflatten(2, x.shape[2:])
+
+
+@never_compiled
+def turned(vectors: Tensor, rotation: Tensor) -> Tensor:
+    """b i h w times a matrix, i o: b o h w."""
+    with full_precision():
+        return einsum(vectors, rotation, "b i h w, i o -> b o h w")

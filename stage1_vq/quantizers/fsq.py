@@ -1,7 +1,9 @@
 """Finite scalar quantization (Mentzer et al. 2023, arXiv:2309.15505): each number of a narrow latent is rounded to one
 of a few levels, and the codebook is the grid of all combinations. It has no codebook to learn and none to collapse.
 
-With, by choice, the levels spread evenly from -1 to 1 (Parker et al. 2024, arXiv:2411.19842, section 3.2).
+With, by choice, the levels spread evenly from -1 to 1, and noise in their place now and then (Parker et al. 2024,
+arXiv:2411.19842, section 3.2), and a rotation before the rounding, so that no number has the large ones for itself (the
+incoherence of Chee et al. 2023, arXiv:2307.13304).
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes
+from common.draws import uniform
 from common.errors import check_fields
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.float32 import ProductConv2d
+from stage1_vq.quantizers.float32 import ProductConv2d, turned
 from stage1_vq.quantizers.gradients import StraightThrough
 
 WIDENING = 1e-3  # of the range of tanh, so that the outermost levels are reached by finite latents
@@ -36,6 +39,9 @@ class FSQConfig:
     levels: tuple[int, ...] = (8, 5, 5, 5)  # of each number of the latent; their product is the vocabulary
     dim: int = 4  # width of z and z_q; other than the number of levels: with a 1x1 convolution before and one after
     preserve_symmetry: bool = False  # levels evenly from -1 to 1, also where their number is even
+    bound: Literal["tanh", "clamp"] = "tanh"  # how numbers come to lie between the outermost levels (clamp: symmetric)
+    noise_dropout: float = 0.0  # share of numbers to which training adds -0.5 to 0.5 (preserve_symmetry only)
+    orthogonal_rotation: bool = False  # numbers are turned by a fixed random rotation before, and back after
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
@@ -43,13 +49,22 @@ class FSQConfig:
             ("levels", len(self.levels) > 0 and min(self.levels) >= 2, "numbers of at least 2, such as [8, 5, 5, 5]"),
             ("levels", math.prod(self.levels) <= MOST_CODES, f"a product of at most {MOST_CODES}: use fewer or lower"),
             ("dim", self.dim >= 1, "at least 1"),
+            ("bound", self.bound in ("tanh", "clamp"), "tanh or clamp"),
+            ("bound", self.bound == "tanh" or self.preserve_symmetry, "tanh where preserve_symmetry=false"),
+            ("noise_dropout", 0 <= self.noise_dropout <= 1, "a share from 0 to 1; 0.5 is common"),
+            (
+                "noise_dropout",
+                not self.noise_dropout or self.preserve_symmetry,
+                "0 where preserve_symmetry=false: the noise is of the size of levels from -1 to 1",
+            ),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
         ]
         check_fields(self, rules)
 
 
 class FSQuantizer(CountingQuantizer):
-    """z -> [1x1 convolution to len(levels)] -> bounded by tanh -> rounded -> [1x1 convolution to dim] -> z_q.
+    """z -> [1x1 convolution to len(levels)] -> [rotation] -> bounded by tanh -> rounded -> [noise] -> [rotation back]
+    -> [1x1 convolution to dim] -> z_q.
 
     A level's place among the L of its number is its digit, 0 to L - 1; the digits, first one fastest, are the code.
     The rounding passes gradients straight through. All in float32, also under autocast; z_q has the type of z.
@@ -63,6 +78,7 @@ class FSQuantizer(CountingQuantizer):
     half_range: Tensor  # levels 1 1: tanh times this
     shift: Tensor  # levels 1 1: puts the latent 0 on a level where the number of levels is even
     centre: Tensor  # levels 1 1: the digit, or the point between two, that stands for 0
+    rotation: Tensor  # levels levels, with orthogonal_rotation: row i is where number i goes
     step: Tensor  # levels 1 1: between neighbouring levels, in z_q
 
     def __init__(self, config: FSQConfig) -> None:
@@ -72,6 +88,9 @@ class FSQuantizer(CountingQuantizer):
         projected = config.dim != count
         self.project_in = ProductConv2d(config.dim, count) if projected else nn.Identity()
         self.project_out = ProductConv2d(count, config.dim) if projected else nn.Identity()
+
+        if config.orthogonal_rotation:
+            self.register_buffer("rotation", nn.init.orthogonal_(torch.empty(count, count)))
 
         half_ranges, shifts, centres, steps = [], [], [], []
         for levels in config.levels:
@@ -94,15 +113,20 @@ class FSQuantizer(CountingQuantizer):
         self.register_buffer("places", torch.tensor(places).view(-1, 1, 1), persistent=False)
 
     def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. No losses; statistics: `quantization_error`, the squared error per number of the narrow latent,
-        on the scale of its levels in z_q."""
+        """z: b d h w. With noise_dropout training mode draws noise (common/draws.py). No losses; statistics:
+        `quantization_error`, the squared error per number of the narrow latent, on the scale of its levels in z_q."""
         with float32_island(z.device.type):
             bounded = self.bounded(z)
             digits = self.digits(bounded)
             codes = self.codes_of(digits)
             if self.training:
                 self.usage.note(codes)
-            z_q = self.project_out(self.values(StraightThrough.apply(bounded, digits))).to(z.dtype)
+            values = self.values(StraightThrough.apply(bounded, digits))
+            if self.training and self.config.noise_dropout:
+                noisy = uniform(*values.shape, device=z.device) < self.config.noise_dropout
+                noise = uniform(*values.shape, device=z.device) - 0.5
+                values = torch.where(noisy, (values + noise).clamp(-1, 1), values)
+            z_q = self.project_out(self.turned_back(values)).to(z.dtype)
             error = F.mse_loss(self.values(bounded.detach()), self.values(digits))
             return Quantized(z_q, (codes,), {}, {"quantization_error": error})
 
@@ -114,12 +138,17 @@ class FSQuantizer(CountingQuantizer):
         (only,) = codes
         with float32_island(only.device.type):
             digits = rearrange(only, "b h w -> b 1 h w") // self.places % self.levels
-            return self.project_out(self.values(digits.float()))
+            return self.project_out(self.turned_back(self.values(digits.float())))
 
     def bounded(self, z: Tensor) -> Tensor:
         """b levels h w: where on the line of digits each number lies."""
         self.check_latents(z)
-        narrow = torch.tanh(self.project_in(z.float()) + self.shift) * self.half_range
+        numbers = self.project_in(z.float())
+        if self.config.orthogonal_rotation:
+            numbers = turned(numbers, self.rotation)
+        if self.config.bound == "clamp":
+            return numbers.clamp(-1, 1) * self.half_range + self.centre
+        narrow = torch.tanh(numbers + self.shift) * self.half_range
         if self.config.preserve_symmetry:
             return narrow + self.centre
         return narrow + self.centre - 0.5 * (self.levels % 2 == 0)
@@ -131,6 +160,9 @@ class FSQuantizer(CountingQuantizer):
     def values(self, digits: Tensor) -> Tensor:
         """The numbers of z_q, before the last projection."""
         return (digits - self.centre) * self.step
+
+    def turned_back(self, values: Tensor) -> Tensor:
+        return turned(values, self.rotation.t()) if self.config.orthogonal_rotation else values
 
     def codes_of(self, digits: Tensor) -> Tensor:
         """b h w, int64."""

@@ -30,7 +30,8 @@ class IBQConfig:
     kind: Literal["ibq"] = "ibq"
     codebook_size: int = 16384  # k
     dim: int = 256  # d, width of z and z_q
-    commitment_weight: float = 0.25  # beta: pulls the encoder's output to its code vector
+    commitment_weight: float = 0.25  # beta: pulls the encoder's output to its code vector; its authors' code has 1
+    codebook_weight: float = 1.0  # of the loss that pulls code vectors to latents; its authors' code has beta, 0.25
     entropy_weight: float = 0.05  # of both entropy terms: each latent sure of its code, all codes in use
     diversity: float = 1.0  # weight of the second entropy term relative to the first
     temperature: float = 0.01  # of the softmax that the entropies are those of
@@ -41,6 +42,7 @@ class IBQConfig:
             ("codebook_size", self.codebook_size >= 2, "at least 2: one code carries no bits"),
             ("dim", self.dim >= 1, "at least 1"),
             ("commitment_weight", self.commitment_weight >= 0, "0 or more; 0.25 is common"),
+            ("codebook_weight", self.codebook_weight >= 0, "0 or more"),
             ("entropy_weight", self.entropy_weight >= 0, "0 (no entropy terms) or more"),
             ("diversity", self.diversity >= 0, "0 (first entropy term only) or more"),
             ("temperature", self.temperature > 0, "above 0; 0.01 is common"),
@@ -66,10 +68,10 @@ class IBQuantizer(CountingQuantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. Losses, squared errors per element: between z and z_q, with the gradients of the index
-        (`index_loss`); and between z and the code vector, to the codebook (`codebook_loss`) and to z, times its weight
-        (`commitment_loss`). In training mode, times their weights and in nats: `entropy_loss`, the entropy of the soft
-        assignment, mean over latents, and `diversity_loss`, minus the entropy of its mean over latents. Statistics:
-        `quantization_error`, and the entropies without weights, `sample_entropy` and `batch_entropy`."""
+        (`index_loss`); and between z and the code vector, times their weights, to the codebook (`codebook_loss`) and
+        to z (`commitment_loss`). In training mode, times their weights and in nats: `entropy_loss`, the entropy of the
+        soft assignment, mean over latents, and `diversity_loss`, minus the entropy of its mean over latents.
+        Statistics: `quantization_error`, and the entropies without weights, `sample_entropy` and `batch_entropy`."""
         with float32_island(z.device.type):
             b, _, h, w = z.shape
             vectors = self.rows(z)  # n d
@@ -81,11 +83,9 @@ class IBQuantizer(CountingQuantizer):
             z_q = rearrange(indexed, "(b h w) d -> b d h w", b=b, h=h, w=w).to(z.dtype)
 
             code_vectors = F.embedding(numbers, self.codebook)
-            losses = {
-                "index_loss": F.mse_loss(indexed, vectors),
-                "codebook_loss": F.mse_loss(code_vectors, vectors.detach()),
-            }
-            statistics = {"quantization_error": losses["codebook_loss"].detach()}
+            error = F.mse_loss(code_vectors, vectors.detach())
+            losses = {"index_loss": F.mse_loss(indexed, vectors), "codebook_loss": self.config.codebook_weight * error}
+            statistics = {"quantization_error": error.detach()}
             if self.config.commitment_weight:
                 losses["commitment_loss"] = self.config.commitment_weight * F.mse_loss(vectors, code_vectors.detach())
             if self.training and self.config.entropy_weight:

@@ -31,7 +31,7 @@ from stage1_vq.quantizers.bits import (
     mean_joint_probabilities,
 )
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.float32 import ProductConv2d
+from stage1_vq.quantizers.float32 import ProductConv2d, turned
 from stage1_vq.quantizers.gradients import StraightThrough
 
 MOST_BITS = 24
@@ -51,6 +51,7 @@ class LFQConfig:
     entropy_bits: int = 18  # bits whose joint use the second term sees; fewer: in groups, coarser and cheaper
     corner: float = 1.0  # the numbers of a corner are this and minus this
     soft_clamp: float | None = None  # z becomes soft_clamp * tanh(z / soft_clamp): none runs far from its corner
+    orthogonal_rotation: bool = False  # numbers are turned by a fixed random rotation before, and back after
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
@@ -81,7 +82,8 @@ def check_bits_config(config: Any) -> None:
 
 
 class LFQuantizer(CountingQuantizer):
-    """z -> [1x1 convolution to bits] -> [soft clamp] -> nearest corner -> [1x1 convolution to dim] -> z_q.
+    """z -> [1x1 convolution to bits] -> [rotation] -> [soft clamp] -> nearest corner -> [rotation back] ->
+    [1x1 convolution to dim] -> z_q.
 
     Codes: the bits as a number, first one most significant, 1 where the number is above 0. All in float32, also under
     autocast; z_q has the type of z.
@@ -91,6 +93,8 @@ class LFQuantizer(CountingQuantizer):
     config: Any  # LFQConfig, or BSQ's
     remedies = ("a higher {path}.entropy_weight", "fewer {path}.bits")
 
+    rotation: Tensor  # bits bits, with orthogonal_rotation: row i is where number i goes
+
     def __init__(self, config: Any) -> None:
         super().__init__(config.dim, 2**config.bits, config.warn_usage_below)
         self.config = config
@@ -98,6 +102,8 @@ class LFQuantizer(CountingQuantizer):
         self.project_in = ProductConv2d(config.dim, config.bits) if projected else nn.Identity()
         self.project_out = ProductConv2d(config.bits, config.dim) if projected else nn.Identity()
         self.corner = config.corner
+        if config.orthogonal_rotation:
+            self.register_buffer("rotation", nn.init.orthogonal_(torch.empty(config.bits, config.bits)))
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. Losses, each times its weight: `commitment_loss`, the squared error per number; in training mode
@@ -110,7 +116,7 @@ class LFQuantizer(CountingQuantizer):
             codes, corners = bits_to_codes(bits), self.corners(bits)
             if self.training:
                 self.usage.note(codes)
-            z_q = self.project_out(StraightThrough.apply(vectors, corners)).to(z.dtype)
+            z_q = self.project_out(self.turned_back(StraightThrough.apply(vectors, corners))).to(z.dtype)
 
             losses, statistics = {}, {"quantization_error": F.mse_loss(vectors.detach(), corners)}
             if self.config.commitment_weight:
@@ -134,7 +140,7 @@ class LFQuantizer(CountingQuantizer):
     def codes_to_latents(self, codes: Codes) -> Tensor:
         (only,) = codes
         with float32_island(only.device.type):
-            return self.project_out(self.corners(codes_to_bits(only, self.config.bits)))
+            return self.project_out(self.turned_back(self.corners(codes_to_bits(only, self.config.bits))))
 
     @torch.no_grad()
     def initialise(self, batches: Sequence[Tensor]) -> None:
@@ -150,8 +156,13 @@ class LFQuantizer(CountingQuantizer):
         """b bits h w: z where its signs are taken."""
         self.check_latents(z)
         vectors = self.project_in(z.float())
+        if self.config.orthogonal_rotation:
+            vectors = turned(vectors, self.rotation)
         limit = self.config.soft_clamp
         return vectors if limit is None else limit * (vectors / limit).tanh()
+
+    def turned_back(self, corners: Tensor) -> Tensor:
+        return turned(corners, self.rotation.t()) if self.config.orthogonal_rotation else corners
 
     def corners(self, bits: Tensor) -> Tensor:
         """bits: b bits h w, bool; returns the same shape, float32."""

@@ -14,14 +14,21 @@ from torch import Tensor, nn
 from benchmarks.processes import AUTOENCODERS, BATCH, GRID, PRIORS_OF, SMALL, difference, images, train
 from codes.latents import LatentSpec
 from common import draws
-from common.draws import MicroBatch, draws_of, exponential_like, normal_like, spread, uniform
+from common.draws import MicroBatch, draws_of, exponential_like, normal_like, spread, uniform, uniform_of_step
 from common.recompute import Recomputation, blocks_of
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.networks import DenseConfig
 from stage1_vae.vae import VAE, VAEConfig
 from stage1_vq.autoencoders import AUTOENCODERS as AUTOENCODER_CLASSES
 from stage1_vq.autoencoders import VQVAEConfig
-from stage1_vq.quantizers import NearestQuantizerConfig, ResidualQuantizerConfig
+from stage1_vq.quantizers import (
+    BinaryMapperConfig,
+    DiVeQConfig,
+    FSPConfig,
+    FSQConfig,
+    NearestQuantizerConfig,
+    ResidualQuantizerConfig,
+)
 from stage2_prior.latents import SecondVAEConfig
 from stage2_prior.latents.second_vae import SecondVAE
 from stage2_prior.priors import PRIORS, Prior, TransformerConfig, VARConfig
@@ -69,6 +76,17 @@ def test_a_sample_draws_the_same_in_any_micro_batch(monkeypatch, name: str, few:
     assert len(found[0][0].unique()) == found[0][0].numel()  # no sample draws what another does
     with draws_of(MicroBatch(1, 0, TOTAL, TOTAL)):
         assert not torch.equal(DRAWN[name](TOTAL), found[0][0])  # another step
+
+
+def test_what_belongs_to_no_sample_is_the_same_in_all_micro_batches_of_a_step():
+    found = []
+    for part in parts([0, 2, 8]):
+        with draws_of(part):
+            found.append((uniform_of_step(5, device=CPU), uniform_of_step(5, device=CPU)))
+    assert all(map(torch.equal, *found))
+    assert not torch.equal(*found[0]), "drawn again it is another"
+    with draws_of(MicroBatch(1, 0, TOTAL, TOTAL)):
+        assert not torch.equal(uniform_of_step(5, device=CPU), found[0][0]), "and in another step"
 
 
 @pytest.mark.parametrize("few", [draws.FEW, 0])
@@ -134,6 +152,10 @@ def of_autoencoder(config: Any) -> Callable[[slice], Tensor]:
     return lambda which: torch.stack(list(model(pictures[which]).losses.values())).sum()
 
 
+def of_quantizer(config: Any) -> Callable[[slice], Tensor]:
+    return of_autoencoder(VQVAEConfig(**SMALL, quantizer=config))
+
+
 def of_prior(config: Any, spec: Any, label_dropout: float = 0.5) -> Callable[[slice], Tensor]:
     prior: Prior = PRIORS[config.kind](config, spec, 3).train()
     task, codes = Stage2Task(prior, label_dropout), random_codes(TOTAL, prior)
@@ -168,6 +190,11 @@ RESIDUAL = ResidualQuantizerConfig(
 DRAWING: dict[str, Callable[[], Callable[[slice], Tensor]]] = {
     "Gumbel noise": lambda: of_autoencoder(AUTOENCODERS["dvae"][0]),
     "layers kept": lambda: of_autoencoder(VQVAEConfig(**SMALL, quantizer=RESIDUAL)),
+    "directions of DiVeQ": lambda: of_quantizer(DiVeQConfig(codebook_size=16, dim=6, noise=0.5)),
+    "points of a line": lambda: of_quantizer(DiVeQConfig(codebook_size=16, dim=6, noise=0.0, space_filling=True)),
+    "perturbed scalars": lambda: of_quantizer(FSPConfig(levels=(3, 3), dim=6, quantized_share=0.5, moments=0)),
+    "noise of FSQ": lambda: of_quantizer(FSQConfig(levels=(3, 3), dim=6, preserve_symmetry=True, noise_dropout=0.5)),
+    "bits": lambda: of_quantizer(BinaryMapperConfig(bits=4, dim=6)),
     "labels left out": lambda: of_prior(TransformerConfig(layers=1, width=16, heads=2), GRID),
     "masks of MaskGIT": lambda: of_prior(*PRIORS_OF["maskgit"]),
     "masks of diffusion": lambda: of_prior(*PRIORS_OF["diffusion"]),

@@ -28,9 +28,13 @@ from stage1_vq.autoencoders import (
 )
 from stage1_vq.quantizers import (
     QUANTIZERS,
+    BinaryMapperConfig,
     BinaryQuantizerConfig,
     BSQConfig,
+    DiVeQConfig,
+    FSPConfig,
     FSQConfig,
+    FVQConfig,
     GroupedQuantizerConfig,
     GumbelQuantizerConfig,
     IBQConfig,
@@ -40,6 +44,7 @@ from stage1_vq.quantizers import (
     Quantizer,
     QuantizerConfig,
     ResidualQuantizerConfig,
+    ResidualScalarConfig,
     SimVQConfig,
 )
 
@@ -103,6 +108,36 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "grouped lfq": GroupedQuantizerConfig(dim=DIM, layer=LFQConfig(bits=4, dim=4, inverse_temperature=1)),
     "grouped fsq": GroupedQuantizerConfig(layer=FSQConfig(levels=(5, 4, 3), dim=3)),
     "grouped bsq": GroupedQuantizerConfig(layer=BSQConfig(bits=3, dim=3, inverse_temperature=1)),
+    "fsq, rotated, noise": FSQConfig(
+        levels=(5, 4, 3, 4, 5, 4), dim=DIM, preserve_symmetry=True, noise_dropout=0.1, orthogonal_rotation=True
+    ),
+    "lfq, rotated": LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, orthogonal_rotation=True),
+    "ibq, other weights": IBQConfig(
+        codebook_size=24, dim=DIM, temperature=0.5, commitment_weight=1.0, codebook_weight=0.25
+    ),
+    "diveq": DiVeQConfig(codebook_size=16, dim=DIM, revive_after=2),
+    "diveq, space-filling": DiVeQConfig(codebook_size=16, dim=DIM, space_filling=True, noise=0.05, revive_after=0),
+    "diveq, residual": DiVeQConfig(codebook_size=16, dim=DIM, depth=3, noise=0.0, revive_after=2),
+    "diveq, random direction": DiVeQConfig(codebook_size=16, dim=DIM, direction="random"),
+    "fsp": FSPConfig(levels=(5, 4, 3, 2, 2, 2), dim=DIM),
+    "fsp, projected, as latents": FSPConfig(
+        levels=(4, 5), dim=DIM, distribution="normal", quantized_share=0.5, as_latents=True, moments=4
+    ),
+    "fvq": FVQConfig(codebook_size=24, dim=DIM, patch=4, width=8, heads=2),
+    "fvq, rotation, no blocks": FVQConfig(
+        codebook_size=24, dim=DIM, patch=1, width=8, heads=1, blocks=0, gradient="rotation"
+    ),
+    "binary_mapper": BinaryMapperConfig(bits=5, dim=DIM),
+    "binary_mapper, no projection": BinaryMapperConfig(
+        bits=DIM, dim=DIM, embedding_dim=4, temperature=0.7, free_nats=0.1
+    ),
+    "fsq, clamped": FSQConfig(levels=(5, 4, 3), dim=DIM, preserve_symmetry=True, bound="clamp"),
+    "residual_scalar": ResidualScalarConfig(
+        dim=DIM, layer=FSQConfig(levels=(5, 4, 3, 5), dim=4, preserve_symmetry=True, orthogonal_rotation=True)
+    ),
+    "residual_scalar, lfq": ResidualScalarConfig(
+        depth=3, layer=LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, orthogonal_rotation=True, soft_clamp=2.0)
+    ),
     "multiscale": MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, revive_after=2),
     "multiscale, by gradient": MultiscaleQuantizerConfig(
         scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=3, codebook_update="gradient"
@@ -307,7 +342,7 @@ def test_after_a_beginning_of_its_own_come_its_own_codes_and_after_another_none_
                 (quantizer.codes_to_latents(codes) - quantizer.codes_to_latents(own)).square().mean()
                 for codes in (made_up, (*other[:number], *own[number:]))
             )
-        dependent = row.startswith(("residual", "multiscale", "grouped residual"))
+        dependent = row.startswith(("residual", "multiscale", "grouped residual", "diveq, residual"))
         assert error < former if dependent else error == former
 
 
