@@ -75,6 +75,11 @@ class Stage1Config:
                 f"data.image_size={H}x{W} does not fit a model whose codes stand for {self.model.stride}x"
                 f"{self.model.stride} pixels: give multiples of {self.model.stride}"
             )
+        if self.data.aspect_buckets and not AUTOENCODERS[self.model.kind].codes_have_places:
+            raise UserError(
+                f"data.aspect_buckets={self.data.aspect_buckets}, expected 0: a {self.model.kind} model knows images "
+                "of one size"
+            )
         if self.adversarial.weight and self.adversarial.rollback and not self.train.validate_every:
             raise UserError(
                 "adversarial.rollback=true with train.validate_every=0: only validations tell when to roll back; "

@@ -46,6 +46,7 @@ class Autoencoder(PretrainedModel):
     config_class: ClassVar[type]  # a frozen dataclass of AutoencoderSettings, with a field `quantizer`
     codes_maker: str | None = None  # fingerprint of the model whose encoder and code vectors this one has unchanged
     started = False  # whether the code vectors are those of another model, which `initialise` leaves as they are
+    codes_have_places: ClassVar[bool] = True  # in the image; False: they tell of all of it, and of its own size alone
 
     def __init__(self, config: Any, image_size: tuple[int, int]) -> None:
         """Raises UserError unless the stride divides both sides of image_size (H, W)."""
@@ -89,6 +90,15 @@ class Autoencoder(PretrainedModel):
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
         """The codes of a `height` x `width` image; default: the training size. Raises UserError."""
         raise NotImplementedError
+
+    def prefix_spec(self, tokens: int) -> CodeSpec:
+        """The codes of an image of which the first `tokens` are kept, one row in each grid, as `decode` takes them.
+
+        Raises UserError where the first codes do not tell of the whole image, and for a number out of range."""
+        raise UserError(
+            f"{tokens} tokens, but the codes of a {self.kind} model are all of use: each tells of a place of its own; "
+            "leave their number out, or name a titok model that was trained with model.nested"
+        )
 
     def encode(self, images: Tensor) -> Codes:
         """images: b c H W in [-1, 1]; returns one b h w per grid. Raises UserError for an impossible shape."""
