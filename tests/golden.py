@@ -1,5 +1,5 @@
-"""Reference inputs and outputs of published implementations, in `shared/golden` and, of likelihood VAEs, in
-`shared/golden_vae`, folders beside the checkout.
+"""Reference inputs and outputs of published implementations, in `shared/golden`, of likelihood VAEs in
+`shared/golden_vae`, and of the systems of 2024 to 2026 in `shared/golden_frontier`, folders beside the checkout.
 
 Each file holds the weights of a small model under their original names, inputs, and the outputs that the original
 gave. Tests that need one skip where it is not.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 GOLDEN = (Path(__file__).parents[1] / ".." / "shared" / "golden").resolve()
 GOLDEN_VAE = GOLDEN.with_name("golden_vae")
+GOLDEN_FRONTIER = GOLDEN.with_name("golden_frontier")
 
 T = TypeVar("T")
 
@@ -61,6 +62,12 @@ def golden(name: str) -> Golden:
     return Golden(json.loads(facts["config"]), *parts)
 
 
+def golden_frontier(name: str) -> Golden:
+    """The reference of this name, such as `halton_order`."""
+    facts, *parts = read(golden_file(f"{name}.safetensors", GOLDEN_FRONTIER))
+    return Golden(json.loads(facts["config"]), *parts)
+
+
 def golden_vae(name: str) -> GoldenVAE:
     """The reference of this name, such as `pythae_vae`."""
     facts, *parts = read(golden_file(f"{name}.safetensors", GOLDEN_VAE))
@@ -86,6 +93,11 @@ def real_shapes(name: str) -> dict[str, Any]:
 def real_shapes_vae(name: str) -> dict[str, Any]:
     """Likewise, of a likelihood VAE."""
     return json.loads(golden_file("real_shapes.json", GOLDEN_VAE).read_text())[name]
+
+
+def real_shapes_frontier(name: str) -> dict[str, Any]:
+    """Likewise, of a system of 2024 to 2026."""
+    return json.loads(golden_file("real_shapes.json", GOLDEN_FRONTIER).read_text())[name]
 
 
 def golden_file(name: str, folder: Path = GOLDEN) -> Path:

@@ -31,6 +31,8 @@ class ImportConfig:
         "var-vqvae",
         "vqvae2",
         "diffusers-vqmodel",
+        "titok",
+        "ibq",
         "taming-gpt",
         "taming-net2net",
         "llamagen-gpt",

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from stage1_vq.autoencoders.base import Autoencoder
 from stage1_vq.imports.diffusers import import_diffusers
+from stage1_vq.imports.ibq import import_ibq
 from stage1_vq.imports.llamagen import import_llamagen
 from stage1_vq.imports.taming import import_gumbelvq, import_vqmodel
+from stage1_vq.imports.titok import import_titok
 from stage1_vq.imports.var import import_var
 from stage1_vq.imports.vqvae2 import import_vqvae2
 
@@ -26,6 +28,8 @@ KINDS = {
     "var-vqvae": Kind(import_var, ("trainer.vae_local",)),
     "vqvae2": Kind(import_vqvae2),
     "diffusers-vqmodel": Kind(import_diffusers),
+    "titok": Kind(import_titok),
+    "ibq": Kind(import_ibq, ("state_dict",)),
 }
 
 __all__ = ["KINDS", "Kind"]
