@@ -33,6 +33,7 @@ class ImportConfig:
         "diffusers-vqmodel",
         "titok",
         "ibq",
+        "maskgit-vqgan",
         "taming-gpt",
         "taming-net2net",
         "llamagen-gpt",

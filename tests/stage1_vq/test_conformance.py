@@ -21,6 +21,7 @@ from stage1_vq.autoencoders import (
     Autoencoder,
     AutoencoderConfig,
     DVAEConfig,
+    MaskGITVQGANConfig,
     TiTokConfig,
     ViTVQGANConfig,
     VQGANConfig,
@@ -207,6 +208,14 @@ AUTOENCODER_ROWS: dict[str, Any] = {
         heads=4,
         positions="sincos",
         logit_laplace_weight=0.0,
+        quantizer=TINY_NEAREST,
+    ),
+    "maskgit_vqgan": MaskGITVQGANConfig(
+        width=8,
+        multipliers=(1, 2, 2),
+        residual_blocks=1,
+        norm_groups=4,
+        l2_weight=0.5,
         quantizer=TINY_NEAREST,
     ),
     "titok": TiTokConfig(

@@ -1,5 +1,5 @@
-"""TiTok and IBQ by their original implementations' own numbers: their weights here give their latents, codes, images,
-losses and gradients; published sizes are told by the weights; what is another model is refused."""
+"""TiTok, IBQ and MaskGIT's VQ-GAN by their original implementations' own numbers: their weights here give their
+latents, codes, images, losses and gradients; published sizes are told by the weights; what is another model is refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from common.errors import UserError
 from common.model_io import load_pretrained
 from common.tensor_files import save_tensors
 from pipelines.commands.import_weights import ImportConfig, import_weights
-from stage1_vq.autoencoders import AUTOENCODERS, TiTok
+from stage1_vq.autoencoders import AUTOENCODERS, MaskGITVQGANConfig, TiTok
 from stage1_vq.imports import KINDS
 from tests.golden import Golden, golden_frontier, real_shapes_frontier
 from tests.stage1_vq.test_import_golden import close
@@ -183,3 +184,48 @@ def test_ibq_is_imported_from_a_lightning_file_by_the_command(tmp_path: Path):
     with torch.no_grad():
         codes = model.encode(reference.inputs["x"])
     assert torch.equal(codes[0], reference.outputs["ema/indices"])
+
+
+# ---- MaskGIT's VQ-GAN -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_maskgits_vqgan_has_the_originals_latents_codes_and_images():
+    reference = golden_frontier("maskgit_vqgan")
+    model = KINDS["maskgit-vqgan"].build(reference.weights, {**reference.config, "image_size": 32})
+    out, images = reference.outputs, of_theirs(reference.inputs["x"])
+    indices = rearrange(out["indices"], "b (h w) -> b h w", h=2)
+    close(model.latents(images), out["z"], 2e-4)
+    assert torch.equal(model.encode(images)[0], indices)
+    close(model.quantizer.codes_to_latents((indices,)), out["quant"], 2e-4)
+    close((model.decoded((indices,)) + 1) / 2, out["recon"], 2e-4)
+    close((model.decode((indices,)) + 1) / 2, out["recon_from_indices"], 2e-4)
+
+
+def test_maskgits_vqgan_has_the_originals_losses_and_gradients():
+    """Theirs have beta on the codebook's term, ours on the latents'."""
+    reference = golden_frontier("maskgit_vqgan")
+    model = KINDS["maskgit-vqgan"].build(reference.weights, {**reference.config, "image_size": 32})
+    out, x = reference.outputs, reference.inputs["x"].clone().requires_grad_()
+    output = model(of_theirs(x))
+    beta = model.config.quantizer.commitment_weight
+    codebook_loss = output.losses["commitment_loss"] / beta + beta * output.losses["codebook_loss"]
+    close(codebook_loss, out["codebook_loss"], 2e-4)
+    total = ((output.reconstruction + 1) / 2 - x.detach()).abs().mean() + codebook_loss
+    close(total, out["loss_total"], 2e-4)
+    leaves = {
+        "decoder.conv_out.weight": (model.decoder.conv_out.weight, 2),  # theirs times 2
+        "encoder.conv_in.weight": (model.encoder.conv_in.weight, 1),
+        "quantize.embedding.weight": (model.quantizer.codebook, 1),
+    }
+    found = torch.autograd.grad(total, [weight for weight, _ in leaves.values()])
+    for (name, (_, factor)), gradient in zip(leaves.items(), found, strict=True):
+        expected = out[f"grad/{name}"]
+        close(factor * gradient, expected, 1e-3 * float(expected.abs().max()))
+
+
+def test_the_published_size_of_maskgits_vqgan_is_told_by_the_weights_alone():
+    with torch.device("meta"):
+        model = KINDS["maskgit-vqgan"].build(without_values("maskgit_vqgan_f16_256"))
+    assert model.code_spec().describe() == "16x16 codes of 1024 (256x256x3 images)"
+    assert model.config == MaskGITVQGANConfig()
