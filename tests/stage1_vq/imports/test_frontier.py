@@ -1,5 +1,5 @@
 """TiTok, IBQ and MaskGIT's VQ-GAN by their original implementations' own numbers: their weights here give their
-latents, codes, images, losses and gradients; published sizes are told by the weights; what is another model is refused."""
+latents, codes, images, losses and gradients; published sizes are told by the weights; other models are refused."""
 
 from __future__ import annotations
 
