@@ -1,13 +1,14 @@
 """TiTok of Yu et al. 2024, "An Image is Worth 32 Tokens for Reconstruction and Generation" (arXiv:2406.07550), trained
 in one stage, with a head for pixels, as by Kim et al. 2025 (TA-TiTok, arXiv:2501.07730, section 3.1).
 
-With, by choice, nested dropout (Rippel et al. 2014, arXiv:1402.0915): in training only the first tokens of each image
-are kept, as by Bachmann et al. 2025 (FlexTok, arXiv:2502.13967), so that any number of the first tokens decodes.
+With, by choice, nested dropout (Rippel et al. 2014, arXiv:1402.0915): in training each image is also decoded from its
+first tokens alone, as by Bachmann et al. 2025 (FlexTok, arXiv:2502.13967), so that any number of the first tokens
+decodes. That it is decoded from all of them as well, in the same step, is the sandwich rule of Yu & Huang 2019
+(arXiv:1903.05134): otherwise the later tokens, which few steps see, hardly learn.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,9 +18,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec
+from common.draws import uniform
 from common.errors import UserError
-from common.recompute import once_agreed
-from stage1_vq.autoencoders.base import QuantizedAutoencoder
+from stage1_vq.autoencoders.base import QuantizedAutoencoder, Stage1Output
 from stage1_vq.networks.vit import MLP_RATIO, initialise_linear
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
 
@@ -53,7 +54,7 @@ class TiTokConfig:
     decoder_width: int = 512
     decoder_blocks: int = 8
     decoder_heads: int = 8
-    nested: Nested | None = None  # training keeps the first n tokens, n drawn for each image in this way; null: all
+    nested: Nested | None = None  # training decodes the first n tokens too, n drawn of each image so; null: all alone
     l1_weight: float = 0.0  # of the absolute error of pixels in [-1, 1]
     l2_weight: float = 1.0  # of the squared error
     quantizer: QuantizerConfig = field(default_factory=default_quantizer)
@@ -69,6 +70,8 @@ class TiTokConfig:
                 raise UserError(f"model.{half}_width={width}, expected a multiple of model.{half}_heads={heads}")
         if self.nested not in (None, "powers-of-two", "uniform"):
             raise UserError(f"model.nested={self.nested}, expected powers-of-two, uniform, or null for none")
+        if self.nested and self.tokens < 2:
+            raise UserError(f"model.nested={self.nested} with model.tokens={self.tokens}, expected 2 or more to nest")
         for name in ("l1_weight", "l2_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)}, expected 0 or more")
@@ -81,16 +84,16 @@ class TiTokConfig:
 
 
 def kept_tokens(nested: Nested, uniforms: Tensor, tokens: int) -> Tensor:
-    """How many of its first tokens each image keeps, int64 from 1 to `tokens`: of uniform numbers in [0, 1), any shape.
+    """How many of its first tokens each image keeps, int64 from 1 to `tokens` - 1: of uniform numbers in [0, 1), any
+    shape.
 
-    powers-of-two: 1, 2, 4 and so on, and all, each as likely: what a token adds falls with the number before it, and a
-    sixth of the images, not a 32nd, trains the first of 32. uniform: each number as likely, which is best for many.
+    powers-of-two: 1, 2, 4 and so on, each as likely: what a token adds falls with the number before it, so that each
+    doubling is worth about as much. uniform: each number as likely, so that those of many tokens are the rule.
     """
     if nested == "uniform":
-        return (uniforms * tokens).long() + 1
-    powers = [2**exponent for exponent in range(math.ceil(math.log2(tokens)))]
-    choices = torch.tensor([*powers, tokens], device=uniforms.device)
-    return choices[(uniforms * len(choices)).long()]
+        return (uniforms * (tokens - 1)).long() + 1
+    powers = torch.tensor([2**exponent for exponent in range((tokens - 1).bit_length())], device=uniforms.device)
+    return powers[(uniforms * len(powers)).long()]
 
 
 def normal(*shape: int) -> nn.Parameter:
@@ -148,13 +151,13 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """z_q, b d 1 n, of the first n tokens -> b c H W: what becomes of a mask token at each patch.
 
-    In the place of tokens that are not there stands a learned vector; `nested` draws them in training.
+    In the place of tokens that are not there stands a learned vector.
     """
 
     def __init__(self, config: TiTokConfig, grid: tuple[int, int], dim: int) -> None:
         super().__init__()
         width = config.decoder_width
-        self.grid, self.patch, self.nested = grid, config.patch, config.nested
+        self.grid, self.patch = grid, config.patch
         self.input = nn.Linear(dim, width)
         self.mask_token = normal(1, width)
         self.absent = normal(1, width) if config.nested else None
@@ -172,26 +175,26 @@ class Decoder(nn.Module):
     def forward(self, z_q: Tensor) -> Tensor:
         return self.last(self.trunk(z_q))
 
-    def trunk(self, z_q: Tensor) -> Tensor:
-        """The image, b c H W, before the last convolution."""
-        tokens = self.completed(self.input(rearrange(z_q, "b d 1 n -> b n d")))
+    def trunk(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The image, b c H W, before the last convolution. kept: b, how many of its first tokens are taken of each
+        image, None for all that there are."""
+        tokens = self.completed(self.input(rearrange(z_q, "b d 1 n -> b n d")), kept)
         masks = repeat(self.mask_token, "1 d -> b m d", b=len(tokens), m=self.grid[0] * self.grid[1])
         patches, _ = self.transformer(masks.to(tokens.dtype), tokens)
         h, w = self.grid
         return rearrange(self.head(patches), "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=self.patch, q=self.patch)
 
-    def completed(self, tokens: Tensor) -> Tensor:
+    def completed(self, tokens: Tensor, kept: Tensor | None) -> Tensor:
         """All tokens of an image, b n d, of its first ones."""
         if self.absent is None:
             return tokens
         there, count = tokens.shape[1], len(self.transformer.token_positions)
         tokens = torch.cat([tokens, self.absent.to(tokens.dtype).expand(len(tokens), count - there, -1)], 1)
-        if not self.training or self.nested is None:
+        if kept is None:
             return tokens
-        nested = self.nested
-        kept = once_agreed(lambda: kept_tokens(nested, torch.rand(len(tokens), 1, 1, device=tokens.device), count))
-        places = torch.arange(count, device=tokens.device).view(-1, 1)
-        return torch.where(places < kept, tokens, self.absent.to(tokens.dtype))
+        places = torch.arange(count, device=tokens.device)
+        taken = rearrange(places < kept.unsqueeze(1), "b n -> b n 1")
+        return torch.where(taken, tokens, self.absent.to(tokens.dtype))
 
     def last(self, features: Tensor) -> Tensor:
         return self.conv_out(features)
@@ -257,8 +260,20 @@ class TiTok(QuantizedAutoencoder):
         fits = self.config.nested is not None and 1 <= rows <= self.config.tokens
         (self.prefix_spec(rows) if fits else self.code_spec()).check(codes)
 
+    def forward(self, images: Tensor) -> Stage1Output:
+        z_q, codes, losses, statistics = self.quantizer(self.latents(images))
+        z_q, nested = self.laid_out(z_q, images), self.config.nested
+        reconstruction, own = self.finish(self.decoder.trunk(z_q), images)
+        if self.training and nested is not None:
+            kept = kept_tokens(nested, uniform(len(images), device=images.device), self.config.tokens)
+            _, of_first = self.finish(self.decoder.trunk(z_q, kept), images)
+            own = {name: loss / 2 for name, loss in own.items()}
+            own |= {f"nested_{name}": loss / 2 for name, loss in of_first.items()}
+        return Stage1Output(reconstruction, codes, {**own, **losses}, statistics)
+
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error."""
+        """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error. In training with
+        nested tokens half of it, and half of that of the first tokens, `nested_reconstruction_loss`."""
         weights = {F.l1_loss: self.config.l1_weight, F.mse_loss: self.config.l2_weight}
         terms = [weight * error(decoded, images) for error, weight in weights.items() if weight]
         return {"reconstruction_loss": sum(terms[1:], terms[0])}
