@@ -23,6 +23,7 @@ class Stage1Output(NamedTuple):
     codes: Codes  # one b h w per grid, int64
     losses: dict[str, Tensor]  # scalars, means per element, already weighted: the loss is their sum
     statistics: dict[str, Tensor]  # scalars, detached, for the log line
+    z_q: Tensor | None = None  # b d h w, code vectors with their graph, for further losses; of levels the coarsest
 
 
 class AutoencoderSettings(Protocol):
@@ -122,6 +123,10 @@ class Autoencoder(PretrainedModel):
         """One training or validation pass. images: b c H W in [-1, 1]."""
         raise NotImplementedError
 
+    def code_vector_width(self) -> int:
+        """d of `Stage1Output.z_q`."""
+        raise NotImplementedError
+
     def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor | None:
         """Bits of each 8-bit image given its codes, `b` float64, where the decoder is a likelihood; else None. With the
         bits of the codes under a prior they bound the image's own from above."""
@@ -207,6 +212,9 @@ class QuantizedAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
 
+    def code_vector_width(self) -> int:
+        return self.quantizer.dim_out
+
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
         height = self.image_size[0] if height is None else height
         width = self.image_size[1] if width is None else width
@@ -240,7 +248,7 @@ class QuantizedAutoencoder(Autoencoder):
     def forward(self, images: Tensor) -> Stage1Output:
         z_q, codes, losses, statistics = self.quantizer(self.latents(images))
         reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(self.laid_out(z_q, images)), images)
-        return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics)
+        return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics, z_q)
 
     @never_compiled
     def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -269,7 +269,7 @@ class TiTok(QuantizedAutoencoder):
             _, of_first = self.finish(self.decoder.trunk(z_q, kept), images)
             own = {name: loss / 2 for name, loss in own.items()}
             own |= {f"nested_{name}": loss / 2 for name, loss in of_first.items()}
-        return Stage1Output(reconstruction, codes, {**own, **losses}, statistics)
+        return Stage1Output(reconstruction, codes, {**own, **losses}, statistics, z_q)
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error. In training with
