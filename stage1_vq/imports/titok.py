@@ -53,7 +53,7 @@ def import_titok(weights: Weights, config: Arguments | None = None) -> TiTok:
     k, d = codebook_sizes(weights, CODEBOOK)
     tokens, _ = shape(weights, "latent_tokens")
     _, channels, patch, _ = shape(weights, "encoder.patch_embed.weight")
-    sizes = {"patch": patch, "channels": channels, "tokens": tokens}
+    sizes: dict[str, Any] = {"patch": patch, "channels": channels, "tokens": tokens}
     for half in ("encoder", "decoder"):
         width = shape(weights, f"{half}.positional_embedding")[1]
         sizes |= {f"{half}_width": width, f"{half}_blocks": blocks_of(weights, half)}
