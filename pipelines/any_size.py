@@ -14,11 +14,17 @@ from stage1_vq.autoencoders import Autoencoder
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: Autoencoder, images: Tensor, precision: Precision | None = None) -> Tensor:
+def reconstruct(
+    autoencoder: Autoencoder, images: Tensor, precision: Precision | None = None, tokens: int | None = None
+) -> Tensor:
     """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32. precision: as for
-    `decoded`."""
+    `decoded`; tokens: as many of the first codes of a model with nested tokens, None: all. Raises UserError."""
     height, width = images.shape[-2:]
-    return decoded(autoencoder, encode_any_size(autoencoder, images), precision)[..., :height, :width]
+    codes = encode_any_size(autoencoder, images)
+    if tokens is not None:
+        autoencoder.prefix_spec(tokens)
+        codes = tuple(grid[..., :tokens] for grid in codes)
+    return decoded(autoencoder, codes, precision)[..., :height, :width]
 
 
 @torch.no_grad()

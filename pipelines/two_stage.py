@@ -278,6 +278,11 @@ class TwoStagePipeline:
         A prior that walks the codes in an order sees, at each place, only what stands before it: what is kept below
         and right of a hole does not shape what fills it. A masked prior (maskgit, diffusion) sees all of it.
         """
+        if not self.autoencoder.codes_have_places:
+            raise UserError(
+                f"a {self.autoencoder.kind} model has no codes of places, so none to keep outside a hole; take an "
+                "autoencoder whose codes are a grid, or `vary`, which draws some of all codes anew"
+            )
         whole = self.whole_images(images)
         mask = mask_of(keep, len(whole), *whole.shape[2:])
         complete = self.completing(whole)

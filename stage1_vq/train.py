@@ -31,6 +31,8 @@ from metrics.similarity import psnr
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary, passed_to
+from stage1_vq.losses.alignment import COMPANION as ALIGNMENT
+from stage1_vq.losses.alignment import Alignment, AlignmentConfig
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
 from stage1_vq.quantizers import Quantizer
 from training.data import batches_of
@@ -53,6 +55,7 @@ class Stage1Config:
     train: TrainConfig
     perceptual: PerceptualConfig = field(default_factory=LPIPSConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     start_from: str | None = None  # run or model folder of such an autoencoder, whose weights this one begins with
     frozen: tuple[str, ...] = ()  # parts of the model that do not learn, such as [encoder, quantizer]
 
@@ -75,6 +78,11 @@ class Stage1Config:
                 f"data.image_size={H}x{W} does not fit a model whose codes stand for {self.model.stride}x"
                 f"{self.model.stride} pixels: give multiples of {self.model.stride}"
             )
+        if self.data.aspect_buckets and not AUTOENCODERS[self.model.kind].codes_have_places:
+            raise UserError(
+                f"data.aspect_buckets={self.data.aspect_buckets}, expected 0: a {self.model.kind} model knows images "
+                "of one size"
+            )
         if self.adversarial.weight and self.adversarial.rollback and not self.train.validate_every:
             raise UserError(
                 "adversarial.rollback=true with train.validate_every=0: only validations tell when to roll back; "
@@ -86,7 +94,7 @@ class Stage1Config:
         values = asdict(self)
         if not self.data.aspect_buckets:
             del values["data"]["aspect_buckets"], values["data"]["aspect_limit"]
-        for name in ("perceptual", "adversarial"):
+        for name in ("perceptual", "adversarial", "alignment"):
             if not values[name]["weight"]:
                 del values[name]
         for name in ("start_from", "frozen"):
@@ -98,7 +106,8 @@ class Stage1Config:
 class Stage1Task:
     """training.task.Task of stage one. Batches are {"images": uint8 b c H W, ...}.
 
-    The loss is the sum of the autoencoder's own losses and, where they are on, a perceptual and an adversarial one.
+    The loss is the sum of the autoencoder's own losses and, where they are on, a perceptual one, an adversarial one and
+    one of alignment.
 
     Validation, on images that are never trained on: `mse`, the mean squared error of pixels in [-1, 1] of the clamped
     reconstruction, `psnr` in dB, and `perceptual`, the perceptual distance where there is one, each averaged over
@@ -115,19 +124,22 @@ class Stage1Task:
         steps_per_epoch: int,
         perceptual: PerceptualLoss | None = None,
         adversary: Adversary | None = None,
+        alignment: Alignment | None = None,
     ) -> None:
         """steps_per_epoch: the span over which the use of codes is reported."""
         self.model: PretrainedModel = model
         self.autoencoder = model
         self.validation_data = validation_data
         self.steps_per_epoch = steps_per_epoch
-        self.perceptual, self.adversary = perceptual, adversary
+        self.perceptual, self.adversary, self.alignment = perceptual, adversary, alignment
         self.guard: Guard | None = adversary
         self.companions: dict[str, Companion] = {}
         if perceptual is not None:
             self.companions["perceptual"] = Companion(perceptual, compiled=True)
         if adversary is not None:
             self.companions[COMPANION] = Companion(adversary, adversary.optimizer, adversary.learning_rate)
+        if alignment is not None:
+            self.companions[ALIGNMENT] = Companion(alignment, alignment.optimizer, alignment.learning_rate)
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.autoencoder.initialise([to_float(batch["images"]) for batch in batches])
@@ -145,8 +157,13 @@ class Stage1Task:
             others, last_layer = total(losses), self.autoencoder.last_layer()
             gained, adversarial_figures = self.adversary.losses(output.reconstruction, others, last_layer, step)
             losses |= gained
-            companion_losses, discriminator_figures = self.adversary.observe(output.reconstruction, images, step)
+            learned, discriminator_figures = self.adversary.observe(output.reconstruction, images, step)
+            companion_losses |= learned
             figures |= adversarial_figures | discriminator_figures
+        if self.alignment is not None:
+            assert output.z_q is not None  # every autoencoder gives them
+            losses["alignment_loss"], own = self.alignment.losses(output.z_q, images)
+            companion_losses |= own
         metrics = {name: value.detach() for name, value in losses.items()}
         return StepOutput(total(losses), {**metrics, **figures}, companion_losses)
 
@@ -227,7 +244,8 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     steps_per_epoch = math.ceil(len(train_data) / config.train.batch_size)
     shapes = train_data.buckets.shapes if train_data.buckets is not None else ((config.data.height, config.data.width),)
     smallest = (min(height for height, _ in shapes), min(width for _, width in shapes))
-    task = Stage1Task(model, validation_data, steps_per_epoch, *companions(config, smallest))
+    further = (*companions(config, smallest), alignment_of(config, model))
+    task = Stage1Task(model, validation_data, steps_per_epoch, *further)
     bad_images = train_data.bad_images
 
     def known_bad_images() -> str:
@@ -290,11 +308,12 @@ def fingerprints(config: Stage1Config, train: ImageDataset, validation: ImageDat
     found = {"data.path": fingerprint_of(train)}
     if config.data.validation_path is not None:
         found["data.validation_path"] = fingerprint_of(validation)
-    perceptual, adversarial = config.perceptual, config.adversarial
+    perceptual, adversarial, alignment = config.perceptual, config.adversarial, config.alignment
     for path, part, weight in (
         ("perceptual.weights", perceptual, perceptual.weight),
         ("perceptual.linear_weights", perceptual, perceptual.weight),
         ("adversarial.discriminator.weights", adversarial.discriminator, adversarial.weight),
+        ("alignment.weights", alignment, alignment.weight),
     ):
         file = getattr(part, path.rpartition(".")[2], None)
         if weight and file is not None:
@@ -310,3 +329,11 @@ def companions(config: Stage1Config, smallest: tuple[int, int]) -> tuple[Percept
     if not config.adversarial.weight:
         return perceptual, None
     return perceptual, Adversary(config.adversarial, channels, smallest, config.train.steps)
+
+
+def alignment_of(config: Stage1Config, model: Autoencoder) -> Alignment | None:
+    """Of the model's code vectors; None where it is off. Raises UserError."""
+    if not config.alignment.weight:
+        return None
+    width = model.code_vector_width()
+    return Alignment(config.alignment, config.data.channels, width, places=model.codes_have_places)

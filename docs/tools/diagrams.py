@@ -128,6 +128,10 @@ PICTURES = {
         "ViT-VQGAN: transformers over patches", "patches, ViT|tanh MLP", "z|b d h w", "nearest of k|32-d, length 1", "codes|b h w",
         "ViT, tanh MLP|patches", "images again|4 losses",
     ),
+    "titok": autoencoder(
+        "TiTok: learned tokens gather the image, mask tokens become it", "patches + tokens|ViT", "z of tokens|b d 1 n", "quantizer|any of rows",
+        "codes|b 1 n", "tokens + masks|ViT, patches", "images again|squared error",
+    ),
     "binary": autoencoder(
         "Binary autoencoder: a bit for each number", "encoder|stride 4", "z|b d h w", "z > 0", "codes|b h w, d bits", "decoder",
         "images again|squared error",

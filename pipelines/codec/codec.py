@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, TypeVar, cast
@@ -53,7 +54,7 @@ ModeName = Literal["prior", "table", "packed"]
 BATCH = 64  # images at a time
 PIXELS = 1 << 23  # of the images that are encoded at once: 128 of 256x256; a single one may have more
 MAX_PIXELS = 1 << 26  # of all images that are decoded at once, padded to the stride
-OF_OTHER_SIZE = "other size"  # why images are not in mode prior, as was asked for
+OF_OTHER_SIZE, SEVERAL_ROWS = "other size", "several rows"  # why images are not in mode prior, as was asked for
 
 Item = TypeVar("Item")
 
@@ -138,12 +139,14 @@ class Codec:
         images: Tensor | Sequence[Tensor],
         mode: ModeName | None = None,
         labels: int | Sequence[int | None] | None = None,
+        tokens: int | None = None,
     ) -> Compressed:
         """One archive of images: b c H W, or a sequence of c H W of any sizes, float in [-1, 1].
 
         mode: None for the best that the model has, prior, table, packed. labels: the class of all, or of each, which
-        the prior is told; None for the null label. An image's payload does not depend on the other images. Raises
-        UserError for a mode that the model does not have.
+        the prior is told; None for the null label. tokens: of each image, the first ones, where those tell of all of it
+        (`Autoencoder.prefix_spec`); None: all. An image's payload does not depend on the other images. Raises UserError
+        for a mode, or a number of tokens, that the model does not have.
         """
         if labels is None or isinstance(labels, int | np.integer):
             chosen: list[int | None] = [None if labels is None else int(labels)] * len(images)
@@ -156,7 +159,8 @@ class Codec:
         entries: list[Entry] = []
         fallbacks: Counter[str] = Counter()
         for start in range(0, len(images), BATCH):
-            made, more = self.entries(list(images[start : start + BATCH]), mode, chosen[start : start + BATCH])
+            part = slice(start, start + BATCH)
+            made, more = self.entries(list(images[part]), mode, chosen[part], tokens)
             entries += made
             fallbacks.update(more)
         return Compressed(self.archive(entries), tuple(self.sentences(fallbacks)))
@@ -187,30 +191,40 @@ class Codec:
         images: Sequence[Tensor],
         mode: ModeName | None,
         labels: Sequence[int | None],
+        tokens: int | None = None,
     ) -> tuple[list[Entry], Counter[str]]:
         """Images, c H W each, coded; and how many, by the reason, are not in mode prior as they should be. Those of one
-        size are encoded together."""
+        size are encoded together. tokens: as for `compress`."""
         wanted = self.check_mode(mode, labels)
         coded: dict[int, Entry] = {}
         fallbacks: Counter[str] = Counter()
         for places in alike(images):
             codes = encode_any_size(self.autoencoder, torch.stack([images[i] for i in places]))
             height, width = images[places[0]].shape[-2:]
-            made, more = self.code(codes, (height, width), wanted, [labels[i] for i in places])
+            if tokens is not None:
+                self.autoencoder.prefix_spec(tokens)
+                codes = tuple(grid[..., :tokens] for grid in codes)
+            made, more = self.code(codes, (height, width), wanted, [labels[i] for i in places], tokens)
             coded |= dict(zip(places, made, strict=True))
             fallbacks.update(more)
         return [coded[i] for i in range(len(images))], fallbacks
 
     def code(
-        self, codes: Codes, size: tuple[int, int], mode: Mode, labels: Sequence[int | None]
+        self,
+        codes: Codes,
+        size: tuple[int, int],
+        mode: Mode,
+        labels: Sequence[int | None],
+        tokens: int | None = None,
     ) -> tuple[list[Entry], Counter[str]]:
-        """Codes of images of one size (H, W), one b h w per grid, as entries; and fallbacks as in `entries`."""
-        spec = self.spec_of(*size)
-        shape = Shape(*size, tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids))
+        """Codes of images of one size (H, W), one b h w per grid, as entries; and fallbacks as in `entries`. tokens: of
+        each grid, where they are the first ones alone."""
+        spec = self.spec_of(*size, tokens)
+        shape = Shape(*size, grids_of(spec))
         rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(len(labels))]
         fallbacks: Counter[str] = Counter()
-        if mode == Mode.prior and spec.grids != self.exact_prior.code_spec.grids:
-            fallbacks[OF_OTHER_SIZE] = len(rows)
+        if mode == Mode.prior and (why := self.why_not_with_prior(spec, self.spec_of(*size))) is not None:
+            fallbacks[why] = len(rows)
             mode = Mode.packed if self.tables is None else Mode.table
         if mode == Mode.prior:
             payloads = [
@@ -237,7 +251,10 @@ class Codec:
             return []
         mode = Mode.packed if self.tables is None else Mode.table
         own = self.autoencoder.code_spec()
-        why = {OF_OTHER_SIZE: f"the prior knows only codes of {own.image_height}x{own.image_width} images"}
+        why = {
+            OF_OTHER_SIZE: f"the prior knows only codes of {own.image_height}x{own.image_width} images",
+            SEVERAL_ROWS: "the prior walks one row of tokens after the other, and cannot stop in each",
+        }
         return [
             f"{count} {'image is' if count == 1 else 'images are'} in mode {mode.name}: {why[reason]}"
             for reason, count in fallbacks.items()
@@ -248,9 +265,30 @@ class Codec:
         stride = self.autoencoder.stride
         return height + -height % stride, width + -width % stride
 
-    def spec_of(self, height: int, width: int) -> CodeSpec:
-        """The codes of an image of this size, padded to the stride."""
-        return self.autoencoder.code_spec(*self.padded(height, width))
+    def spec_of(self, height: int, width: int, tokens: int | None = None) -> CodeSpec:
+        """The codes of an image of this size, padded to the stride; tokens: of each grid, None for all."""
+        spec = self.autoencoder.code_spec(*self.padded(height, width))
+        return spec if tokens is None else self.autoencoder.prefix_spec(tokens)
+
+    def spec_of_shape(self, shape: Shape, title: str) -> CodeSpec:
+        """The codes of an image of a file: all, or the first tokens, if so many are there. Raises UserError where this
+        model makes no such codes."""
+        spec = self.spec_of(shape.height, shape.width)
+        if shape.grids != grids_of(spec) and not self.autoencoder.codes_have_places:
+            with suppress(UserError):  # for a model without nested tokens, or a number that it has not
+                spec = self.autoencoder.prefix_spec(shape.grids[0][1])
+        if shape.grids != grids_of(spec):
+            raise UserError(
+                f"{title} was edited: a {shape.height}x{shape.width} image of this model has other grids of codes; "
+                "compress the image anew"
+            )
+        return spec
+
+    def why_not_with_prior(self, spec: CodeSpec, whole: CodeSpec) -> str | None:
+        """Why the prior cannot code these codes, of an image whose codes are all of `whole`; None where it can."""
+        if whole.grids != self.exact_prior.code_spec.grids:
+            return OF_OTHER_SIZE
+        return None if spec.grids == whole.grids or len(spec.grids) == 1 else SEVERAL_ROWS
 
     # ---- bytes to images --------------------------------------------------------------------------------------------
 
@@ -315,15 +353,8 @@ class Codec:
             )
         specs: dict[Shape, CodeSpec] = {}
         for entry, title in zip(entries, titles, strict=True):
-            shape = entry.shape
-            if shape in specs:
-                continue
-            specs[shape] = spec = self.spec_of(shape.height, shape.width)
-            if shape.grids != tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids):
-                raise UserError(
-                    f"{title} was edited: a {shape.height}x{shape.width} image of this model has other grids of codes; "
-                    "compress the image anew"
-                )
+            if entry.shape not in specs:
+                specs[entry.shape] = self.spec_of_shape(entry.shape, title)
         decoded: dict[int, Tensor] = {}
         for start in range(0, len(entries), BATCH):
             numbers = range(start, min(start + BATCH, len(entries)))
@@ -360,19 +391,23 @@ class Codec:
             prior = self.exact_prior
             for number in by_prior:
                 check_label(prior, entries[number].label)
-                if specs[entries[number].shape].grids != prior.code_spec.grids:
+                shape = entries[number].shape
+                if self.why_not_with_prior(specs[shape], self.spec_of(shape.height, shape.width)) is not None:
                     raise UserError(
                         f"{titles[number]} was edited: its prior makes no such codes; compress the image anew"
                     )
             # In version 1 the file says how many rows a batch has, whether images are in them or not.
             size = images_at_once(prior) if archive.version == VERSION else len(by_prior)
-            for numbers in in_batches(by_prior, size):
-                chosen = [entries[i] for i in numbers]
-                if archive.version == VERSION:
-                    read = decode_with_prior(prior, [one.payload for one in chosen], [one.label for one in chosen])
-                else:
-                    read = float_prior.decode(cast(AutoregressivePrior, self.prior), chosen, archive.lanes)
-                codes |= {i: tuple(grid[row : row + 1] for grid in read) for row, i in enumerate(numbers)}
+            for grids, alike_ones in grouped(by_prior, lambda i: entries[i].shape.grids).items():
+                for numbers in in_batches(alike_ones, size):
+                    chosen = [entries[i] for i in numbers]
+                    if archive.version == VERSION:
+                        count = sum(h * w for h, w, _ in grids)
+                        payloads, labels = [one.payload for one in chosen], [one.label for one in chosen]
+                        read = decode_with_prior(prior, payloads, labels, count)
+                    else:
+                        read = float_prior.decode(cast(AutoregressivePrior, self.prior), chosen, archive.lanes)
+                    codes |= {i: tuple(grid[row : row + 1] for grid in read) for row, i in enumerate(numbers)}
         for number, entry in entries.items():
             if crc_of(entry.shape, codes[number]) != entry.crc:
                 raise UserError(self.wrong_codes(entry, archive, titles[number]))
@@ -398,6 +433,11 @@ class Codec:
             "tell: decode it where it was written, with as many threads, and compress the image anew; if that fails, "
             "it was edited"
         )
+
+
+def grids_of(spec: CodeSpec) -> tuple[tuple[int, int, int], ...]:
+    """h, w and k of each, as files have them."""
+    return tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids)
 
 
 def in_batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codes.spec import Codes
@@ -115,9 +116,11 @@ def frequencies_of(logits: Tensor) -> np.ndarray:
 
 
 def encode_with_prior(prior: AutoregressivePrior, codes: Codes, labels: Sequence[int | None]) -> list[bytes]:
-    """Payloads of images; codes: one b h w per grid. The prior: as `ready_to_code` gives it."""
+    """Payloads of images; codes: one b h w per grid, or of a single row its first codes alone. The prior: as
+    `ready_to_code` gives it."""
     device, condition = next(prior.parameters()).device, condition_of(prior, labels)
-    sequence = prior.sequence(tuple(grid.to(device) for grid in codes), condition)
+    count = sum(grid[0].numel() for grid in codes)
+    sequence = prior.sequence(filled_up(prior, codes, device), condition)[:, :count]
     symbols = sequence.cpu().numpy()
     encoders = [Encoder() for _ in labels]
 
@@ -127,13 +130,22 @@ def encode_with_prior(prior: AutoregressivePrior, codes: Codes, labels: Sequence
             encoder.encode(own, weights)
         return sequence[:, here]
 
-    walk(exact_stepper(prior, len(labels), condition), prior.code_spec.codes_per_image, choose)
+    walk(exact_stepper(prior, len(labels), condition), count, choose)
     return [encoder.finish() for encoder in encoders]
 
 
-def decode_with_prior(prior: AutoregressivePrior, payloads: Sequence[bytes], labels: Sequence[int | None]) -> Codes:
-    """Inverse of `encode_with_prior`: one b h w per grid, on the CPU. Bytes that fit no code give arbitrary codes: the
-    caller compares checksums."""
+def filled_up(prior: AutoregressivePrior, codes: Codes, device: torch.device) -> Codes:
+    """All codes of an image, on the device, of the first ones of its row: the others are 0. What a walk tells of a code
+    does not depend on those after it."""
+    missing = prior.code_spec.codes_per_image - sum(grid[0].numel() for grid in codes)
+    return tuple(F.pad(grid.to(device), (0, missing)) for grid in codes)
+
+
+def decode_with_prior(
+    prior: AutoregressivePrior, payloads: Sequence[bytes], labels: Sequence[int | None], count: int | None = None
+) -> Codes:
+    """Inverse of `encode_with_prior`: one b h w per grid, on the CPU; count: of an image's codes, None for all. Bytes
+    that fit no code give arbitrary codes: the caller compares checksums."""
     device, condition = next(prior.parameters()).device, condition_of(prior, labels)
     decoders: list[Decoder | None] = [Decoder(payload) for payload in payloads]
 
@@ -148,5 +160,9 @@ def decode_with_prior(prior: AutoregressivePrior, payloads: Sequence[bytes], lab
                 decoders[row] = None  # the other images are not to suffer
         return torch.from_numpy(chosen).to(device)
 
-    sequence = walk(exact_stepper(prior, len(labels), condition), prior.code_spec.codes_per_image, choose)
+    whole = prior.code_spec.codes_per_image
+    count = whole if count is None else count
+    sequence = walk(exact_stepper(prior, len(labels), condition), count, choose)
+    if count < whole:  # the first ones of a single row
+        return (sequence.cpu()[:, None],)
     return tuple(grid.cpu() for grid in prior.grids_of(sequence))

@@ -49,6 +49,7 @@ class CompressConfig:
     label: int | str | None = None  # class of all images, by number or name, which the prior is told; left out: any
     crop: bool = False  # scale and cut each image to the model's own size, the only one that its prior codes
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
+    tokens: int | None = None  # of each image, the first ones, of a model with nested tokens; left out: all
     batch_size: int = BATCH  # images that are read and encoded at a time, fewer where they are large
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     device: str | None = None  # cpu, cuda, cuda:1, mps ...; left out: the fastest there is
@@ -79,6 +80,8 @@ def compress_files(config: CompressConfig) -> str:
     begun = recorded_settings(out, f"*{SUFFIX}")
     asked: ModeName | None = config.mode or begun.get("mode")
     mode = codec.check_mode(asked, [label])
+    if config.tokens is not None:
+        codec.autoencoder.prefix_spec(config.tokens)  # raises UserError where there are none, or not so many
     settings = {
         "model": codec.stage1.hex(),
         "prior": codec.prior_fingerprint and codec.prior_fingerprint.hex(),
@@ -89,6 +92,7 @@ def compress_files(config: CompressConfig) -> str:
         "label": label,
         "crop": config.crop,
         "max_side": config.max_side,
+        "tokens": config.tokens,
     }
     targets = dict.fromkeys(names, ARCHIVE_NAME) if config.archive else zlg_names(names)
     files: dict[str, list[Path]] = {}
@@ -109,7 +113,7 @@ def compress_files(config: CompressConfig) -> str:
         "compress",
         settings,
         state,
-        defaults={"crop": False, "max_side": None, "lanes": begun.get("lanes")},
+        defaults={"crop": False, "max_side": None, "tokens": None, "lanes": begun.get("lanes")},
         may_change=may_change,
         results=f"*{SUFFIX}",
     )
@@ -151,7 +155,7 @@ def compress_files(config: CompressConfig) -> str:
         with progress_bar(len(todo), "images", shown=state.is_main_process) as progress:
             for part in read_parts(todo, root, read, config.batch_size, bad_images):
                 images = [one.image for one in part.images]
-                entries, said = codec.entries(images, asked, [label] * len(images))
+                entries, said = codec.entries(images, asked, [label] * len(images), config.tokens)
                 fallbacks.update(said)
                 if config.archive:
                     named = [e._replace(name=names[one.number]) for e, one in zip(entries, part.images, strict=True)]
@@ -213,7 +217,7 @@ def compress_vae(config: CompressConfig) -> str:
         raise UserError(
             "mode=lossless writes one archive, whose images pay for each other's latents; give --archive true"
         )
-    for name in ("crop", "max_side", "label"):
+    for name in ("crop", "max_side", "label", "tokens"):
         if (value := getattr(config, name)) is not None and value is not False:
             raise UserError(f"mode=lossless with {name}, expected images as they are; leave {name} out")
     from pipelines.lossless_files import compress_losslessly  # what nobody else needs

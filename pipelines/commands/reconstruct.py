@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.computing import check_device
+from common.errors import UserError
 from common.files import write_json
 from common.owned_folder import SHEET_NAME
 from common.precision import AnyPrecision, Precision
@@ -50,13 +51,14 @@ SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
-    """Encodes and decodes images with the autoencoder of a model, each at its own size; with a VAE at that of the
-    model, to which they are scaled and cut."""
+    """Encodes and decodes images with the autoencoder of a model, each at its own size; with a VAE or a model of kind
+    titok at that of the model, to which they are scaled and cut."""
 
     model: str  # assembled model, or model or run folder of an autoencoder or a VAE, or a hub id
     images: str  # folder of images, or one image file
     out: str  # folder for the PNG files, sheet.png and psnr.json
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
+    tokens: int | None = None  # of each image, the first ones, of a model with nested tokens; left out: all
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
@@ -77,8 +79,12 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     state, device = open_device(config.device)
     precision = chosen_precision(config.precision)
     check_device(device, precision)
-    open_model = decoder_of_vae if is_vae(config.model) else decoder_of_codes
-    model = open_model(config.model, device, precision)
+    if is_vae(config.model):
+        if config.tokens is not None:
+            raise UserError(f"tokens={config.tokens}, but {config.model} is a VAE, whose latents are all of use")
+        model = decoder_of_vae(config.model, device, precision)
+    else:
+        model = decoder_of_codes(config.model, device, precision, config.tokens)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
     check_apart(out, source)
@@ -89,11 +95,14 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         "max_side": config.max_side,
         "alone": config.alone,
         "precision": precision,
+        "tokens": config.tokens,
     }
     sources = Sources(out)
     files = {target: [root / name] for name, target in targets.items()}
     moved = {"images": lambda: sources.are_at(files)}
-    with results_folder(out, "reconstruct", settings, state, defaults={"precision": None}, may_change=moved):
+    with results_folder(
+        out, "reconstruct", settings, state, defaults={"precision": None, "tokens": None}, may_change=moved
+    ):
         bad_images = BadImages(
             len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
         )
@@ -138,10 +147,17 @@ class Reconstructor(NamedTuple):
     reconstruct: Callable[[Tensor], Tensor]  # 1 c H W in [-1, 1], to the same shape
 
 
-def decoder_of_codes(name: str, device: torch.device, precision: Precision | None) -> Reconstructor:
+def decoder_of_codes(name: str, device: torch.device, precision: Precision | None, tokens: int | None) -> Reconstructor:
+    """Raises UserError for a number of tokens that the model does not have."""
     autoencoder = load_autoencoder(name).to(device)
-    decode = partial(reconstruct, autoencoder, precision=precision)
-    return Reconstructor(autoencoder.fingerprint(), autoencoder.channels, lambda picture: picture, decode)
+    if tokens is not None:
+        autoencoder.prefix_spec(tokens)
+    decode = partial(reconstruct, autoencoder, precision=precision, tokens=tokens)
+
+    def seen(picture: Image.Image) -> Image.Image:
+        return picture if autoencoder.codes_have_places else fit(picture, *autoencoder.image_size)
+
+    return Reconstructor(autoencoder.fingerprint(), autoencoder.channels, seen, decode)
 
 
 def decoder_of_vae(name: str, device: torch.device, precision: Precision | None) -> Reconstructor:

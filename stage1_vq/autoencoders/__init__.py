@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
+from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from stage1_vq.autoencoders.titok import TiTok, TiTokConfig
 from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
 from stage1_vq.autoencoders.vqvae2 import VQVAE2, VQVAE2Config
 
-AutoencoderConfig = VQVAEConfig | VQGANConfig | VQVAE2Config | DVAEConfig | ViTVQGANConfig
+AutoencoderConfig = (
+    VQVAEConfig | VQGANConfig | VQVAE2Config | DVAEConfig | ViTVQGANConfig | TiTokConfig | MaskGITVQGANConfig
+)
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "vqvae": VQVAE,
@@ -17,6 +21,8 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "vqgan": VQGAN,
     "dvae": DVAE,
     "vit_vqgan": ViTVQGAN,
+    "titok": TiTok,
+    "maskgit_vqgan": MaskGITVQGAN,
 }
 
 __all__ = [
@@ -28,7 +34,11 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "DVAEConfig",
+    "MaskGITVQGAN",
+    "MaskGITVQGANConfig",
     "Stage1Output",
+    "TiTok",
+    "TiTokConfig",
     "VQGANConfig",
     "VQVAE2Config",
     "VQVAEConfig",

@@ -23,6 +23,7 @@ class Stage1Output(NamedTuple):
     codes: Codes  # one b h w per grid, int64
     losses: dict[str, Tensor]  # scalars, means per element, already weighted: the loss is their sum
     statistics: dict[str, Tensor]  # scalars, detached, for the log line
+    z_q: Tensor | None = None  # b d h w, code vectors with their graph, for further losses; of levels the coarsest
 
 
 class AutoencoderSettings(Protocol):
@@ -46,6 +47,7 @@ class Autoencoder(PretrainedModel):
     config_class: ClassVar[type]  # a frozen dataclass of AutoencoderSettings, with a field `quantizer`
     codes_maker: str | None = None  # fingerprint of the model whose encoder and code vectors this one has unchanged
     started = False  # whether the code vectors are those of another model, which `initialise` leaves as they are
+    codes_have_places: ClassVar[bool] = True  # in the image; False: they tell of all of it, and of its own size alone
 
     def __init__(self, config: Any, image_size: tuple[int, int]) -> None:
         """Raises UserError unless the stride divides both sides of image_size (H, W)."""
@@ -90,6 +92,15 @@ class Autoencoder(PretrainedModel):
         """The codes of a `height` x `width` image; default: the training size. Raises UserError."""
         raise NotImplementedError
 
+    def prefix_spec(self, tokens: int) -> CodeSpec:
+        """The codes of an image of which the first `tokens` are kept, one row in each grid, as `decode` takes them.
+
+        Raises UserError where the first codes do not tell of the whole image, and for a number out of range."""
+        raise UserError(
+            f"{tokens} tokens, but the codes of a {self.kind} model are all of use: each tells of a place of its own; "
+            "leave their number out, or name a titok model that was trained with model.nested"
+        )
+
     def encode(self, images: Tensor) -> Codes:
         """images: b c H W in [-1, 1]; returns one b h w per grid. Raises UserError for an impossible shape."""
         raise NotImplementedError
@@ -110,6 +121,10 @@ class Autoencoder(PretrainedModel):
 
     def forward(self, images: Tensor) -> Stage1Output:
         """One training or validation pass. images: b c H W in [-1, 1]."""
+        raise NotImplementedError
+
+    def code_vector_width(self) -> int:
+        """d of `Stage1Output.z_q`."""
         raise NotImplementedError
 
     def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor | None:
@@ -197,6 +212,9 @@ class QuantizedAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
 
+    def code_vector_width(self) -> int:
+        return self.quantizer.dim_out
+
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
         height = self.image_size[0] if height is None else height
         width = self.image_size[1] if width is None else width
@@ -230,7 +248,7 @@ class QuantizedAutoencoder(Autoencoder):
     def forward(self, images: Tensor) -> Stage1Output:
         z_q, codes, losses, statistics = self.quantizer(self.latents(images))
         reconstruction, reconstruction_losses = self.finish(self.decoder.trunk(self.laid_out(z_q, images)), images)
-        return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics)
+        return Stage1Output(reconstruction, codes, {**reconstruction_losses, **losses}, statistics, z_q)
 
     @never_compiled
     def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

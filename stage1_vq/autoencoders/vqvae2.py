@@ -107,6 +107,9 @@ class VQVAE2(Autoencoder):
         quantizers: Any = list(self.quantizers)
         return quantizers
 
+    def code_vector_width(self) -> int:
+        return self.quantizer_of_levels()[0].dim_out
+
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
         """Grids `level0` (the top), `level1` ..., or `level0_NAME` ... where the quantizer has several grids."""
         height = self.image_size[0] if height is None else height
@@ -178,17 +181,19 @@ class VQVAE2(Autoencoder):
         """Losses: `reconstruction_loss`, and those of each level's quantizer as `level0_commitment_loss` ..."""
         features, above = self.features(images), None
         codes: list[Tensor] = []
+        coarsest: Tensor | None = None
         losses: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
         for level, quantizer in enumerate(self.quantizer_of_levels()):
             quantized = quantizer(self.latents(level, features, above))
             above = self.join(level, above, laid_for_convolutions(images, quantized.z_q))
             codes += quantized.codes
+            coarsest = quantized.z_q if coarsest is None else coarsest
             losses |= named(f"level{level}", quantized.losses)
             statistics |= named(f"level{level}", quantized.statistics)
         assert above is not None  # there is a level
         decoded, reconstruction_losses = self.finish(self.decoder.trunk(above), images)
-        return Stage1Output(decoded, tuple(codes), {**reconstruction_losses, **losses}, statistics)
+        return Stage1Output(decoded, tuple(codes), {**reconstruction_losses, **losses}, statistics, coarsest)
 
     @never_compiled  # as QuantizedAutoencoder.finish
     def finish(self, features: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

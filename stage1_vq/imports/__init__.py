@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 from stage1_vq.autoencoders.base import Autoencoder
 from stage1_vq.imports.diffusers import import_diffusers
+from stage1_vq.imports.ibq import import_ibq
 from stage1_vq.imports.llamagen import import_llamagen
+from stage1_vq.imports.maskgit_vqgan import import_maskgit_vqgan
 from stage1_vq.imports.taming import import_gumbelvq, import_vqmodel
+from stage1_vq.imports.titok import import_titok
 from stage1_vq.imports.var import import_var
 from stage1_vq.imports.vqvae2 import import_vqvae2
 
@@ -26,6 +29,9 @@ KINDS = {
     "var-vqvae": Kind(import_var, ("trainer.vae_local",)),
     "vqvae2": Kind(import_vqvae2),
     "diffusers-vqmodel": Kind(import_diffusers),
+    "titok": Kind(import_titok),
+    "ibq": Kind(import_ibq, ("state_dict",)),
+    "maskgit-vqgan": Kind(import_maskgit_vqgan),
 }
 
 __all__ = ["KINDS", "Kind"]

@@ -24,8 +24,8 @@ from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.likelihoods.logistic_mixture import LogisticMixtureConfig
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.vae import VAE, VAEConfig
-from stage1_vq.autoencoders import VQVAE, VQVAE2, VQVAE2Config, VQVAEConfig
-from stage1_vq.quantizers import NearestQuantizerConfig
+from stage1_vq.autoencoders import VQVAE, VQVAE2, Autoencoder, TiTok, TiTokConfig, VQVAE2Config, VQVAEConfig
+from stage1_vq.quantizers import FSQConfig, NearestQuantizerConfig
 from stage2_prior.priors import Transformer, TransformerConfig
 from tests.documentation.smaller import smaller
 
@@ -90,7 +90,7 @@ def autoencoder(size: int, channels: int) -> VQVAE:
     return VQVAE(config, (size, size)).eval()
 
 
-def prior(first: VQVAE, classes: tuple[str, ...]) -> Transformer:
+def prior(first: Autoencoder, classes: tuple[str, ...]) -> Transformer:
     torch.manual_seed(1)
     config = TransformerConfig(layers=1, width=16, heads=2)
     fingerprint = first.fingerprint()
@@ -132,6 +132,15 @@ def digit_autoencoder(folder: Path) -> None:
 def digit_model(folder: Path) -> None:
     first = autoencoder(28, 1)
     TwoStagePipeline(first, prior(first, tuple("0123456789"))).save_pretrained(folder)
+
+
+def token_model(folder: Path) -> None:
+    """TiTok of 8 nested tokens, with a prior."""
+    torch.manual_seed(0)
+    sizes = {f"{half}_{size}": 1 for half in ("encoder", "decoder") for size in ("blocks", "heads")}
+    sizes |= {"encoder_width": 16, "decoder_width": 16, "channels": 1, "patch": 7, "tokens": 8}
+    first = TiTok(TiTokConfig(nested="uniform", quantizer=FSQConfig(levels=(4, 4), dim=2), **sizes), (28, 28)).eval()
+    TwoStagePipeline(first, prior(first, ())).save_pretrained(folder)
 
 
 def vae(likelihood: BernoulliConfig | LogisticMixtureConfig) -> VAE:
@@ -199,6 +208,8 @@ SCENERY: dict[str, Callable[[Path], None]] = {
     "model": photo_model,
     "models/photos": photo_model,
     "models/mnist": digit_model,
+    "models/tokens": token_model,
+    "runs/titok": token_model,
     "runs/quickstart": quickstart_folder,
     "runs/quickstart/model": digit_model,
     "runs/quickstart/stage1": digit_autoencoder,

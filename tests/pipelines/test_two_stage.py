@@ -23,7 +23,7 @@ from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import Transformer
 from stage2_prior.sampling import SamplingConfig, draw_in_order
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for
+from tests.stage1_vq.test_conformance import OF_ANY_SIZE, images_for
 from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import tiny_prior
 
@@ -320,7 +320,7 @@ def test_saving_replaces_a_model_and_nothing_else(tmp_path):
     assert (tmp_path / "photos" / "a.png").exists()
 
 
-@pytest.mark.parametrize("row", AUTOENCODER_ROWS)
+@pytest.mark.parametrize("row", OF_ANY_SIZE)
 @pytest.mark.parametrize("size", [(1, 1), (7, 50), (33, 18)])
 def test_every_autoencoder_reconstructs_images_of_any_size(row, size):
     autoencoder = autoencoder_of(row).eval()

@@ -22,7 +22,7 @@ from pipelines.codec.tables import fit_tables
 from stage1_vq.autoencoders import Autoencoder, VQVAEConfig
 from stage2_prior.priors import AutoregressivePrior, MaskGIT, MaskGITConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for
+from tests.stage1_vq.test_conformance import OF_ANY_SIZE, images_for
 from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import TINY, tiny_prior
 
@@ -70,7 +70,7 @@ def test_images_of_any_sizes_in_one_archive(codec, mode):
         assert torch.equal(torch.stack([decoded[i] for i in alike]), expected)
 
 
-@pytest.mark.parametrize("row", AUTOENCODER_ROWS)
+@pytest.mark.parametrize("row", OF_ANY_SIZE)
 def test_every_autoencoder_packs_and_tables_its_codes(row):
     autoencoder = autoencoder_of(row).eval()
     images = images_for(autoencoder, 2, size=(19, 50))

@@ -39,14 +39,17 @@ def fresh(config: Any) -> Any:
 
 
 def decoded(autoencoder: Any) -> Tensor:
-    """Images of fixed codes."""
+    """Images of fixed codes; of nested ones, some of all and some of the first ones."""
     generator = torch.Generator().manual_seed(1)
     codes = tuple(
         torch.randint(grid.vocabulary, (4, grid.height, grid.width), generator=generator)
         for grid in autoencoder.code_spec().grids
     )
     with torch.no_grad():
-        return autoencoder.decode(codes)
+        images = autoencoder.decode(codes)
+        if getattr(autoencoder.config, "nested", None) is None:
+            return images
+        return torch.cat([images, autoencoder.decode(tuple(grid[..., :2] for grid in codes))])
 
 
 @pytest.mark.parametrize("row", ROWS)

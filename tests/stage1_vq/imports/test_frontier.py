@@ -1,0 +1,231 @@
+"""TiTok, IBQ and MaskGIT's VQ-GAN by their original implementations' own numbers: their weights here give their
+latents, codes, images, losses and gradients; published sizes are told by the weights; other models are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from common.errors import UserError
+from common.model_io import load_pretrained
+from common.tensor_files import save_tensors
+from pipelines.commands.import_weights import ImportConfig, import_weights
+from stage1_vq.autoencoders import AUTOENCODERS, MaskGITVQGANConfig, TiTok
+from stage1_vq.imports import KINDS
+from tests.golden import Golden, golden_frontier, real_shapes_frontier
+from tests.stage1_vq.test_import_golden import close
+
+
+def titok(name: str = "titok_vq") -> tuple[TiTok, Golden]:
+    reference = golden_frontier(name)
+    return KINDS["titok"].build(reference.weights, reference.config), reference
+
+
+def of_theirs(images: Tensor) -> Tensor:
+    """Their pixels, from 0 to 1, as ours."""
+    return 2 * images - 1
+
+
+@torch.no_grad()
+def test_titok_has_the_originals_latents_codes_and_images():
+    model, reference = titok()
+    out, images = reference.outputs, of_theirs(reference.inputs["x"])
+    close(model.latents(images), out["z"], 1e-5)
+    assert torch.equal(model.encode(images)[0], out["indices"])
+    close(model.quantizer.codes_to_latents((out["indices"],)), out["quant"], 1e-5)
+    close((model.decoder(out["quant"]) + 1) / 2, out["decoder_out"], 1e-5)
+    close((model.decode((out["indices"],)) + 1) / 2, out["recon_from_tokens"].clamp(0, 1), 1e-5)
+
+
+def test_titok_has_the_originals_losses_and_gradients():
+    model, reference = titok()
+    out, images = reference.outputs, of_theirs(reference.inputs["x"])
+    output = model(images)
+    quantizer_loss = output.losses["commitment_loss"] + output.losses["codebook_loss"]
+    close(output.losses["commitment_loss"], out["commitment_loss"], 1e-5)
+    close(output.losses["codebook_loss"], out["codebook_loss"], 1e-5)
+    total = ((output.reconstruction + 1) / 2 * reference.inputs["cotangent"]).sum() + quantizer_loss
+    close(total, out["loss_total"], 1e-4)
+    leaves = {
+        "decoder.conv_out.weight": model.decoder.conv_out.weight,
+        "decoder.ln_pre.weight": model.decoder.transformer.norm_before.weight,
+        "encoder.conv_out.weight": model.encoder.output.weight,
+        "encoder.ln_pre.weight": model.encoder.transformer.norm_before.weight,
+        "quantize.embedding.weight": model.quantizer.codebook,
+    }
+    assert {f"grad/{name}" for name in leaves} == {name for name in out if name.startswith("grad/")}
+    for name, gradient in zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True):
+        expected = out[f"grad/{name}"]
+        # The last layer is theirs times 2, and so its gradient a half of theirs.
+        ours = gradient.view_as(expected) * (2 if name == "decoder.conv_out.weight" else 1)
+        close(ours, expected, 1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "sizes"),
+    [
+        ("titok_bl64_vq8k", "1x64 codes of 8192 (256x256x3 images)", (768, 12, 12, 1024, 24, 16)),
+        ("titok_bl128_vq8k", "1x128 codes of 8192 (256x256x3 images)", (768, 12, 12, 1024, 24, 16)),
+    ],
+)
+def test_published_sizes_of_titok_are_told_by_the_weights_alone(name, codes, sizes):
+    with torch.device("meta"):
+        model = KINDS["titok"].build(without_values(name))
+    assert model.code_spec().describe() == codes
+    found = tuple(
+        getattr(model.config, f"{half}_{size}")
+        for half in ("encoder", "decoder")
+        for size in ("width", "blocks", "heads")
+    )
+    assert found == sizes
+    assert (model.config.patch, model.quantizer.dim, model.config.nested) == (16, 64, None)
+
+
+def without_values(name: str) -> dict[str, Tensor]:
+    shapes = real_shapes_frontier(name)
+    return {key: torch.empty([side for side in shape if isinstance(side, int)]) for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("titok_two_stage", "weights of a TiTok in two stages"),
+        ("titok_vae", "weights of a TiTok of continuous tokens"),
+        ("tatitok_vq", "weights of a TA-TiTok, whose decoder reads a caption"),
+    ],
+)
+def test_relatives_of_titok_are_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        titok(name)
+
+
+def test_a_width_that_was_not_published_asks_for_its_heads():
+    reference = golden_frontier("titok_vq")
+    config = {key: value for key, value in reference.config.items() if key != "vit"}
+    with pytest.raises(UserError, match=r"a TiTok of width 32 is none of the published ones .* give it as vit.heads"):
+        KINDS["titok"].build(reference.weights, config)
+
+
+def test_titok_is_imported_as_the_hub_has_it_by_the_command(tmp_path: Path):
+    reference = golden_frontier("titok_vq")
+    save_tensors(reference.weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(reference.config))
+    files = {"weights": str(tmp_path / "model.safetensors"), "config": str(tmp_path / "config.json")}
+    line = import_weights(ImportConfig(kind="titok", **files, out=str(tmp_path / "titok")))
+    assert line.startswith("1x8 codes of 64 (16x16x3 images): the titok model is in")
+    model = load_pretrained(tmp_path / "titok", AUTOENCODERS).eval()
+    with torch.no_grad():
+        codes = model.encode(of_theirs(reference.inputs["x"]))
+    assert torch.equal(codes[0], reference.outputs["indices"])
+
+
+# ---- IBQ ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("averages", [True, False])
+@torch.no_grad()
+def test_ibq_has_the_originals_latents_codes_and_images_of_either_weights(averages: bool):
+    reference = golden_frontier("ibq_tokenizer")
+    model = KINDS["ibq"].build(reference.weights, {**reference.config, "use_ema": averages})
+    prefix, images = "ema/" if averages else "", reference.inputs["x"]
+    out = {name.removeprefix(prefix): value for name, value in reference.outputs.items() if name.startswith(prefix)}
+    close(model.latents(images), out["prequant"], 5e-5)
+    assert torch.equal(model.encode(images)[0], out["indices"])
+    close(model.quantizer.codes_to_latents((out["indices"],)), out["quant"], 5e-5)
+    close(model.decoded((out["indices"],)), out["recon"], 5e-5)
+    close(model(images).reconstruction, out["recon"], 5e-5)
+
+
+def test_ibq_has_the_originals_losses_and_gradients():
+    """Theirs have beta on the codebook's term, ours and the paper's on the latents'."""
+    reference = golden_frontier("ibq_tokenizer")
+    model = KINDS["ibq"].build(reference.weights, {**reference.config, "use_ema": False}).train()
+    out, images = reference.outputs, reference.inputs["x"]
+    losses = model(images).losses
+    beta = model.config.quantizer.commitment_weight
+    quantizer_loss = losses["index_loss"] + losses["commitment_loss"] / beta + beta * losses["codebook_loss"]
+    close(quantizer_loss, out["train/quant_loss"], 5e-5)
+    entropy = losses["entropy_loss"] + losses["diversity_loss"]
+    close(entropy, model.config.quantizer.entropy_weight * out["train/entropy_loss"], 5e-5)
+    total = losses["reconstruction_loss"] + quantizer_loss + entropy
+    close(total, out["train/loss_total"], 5e-5)
+    leaves = {
+        "decoder.conv_out.weight": model.decoder.body.conv_out.weight,
+        "encoder.conv_in.weight": model.encoder.body.conv_in.weight,
+        "quant_conv.weight": model.encoder.quant_conv.weight,
+        "quantize.embedding.weight": model.quantizer.codebook,
+    }
+    for name, gradient in zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True):
+        expected = out[f"train/grad_total/{name}"]
+        close(gradient, expected, 1e-3 * float(expected.abs().max()))
+
+
+def test_the_published_size_of_ibq_is_told_by_the_weights_alone():
+    with torch.device("meta"):
+        model = KINDS["ibq"].build(without_values("ibq_16384"))
+    assert model.code_spec().describe() == "16x16 codes of 16384 (256x256x3 images)"
+    assert (model.config.width, model.config.multipliers, model.config.attention_levels) == (128, (1, 1, 2, 2, 4), (4,))
+    assert model.quantizer.dim == 256
+
+
+def test_ibq_is_imported_from_a_lightning_file_by_the_command(tmp_path: Path):
+    reference = golden_frontier("ibq_tokenizer")
+    of_the_loss = {"loss.discriminator.main.0.weight": torch.zeros(2)}
+    torch.save({"state_dict": {**reference.weights, **of_the_loss}, "epoch": 1}, tmp_path / "ibq.ckpt")
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"params": reference.config}}))
+    files = {"weights": str(tmp_path / "ibq.ckpt"), "config": str(tmp_path / "config.yaml")}
+    import_weights(ImportConfig(kind="ibq", **files, out=str(tmp_path / "ibq")))
+    model = load_pretrained(tmp_path / "ibq", AUTOENCODERS).eval()
+    with torch.no_grad():
+        codes = model.encode(reference.inputs["x"])
+    assert torch.equal(codes[0], reference.outputs["ema/indices"])
+
+
+# ---- MaskGIT's VQ-GAN -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_maskgits_vqgan_has_the_originals_latents_codes_and_images():
+    reference = golden_frontier("maskgit_vqgan")
+    model = KINDS["maskgit-vqgan"].build(reference.weights, {**reference.config, "image_size": 32})
+    out, images = reference.outputs, of_theirs(reference.inputs["x"])
+    indices = rearrange(out["indices"], "b (h w) -> b h w", h=2)
+    close(model.latents(images), out["z"], 2e-4)
+    assert torch.equal(model.encode(images)[0], indices)
+    close(model.quantizer.codes_to_latents((indices,)), out["quant"], 2e-4)
+    close((model.decoded((indices,)) + 1) / 2, out["recon"], 2e-4)
+    close((model.decode((indices,)) + 1) / 2, out["recon_from_indices"], 2e-4)
+
+
+def test_maskgits_vqgan_has_the_originals_losses_and_gradients():
+    """Theirs have beta on the codebook's term, ours on the latents'."""
+    reference = golden_frontier("maskgit_vqgan")
+    model = KINDS["maskgit-vqgan"].build(reference.weights, {**reference.config, "image_size": 32})
+    out, x = reference.outputs, reference.inputs["x"].clone().requires_grad_()
+    output = model(of_theirs(x))
+    beta = model.config.quantizer.commitment_weight
+    codebook_loss = output.losses["commitment_loss"] / beta + beta * output.losses["codebook_loss"]
+    close(codebook_loss, out["codebook_loss"], 2e-4)
+    total = ((output.reconstruction + 1) / 2 - x.detach()).abs().mean() + codebook_loss
+    close(total, out["loss_total"], 2e-4)
+    leaves = {
+        "decoder.conv_out.weight": (model.decoder.conv_out.weight, 2),  # theirs times 2
+        "encoder.conv_in.weight": (model.encoder.conv_in.weight, 1),
+        "quantize.embedding.weight": (model.quantizer.codebook, 1),
+    }
+    found = torch.autograd.grad(total, [weight for weight, _ in leaves.values()])
+    for (name, (_, factor)), gradient in zip(leaves.items(), found, strict=True):
+        expected = out[f"grad/{name}"]
+        close(factor * gradient, expected, 1e-3 * float(expected.abs().max()))
+
+
+def test_the_published_size_of_maskgits_vqgan_is_told_by_the_weights_alone():
+    with torch.device("meta"):
+        model = KINDS["maskgit-vqgan"].build(without_values("maskgit_vqgan_f16_256"))
+    assert model.code_spec().describe() == "16x16 codes of 1024 (256x256x3 images)"
+    assert model.config == MaskGITVQGANConfig()
