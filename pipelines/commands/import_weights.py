@@ -39,6 +39,7 @@ class ImportConfig:
         "llamagen-gpt",
         "rar",
         "randar",
+        "ibq-gpt",
         "var",
         "pixelsnail",
         "halton-maskgit",
@@ -112,6 +113,7 @@ def import_prior(config: ImportConfig) -> str:
     before, stage1 = "", config.stage1 or "MODEL1"
     if config.stage1 is None and any(name.startswith(IN_NET2NET) for name in weights):
         stage1_kind = "taming-gumbelvq" if f"{IN_NET2NET}quantize.embed.weight" in weights else "taming-vqgan"
+        stage1_kind = "ibq" if config.kind == "ibq-gpt" else stage1_kind
         given = f" --config {config.config}" if config.config else ""
         before = (
             f"its first stage lies in the same file: zellige import --kind {stage1_kind} --weights {config.weights}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from common.foreign_weights import Arguments
 from common.renaming import Weights
 from stage1_vq.autoencoders.vqgan import VQGAN
-from stage1_vq.imports.taming import build
+from stage1_vq.imports.taming import build, first_stage
 from stage1_vq.imports.vqgan import codebook_sizes
 from stage1_vq.quantizers import IBQConfig
 
@@ -17,8 +17,9 @@ AVERAGES = "model_ema."  # before the names of averages, which have lost their d
 def import_ibq(weights: Weights, config: Arguments | None = None) -> VQGAN:
     """weights: the file's `state_dict`; config: arguments of `IBQ`, and `norm_num_groups`. Where the file holds
     averages of the weights they are taken, as its project does for evaluation and for its priors, unless the config
-    says `use_ema: false`. Raises UserError."""
-    arguments = config or {}
+    says `use_ema: false`. The first stage in a checkpoint of a prior will do, with the prior's config. Raises
+    UserError."""
+    weights, arguments = first_stage(weights, config or {})
     if arguments.get("use_ema", True):
         weights = averaged(weights)
     k, d = codebook_sizes(weights, CODEBOOK)

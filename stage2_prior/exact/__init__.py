@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stage2_prior.condition import Condition
 from stage2_prior.exact.hierarchical import exact_hierarchical
+from stage2_prior.exact.ibq_gpt import ExactIBQGPT
 from stage2_prior.exact.llamagen import ExactLlamaGen
 from stage2_prior.exact.mingpt import ExactMinGPT
 from stage2_prior.exact.pixelcnn import ExactPixelCNN
@@ -31,6 +32,7 @@ WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
     "llamagen": ExactLlamaGen,
     "rar": ExactRAR,
     "randar": ExactRandAR,
+    "ibq_gpt": ExactIBQGPT,
     "mingpt": ExactMinGPT,
     "var": ExactVAR,
 }

@@ -11,6 +11,7 @@ from common.foreign_weights import Arguments
 from common.renaming import Weights
 from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.halton_maskgit import build_halton_maskgit
+from stage2_prior.imports.ibq_gpt import build_ibq_gpt
 from stage2_prior.imports.llamagen import build_llamagen
 from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.imports.randar import build_randar
@@ -48,6 +49,7 @@ KINDS = {
     "llamagen-gpt": Kind(build_llamagen, ("model", "module", "state_dict")),
     "rar": Kind(build_rar),
     "randar": Kind(build_randar, ("model", "module", "state_dict")),
+    "ibq-gpt": Kind(build_ibq_gpt, ("state_dict",)),
     "var": Kind(build_var, ("trainer.var_wo_ddp",)),
     "pixelsnail": Kind(build_level, ("model",)),
     "halton-maskgit": Kind(build_halton_maskgit, ("model_state_dict",)),

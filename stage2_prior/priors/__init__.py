@@ -6,6 +6,7 @@ from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.priors.diffusion import Diffusion, DiffusionConfig
 from stage2_prior.priors.halton_maskgit import HaltonMaskGIT, HaltonMaskGITConfig
 from stage2_prior.priors.hierarchical import Hierarchical, HierarchicalConfig
+from stage2_prior.priors.ibq_gpt import IBQGPT, IBQGPTConfig
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig
@@ -28,6 +29,7 @@ PRIORS: dict[str, type[Prior]] = {
     "llamagen": LlamaGen,
     "rar": RAR,
     "randar": RandAR,
+    "ibq_gpt": IBQGPT,
     "rq_transformer": RQTransformer,
     "var": VAR,
     "hierarchical": Hierarchical,
@@ -44,6 +46,7 @@ PriorConfig = (
     | LlamaGenConfig
     | RARConfig
     | RandARConfig
+    | IBQGPTConfig
     | RQTransformerConfig
     | VARConfig
     | HierarchicalConfig
@@ -54,6 +57,7 @@ PriorConfig = (
 )
 
 __all__ = [
+    "IBQGPT",
     "PRIORS",
     "RAR",
     "VAR",
@@ -64,6 +68,7 @@ __all__ = [
     "HaltonMaskGITConfig",
     "Hierarchical",
     "HierarchicalConfig",
+    "IBQGPTConfig",
     "LlamaGen",
     "LlamaGenConfig",
     "MaskGIT",

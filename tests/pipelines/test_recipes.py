@@ -54,6 +54,7 @@ STAGE1_OF = {
     "cifar10_vqvae2_short": ("cifar10_vqvae2", 10),
     "imagenet256_vqvae2": ("imagenet256_vqvae2", 1000),
     "faces1024_vqvae2": ("faces1024_vqvae2", 0),
+    "mnist_ibq_gpt_short": ("mnist_quickstart", 10),
     "mnist_rar_short": ("mnist_quickstart", 10),
     "mnist_randar_short": ("mnist_quickstart", 10),
     "mnist_maskgit": ("mnist_vqvae", 10),

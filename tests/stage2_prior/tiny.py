@@ -13,6 +13,7 @@ from stage2_prior.priors import (
     DiffusionConfig,
     HaltonMaskGITConfig,
     HierarchicalConfig,
+    IBQGPTConfig,
     LlamaGenConfig,
     MaskGITConfig,
     MinGPTConfig,
@@ -38,6 +39,7 @@ TINY: dict[str, PriorConfig] = {
     "llamagen": LlamaGenConfig(layers=2, width=24, heads=3, hidden_width=32),
     "rar": RARConfig(layers=2, width=24, heads=3, dropout=0.0, attention_dropout=0.0),
     "randar": RandARConfig(layers=2, width=32, heads=4, hidden_width=48),
+    "ibq_gpt": IBQGPTConfig(layers=2, width=32, heads=4, hidden_width=48),
     "rq_transformer": RQTransformerConfig(layers=2, depth_layers=1, width=32, heads=4),
     "var": VARConfig(layers=2, width=32, heads=2),
     "hierarchical": HierarchicalConfig(

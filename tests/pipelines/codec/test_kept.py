@@ -34,6 +34,7 @@ from stage2_prior.priors import (
     PRIORS,
     AutoregressivePrior,
     HierarchicalConfig,
+    IBQGPTConfig,
     LlamaGenConfig,
     MinGPTConfig,
     PixelCNNConfig,
@@ -62,6 +63,7 @@ SMALL = {
     "llamagen": LlamaGenConfig(layers=1, width=16, heads=2, hidden_width=24),
     "rar": RARConfig(layers=1, width=16, heads=2),
     "randar": RandARConfig(layers=1, width=16, heads=2, hidden_width=24),
+    "ibq_gpt": IBQGPTConfig(layers=1, width=16, heads=2, hidden_width=24),
     "rq_transformer": RQTransformerConfig(layers=1, depth_layers=1, width=16, heads=2),
     "var": VARConfig(layers=1, width=16, heads=2),
     "hierarchical": HierarchicalConfig(
