@@ -156,15 +156,15 @@ def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_original_config(path: Path) -> dict[str, Any]:
-    """Constructor arguments from a YAML or JSON file: at its top, or under `model.params` or `params`, where the
-    projects that build classes by name have them. Raises UserError."""
+    """Constructor arguments from a YAML or JSON file: at its top, or under `model.params`, `model.init_args` (of
+    Lightning's command line) or `params`, where the projects that build classes by name have them. Raises UserError."""
     try:
         config = load_yaml(path.read_text(encoding="utf-8"), Loader)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"there is no file {path}; give the original's config, YAML or JSON") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
-    for place in ("model.params", "params"):
+    for place in ("model.params", "model.init_args", "params"):
         if isinstance(found := look_up(config, place), Mapping):
             config = found
             break
