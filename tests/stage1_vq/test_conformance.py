@@ -22,6 +22,7 @@ from stage1_vq.autoencoders import (
     AutoencoderConfig,
     DVAEConfig,
     MaskGITVQGANConfig,
+    OpenMAGVIT2Config,
     TiTokConfig,
     ViTVQGANConfig,
     VQGANConfig,
@@ -252,6 +253,17 @@ AUTOENCODER_ROWS: dict[str, Any] = {
         norm_groups=4,
         l2_weight=0.5,
         quantizer=TINY_NEAREST,
+    ),
+    "open_magvit2": OpenMAGVIT2Config(
+        width=8,
+        multipliers=(1, 2, 2),
+        residual_blocks=1,
+        norm_groups=4,
+        l2_weight=0.5,
+        quantizer=LFQConfig(bits=4, dim=4, entropy_bits=4),
+    ),
+    "open_magvit2, grey, nearest": OpenMAGVIT2Config(
+        channels=1, width=8, multipliers=(1, 1, 2), residual_blocks=2, norm_groups=2, quantizer=TINY_NEAREST
     ),
     "titok": TiTokConfig(
         patch=8,
