@@ -7,6 +7,7 @@ from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from stage1_vq.autoencoders.titok import TiTok, TiTokConfig
+from stage1_vq.autoencoders.titok_two_stage import TwoStageTiTok, TwoStageTiTokConfig
 from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
@@ -21,6 +22,7 @@ AutoencoderConfig = (
     | TiTokConfig
     | MaskGITVQGANConfig
     | OpenMAGVIT2Config
+    | TwoStageTiTokConfig
 )
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
@@ -32,6 +34,7 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "titok": TiTok,
     "maskgit_vqgan": MaskGITVQGAN,
     "open_magvit2": OpenMAGVIT2,
+    "titok_two_stage": TwoStageTiTok,
 }
 
 __all__ = [
@@ -50,6 +53,8 @@ __all__ = [
     "Stage1Output",
     "TiTok",
     "TiTokConfig",
+    "TwoStageTiTok",
+    "TwoStageTiTokConfig",
     "VQGANConfig",
     "VQVAE2Config",
     "VQVAEConfig",

@@ -16,7 +16,15 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from common.tensor_files import save_tensors
 from pipelines.commands.import_weights import ImportConfig, import_weights
-from stage1_vq.autoencoders import AUTOENCODERS, MaskGITVQGANConfig, OpenMAGVIT2, OpenMAGVIT2Config, TiTok
+from stage1_vq.autoencoders import (
+    AUTOENCODERS,
+    MaskGITVQGANConfig,
+    OpenMAGVIT2,
+    OpenMAGVIT2Config,
+    TiTok,
+    TwoStageTiTok,
+    TwoStageTiTokConfig,
+)
 from stage1_vq.imports import KINDS
 from tests.golden import Golden, golden_frontier, real_shapes_frontier
 from tests.stage1_vq.test_import_golden import close
@@ -24,6 +32,11 @@ from tests.stage1_vq.test_import_golden import close
 
 def titok(name: str = "titok_vq") -> tuple[TiTok, Golden]:
     reference = golden_frontier(name)
+    return KINDS["titok"].build(reference.weights, reference.config), reference
+
+
+def titok_two_stage() -> tuple[TwoStageTiTok, Golden]:
+    reference = golden_frontier("titok_two_stage")
     return KINDS["titok"].build(reference.weights, reference.config), reference
 
 
@@ -67,6 +80,83 @@ def test_titok_has_the_originals_losses_and_gradients():
         close(ours, expected, 1e-4 * float(expected.abs().max()))
 
 
+@torch.no_grad()
+def test_titok_in_two_stages_has_the_originals_latents_codes_mixtures_and_images():
+    model, reference = titok_two_stage()
+    out, images = reference.outputs, of_theirs(reference.inputs["x"])
+    close(model.latents(images), out["z"], 5e-5)
+    codes = model.encode(images)
+    assert torch.equal(codes[0], out["indices"])
+    z_q = model.quantizer.codes_to_latents(codes)
+    close(z_q, out["quant"], 5e-5)
+    close(model.decoder.logits(z_q), out["decoder_out"], 5e-5)
+    close(model.decoder.mixture(z_q), out["pixel_quantized"], 5e-5)
+    close((model.decoded(codes) + 1) / 2, out["recon"], 5e-5)
+    close((model(images).reconstruction + 1) / 2, out["recon_from_tokens"], 5e-5)
+    close((model.decode(codes) + 1) / 2, out["recon"].clamp(0, 1), 5e-5)
+
+
+def test_titok_in_two_stages_has_the_originals_losses_and_gradients():
+    model, reference = titok_two_stage()
+    out = reference.outputs
+    output = model(of_theirs(reference.inputs["x"]))
+    close(output.losses["commitment_loss"], out["commitment_loss"], 5e-5)
+    close(output.losses["codebook_loss"], out["codebook_loss"], 5e-5)
+    total = ((output.reconstruction + 1) / 2 * reference.inputs["cotangent"]).sum()
+    close(total, out["loss_total"], 1e-4)
+    leaves = {
+        "decoder.ffn.2.bias": model.decoder.head[2].bias,
+        "decoder.ln_pre.weight": model.decoder.transformer.norm_before.weight,
+        "pixel_decoder.conv_out.weight": model.decoder.pixels.conv_out.weight,
+        "pixel_quantize.embedding.weight": model.decoder.codebook,
+    }
+    assert {f"grad/{name}" for name in leaves} == {name for name in out if name.startswith("grad/")}
+    for name, gradient in zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True):
+        expected = out[f"grad/{name}"]
+        # The last layer is theirs times 2, and so its gradient a half of theirs.
+        close(gradient * (2 if name.startswith("pixel_decoder") else 1), expected, 1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "width"),
+    [
+        ("titok_l32", "1x32 codes of 4096 (256x256x3 images)", 1024),
+        ("titok_b64", "1x64 codes of 4096 (256x256x3 images)", 768),
+        ("titok_s128", "1x128 codes of 4096 (256x256x3 images)", 512),
+    ],
+)
+def test_published_sizes_of_titok_in_two_stages_are_told_by_the_weights_alone(name, codes, width):
+    with torch.device("meta"):
+        model = KINDS["titok"].build(without_values(name))
+    assert model.code_spec().describe() == codes
+    assert (model.config.encoder_width, model.config.decoder_width) == (width, width)
+    l32 = TwoStageTiTokConfig(quantizer=model.config.quantizer)
+    pixel = [name for name in vars(l32) if name.startswith("pixel_")]
+    assert all(getattr(model.config, name) == getattr(l32, name) for name in (*pixel, "norm_groups"))
+    assert name != "titok_l32" or model.config == l32
+
+
+def test_a_pixel_decoder_of_other_patches_is_refused():
+    reference = golden_frontier("titok_two_stage")
+    weights = {name: tensor for name, tensor in reference.weights.items() if not name.startswith("pixel_decoder.up.2")}
+    with pytest.raises(UserError, match="has 2 levels, which do not make patches of 4 pixels"):
+        KINDS["titok"].build(weights, reference.config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_legacy": False}, "in two stages with is_legacy: false"),
+        ({"finetune_decoder": False}, "not trained on pixels"),
+    ],
+)
+def test_other_forms_of_titok_in_two_stages_are_refused(change, message):
+    reference = golden_frontier("titok_two_stage")
+    vq = {**reference.config["model"]["vq_model"], **change}
+    with pytest.raises(UserError, match=message):
+        KINDS["titok"].build(reference.weights, {**reference.config, "model": {"vq_model": vq}})
+
+
 @pytest.mark.parametrize(
     ("name", "codes", "sizes"),
     [
@@ -95,7 +185,6 @@ def without_values(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("titok_two_stage", "weights of a TiTok in two stages"),
         ("titok_vae", "weights of a TiTok of continuous tokens"),
         ("tatitok_vq", "weights of a TA-TiTok, whose decoder reads a caption"),
     ],
