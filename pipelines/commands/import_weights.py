@@ -34,6 +34,7 @@ class ImportConfig:
         "titok",
         "ibq",
         "maskgit-vqgan",
+        "open-magvit2",
         "taming-gpt",
         "taming-net2net",
         "llamagen-gpt",

@@ -5,14 +5,24 @@ from __future__ import annotations
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from stage1_vq.autoencoders.titok import TiTok, TiTokConfig
+from stage1_vq.autoencoders.titok_two_stage import TwoStageTiTok, TwoStageTiTokConfig
 from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
 from stage1_vq.autoencoders.vqvae2 import VQVAE2, VQVAE2Config
 
 AutoencoderConfig = (
-    VQVAEConfig | VQGANConfig | VQVAE2Config | DVAEConfig | ViTVQGANConfig | TiTokConfig | MaskGITVQGANConfig
+    VQVAEConfig
+    | VQGANConfig
+    | VQVAE2Config
+    | DVAEConfig
+    | ViTVQGANConfig
+    | TiTokConfig
+    | MaskGITVQGANConfig
+    | OpenMAGVIT2Config
+    | TwoStageTiTokConfig
 )
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
@@ -23,6 +33,8 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "vit_vqgan": ViTVQGAN,
     "titok": TiTok,
     "maskgit_vqgan": MaskGITVQGAN,
+    "open_magvit2": OpenMAGVIT2,
+    "titok_two_stage": TwoStageTiTok,
 }
 
 __all__ = [
@@ -36,9 +48,13 @@ __all__ = [
     "DVAEConfig",
     "MaskGITVQGAN",
     "MaskGITVQGANConfig",
+    "OpenMAGVIT2",
+    "OpenMAGVIT2Config",
     "Stage1Output",
     "TiTok",
     "TiTokConfig",
+    "TwoStageTiTok",
+    "TwoStageTiTokConfig",
     "VQGANConfig",
     "VQVAE2Config",
     "VQVAEConfig",

@@ -11,6 +11,7 @@ from stage1_vq.imports.diffusers import import_diffusers
 from stage1_vq.imports.ibq import import_ibq
 from stage1_vq.imports.llamagen import import_llamagen
 from stage1_vq.imports.maskgit_vqgan import import_maskgit_vqgan
+from stage1_vq.imports.open_magvit2 import import_open_magvit2
 from stage1_vq.imports.taming import import_gumbelvq, import_vqmodel
 from stage1_vq.imports.titok import import_titok
 from stage1_vq.imports.var import import_var
@@ -32,6 +33,7 @@ KINDS = {
     "titok": Kind(import_titok),
     "ibq": Kind(import_ibq, ("state_dict",)),
     "maskgit-vqgan": Kind(import_maskgit_vqgan),
+    "open-magvit2": Kind(import_open_magvit2, ("state_dict",)),
 }
 
 __all__ = ["KINDS", "Kind"]

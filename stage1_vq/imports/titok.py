@@ -1,10 +1,11 @@
-"""TiTok with a head for pixels, of bytedance/1d-tokenizer (Yu et al. 2024, arXiv:2406.07550; Kim et al. 2025,
-arXiv:2501.07730): its single-stage models of discrete tokens."""
+"""TiTok of bytedance/1d-tokenizer (Yu et al. 2024, arXiv:2406.07550; Kim et al. 2025, arXiv:2501.07730), of discrete
+tokens: its models in one stage, with a head for pixels, and those in two, with the decoder of MaskGIT's VQ-GAN."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -13,18 +14,22 @@ from common.errors import UserError
 from common.foreign_weights import Arguments, look_up
 from common.renaming import Weights, load_renamed, renamed
 from stage1_vq.autoencoders.titok import TiTok, TiTokConfig
-from stage1_vq.imports.vqgan import codebook_sizes, image_size
+from stage1_vq.autoencoders.titok_two_stage import TwoStageTiTok, TwoStageTiTokConfig
+from stage1_vq.imports.vqgan import NORM_GROUPS, codebook_sizes, image_size
 from stage1_vq.quantizers import NearestQuantizerConfig
 
 CODEBOOK = "quantize.embedding.weight"
 IGNORED = r"quantize\.embed_prob$"  # how often codes were in use, by which training revives them
+PIXELS = "decoder.pixels."  # MaskGIT's decoder of a model in two stages
 HEADS = {512: 8, 768: 12, 1024: 16}  # of the published sizes, by their width
 NAMES = {  # ours, and theirs
     r"^encoder\.tokens$": "latent_tokens",
     r"^encoder\.patches\.": "encoder.patch_embed.",
     r"^encoder\.output\.": "encoder.conv_out.",
     r"^decoder\.input\.": "decoder.decoder_embed.",
+    r"^decoder\.head\.(?=\d)": "decoder.ffn.",  # of two stages, whose head has layers
     r"^decoder\.head\.": "decoder.ffn.0.",
+    r"^decoder\.codebook$": "pixel_quantize.embedding.weight",
     r"^quantizer\.codebook$": CODEBOOK,
     r"\.transformer\.blocks\.": ".transformer.",
     r"\.transformer\.class_token$": ".class_embedding",
@@ -40,12 +45,12 @@ NAMES = {  # ours, and theirs
 }
 
 
-def import_titok(weights: Weights, config: Arguments | None = None) -> TiTok:
+def import_titok(weights: Weights, config: Arguments | None = None) -> TiTok | TwoStageTiTok:
     """weights: the file's tensors; config: what `config.json` of the hub holds, of which `model.vq_model` is read.
 
     What shapes tell is taken from them: sizes, number of tokens, size of images. Of other widths than the published
-    ones the number of heads is asked for, as `vit.heads`. Raises UserError for a model in two stages, for one of
-    continuous tokens, and for one whose decoder reads text.
+    ones the number of heads is asked for, as `vit.heads`. Raises UserError for a model of continuous tokens, and for
+    one whose decoder reads text.
     """
     arguments = config or {}
     vq = look_up(arguments, "model.vq_model") or {}
@@ -53,7 +58,7 @@ def import_titok(weights: Weights, config: Arguments | None = None) -> TiTok:
     k, d = codebook_sizes(weights, CODEBOOK)
     tokens, _ = shape(weights, "latent_tokens")
     _, channels, patch, _ = shape(weights, "encoder.patch_embed.weight")
-    sizes: dict[str, Any] = {"patch": patch, "channels": channels, "tokens": tokens}
+    sizes: dict[str, Any] = {"channels": channels, "tokens": tokens}
     for half in ("encoder", "decoder"):
         width = shape(weights, f"{half}.positional_embedding")[1]
         sizes |= {f"{half}_width": width, f"{half}_blocks": blocks_of(weights, half)}
@@ -68,23 +73,61 @@ def import_titok(weights: Weights, config: Arguments | None = None) -> TiTok:
         revive_after=0,
     )
     side = math.isqrt(shape(weights, "encoder.positional_embedding")[0] - 1) * patch
-    model = TiTok(TiTokConfig(quantizer=quantizer, **sizes), image_size(arguments, side))
+    model: TiTok | TwoStageTiTok
+    if in_two_stages(weights):
+        sizes |= pixel_sizes(weights, patch, arguments)
+        model = TwoStageTiTok(TwoStageTiTokConfig(quantizer=quantizer, **sizes), image_size(arguments, side))
+    else:
+        model = TiTok(TiTokConfig(quantizer=quantizer, patch=patch, **sizes), image_size(arguments, side))
     load_renamed(model, of_our_pixels(weights), name_in_titok, IGNORED)
     return model.eval()
+
+
+def in_two_stages(weights: Weights) -> bool:
+    return "decoder.ffn.2.weight" in weights
+
+
+def pixel_sizes(weights: Weights, patch: int, arguments: Arguments) -> dict[str, Any]:
+    """The fields of TwoStageTiTokConfig that are of its codebook and of MaskGIT's decoder. Raises UserError."""
+    k, d = codebook_sizes(weights, "pixel_quantize.embedding.weight")
+    level = "pixel_decoder.up.{}.block.0.conv2.weight"
+    levels = list(takewhile(lambda number: level.format(number) in weights, count()))
+    if 2 ** (len(levels) - 1) != patch:
+        raise UserError(
+            f"the pixel decoder of these weights has {len(levels)} levels, which do not make patches of {patch} "
+            "pixels: they are not those of a TiTok in two stages"
+        )
+    width = shape(weights, "pixel_decoder.conv_out.weight")[1]
+    block = "pixel_decoder.up.0.block.{}.conv2.weight"
+    return {
+        "pixel_codebook_size": k,
+        "pixel_dim": d,
+        "pixel_width": width,
+        "pixel_multipliers": tuple(weights[level.format(number)].shape[0] // width for number in levels),
+        "pixel_residual_blocks": len(list(takewhile(lambda number: block.format(number) in weights, count()))),
+        "norm_groups": arguments.get("norm_num_groups", NORM_GROUPS),
+    }
 
 
 def name_in_titok(key: str) -> str | None:
     if key.startswith("quantizer.") and key != "quantizer.codebook":
         return None  # counters of our own
+    if key.startswith(PIXELS):
+        return f"pixel_decoder.{key.removeprefix(PIXELS)}"
     return renamed(key, NAMES)
 
 
 def check_supported(weights: Weights, vq: Mapping[str, Any]) -> None:
     """Raises UserError for a relative whose codes or decoder are others."""
-    if "decoder.ffn.2.weight" in weights:
+    if in_two_stages(weights) and not vq.get("is_legacy", True):
         raise UserError(
-            "these are weights of a TiTok in two stages, whose decoder makes codes of a MaskGIT-VQGAN: that is not "
-            "supported; give one with a head for pixels (is_legacy: false), such as titok_bl64_vq8k_imagenet"
+            "these are weights of a TiTok in two stages with is_legacy: false, whose tokens lie in another order: none "
+            "was published, and that is not supported; give one of is_legacy: true, such as titok_l32_imagenet"
+        )
+    if in_two_stages(weights) and not vq.get("finetune_decoder", True):
+        raise UserError(
+            "these are weights of a TiTok whose decoder was not trained on pixels (finetune_decoder: false), half of a "
+            "training in two stages: that is not supported; give the model of its second stage"
         )
     if any(name.startswith("decoder.text_guidance") for name in weights):
         raise UserError(
@@ -123,7 +166,7 @@ def of_our_pixels(weights: Weights) -> dict[str, torch.Tensor]:
     """Their pixels are from 0 to 1, ours from -1 to 1: the first layer and the last one take that in. And 1x1
     convolutions of tokens are linear layers here."""
     changed = dict(weights)
-    first, last = "encoder.patch_embed", "decoder.conv_out"
+    first, last = "encoder.patch_embed", "pixel_decoder.conv_out" if in_two_stages(weights) else "decoder.conv_out"
     for name in (f"{first}.weight", f"{first}.bias", f"{last}.weight", f"{last}.bias"):
         shape(weights, name)
     patches = weights[f"{first}.weight"].float() / 2
@@ -131,7 +174,7 @@ def of_our_pixels(weights: Weights) -> dict[str, torch.Tensor]:
     changed[f"{first}.bias"] = weights[f"{first}.bias"].float() + patches.sum((1, 2, 3))
     changed[f"{last}.weight"] = weights[f"{last}.weight"].float() * 2
     changed[f"{last}.bias"] = weights[f"{last}.bias"].float() * 2 - 1
-    for name in ("encoder.conv_out.weight", "decoder.ffn.0.weight"):
+    for name in ("encoder.conv_out.weight", "decoder.ffn.0.weight", "decoder.ffn.2.weight"):
         if name in weights:
             changed[name] = weights[name].flatten(1)
     if "decoder.mask_token" in weights:

@@ -167,9 +167,10 @@ def test_a_missing_file_is_named(tmp_path):
         "{embed_dim: 4, ddconfig: {ch: 8}}",
         "model: {target: taming.models.vqgan.VQModel, params: {embed_dim: 4, ddconfig: {ch: 8}}}\ndata: {}",
         "target: some.class\nparams: {embed_dim: 4, ddconfig: {ch: 8}}",
+        "model: {class_path: some.VQModel, init_args: {embed_dim: 4, ddconfig: {ch: 8}}}\ntrainer: {devices: 8}",
         json.dumps({"embed_dim": 4, "ddconfig": {"ch": 8}}),
     ],
-    ids=["flat", "taming", "params", "json"],
+    ids=["flat", "taming", "params", "lightning", "json"],
 )
 def test_constructor_arguments_are_found_in_a_config(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)

@@ -118,6 +118,7 @@ def code_spec(name: str) -> CodeSpec:
         "imagenet256_vit_vqgan": "32x32 codes of 8192 (256x256x3 images)",
         "cifar10_vit_vqgan": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_maskgit_vqgan": "8x8 codes of 512 (32x32x3 images)",
+        "cifar10_open_magvit2": "8x8 codes of 1024 (32x32x3 images)",
         "mnist_titok": "1x16 codes of 1000 (28x28x1 images)",
     }.items(),
 )
@@ -155,7 +156,7 @@ def test_no_recipe_is_left_out_of_these_tests():
         "imagenet256_dvae", "cifar10_dvae", "imagenet256_vit_vqgan", "cifar10_vit_vqgan",
         "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
         "mnist_multiscale", "imagenet256_multiscale",
-        "mnist_vqvae2", "mnist_titok", "cifar10_maskgit_vqgan",
+        "mnist_vqvae2", "mnist_titok", "cifar10_maskgit_vqgan", "cifar10_open_magvit2",
     }  # fmt: skip
     assert set(recipes("stage2")) == STAGE1_OF.keys() | LATENTS_OF.keys()
 

@@ -1,5 +1,6 @@
-"""TiTok, IBQ and MaskGIT's VQ-GAN by their original implementations' own numbers: their weights here give their
-latents, codes, images, losses and gradients; published sizes are told by the weights; other models are refused."""
+"""TiTok, IBQ, MaskGIT's VQ-GAN and Open-MAGVIT2 by their original implementations' own numbers: their weights here give
+their latents, codes, images, losses and gradients; published sizes are told by the weights; other models are
+refused."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from common.errors import UserError
 from common.model_io import load_pretrained
 from common.tensor_files import save_tensors
 from pipelines.commands.import_weights import ImportConfig, import_weights
-from stage1_vq.autoencoders import AUTOENCODERS, MaskGITVQGANConfig, TiTok
+from stage1_vq.autoencoders import (
+    AUTOENCODERS,
+    MaskGITVQGANConfig,
+    OpenMAGVIT2,
+    OpenMAGVIT2Config,
+    TiTok,
+    TwoStageTiTok,
+    TwoStageTiTokConfig,
+)
 from stage1_vq.imports import KINDS
 from tests.golden import Golden, golden_frontier, real_shapes_frontier
 from tests.stage1_vq.test_import_golden import close
@@ -23,6 +32,11 @@ from tests.stage1_vq.test_import_golden import close
 
 def titok(name: str = "titok_vq") -> tuple[TiTok, Golden]:
     reference = golden_frontier(name)
+    return KINDS["titok"].build(reference.weights, reference.config), reference
+
+
+def titok_two_stage() -> tuple[TwoStageTiTok, Golden]:
+    reference = golden_frontier("titok_two_stage")
     return KINDS["titok"].build(reference.weights, reference.config), reference
 
 
@@ -66,6 +80,83 @@ def test_titok_has_the_originals_losses_and_gradients():
         close(ours, expected, 1e-4 * float(expected.abs().max()))
 
 
+@torch.no_grad()
+def test_titok_in_two_stages_has_the_originals_latents_codes_mixtures_and_images():
+    model, reference = titok_two_stage()
+    out, images = reference.outputs, of_theirs(reference.inputs["x"])
+    close(model.latents(images), out["z"], 5e-5)
+    codes = model.encode(images)
+    assert torch.equal(codes[0], out["indices"])
+    z_q = model.quantizer.codes_to_latents(codes)
+    close(z_q, out["quant"], 5e-5)
+    close(model.decoder.logits(z_q), out["decoder_out"], 5e-5)
+    close(model.decoder.mixture(z_q), out["pixel_quantized"], 5e-5)
+    close((model.decoded(codes) + 1) / 2, out["recon"], 5e-5)
+    close((model(images).reconstruction + 1) / 2, out["recon_from_tokens"], 5e-5)
+    close((model.decode(codes) + 1) / 2, out["recon"].clamp(0, 1), 5e-5)
+
+
+def test_titok_in_two_stages_has_the_originals_losses_and_gradients():
+    model, reference = titok_two_stage()
+    out = reference.outputs
+    output = model(of_theirs(reference.inputs["x"]))
+    close(output.losses["commitment_loss"], out["commitment_loss"], 5e-5)
+    close(output.losses["codebook_loss"], out["codebook_loss"], 5e-5)
+    total = ((output.reconstruction + 1) / 2 * reference.inputs["cotangent"]).sum()
+    close(total, out["loss_total"], 1e-4)
+    leaves = {
+        "decoder.ffn.2.bias": model.decoder.head[2].bias,
+        "decoder.ln_pre.weight": model.decoder.transformer.norm_before.weight,
+        "pixel_decoder.conv_out.weight": model.decoder.pixels.conv_out.weight,
+        "pixel_quantize.embedding.weight": model.decoder.codebook,
+    }
+    assert {f"grad/{name}" for name in leaves} == {name for name in out if name.startswith("grad/")}
+    for name, gradient in zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True):
+        expected = out[f"grad/{name}"]
+        # The last layer is theirs times 2, and so its gradient a half of theirs.
+        close(gradient * (2 if name.startswith("pixel_decoder") else 1), expected, 1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "width"),
+    [
+        ("titok_l32", "1x32 codes of 4096 (256x256x3 images)", 1024),
+        ("titok_b64", "1x64 codes of 4096 (256x256x3 images)", 768),
+        ("titok_s128", "1x128 codes of 4096 (256x256x3 images)", 512),
+    ],
+)
+def test_published_sizes_of_titok_in_two_stages_are_told_by_the_weights_alone(name, codes, width):
+    with torch.device("meta"):
+        model = KINDS["titok"].build(without_values(name))
+    assert model.code_spec().describe() == codes
+    assert (model.config.encoder_width, model.config.decoder_width) == (width, width)
+    l32 = TwoStageTiTokConfig(quantizer=model.config.quantizer)
+    pixel = [name for name in vars(l32) if name.startswith("pixel_")]
+    assert all(getattr(model.config, name) == getattr(l32, name) for name in (*pixel, "norm_groups"))
+    assert name != "titok_l32" or model.config == l32
+
+
+def test_a_pixel_decoder_of_other_patches_is_refused():
+    reference = golden_frontier("titok_two_stage")
+    weights = {name: tensor for name, tensor in reference.weights.items() if not name.startswith("pixel_decoder.up.2")}
+    with pytest.raises(UserError, match="has 2 levels, which do not make patches of 4 pixels"):
+        KINDS["titok"].build(weights, reference.config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_legacy": False}, "in two stages with is_legacy: false"),
+        ({"finetune_decoder": False}, "not trained on pixels"),
+    ],
+)
+def test_other_forms_of_titok_in_two_stages_are_refused(change, message):
+    reference = golden_frontier("titok_two_stage")
+    vq = {**reference.config["model"]["vq_model"], **change}
+    with pytest.raises(UserError, match=message):
+        KINDS["titok"].build(reference.weights, {**reference.config, "model": {"vq_model": vq}})
+
+
 @pytest.mark.parametrize(
     ("name", "codes", "sizes"),
     [
@@ -94,7 +185,6 @@ def without_values(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("titok_two_stage", "weights of a TiTok in two stages"),
         ("titok_vae", "weights of a TiTok of continuous tokens"),
         ("tatitok_vq", "weights of a TA-TiTok, whose decoder reads a caption"),
     ],
@@ -229,3 +319,135 @@ def test_the_published_size_of_maskgits_vqgan_is_told_by_the_weights_alone():
         model = KINDS["maskgit-vqgan"].build(without_values("maskgit_vqgan_f16_256"))
     assert model.code_spec().describe() == "16x16 codes of 1024 (256x256x3 images)"
     assert model.config == MaskGITVQGANConfig()
+
+
+# ---- Open-MAGVIT2 ---------------------------------------------------------------------------------------------------
+
+
+def open_magvit2() -> tuple[OpenMAGVIT2, Golden]:
+    reference = golden_frontier("openmagvit2_tokenizer")
+    return KINDS["open-magvit2"].build(reference.weights, reference.config), reference
+
+
+@torch.no_grad()
+def test_open_magvit2_has_the_originals_latents_codes_and_images():
+    """Its channels of z are ours in reverse: thus the code of the same signs is the same number."""
+    model, reference = open_magvit2()
+    out, images = reference.outputs, reference.inputs["x"]
+    close(model.latents(images).flip(1), out["z"], 1e-5)
+    (codes,) = model.encode(images)
+    assert torch.equal(codes, out["indices"])
+    assert torch.equal(model.quantizer.codes_to_latents((codes,)).flip(1), out["quant"])
+    assert torch.equal(out["quant"], out["quant_from_indices"])
+    close(model.decoded((codes,)), out["recon"], 1e-5)
+    close(model(images).reconstruction, out["recon"], 1e-5)
+
+
+def test_the_factors_of_open_magvit2s_codes_are_their_lower_and_their_upper_bits():
+    """As its priors have them."""
+    model, reference = open_magvit2()
+    lower, _ = reference.config["factorized_bits"]
+    with torch.no_grad():
+        (codes,) = model.encode(reference.inputs["x"])
+    assert torch.equal(codes % 2**lower, reference.outputs["factorized/indices_pre"])
+    assert torch.equal(codes // 2**lower, reference.outputs["factorized/indices_post"])
+
+
+def test_open_magvit2s_quantizer_has_the_originals_losses_and_their_gradient():
+    """Of the mean assignment p theirs is -sum p log(p + 1e-5), ours the entropy itself."""
+    model, reference = open_magvit2()
+    out, scale, weight = reference.outputs, reference.config["train_z_scale"], reference.config["entropy_loss_weight"]
+    z = (out["z"].flip(1) * scale).requires_grad_()
+    quantized = model.quantizer.train()(z)
+    close(quantized.statistics["sample_entropy"], out["train/per_sample_entropy"], 1e-5)
+    corners = torch.cartesian_prod(*6 * [torch.tensor([-1.0, 1.0])])
+    p = (200 * rearrange(z.detach(), "b d h w -> (b h w) d") @ corners.t()).softmax(1).mean(0)
+    close(-(p * (p + 1e-5).log()).sum(), out["train/codebook_entropy"], 1e-5)
+    close(quantized.statistics["batch_entropy"], -torch.xlogy(p, p).sum(), 1e-5)
+    close(quantized.losses["entropy_loss"], weight * out["train/per_sample_entropy"], 1e-5)
+    close(quantized.losses["diversity_loss"], -weight * quantized.statistics["batch_entropy"], 1e-6)
+    close(quantized.losses["commitment_loss"], reference.config["commit_weight"] * out["train/commitment"], 1e-5)
+    total = (quantized.z_q * reference.inputs["cotangent"].flip(1)).sum() + sum(quantized.losses.values())
+    close(total, out["train/loss"], 1e-5 + weight * 64e-5)
+    (gradient,) = torch.autograd.grad(total, z)
+    expected = out["train/grad/z"]
+    close(gradient.flip(1), expected, 1e-4 * float(expected.abs().max()))
+
+
+def test_open_magvit2_has_the_originals_loss_and_gradients():
+    model, reference = open_magvit2()
+    out, losses = reference.outputs, model(reference.inputs["x"]).losses
+    assert losses.keys() == {"reconstruction_loss", "commitment_loss"}
+    total = losses["reconstruction_loss"] + losses["commitment_loss"]
+    close(total, out["train/loss_total"], 1e-5)
+    leaves = {
+        "decoder.adaptive.0.gamma.weight": (model.decoder.adaptive[0].gamma.weight, 1),
+        "decoder.adaptive.1.beta.bias": (model.decoder.adaptive[1].beta.bias, None),
+        "decoder.conv_out.weight": (model.decoder.conv_out.weight, None),
+        "encoder.conv_out.weight": (model.encoder.conv_out.weight, 0),
+    }
+    assert {f"train/grad_total/{name}" for name in leaves} == {name for name in out if "grad_total" in name}
+    found = torch.autograd.grad(total, [weight for weight, _ in leaves.values()])
+    for (name, (_, axis)), gradient in zip(leaves.items(), found, strict=True):
+        expected = out[f"train/grad_total/{name}"]
+        ours = gradient if axis is None else gradient.flip(axis)
+        close(ours, expected, 1e-4 * float(expected.abs().max()))
+
+
+def test_the_published_size_of_open_magvit2_is_told_by_the_weights_alone():
+    with torch.device("meta"):
+        model = KINDS["open-magvit2"].build(without_values("openmagvit2_256_L"))
+    assert model.code_spec().describe() == "16x16 codes of 262144 (256x256x3 images)"
+    assert model.config == OpenMAGVIT2Config()
+
+
+@torch.no_grad()
+def test_open_magvit2s_averages_are_taken_when_they_are_asked_for():
+    reference = golden_frontier("openmagvit2_tokenizer")
+    plain, bias = KINDS["open-magvit2"].build(reference.weights, reference.config), "encoder.conv_out.bias"
+    averages = {f"model_ema.{name.replace('.', '')}": weight for name, weight in reference.weights.items()}
+    averages["model_ema.encoderconv_outbias"] = torch.arange(6.0)
+    both = {**reference.weights, **averages, "model_ema.decay": torch.tensor(0.999)}
+    raw = KINDS["open-magvit2"].build(both, reference.config)
+    assert torch.equal(raw.encoder.conv_out.bias, plain.encoder.conv_out.bias)
+    taken = KINDS["open-magvit2"].build(both, {**reference.config, "use_ema": True})
+    assert taken.encoder.conv_out.bias.tolist() == [5, 4, 3, 2, 1, 0]
+    assert torch.equal(reference.weights[bias].flip(0), plain.encoder.conv_out.bias)
+    with pytest.raises(
+        UserError, match=r"use_ema: true, but the weights hold no averages, model_ema\.\*: leave it out"
+    ):
+        KINDS["open-magvit2"].build(reference.weights, {**reference.config, "use_ema": True})
+
+
+def test_open_magvit2_is_imported_from_a_lightning_file_by_the_command(tmp_path: Path):
+    reference = golden_frontier("openmagvit2_tokenizer")
+    of_the_loss = {"loss.discriminator.main.0.weight": torch.zeros(2)}
+    torch.save({"state_dict": {**reference.weights, **of_the_loss}, "epoch": 1}, tmp_path / "magvit2.ckpt")
+    loss = {"params": {"codebook_weight": 0.3, "commit_weight": 0.5}}
+    arguments = {name: reference.config[name] for name in ("ddconfig", "n_embed", "embed_dim", "norm_num_groups")}
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"init_args": {**arguments, "lossconfig": loss}}}))
+    files = {"weights": str(tmp_path / "magvit2.ckpt"), "config": str(tmp_path / "config.yaml")}
+    line = import_weights(
+        ImportConfig(kind="open-magvit2", **files, image_size=(16, 24), out=str(tmp_path / "magvit2"))
+    )
+    assert line.startswith("4x6 codes of 64 (16x24x3 images): the open_magvit2 model is in")
+    model = load_pretrained(tmp_path / "magvit2", AUTOENCODERS).eval()
+    assert (model.config.quantizer.entropy_weight, model.config.quantizer.commitment_weight) == (0.3, 0.5)
+    with torch.no_grad():
+        codes = model.encode(reference.inputs["x"])
+    assert torch.equal(codes[0], reference.outputs["indices"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder.conv_in.weight": None}, "the weights have no encoder.conv_in.weight and encoder.conv_out.weight"),
+        ({"decoder.conv_in.bias": None}, r"not those of this model \(missing: decoder.conv_in.bias\)"),
+        ({"quant_conv.weight": torch.zeros(1)}, r"\(not expected: quant_conv.weight\)"),
+    ],
+)
+def test_weights_that_are_not_open_magvit2s_are_refused(change, message):
+    reference = golden_frontier("openmagvit2_tokenizer")
+    weights = {name: tensor for name, tensor in {**reference.weights, **change}.items() if tensor is not None}
+    with pytest.raises(UserError, match=message):
+        KINDS["open-magvit2"].build(weights, reference.config)
