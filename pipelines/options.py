@@ -22,7 +22,7 @@ import configs
 from common.errors import FieldError, UserError
 from common.files import read_json
 from common.own_code import refuse_code
-from common.runs import SEQUENCE, TABLE, VAE, stage_of_recipe, stage_of_run
+from common.runs import RUN_CONFIG_NAME, SEQUENCE, TABLE, VAE, stage_of_recipe, stage_of_run
 from common.safe_yaml import load_yaml
 from common.wording import either, one_line
 from pipelines.fields import Choice, Option, options_of, select_kinds
@@ -89,7 +89,7 @@ def read_recipe(
     `model`. Raises UserError; `--help` prints and exits.
     """
     named, rest = split_config(command, arguments)
-    begun, rest = split_start(rest, recipes)
+    begun, rest = split_start(rest, recipes, named)
     if named is None and not asks_for_help(rest):
         meant = next((word for word in rest if word in recipe_names(recipes)), None)
         hint = f"did you mean --config {meant}?" if meant else recipes_help(recipes)
@@ -98,9 +98,14 @@ def read_recipe(
     recipe = {} if path is None else read_yaml(path)
     check_stage(recipe, str(path), recipes)
     if begun is not None:
-        recipe |= {"model": settings_of(begun), "start_from": str(begun)}
+        recipe |= begun
     replaced = kinds_given(rest)
-    selected = select_kinds(config_class, recipe, replaced)
+    try:
+        selected = select_kinds(config_class, recipe, replaced)
+    except UserError as error:
+        if begun is None:
+            raise
+        raise UserError(f"{command} --from {begun['start_from']}: {error}") from None
     suffix = {"stage2": "_prior", "vae": "_vae"}.get(recipes)
     behind = f", and {suffix} behind it where stage one has a recipe of that name" if suffix else ""
     options = {
@@ -112,7 +117,7 @@ def read_recipe(
     if "start_from" in options:
         options["from"] = Option("text", "run or model folder to begin with: start_from, and model is what it is")
     elif begun is not None:
-        raise UserError(f"{command} --from {begun}: such a training begins from nothing; leave it out")
+        raise UserError(f"{command} --from {begun['start_from']}: such a training begins from nothing; leave it out")
     for kind_path, kind in replaced.items():
         keep_shared_fields(recipe, kind_path, kind, options)
     if path is not None:
@@ -147,9 +152,9 @@ def kind_of_model(command: str, recipes: str, arguments: Sequence[str]) -> str |
     named, rest = split_config(command, arguments)
     if (given := kinds_given(rest).get("model.kind")) is not None:
         return given
-    begun, rest = split_start(rest, recipes)
+    begun, rest = split_start(rest, recipes, named)
     if begun is not None:
-        return settings_of(begun)["kind"]
+        return begun["model"]["kind"]
     try:
         recipe = {} if named is None else read_yaml(find_recipe(named, recipes))
     except UserError:
@@ -205,9 +210,10 @@ def split_config(command: str, arguments: Sequence[str]) -> tuple[str | None, li
     return named.config[0] if named.config else None, rest
 
 
-def split_start(arguments: Sequence[str], recipes: str) -> tuple[Path | None, list[str]]:
-    """The model folder that `--from` names, if it is given, and the other arguments. recipes: of the stage that it is
-    to be of, where the folder holds both. Raises UserError where there is no model."""
+def split_start(arguments: Sequence[str], recipes: str, recipe: str | None) -> tuple[dict[str, Any] | None, list[str]]:
+    """What `--from MODEL`, if it is given, puts into the recipe, `model` and `start_from`, and the other arguments.
+    recipes: of the stage that it is to be of, where the folder holds both; recipe: the `--config`. Raises UserError
+    where there is no model and no run that began with it."""
     peek = ArgumentPeek(add_help=False, allow_abbrev=False)
     peek.add_argument("--from", dest="start")
     named, rest = peek.parse_known_args(arguments)
@@ -215,9 +221,41 @@ def split_start(arguments: Sequence[str], recipes: str) -> tuple[Path | None, li
         return None, rest
     from pipelines.model_folders import stage_folder  # torch, which most commands need not wait for
 
+    if not named.start:
+        raise UserError("from is empty, expected: a run or model folder to begin with; leave --from out to begin anew")
     if is_given("start_from", rest):
         raise UserError(f"got --from {named.start} and --start_from, expected one of them; leave --start_from out")
-    return stage_folder(named.start, {"stage2": "stage2"}.get(recipes, "stage1")), rest
+    try:
+        folder = stage_folder(named.start, {"stage2": "stage2"}.get(recipes, "stage1"))
+    except UserError:
+        if (recorded := begun_with(named.start, run_of(rest, recipes, recipe))) is None:
+            raise
+        return recorded, rest
+    return {"model": settings_of(folder), "start_from": str(folder)}, rest
+
+
+def run_of(arguments: Sequence[str], recipes: str, recipe: str | None) -> Path | None:
+    """The run folder of a training, as `read_recipe` tells it, before the rest is read; None without a recipe."""
+    peek = ArgumentPeek(add_help=False, allow_abbrev=False)
+    peek.add_argument("--run")
+    named, _ = peek.parse_known_args(arguments)
+    if named.run or recipe is None:
+        return Path(named.run) if named.run else None
+    return default_run(find_recipe(recipe, recipes).stem, recipes)
+
+
+def begun_with(start: str, run: Path | None) -> dict[str, Any] | None:
+    """What `--from` once put into the recipe of a run, which goes on from its own checkpoints; None where none begun
+    with this model is there."""
+    from training.run_folder import has_begun  # torch
+
+    if run is None or not has_begun(run) or not (run / RUN_CONFIG_NAME).is_file():
+        return None
+    recorded = read_yaml(run / RUN_CONFIG_NAME)
+    from_there, model = recorded.get("start_from"), recorded.get("model")
+    if not isinstance(from_there, str) or not isinstance(model, dict) or "kind" not in model:
+        return None
+    return {"model": model, "start_from": from_there} if Path(from_there).is_relative_to(start) else None
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

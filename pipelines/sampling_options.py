@@ -50,7 +50,8 @@ class SamplingOptions:
         given = {name: value for name, value in asked.items() if value is not None}
         if self.precision == "no":
             given["precision"] = None
-        if self.order is not None or self.remask is not None:  # another way than the model's, and nothing of that
+        # Another way than the model's, and nothing of that.
+        if any(name in given and given[name] != getattr(default, name) for name in ("order", "remask")):
             default = replace(default, **{name: getattr(SamplingConfig(), name) for name in WAY})
         return replace(default, **given)
 

@@ -166,11 +166,15 @@ class SamplingConfig:
                     f"{name} out, or take a maskgit or diffusion prior"
                 )
         if self.choice_temperature is not None and self.choice_temperature_for(prior) is None:
-            how = "" if self.order is None and self.remask == "off" else f" with order={self.order or 'random'}"
+            if self.remask != "off":
+                how, instead = f" with remask={self.remask}", ", or say remask off"
+            else:
+                how = "" if self.order is None else f" with order={self.order}"
+                instead = ", or take a maskgit prior"
+                instead += ", or order=confidence or entropy" if prior.sampling_steps else ""
             raise UserError(
                 f"choice_temperature={self.choice_temperature} for a {prior.kind} prior{how}, which does not choose "
-                "among codes that it has drawn; leave choice_temperature out, or take a maskgit prior"
-                + (", or order=confidence or entropy" if prior.sampling_steps else "")
+                f"among codes that it has drawn; leave choice_temperature out{instead}"
             )
         if not isinstance(self.lookahead, str) and self.lookahead > 1 and not prior.takes_windows:
             raise UserError(

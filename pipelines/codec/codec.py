@@ -43,6 +43,7 @@ from pipelines.codec.prior_coding import (
     encode_with_prior,
     images_at_once,
     ready_to_code,
+    walks_in_raster,
 )
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME, any_model_folder
@@ -54,7 +55,8 @@ ModeName = Literal["prior", "table", "packed"]
 BATCH = 64  # images at a time
 PIXELS = 1 << 23  # of the images that are encoded at once: 128 of 256x256; a single one may have more
 MAX_PIXELS = 1 << 26  # of all images that are decoded at once, padded to the stride
-OF_OTHER_SIZE, SEVERAL_ROWS = "other size", "several rows"  # why images are not in mode prior, as was asked for
+OF_OTHER_SIZE, SEVERAL_ROWS, OTHER_ORDER = "other size", "several rows", "other order"
+"""Why images are not in mode prior, as was asked for."""
 
 Item = TypeVar("Item")
 
@@ -254,6 +256,7 @@ class Codec:
         why = {
             OF_OTHER_SIZE: f"the prior knows only codes of {own.image_height}x{own.image_width} images",
             SEVERAL_ROWS: "the prior walks one row of tokens after the other, and cannot stop in each",
+            OTHER_ORDER: "the prior walks the tokens in an order of its own, and not the first ones first",
         }
         return [
             f"{count} {'image is' if count == 1 else 'images are'} in mode {mode.name}: {why[reason]}"
@@ -288,7 +291,11 @@ class Codec:
         """Why the prior cannot code these codes, of an image whose codes are all of `whole`; None where it can."""
         if whole.grids != self.exact_prior.code_spec.grids:
             return OF_OTHER_SIZE
-        return None if spec.grids == whole.grids or len(spec.grids) == 1 else SEVERAL_ROWS
+        if spec.grids == whole.grids:
+            return None
+        if len(spec.grids) > 1:
+            return SEVERAL_ROWS
+        return None if walks_in_raster(self.exact_prior) else OTHER_ORDER
 
     # ---- bytes to images --------------------------------------------------------------------------------------------
 

@@ -56,6 +56,12 @@ def check_can_code(prior: Prior | None) -> AutoregressivePrior:
     return prior
 
 
+def walks_in_raster(prior: AutoregressivePrior) -> bool:
+    """Whether the first codes of its walk are the first ones in raster order, grid after grid."""
+    numbers = torch.arange(prior.code_spec.codes_per_image, device=next(prior.parameters()).device)[None]
+    return torch.equal(torch.cat([grid.flatten(1) for grid in prior.grids_of(numbers)], dim=1), numbers)
+
+
 def check_label(prior: AutoregressivePrior, label: int | None) -> None:
     """Raises UserError for a label that the prior does not have, or must have."""
     if label is None:

@@ -19,6 +19,7 @@ from pipelines.one_by_one import decode_each
 from pipelines.pictures import to_pil
 from pipelines.prior_requests import labels_of, prompts_of
 from pipelines.two_stage import TwoStagePipeline
+from stage2_prior.priors import Prior
 from stage2_prior.sampling_config import SamplingConfig
 
 LARGEST_SEED = 2**53 - 1  # numbers of a page are JavaScript's, which count exactly up to here
@@ -63,7 +64,7 @@ def asked_of(pipeline: TwoStagePipeline, values: Mapping[str, Any]) -> Asked:
     if given.get("top_k") == 0:
         given["top_k"] = None if own.top_k is None else most  # as many as there are: what a command line can say
     for name, usual in (
-        ("steps", pipeline.prior.sampling_steps),
+        ("steps", usual_steps(pipeline.prior)),
         ("choice_temperature", own.choice_temperature_for(pipeline.prior)),
     ):
         if name in given and given[name] == usual and getattr(own, name) is None:
@@ -72,6 +73,11 @@ def asked_of(pipeline: TwoStagePipeline, values: Mapping[str, Any]) -> Asked:
     sampling.check_fits(pipeline.prior)
     prompt = (values.get("prompt") or "").strip() or None
     return Asked(sampling=sampling, label=values.get("label"), prompt=prompt, seed=checked_seed(values.get("seed")))
+
+
+def usual_steps(prior: Prior) -> int | None:
+    """Those of an image, unless one says; None for a prior that goes by an order of its own."""
+    return prior.code_spec.codes_per_image if prior.draws_in_any_order else prior.sampling_steps
 
 
 def checked_seed(seed: float | None) -> int:

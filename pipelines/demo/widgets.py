@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from common.errors import UserError
-from pipelines.demo.drawing import Asked, asked_of, class_title
+from pipelines.demo.drawing import Asked, asked_of, class_title, usual_steps
 from pipelines.demo.limits import Desk, Limits, StoppedError
 from pipelines.demo.model import Subject
 from pipelines.two_stage import TwoStagePipeline
@@ -277,8 +277,7 @@ class Settings:
                     ),
                 )
                 add("guidance_end", gr.Slider(0, 1, own.guidance_end, step=0.05, label="Guidance up to"))
-            usual = prior.code_spec.codes_per_image if prior.draws_in_any_order else prior.sampling_steps
-            if usual is not None:
+            if (usual := usual_steps(prior)) is not None:
                 add(
                     "steps",
                     gr.Slider(

@@ -35,3 +35,11 @@ def test_another_way_to_fill_in_leaves_nothing_of_the_models_own(own, asked, exp
         assert getattr(found, name) == expected.get(name, getattr(SamplingConfig(), name)), name
     assert (found.temperature, found.steps, found.guidance) == (own.temperature, own.steps, own.guidance)
     assert found.mask_schedule == own.mask_schedule
+
+
+@pytest.mark.parametrize(
+    ("own", "asked"),
+    [(OWN, {"order": "confidence"}), (OWN, {"remask": "off"}), (REMASKING, {"remask": "loop"})],
+)
+def test_the_models_own_way_asked_for_by_name_keeps_what_the_model_says_of_it(own, asked):
+    assert SamplingOptions(**asked).sampling(own) == own

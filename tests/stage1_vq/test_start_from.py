@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -153,3 +155,40 @@ def test_from_takes_the_model_and_leaves_the_rest_of_the_recipe(squares: str, tm
     assert "got --from" in capsys.readouterr().err
     assert main([*line, "--from", str(tmp_path / "nothing"), "--run", str(tmp_path / "third")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_same_command_when_what_it_began_with_is_gone(squares: str, tmp_path: Path, capsys):
+    train_stage1(make_config(squares), tmp_path / "first")
+    recipe = {
+        "model": {"kind": "vqgan", "channels": 3},
+        "data": {"path": squares, "image_size": 8, "channels": 1, "validation_count": 20},
+        "train": {"steps": 2, "batch_size": 12, "workers": 0, "tracker": "none", "preview_every": 0, "save_every": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    line = ["train-stage1", "--config", str(tmp_path / "recipe.yaml"), "--device", "cpu"]
+    start, run = ["--from", str(tmp_path / "first")], ["--run", str(tmp_path / "second")]
+    assert main([*line, *start, *run, "--frozen", "[encoder, quantizer]"]) == 0
+    maker = model_of(tmp_path / "second").codes_maker
+    shutil.rmtree(tmp_path / "first")
+    assert main([*line, *start, *run, "--frozen", "[encoder, quantizer]", "--train.steps", "4"]) == 0
+    assert model_of(tmp_path / "second").codes_maker == maker
+    assert yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())["train"]["steps"] == 4
+    capsys.readouterr()
+    for asked in (["--run", str(tmp_path / "third")], ["--from", str(tmp_path / "firs"), *run]):
+        assert main([*line, *start, *asked]) == 2
+        assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [("", "from is empty, expected: a run or model folder"), ("prior", r"--from .*prior: model.kind: .*got 'rar'")],
+)
+def test_from_names_what_cannot_be_begun_with(squares: str, tmp_path: Path, capsys, start: str, message: str):
+    folder = tmp_path / "prior"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"kind": "rar", "arguments": {"config": {"layers": 1}}}))
+    recipe = {"model": {"kind": "vqgan"}, "data": {"path": squares}, "train": {"steps": 2}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    line = ["train-stage1", "--config", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]
+    assert main([*line, "--from", str(folder) if start else ""]) == 2
+    assert re.search(message, capsys.readouterr().err)

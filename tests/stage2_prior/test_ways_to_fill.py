@@ -228,7 +228,11 @@ def test_impossible_ways_are_refused(setting, message):
         ("pixelcnn", {"remask": "cap"}, "remask=cap for a pixelcnn prior, .* leave remask out, or take a maskgit"),
         ("transformer", {"mask_schedule": "cosine"}, "mask_schedule=cosine for a transformer prior"),
         ("maskgit", {"order": "halton", "choice_temperature": 1.0}, "maskgit prior with order=halton, which does not"),
-        ("maskgit", {"remask": "loop", "choice_temperature": 1.0}, "maskgit prior with order=random, which does not"),
+        (
+            "maskgit",
+            {"remask": "loop", "choice_temperature": 1.0},
+            "with remask=loop, which .* leave choice_temperature out, or say remask off",
+        ),
         ("diffusion", {"choice_temperature": 1.0}, "or order=confidence or entropy"),
     ],
 )

@@ -24,7 +24,7 @@ from pipelines.pictures import to_pil
 from pipelines.two_stage import TwoStagePipeline
 from stage1_vq.autoencoders import TiTok, TiTokConfig
 from stage1_vq.quantizers import FSQConfig, QuantizerConfig, ResidualQuantizerConfig
-from stage2_prior.priors import PixelCNN, PixelCNNConfig, Transformer, TransformerConfig
+from stage2_prior.priors import MinGPT, MinGPTConfig, PixelCNN, PixelCNNConfig, Transformer, TransformerConfig
 from tests.pipelines.conftest import make_pipeline
 from tests.stage1_vq.test_conformance import TINY_NEAREST
 
@@ -124,6 +124,22 @@ def test_rows_of_a_residual_quantizer_are_all_cut_and_a_prior_is_not_asked():
         "3 images are in mode packed: the prior walks one row of tokens after the other, and cannot stop in each",
     )
     assert torch.equal(torch.stack(codec.decompress(data)), decoded(titok, images, 2))
+
+
+def test_a_prior_with_another_order_is_not_asked_for_the_first_tokens():
+    """Its first codes are not the first tokens: a file of them would not decode."""
+    titok = make_titok()
+    torch.manual_seed(1)
+    config = MinGPTConfig(layers=1, width=16, heads=2, order=tuple(reversed(range(TOKENS))))
+    codec, images = Codec(titok, MinGPT(config, titok.code_spec(), 0).eval()), pictures(3)
+    data, notes = codec.compress(images, "prior", tokens=2)
+    assert notes == (
+        "3 images are in mode packed: the prior walks the tokens in an order of its own, and not the first ones first",
+    )
+    assert torch.equal(torch.stack(codec.decompress(data)), decoded(titok, images, 2))
+    data, notes = codec.compress(images, "prior", tokens=TOKENS)
+    assert notes == ()
+    assert torch.equal(torch.stack(codec.decompress(data)), decoded(titok, images, TOKENS))
 
 
 def test_files_of_more_tokens_than_a_model_has_and_of_a_model_without_are_refused():

@@ -25,7 +25,7 @@ from pipelines.demo.recipes import (
 )
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.two_stage import TwoStagePipeline
-from stage2_prior.priors import MaskGIT, MaskGITConfig
+from stage2_prior.priors import MaskGIT, MaskGITConfig, RandAR, RandARConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
 from tests.stage1_vae.exact.tiny import tiny_vae
 
@@ -103,6 +103,15 @@ def test_steps_and_chance_of_a_masked_prior_are_told_where_they_are_not_its_own(
     assert pixels(drawing.generate(pipeline, usual, 2).pictures) != pixels(
         drawing.generate(pipeline, other, 2).pictures
     )
+
+
+def test_a_step_for_each_code_is_a_randar_priors_own():
+    autoencoder = make_autoencoder()
+    prior = RandAR(RandARConfig(layers=1, width=16, heads=2, hidden_width=16), autoencoder.code_spec(), 0).eval()
+    pipeline = TwoStagePipeline(autoencoder, prior)
+    usual = asked_of(pipeline, {"seed": 1, "steps": prior.code_spec.codes_per_image})
+    assert generate_command("m", pipeline, usual, 2) == "zellige generate --model m --num 2 --seed 1 --out new"
+    assert "--steps 3 " in generate_command("m", pipeline, asked_of(pipeline, {"seed": 1, "steps": 3}), 2)
 
 
 @pytest.mark.parametrize(
