@@ -215,20 +215,23 @@ def split_start(arguments: Sequence[str], recipes: str, recipe: str | None) -> t
     recipes: of the stage that it is to be of, where the folder holds both; recipe: the `--config`. Raises UserError
     where there is no model and no run that began with it."""
     peek = ArgumentPeek(add_help=False, allow_abbrev=False)
-    peek.add_argument("--from", dest="start")
+    peek.add_argument("--from", dest="starts", action="append", default=[])
     named, rest = peek.parse_known_args(arguments)
-    if named.start is None:
+    if not named.starts:
         return None, rest
     from pipelines.model_folders import stage_folder  # torch, which most commands need not wait for
 
-    if not named.start:
+    if len(named.starts) > 1:
+        raise UserError(f"got {len(named.starts)} models to begin with, expected one: {', '.join(named.starts)}")
+    (start,) = named.starts
+    if not start:
         raise UserError("from is empty, expected: a run or model folder to begin with; leave --from out to begin anew")
     if is_given("start_from", rest):
-        raise UserError(f"got --from {named.start} and --start_from, expected one of them; leave --start_from out")
+        raise UserError(f"got --from {start} and --start_from, expected one of them; leave --start_from out")
     try:
-        folder = stage_folder(named.start, {"stage2": "stage2"}.get(recipes, "stage1"))
+        folder = stage_folder(start, {"stage2": "stage2"}.get(recipes, "stage1"))
     except UserError:
-        if (recorded := begun_with(named.start, run_of(rest, recipes, recipe))) is None:
+        if (recorded := begun_with(start, run_of(rest, recipes, recipe))) is None:
             raise
         return recorded, rest
     return {"model": settings_of(folder), "start_from": str(folder)}, rest

@@ -151,6 +151,8 @@ def test_from_takes_the_model_and_leaves_the_rest_of_the_recipe(squares: str, tm
     own = ["--config", str(tmp_path / "second" / "config.yaml"), "--run", str(tmp_path / "second")]
     assert main(["train-stage1", *own]) == 0
     capsys.readouterr()
+    assert main([*line, *start, "--from", "x"]) == 2
+    assert "got 2 models to begin with, expected one" in capsys.readouterr().err
     assert main([*line, *start, "--start_from", "x"]) == 2
     assert "got --from" in capsys.readouterr().err
     assert main([*line, "--from", str(tmp_path / "nothing"), "--run", str(tmp_path / "third")]) == 2
