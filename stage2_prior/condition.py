@@ -51,9 +51,7 @@ class Condition:
     text: Tensor | None = None  # b t, int64 tokens, -1 behind the last
     embeddings: Tensor | None = None  # b t d, float, a text encoder's
     embedding_mask: Tensor | None = None  # b t, bool, True for an embedding that counts
-    order: Tensor | None = (
-        None  # b n, int64: which code each sample has as its first, second, ...; None: in raster order
-    )
+    order: Tensor | None = None  # b n, int64: which code of each sample comes first, second, ...; None: raster order
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Every tensor changed in the same way."""
