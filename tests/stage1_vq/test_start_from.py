@@ -176,8 +176,8 @@ def test_a_run_goes_on_with_the_same_command_when_what_it_began_with_is_gone(squ
     assert model_of(tmp_path / "second").codes_maker == maker
     assert yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())["train"]["steps"] == 4
     capsys.readouterr()
-    for asked in (["--run", str(tmp_path / "third")], ["--from", str(tmp_path / "firs"), *run]):
-        assert main([*line, *start, *asked]) == 2
+    for asked in ([*start, "--run", str(tmp_path / "third")], ["--from", str(tmp_path / "firs"), *run]):
+        assert main([*line, *asked]) == 2
         assert "there is no folder" in capsys.readouterr().err
 
 
