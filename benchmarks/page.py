@@ -35,6 +35,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipelines.codec.tables import TABLES_NAME
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORD, PAGE = ROOT / "docs" / "benchmarks.json", ROOT / "docs" / "benchmarks.md"
 LONGEST = 30 * 60  # seconds of one command
@@ -204,15 +206,19 @@ def commit() -> str:
 def said(output: str) -> list[str]:
     """The tables of what a benchmark printed, each below the line that stands above it; all of its lines where there is
     none."""
-    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in output.splitlines()]
     if not any(line.startswith("|") for line in lines):
-        return lines
+        return [line for line in lines if line]
     kept: list[str] = []
+    above = ""  # the line over the next table; a table ends at any line that is none of it, a blank one too
     for line, before in zip(lines, ["", *lines], strict=False):
         if line.startswith("|"):
             if not before.startswith("|"):
-                kept += [*([""] if kept else []), *([before, ""] if before else [])]
+                kept += [*([""] if kept else []), *([above, ""] if above else [])]
             kept.append(line)
+            above = ""
+        elif line:
+            above = line
     return kept
 
 
@@ -253,6 +259,10 @@ def prepared(work: Path, peers: Path | None, photos: Path | None) -> dict[str, s
     quickstart = work / "quickstart"
     if not (quickstart / "model" / "model_index.json").exists():
         subprocess.run([sys.executable, "-m", "zellige", "quickstart", "--run", str(quickstart)], cwd=ROOT, check=True)
+    if not (quickstart / "model" / TABLES_NAME).exists():
+        parts = {"--model": quickstart / "model", "--codes": quickstart / "codes"}
+        tables = [str(part) for pair in parts.items() for part in pair]
+        subprocess.run([sys.executable, "-m", "zellige", "tables", *tables], cwd=ROOT, check=True)
     if photos is None and not (photos := work / "photos").exists():
         make_photos(photos, 1000)
     return {

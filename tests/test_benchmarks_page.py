@@ -32,6 +32,8 @@ def test_its_command_is_one_that_there_is(section: Section):
 def test_tables_are_kept_and_a_command_without_one_is_kept_whole():
     printed = "a bar\ntorch 2\n\n| a |\n|---|\n| 1 |\nmissed: none\nsecond\n\n| b |\n"
     assert page.said(printed) == ["torch 2", "", "| a |", "|---|", "| 1 |", "", "second", "", "| b |"]
+    several = "| a |\n|---|\n| 1 |\n\n| b |\n|---|\n| 2 |\n"
+    assert page.said(several) == ["| a |", "|---|", "| 1 |", "", "| b |", "|---|", "| 2 |"]
     assert page.said("memory 3 MB\n\nin 2 runs\n") == ["memory 3 MB", "in 2 runs"]
 
 
