@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, TypeVar, cast
@@ -36,6 +35,14 @@ from pipelines.codec.archive import (
 )
 from pipelines.codec.dependencies import coding_fingerprint, decoding_fingerprint
 from pipelines.codec.entropy_coding import DamagedPayloadError, pack, unpack
+from pipelines.codec.image_codes import (
+    grids_of,
+    padded,
+    sentences,
+    spec_of,
+    spec_of_shape,
+    why_not_with_prior,
+)
 from pipelines.codec.prior_coding import (
     check_can_code,
     check_label,
@@ -43,7 +50,6 @@ from pipelines.codec.prior_coding import (
     encode_with_prior,
     images_at_once,
     ready_to_code,
-    walks_in_raster,
 )
 from pipelines.codec.tables import CodeTables, load_tables
 from pipelines.model_folders import INDEX_NAME, any_model_folder
@@ -55,9 +61,6 @@ ModeName = Literal["prior", "table", "packed"]
 BATCH = 64  # images at a time
 PIXELS = 1 << 23  # of the images that are encoded at once: 128 of 256x256; a single one may have more
 MAX_PIXELS = 1 << 26  # of all images that are decoded at once, padded to the stride
-OF_OTHER_SIZE, SEVERAL_ROWS, OTHER_ORDER = "other size", "several rows", "other order"
-"""Why images are not in mode prior, as was asked for."""
-
 Item = TypeVar("Item")
 
 
@@ -165,7 +168,8 @@ class Codec:
             made, more = self.entries(list(images[part]), mode, chosen[part], tokens)
             entries += made
             fallbacks.update(more)
-        return Compressed(self.archive(entries), tuple(self.sentences(fallbacks)))
+        notes = sentences(fallbacks, self.autoencoder.code_spec(), self.tables is not None)
+        return Compressed(self.archive(entries), tuple(notes))
 
     def archive(self, entries: Sequence[Entry]) -> bytes:
         """The file of images that `entries` coded."""
@@ -225,7 +229,7 @@ class Codec:
         shape = Shape(*size, grids_of(spec))
         rows = [tuple(grid[i : i + 1] for grid in codes) for i in range(len(labels))]
         fallbacks: Counter[str] = Counter()
-        if mode == Mode.prior and (why := self.why_not_with_prior(spec, self.spec_of(*size))) is not None:
+        if mode == Mode.prior and (why := why_not_with_prior(self.exact_prior, spec, self.spec_of(*size))) is not None:
             fallbacks[why] = len(rows)
             mode = Mode.packed if self.tables is None else Mode.table
         if mode == Mode.prior:
@@ -247,55 +251,9 @@ class Codec:
         ]
         return entries, fallbacks
 
-    def sentences(self, fallbacks: Mapping[str, int]) -> list[str]:
-        """What a person is told of images that are not in mode prior: a sentence for each reason."""
-        if not fallbacks:
-            return []
-        mode = Mode.packed if self.tables is None else Mode.table
-        own = self.autoencoder.code_spec()
-        why = {
-            OF_OTHER_SIZE: f"the prior knows only codes of {own.image_height}x{own.image_width} images",
-            SEVERAL_ROWS: "the prior walks one row of tokens after the other, and cannot stop in each",
-            OTHER_ORDER: "the prior walks the tokens in an order of its own, and not the first ones first",
-        }
-        return [
-            f"{count} {'image is' if count == 1 else 'images are'} in mode {mode.name}: {why[reason]}"
-            for reason, count in fallbacks.items()
-        ]
-
-    def padded(self, height: int, width: int) -> tuple[int, int]:
-        """The size to which images of this size are padded: multiples of the stride."""
-        stride = self.autoencoder.stride
-        return height + -height % stride, width + -width % stride
-
     def spec_of(self, height: int, width: int, tokens: int | None = None) -> CodeSpec:
         """The codes of an image of this size, padded to the stride; tokens: of each grid, None for all."""
-        spec = self.autoencoder.code_spec(*self.padded(height, width))
-        return spec if tokens is None else self.autoencoder.prefix_spec(tokens)
-
-    def spec_of_shape(self, shape: Shape, title: str) -> CodeSpec:
-        """The codes of an image of a file: all, or the first tokens, if so many are there. Raises UserError where this
-        model makes no such codes."""
-        spec = self.spec_of(shape.height, shape.width)
-        if shape.grids != grids_of(spec) and not self.autoencoder.codes_have_places:
-            with suppress(UserError):  # for a model without nested tokens, or a number that it has not
-                spec = self.autoencoder.prefix_spec(shape.grids[0][1])
-        if shape.grids != grids_of(spec):
-            raise UserError(
-                f"{title} was edited: a {shape.height}x{shape.width} image of this model has other grids of codes; "
-                "compress the image anew"
-            )
-        return spec
-
-    def why_not_with_prior(self, spec: CodeSpec, whole: CodeSpec) -> str | None:
-        """Why the prior cannot code these codes, of an image whose codes are all of `whole`; None where it can."""
-        if whole.grids != self.exact_prior.code_spec.grids:
-            return OF_OTHER_SIZE
-        if spec.grids == whole.grids:
-            return None
-        if len(spec.grids) > 1:
-            return SEVERAL_ROWS
-        return None if walks_in_raster(self.exact_prior) else OTHER_ORDER
+        return spec_of(self.autoencoder, height, width, tokens)
 
     # ---- bytes to images --------------------------------------------------------------------------------------------
 
@@ -361,7 +319,7 @@ class Codec:
         specs: dict[Shape, CodeSpec] = {}
         for entry, title in zip(entries, titles, strict=True):
             if entry.shape not in specs:
-                specs[entry.shape] = self.spec_of_shape(entry.shape, title)
+                specs[entry.shape] = spec_of_shape(self.autoencoder, entry.shape, title)
         decoded: dict[int, Tensor] = {}
         for start in range(0, len(entries), BATCH):
             numbers = range(start, min(start + BATCH, len(entries)))
@@ -375,7 +333,7 @@ class Codec:
 
     def pixels_of(self, entry: Entry) -> int:
         """Of the image of an entry as it is decoded, before what pads it is cut off."""
-        height, width = self.padded(entry.shape.height, entry.shape.width)
+        height, width = padded(self.autoencoder, entry.shape.height, entry.shape.width)
         return height * width
 
     def pixels(self, codes: Codes) -> Tensor:
@@ -399,7 +357,7 @@ class Codec:
             for number in by_prior:
                 check_label(prior, entries[number].label)
                 shape = entries[number].shape
-                if self.why_not_with_prior(specs[shape], self.spec_of(shape.height, shape.width)) is not None:
+                if why_not_with_prior(prior, specs[shape], self.spec_of(shape.height, shape.width)) is not None:
                     raise UserError(
                         f"{titles[number]} was edited: its prior makes no such codes; compress the image anew"
                     )
@@ -440,11 +398,6 @@ class Codec:
             "tell: decode it where it was written, with as many threads, and compress the image anew; if that fails, "
             "it was edited"
         )
-
-
-def grids_of(spec: CodeSpec) -> tuple[tuple[int, int, int], ...]:
-    """h, w and k of each, as files have them."""
-    return tuple((grid.height, grid.width, grid.vocabulary) for grid in spec.grids)
 
 
 def in_batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

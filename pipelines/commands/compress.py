@@ -18,7 +18,8 @@ from common.sources import Sources, times_of
 from common.wording import counted
 from images.files import BAD_FILES_NAME, MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from pipelines.codec.archive import SUFFIX, VERSION, Mode, read_archive
-from pipelines.codec.codec import BATCH, OF_OTHER_SIZE, PIXELS, Codec, ModeName
+from pipelines.codec.codec import BATCH, PIXELS, Codec, ModeName
+from pipelines.codec.image_codes import OF_OTHER_SIZE, sentences
 from pipelines.codec.parts import Parts
 from pipelines.devices import open_device
 from pipelines.image_folders import (
@@ -197,7 +198,7 @@ def compress_files(config: CompressConfig) -> str:
                 + f" in {where}{bits}",
                 *([f"{kept} were there already"] if kept else []),
                 *([f"{unread} could not be read, see {out / BAD_FILES_NAME}"] if unread else []),
-                *(codec.sentences(fallbacks)),
+                *sentences(fallbacks, spec, codec.tables is not None),
             ]
         )
         + hint
