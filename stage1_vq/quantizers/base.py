@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
@@ -61,6 +62,12 @@ class Quantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w."""
         raise NotImplementedError
+
+    def draw_kept(self, b: int, device: torch.device) -> Tensor | None:
+        """Of how many of its layers or scales the decoder sees the sum of each of b images, b int64, drawn anew; None
+        where of all. A quantizer that draws so takes them as a second argument of `forward`, by which several of them
+        drop alike."""
+        return None
 
     def codes(self, z: Tensor) -> Codes:
         """The codes of `forward`, where nothing else is wanted."""

@@ -16,7 +16,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
-from common.draws import uniform
 from common.errors import FieldError, check_fields, fields_at
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
@@ -24,7 +23,7 @@ from stage1_vq.quantizers.codebook import Codebook, look_up
 from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import pass_gradient
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, lookup_losses
-from stage1_vq.quantizers.parts import figures_of, health_over, mean_over
+from stage1_vq.quantizers.parts import draw_kept, figures_of, health_over, mean_over
 from stage1_vq.squared_error import squared_error
 
 
@@ -112,13 +111,12 @@ class ResidualQuantizer(Quantizer):
 
     # ---- latents to codes and back ----------------------------------------------------------------------------------
 
-    def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. Losses: those of the layers, averaged; statistics: `quantization_error`, the squared error per
-        element that all layers together leave."""
+    def forward(self, z: Tensor, kept: Tensor | None = None) -> Quantized:
+        """z: b d h w; kept: as `draw_kept` draws it, None: drawn here. Losses: those of the layers, averaged;
+        statistics: `quantization_error`, the squared error per element that all layers together leave."""
         self.check_latents(z)
         layer_config, by_layers = self.config.layer, self.config.gradient_through == "layers"
-        dropout = self.training and self.config.quantizer_dropout > 0
-        kept = self.draw_layers_kept(len(z), z.device).view(-1, 1, 1, 1) if dropout else None
+        kept = self.draw_kept(len(z), z.device) if kept is None else kept
         with float32_island(z.device.type):
             latents = self.project_in(z.float())
             residual, total = latents, torch.zeros_like(latents)
@@ -131,7 +129,7 @@ class ResidualQuantizer(Quantizer):
                 error = squared_error(residual, nearest)
                 losses.append(lookup_losses(layer_config, residual, error, codes[-1], vectors, training=self.training))
                 passed = pass_gradient(layer_config.gradient, residual, nearest) if by_layers else nearest
-                total = total + (passed if kept is None else passed * (number < kept))
+                total = total + (passed if kept is None else passed * (number < kept.view(-1, 1, 1, 1)))
                 residual = residual - nearest
             if self.config.shared_codebook:
                 self.stack()[0].join_calls(self.config.depth, len(z))
@@ -140,15 +138,11 @@ class ResidualQuantizer(Quantizer):
         # After the last layer: its latents less its vectors.
         return Quantized(z_q, tuple(codes), mean_over(losses), {"quantization_error": error.detach()})
 
-    def draw_layers_kept(self, b: int, device: torch.device) -> Tensor:
-        """How many layers the decoder sees of each of b images: all, or with chance `quantizer_dropout` 1 to D alike.
-
-        Codebooks, codes and losses know nothing of it: every layer learns from every image, so that neither the
-        codebooks nor the weights with a gradient depend on what each process has drawn.
-        """
-        whether, which = uniform(b, 2, device=device).unbind(1)
-        drawn = (which * self.config.depth).long().clamp(max=self.config.depth - 1) + 1
-        return torch.where(whether < self.config.quantizer_dropout, drawn, self.config.depth)
+    def draw_kept(self, b: int, device: torch.device) -> Tensor | None:
+        """Codebooks, codes and losses know nothing of it: every layer learns from every image, so that neither the
+        codebooks nor the weights with a gradient depend on what each process has drawn."""
+        share = self.config.quantizer_dropout
+        return draw_kept(b, self.config.depth, share, device) if self.training and share else None
 
     def codes(self, z: Tensor) -> Codes:
         return self.codes_after(z, ())

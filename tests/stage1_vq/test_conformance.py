@@ -146,6 +146,19 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "multiscale, by gradient": MultiscaleQuantizerConfig(
         scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=3, codebook_update="gradient"
     ),
+    "multiscale, by direction, dropout": MultiscaleQuantizerConfig(
+        scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, compare="direction", quantizer_dropout=0.5, fewest_scales=2
+    ),
+    "grouped multiscale": GroupedQuantizerConfig(
+        layer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=16, dim=3, phis=2, quantizer_dropout=0.5),
+        dependency_weight=0.3,
+    ),
+    "grouped multiscale, shared codebook, by gradient": GroupedQuantizerConfig(
+        shared_codebook=True,
+        layer=MultiscaleQuantizerConfig(
+            scales=(1, 2, 4), codebook_size=16, dim=3, phis=3, codebook_update="gradient", quantizer_dropout=0.5
+        ),
+    ),
 }
 AUTOENCODER_ROWS: dict[str, Any] = {
     "vqvae2": VQVAE2Config(width=16, residual_width=8, residual_blocks=1, quantizer=TINY_NEAREST),
@@ -164,6 +177,15 @@ AUTOENCODER_ROWS: dict[str, Any] = {
         residual_width=4,
         residual_blocks=1,
         quantizer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=16, dim=DIM, phis=2),
+    ),
+    "vqvae, grouped multiscale": VQVAEConfig(
+        width=8,
+        residual_width=4,
+        residual_blocks=1,
+        quantizer=GroupedQuantizerConfig(
+            layer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=16, dim=3, phis=2, compare="direction"),
+            dependency_weight=0.1,
+        ),
     ),
     "vqvae": VQVAEConfig(width=8, residual_width=4, residual_blocks=1, quantizer=TINY_NEAREST),
     "vqvae, fsq": VQVAEConfig(
@@ -408,7 +430,9 @@ def test_after_a_beginning_of_its_own_come_its_own_codes_and_after_another_none_
                 (quantizer.codes_to_latents(codes) - quantizer.codes_to_latents(own)).square().mean()
                 for codes in (made_up, (*other[:number], *own[number:]))
             )
-        dependent = row.startswith(("residual", "multiscale", "grouped residual", "diveq, residual"))
+        dependent = row.startswith(
+            ("residual", "multiscale", "grouped residual", "grouped multiscale", "diveq, residual")
+        )
         assert error < former if dependent else error == former
 
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from common.errors import UserError
-from stage1_vq.quantizers import build_quantizer
+from stage1_vq.quantizers import build_quantizer, residual
 from stage1_vq.quantizers.codebook import Codebook
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
@@ -177,7 +177,7 @@ def test_micro_batches_revive_the_vectors_of_one_batch(shared):
 
 def test_dropout_shows_the_decoder_the_first_layers_of_each_image(monkeypatch):
     quantizer, z = make(quantizer_dropout=1.0), latents()
-    monkeypatch.setattr(quantizer, "draw_layers_kept", lambda b, device: torch.tensor([1, 3, 2, 3]))
+    monkeypatch.setattr(residual, "draw_kept", lambda *_: torch.tensor([1, 3, 2, 3]))
     z_q = quantizer(z).z_q
     for image, kept in enumerate([1, 3, 2, 3]):
         pairs = list(zip(quantizer.stack(), quantizer.codes(z), strict=True))[:kept]
@@ -188,10 +188,10 @@ def test_dropout_shows_the_decoder_the_first_layers_of_each_image(monkeypatch):
 
 def test_dropout_draws_every_number_of_layers_for_its_share_of_the_images():
     torch.manual_seed(0)
-    drawn = make(depth=4, quantizer_dropout=1.0).draw_layers_kept(4000, torch.device("cpu"))
+    drawn = make(depth=4, quantizer_dropout=1.0).draw_kept(4000, torch.device("cpu"))
     shares = torch.bincount(drawn, minlength=5) / 4000
     torch.testing.assert_close(shares, torch.tensor([0, 0.25, 0.25, 0.25, 0.25]), atol=0.03, rtol=0)
-    drawn = make(depth=4, quantizer_dropout=0.5).draw_layers_kept(4000, torch.device("cpu"))
+    drawn = make(depth=4, quantizer_dropout=0.5).draw_kept(4000, torch.device("cpu"))
     torch.testing.assert_close(float((drawn == 4).float().mean()), 0.5 + 0.125, atol=0.03, rtol=0)
 
 
@@ -341,7 +341,7 @@ def test_a_training_step_as_vector_quantize_pytorch(variant, monkeypatch):
     indices = data.outputs[f"{variant}/train/indices"]
     kept = int((indices[0, 0] >= 0).sum())  # -1 marks the layers that were dropped
     assert kept == (2 if variant == "dropout" else depth)
-    monkeypatch.setattr(quantizer, "draw_layers_kept", lambda b, device: torch.full((b,), kept))
+    monkeypatch.setattr(residual, "draw_kept", lambda b, *_: torch.full((b,), kept))
     quantized = quantizer(x)
     codes = rearrange(list(quantized.codes), "q b n 1 -> b n q")
     assert torch.equal(codes[..., :kept], indices[..., :kept])
@@ -400,7 +400,7 @@ def test_the_straight_through_gradient_through_the_sum_is_theirs_without_the_fac
 def test_layers_that_dropout_leaves_out_pass_no_gradient(gradient, monkeypatch):
     layer = NearestQuantizerConfig(codebook_size=12, dim=5, gradient=gradient)
     whole, dropped = (make(layer, gradient_through="layers", quantizer_dropout=share) for share in (0.0, 1.0))
-    monkeypatch.setattr(dropped, "draw_layers_kept", lambda b, device: torch.full((b,), 1))
+    monkeypatch.setattr(residual, "draw_kept", lambda b, *_: torch.full((b,), 1))
     first = make(layer, depth=1)
     gradients = []
     for quantizer in (whole, dropped, first):
