@@ -26,6 +26,7 @@ from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
 from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
+from stage1_vq.quantizers.multiscale_bits import MultiscaleBitsConfig, MultiscaleBitsQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.parts import figures_of, health_over, mean_over
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
@@ -38,16 +39,23 @@ LAYERS: dict[str, Any] = {
     "lfq": LFQuantizer,
     "bsq": BSQuantizer,
     "multiscale": MultiscaleQuantizer,
+    "multiscale_bits": MultiscaleBitsQuantizer,
 }
 LayerConfig = (
-    NearestQuantizerConfig | ResidualQuantizerConfig | FSQConfig | LFQConfig | BSQConfig | MultiscaleQuantizerConfig
+    NearestQuantizerConfig
+    | ResidualQuantizerConfig
+    | FSQConfig
+    | LFQConfig
+    | BSQConfig
+    | MultiscaleQuantizerConfig
+    | MultiscaleBitsConfig
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedQuantizerConfig:
-    """A latent takes `groups` codes, or that many per layer of a residual quantizer; with layer.kind=multiscale each
-    scale has `groups` grids."""
+    """A latent takes `groups` codes, or that many per layer of a residual quantizer; with scales in each
+    group, a scale has `groups` grids."""
 
     kind: Literal["grouped"] = "grouped"
     groups: int = 2  # G, parts of equal width that the channels are split into

@@ -40,10 +40,10 @@ class ScaleFields(Protocol):
 
 def scale_rules(config: ScaleFields, fitting: Sequence[int]) -> list[tuple[str, bool, str]]:
     """For `common.errors.check_fields`; fitting: numbers of phis of which none is left unused."""
-    rising = min(config.scales, default=0) >= 1 and list(config.scales) == sorted(set(config.scales))
+    rising = min(config.scales, default=0) >= 1 and list(config.scales) == sorted(config.scales)
     count = len(config.scales)
     return [
-        ("scales", rising, "one or more rising sides from 1 on, such as 1, 2, 4, 8"),
+        ("scales", rising, "one or more rising sides from 1 on, such as 1, 2, 4, 8, or 1, 1, 2, 3, 3"),
         ("commitment_weight", config.commitment_weight >= 0, "0 or more; the paper has 0.25"),
         ("phis", config.phis in fitting, f"one of {list(fitting)}, of which {count} scales leave none unused"),
         ("phi_share", 0 < config.phi_share <= 1, "above 0 and at most 1; the paper has 0.5"),

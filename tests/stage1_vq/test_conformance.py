@@ -43,6 +43,7 @@ from stage1_vq.quantizers import (
     GumbelQuantizerConfig,
     IBQConfig,
     LFQConfig,
+    MultiscaleBitsConfig,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
     Quantizer,
@@ -148,6 +149,23 @@ QUANTIZER_ROWS: dict[str, Any] = {
     ),
     "multiscale, by direction, dropout": MultiscaleQuantizerConfig(
         scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, compare="direction", quantizer_dropout=0.5, fewest_scales=2
+    ),
+    "multiscale_bits": MultiscaleBitsConfig(
+        scales=(1, 2, 4), bits=DIM, dim=DIM, phis=2, inverse_temperature=1, quantizer_dropout=0.5
+    ),
+    "multiscale_bits, unit length, projected": MultiscaleBitsConfig(
+        scales=(1, 2, 4),
+        bits=4,
+        dim=DIM,
+        phis=3,
+        unit_length=True,
+        ratio=0.7,
+        inverse_temperature=1,
+        entropy_bits=1,
+        diversity=0.5,
+    ),
+    "grouped multiscale_bits": GroupedQuantizerConfig(
+        layer=MultiscaleBitsConfig(scales=(1, 2, 4), bits=3, dim=3, phis=2, inverse_temperature=1)
     ),
     "grouped multiscale": GroupedQuantizerConfig(
         layer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=16, dim=3, phis=2, quantizer_dropout=0.5),

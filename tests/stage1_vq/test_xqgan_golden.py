@@ -8,6 +8,9 @@ Not among ours:
 | the first `int(b * codebook_drop)` images of a batch drop scales | each image by chance |
 | commitment is a sum over scales (`ms_vq`), the codebook loss a mean | both are means: a weight of theirs times S |
 | dependency of the first and the last of more than two branches | a mean over all pairs |
+| `ms_lfq`: bit 0 is the least significant | the first bit is the most significant, as elsewhere here |
+| `soft_entropy` counts images 0 and 1 as often as the mask of kept scales has 0 and 1 | all images, once each |
+| entropies with 1e-5 or 1e-8 inside the logarithm | exact |
 | `share_quant_resi` 4 of three scales leaves a convolution unused | refused: `phis=3` are the same |
 """
 
@@ -24,11 +27,14 @@ from torch import Tensor
 from stage1_vq.quantizers import (
     GroupedQuantizer,
     GroupedQuantizerConfig,
+    MultiscaleBitsConfig,
+    MultiscaleBitsQuantizer,
     MultiscaleQuantizer,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
     scales,
 )
+from stage1_vq.quantizers.bits import joint_probabilities
 from stage1_vq.quantizers.scales import ScaleQuantizer, phi_of_each_scale
 from tests.golden import golden_frontier, part
 
@@ -217,3 +223,56 @@ def test_product_of_codebooks_of_one_scale():
     close(h.grad, outputs["train/grad/h"])
     for number, group in enumerate(groups):
         close(group.codebook.grad, outputs[f"train/grad/quantizes.{number}.embedding.weight"])
+
+
+@pytest.mark.parametrize("name", ["lfq_soft", "lfq_hard"])
+def test_multiscale_of_signs(name, monkeypatch):
+    config, weights, inputs, outputs = variant_of(name)
+    arguments, f = config["args"], inputs["f"].clone().requires_grad_()
+    bits, sides = arguments["Cvae"], tuple(arguments["v_patch_nums"])
+    soft, weight = arguments["soft_entropy"], arguments["entropy_weight"]
+    quantizer = MultiscaleBitsQuantizer(
+        MultiscaleBitsConfig(
+            scales=sides,
+            bits=bits,
+            dim=bits,
+            unit_length=arguments["using_znorm"],
+            ratio=arguments["scale"],
+            entropy_weight=weight,
+            inverse_temperature=1.0 if soft else 100.0,
+            entropy_bits=1 if soft else bits,
+            phis=len(set(phi_names(arguments))),
+            quantizer_dropout=arguments["codebook_drop"],
+        )
+    )
+    load(quantizer, arguments, weights)
+    check_codes(quantizer, f, outputs, list(range(bits))[::-1])
+
+    kept = drop_as_theirs(monkeypatch, config, inputs["dropout"])
+    quantized = quantizer(f)
+    close(quantized.z_q, outputs["train/quant"])
+    narrow = quantizer.narrow(f)
+    codebook_loss, to_latents = losses_of_kept(quantizer, narrow, quantized.codes, kept)
+    commitment_loss = quantizer.config.commitment_weight * to_latents
+    close(codebook_loss, outputs["train/vq_loss"])
+    close(commitment_loss, outputs["train/commit_loss"])
+
+    entropies, total = [], torch.zeros_like(narrow)
+    for number, grid in enumerate(quantized.codes):
+        rest, mask = narrow - total.detach(), kept > number
+        # What the decoder sees of an image stays where its scales end, and so does what theirs takes for its rest.
+        total = total + mask.view(-1, 1, 1, 1) * quantizer.grow(grid, number, f.shape[2:])
+        rows = rest[mask.long()] if soft else rest[mask]
+        sample, batch = quantizer.entropies(rows, number)
+        logits = 4 * quantizer.config.inverse_temperature * quantizer.corner(number) * rows
+        logits = rearrange(logits, "b bits h w -> (b h w) bits")
+        parts = logits.split(quantizer.config.entropy_bits, 1)
+        means = [joint_probabilities(part).mean(0) for part in parts]
+        floored = -torch.stack([(mean * (mean + (1e-8 if soft else 1e-5)).log()).sum() for mean in means]).sum()
+        torch.testing.assert_close(batch, floored, rtol=0, atol=2e-4)
+        entropies.append((sample - floored) * weight / mask.float().mean())
+    entropy_loss = torch.stack(entropies).mean()
+    close(entropy_loss, outputs["train/entropy_loss"])
+    ((quantized.z_q * inputs["cotangent"]).sum() + codebook_loss + commitment_loss + entropy_loss).backward()
+    close(f.grad, outputs["train/grad/f"])
+    check_gradients(quantizer, arguments, part(outputs, "train/grad/"))
