@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from common.errors import UserError
+from common.wording import counted
 
 
 class Quantized(NamedTuple):
@@ -81,6 +82,14 @@ class Quantizer(nn.Module):
     def codes_to_latents(self, codes: Codes) -> Tensor:
         """The z_q of these codes: b d h w."""
         raise NotImplementedError
+
+    def latents_of_first(self, codes: Codes, height: int, width: int) -> Tensor:
+        """The z_q, b d `height` `width`, of the first grids alone, as many as there are codes, where the others add to
+        them. Raises UserError where they do not, or not from that grid on."""
+        raise UserError(
+            f"got codes of {counted(len(codes), 'grid')}, expected those of all "
+            f"{len(self.grids(height, width))}: of this quantizer no first ones tell of the whole image"
+        )
 
     def scale_latents(self) -> dict[str, Tensor] | None:
         """What a next-scale prior needs to sum the scales itself; None where codes are no scales of one sum."""

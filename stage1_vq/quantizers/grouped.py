@@ -18,8 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
-from common.errors import check_fields, fields_at
+from common.errors import UserError, check_fields, fields_at
 from common.float32 import float32_island
+from common.wording import counted
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bsq import BSQConfig, BSQuantizer
 from stage1_vq.quantizers.float32 import ProductConv2d
@@ -213,9 +214,22 @@ class GroupedQuantizer(Quantizer):
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
         count = self.config.groups
-        parts = [group.codes_to_latents(codes[n::count]) for n, group in enumerate(self.groups())]
-        with float32_island(codes[0].device.type):
-            return self.project_out(torch.cat(parts, 1))
+        return self.side_by_side([group.codes_to_latents(codes[n::count]) for n, group in enumerate(self.groups())])
+
+    def latents_of_first(self, codes: Codes, height: int, width: int) -> Tensor:
+        count = self.config.groups
+        if len(codes) % count:
+            raise UserError(
+                f"got codes of {counted(len(codes), 'grid')}, expected a multiple of {count}: each layer or scale of "
+                f"this model has a grid for each of its {count} groups"
+            )
+        groups = enumerate(self.groups())
+        return self.side_by_side([group.latents_of_first(codes[n::count], height, width) for n, group in groups])
+
+    def side_by_side(self, parts: Sequence[Tensor]) -> Tensor:
+        """z_q of the vectors of each group."""
+        with float32_island(parts[0].device.type):
+            return self.project_out(torch.cat(list(parts), 1))
 
     @torch.no_grad()
     def scale_latents(self) -> dict[str, Tensor] | None:

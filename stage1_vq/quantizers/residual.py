@@ -160,8 +160,11 @@ class ResidualQuantizer(Quantizer):
         return tuple(found)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
+        return self.latents_of_first(codes, codes[-1].shape[1], codes[-1].shape[2])
+
+    def latents_of_first(self, codes: Codes, height: int, width: int) -> Tensor:
         with float32_island(codes[0].device.type):
-            parts = [layer.look_up(grid) for layer, grid in zip(self.stack(), codes, strict=True)]
+            parts = [layer.look_up(grid) for layer, grid in zip(self.stack()[: len(codes)], codes, strict=True)]
             return self.project_out(torch.stack(parts).sum(0))
 
     # ---- the codebooks, once per step -------------------------------------------------------------------------------

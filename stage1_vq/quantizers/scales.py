@@ -157,7 +157,10 @@ class ScaleQuantizer(Quantizer):
         return rests, tuple(found)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
-        total = self.latents_of_prefix(codes, codes[-1].shape[1], codes[-1].shape[2])
+        return self.latents_of_first(codes, codes[-1].shape[1], codes[-1].shape[2])
+
+    def latents_of_first(self, codes: Codes, height: int, width: int) -> Tensor:
+        total = self.latents_of_prefix(codes, height, width)
         with float32_island(total.device.type):
             return self.widened(total)
 

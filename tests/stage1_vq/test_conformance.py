@@ -708,3 +708,36 @@ def test_codes_that_are_none_are_refused(row):
         autoencoder.decode(tuple(grid.flatten(1) for grid in codes))
     with pytest.raises(UserError, match="got codes of 0 grids, expected"):
         autoencoder.decode(())
+
+
+SUMS = ("vqvae, multiscale", "vqvae, grouped multiscale", "titok, grey, nested, residual")
+
+
+@each_autoencoder
+@torch.no_grad()
+def test_first_grids_decode_where_the_others_only_add_and_are_refused_elsewhere(row):
+    """All of them are the whole; those of a sum tell of it, whatever the size of the image."""
+    autoencoder = make_autoencoder(row).eval()
+    images = images_for(autoencoder, 2)
+    codes = autoencoder.encode(images)
+    if row not in SUMS:
+        # Of a single grid there is none without the others.
+        with pytest.raises(UserError, match=r"grids, expected 1 to|all of use|expected those of all"):
+            autoencoder.decode_first((*codes, codes[0]) if len(codes) == 1 else codes[:1], *IMAGE_SIZE)
+        return
+    step = 2 if row == "vqvae, grouped multiscale" else 1
+    torch.testing.assert_close(autoencoder.decode_first(codes, *IMAGE_SIZE), autoencoder.decode(codes))
+    for count in range(step, len(codes), step):
+        first = autoencoder.decode_first(codes[:count], *IMAGE_SIZE)
+        assert first.shape == images.shape
+        assert not torch.equal(first, autoencoder.decode(codes))
+        changed = tuple((grid + 1) % 16 for grid in codes[:count])
+        assert not torch.equal(autoencoder.decode_first(changed, *IMAGE_SIZE), first)
+    if step == 2:
+        with pytest.raises(UserError, match="got codes of 1 grid, expected a multiple of 2"):
+            autoencoder.decode_first(codes[:1], *IMAGE_SIZE)
+    if autoencoder.codes_have_places:
+        larger = images_for(autoencoder, 2, size=(32, 16))
+        assert autoencoder.decode_first(autoencoder.encode(larger)[:step], 32, 16).shape == larger.shape
+        with pytest.raises(UserError, match="has shape"):
+            autoencoder.decode_first(autoencoder.encode(larger)[: 2 * step], *IMAGE_SIZE)
