@@ -15,6 +15,7 @@ from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
 from stage1_vq.quantizers.fvq import FVQConfig, FVQuantizer
 from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
 from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
+from stage1_vq.quantizers.hierarchical import HierarchicalQuantizer, HierarchicalQuantizerConfig
 from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
 from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
@@ -42,6 +43,7 @@ QuantizerConfig = (
     | BinaryMapperConfig
     | ResidualScalarConfig
     | MultiscaleBitsConfig
+    | HierarchicalQuantizerConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -62,6 +64,7 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "binary_mapper": BinaryMapper,
     "residual_scalar": ResidualScalarQuantizer,
     "multiscale_bits": MultiscaleBitsQuantizer,
+    "hierarchical": HierarchicalQuantizer,
 }
 
 
@@ -94,6 +97,8 @@ __all__ = [
     "GroupedQuantizerConfig",
     "GumbelQuantizer",
     "GumbelQuantizerConfig",
+    "HierarchicalQuantizer",
+    "HierarchicalQuantizerConfig",
     "IBQConfig",
     "IBQuantizer",
     "LFQConfig",

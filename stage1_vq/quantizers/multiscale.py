@@ -71,6 +71,7 @@ class MultiscaleQuantizerConfig:
             *codebook_rules(self),
             *scale_rules(self, fitting_phis(len(self.scales))),
             ("dim", self.dim >= 1, "at least 1"),
+            ("commitment_weight", self.commitment_weight >= 0, "0 or more; the paper has 0.25"),
             ("compare", self.compare in ("distance", "direction"), "distance or direction"),
         ]
         check_fields(self, rules)

@@ -42,7 +42,7 @@ class ResidualQuantizerConfig:
     gradient_through: Literal["sum", "layers"] = "sum"  # from z_q to z: once, or by each layer to its own residual
 
     def __post_init__(self) -> None:
-        sizes, layer = self.codebook_sizes, self.layer
+        sizes = self.codebook_sizes
         rules = [
             ("depth", self.depth >= 1, "at least 1"),
             ("codebook_sizes", not sizes or len(sizes) == self.depth, f"one for each of the depth={self.depth} layers"),
@@ -53,20 +53,29 @@ class ResidualQuantizerConfig:
             ("gradient_through", self.gradient_through in ("sum", "layers"), "sum or layers"),
         ]
         check_fields(self, rules)
-        if layer.lookup_dim is not None:
-            raise FieldError(
-                self,
-                "layer.lookup_dim",
-                "null: residuals are left in the space of the code vectors, so give that width as "
-                f"layer.dim={layer.lookup_dim}, and dim={layer.dim} beside layer for the latents; the projections then "
-                "stand once around all layers",
-            )
-        if layer.l2_normalise:
-            raise FieldError(
-                self,
-                "layer.l2_normalise",
-                "False: residuals grow shorter from layer to layer, and code vectors of length 1 cannot follow them",
-            )
+        check_residual_layer(self)
+
+
+def check_residual_layer(config: Any) -> None:
+    """Raises FieldError where `config.layer`, of a quantizer whose vectors add up, compares other vectors than it
+    adds."""
+    layer = config.layer
+    if layer.lookup_dim is not None:
+        raise FieldError(
+            config,
+            "layer.lookup_dim",
+            "null: residuals are left in the space of the code vectors, so give that width as "
+            f"layer.dim={layer.lookup_dim}, and dim={layer.dim} beside layer for the latents; the projections then "
+            "stand once around all layers"
+            if hasattr(config, "dim")
+            else "null: residuals are left in the space of the code vectors",
+        )
+    if layer.l2_normalise:
+        raise FieldError(
+            config,
+            "layer.l2_normalise",
+            "False: residuals grow shorter from layer to layer, and code vectors of length 1 cannot follow them",
+        )
 
 
 class ResidualQuantizer(Quantizer):

@@ -31,8 +31,6 @@ class ScaleFields(Protocol):
     @property
     def phi_share(self) -> float: ...
     @property
-    def commitment_weight(self) -> float: ...
-    @property
     def quantizer_dropout(self) -> float: ...
     @property
     def fewest_scales(self) -> int: ...
@@ -44,7 +42,6 @@ def scale_rules(config: ScaleFields, fitting: Sequence[int]) -> list[tuple[str, 
     count = len(config.scales)
     return [
         ("scales", rising, "one or more rising sides from 1 on, such as 1, 2, 4, 8, or 1, 1, 2, 3, 3"),
-        ("commitment_weight", config.commitment_weight >= 0, "0 or more; the paper has 0.25"),
         ("phis", config.phis in fitting, f"one of {list(fitting)}, of which {count} scales leave none unused"),
         ("phi_share", 0 < config.phi_share <= 1, "above 0 and at most 1; the paper has 0.5"),
         ("quantizer_dropout", 0 <= config.quantizer_dropout <= 1, "a share from 0 to 1; ImageFolder has 0.1"),

@@ -41,6 +41,7 @@ from stage1_vq.quantizers import (
     FVQConfig,
     GroupedQuantizerConfig,
     GumbelQuantizerConfig,
+    HierarchicalQuantizerConfig,
     IBQConfig,
     LFQConfig,
     MultiscaleBitsConfig,
@@ -163,6 +164,17 @@ QUANTIZER_ROWS: dict[str, Any] = {
         inverse_temperature=1,
         entropy_bits=1,
         diversity=0.5,
+    ),
+    "hierarchical": HierarchicalQuantizerConfig(
+        scales=(1, 2, 4), layer=NearestQuantizerConfig(codebook_size=40, dim=DIM, revive_after=2), phis=2
+    ),
+    "hierarchical, codebooks by gradient, dropout": HierarchicalQuantizerConfig(
+        scales=(1, 2, 4),
+        shared_codebook=False,
+        codebook_sizes=(5, 9, 16),
+        layer=NearestQuantizerConfig(dim=DIM, codebook_update="gradient", gradient="rotation"),
+        quantizer_dropout=0.5,
+        fewest_scales=2,
     ),
     "grouped multiscale_bits": GroupedQuantizerConfig(
         layer=MultiscaleBitsConfig(scales=(1, 2, 4), bits=3, dim=3, phis=2, inverse_temperature=1)
@@ -449,7 +461,7 @@ def test_after_a_beginning_of_its_own_come_its_own_codes_and_after_another_none_
                 for codes in (made_up, (*other[:number], *own[number:]))
             )
         dependent = row.startswith(
-            ("residual", "multiscale", "grouped residual", "grouped multiscale", "diveq, residual")
+            ("residual", "multiscale", "hierarchical", "grouped residual", "grouped multiscale", "diveq, residual")
         )
         assert error < former if dependent else error == former
 
