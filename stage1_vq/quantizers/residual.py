@@ -19,6 +19,7 @@ from codes.spec import Codes, Grid
 from common.errors import FieldError, check_fields, fields_at
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
+from stage1_vq.quantizers.beam import beam_search_after
 from stage1_vq.quantizers.codebook import Codebook, look_up
 from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import pass_gradient
@@ -40,6 +41,8 @@ class ResidualQuantizerConfig:
     dim: int | None = None  # d, width of z and z_q, projected to layer.dim and back; null: layer.dim, no projection
     quantizer_dropout: float = 0.0  # share of training images whose z_q ends after a random number of layers
     gradient_through: Literal["sum", "layers"] = "sum"  # from z_q to z: once, or by each layer to its own residual
+    gradient_between: float = 0.0  # share of a layer's gradient that reaches the code vectors before it (layers only)
+    beam: int = 1  # beginnings that the search for codes keeps; 1: each layer takes its nearest
 
     def __post_init__(self) -> None:
         sizes = self.codebook_sizes
@@ -51,6 +54,13 @@ class ResidualQuantizerConfig:
             ("dim", self.dim is None or self.dim >= 1, "at least 1, or null for layer.dim"),
             ("quantizer_dropout", 0 <= self.quantizer_dropout <= 1, "a share from 0 to 1; SoundStream has 1"),
             ("gradient_through", self.gradient_through in ("sum", "layers"), "sum or layers"),
+            ("gradient_between", 0 <= self.gradient_between <= 1, "a share from 0 to 1"),
+            (
+                "gradient_between",
+                not self.gradient_between or self.gradient_through == "layers",
+                "0 where gradient_through=sum, which passes by all layers",
+            ),
+            ("beam", self.beam >= 1, "at least 1; 4 to 16 are common"),
         ]
         check_fields(self, rules)
         check_residual_layer(self)
@@ -85,7 +95,8 @@ class ResidualQuantizer(Quantizer):
     The gradient passes from z_q to z once, as through a single quantizer, so that the rotation trick turns z into the
     whole sum. With gradient_through=layers each layer passes it to its own residual, which adds them up at z: as in
     vector-quantize-pytorch, where the rotation trick turns each residual into its code vector, and the straight-through
-    gradient reaches z D times. Each layer's commitment loss pulls the latent to the sum of the code vectors so far; the
+    gradient reaches z D times, or with gradient_between less often, as each layer then takes back a share of what those
+    before it pass. Each layer's commitment loss pulls the latent to the sum of the code vectors so far; the
     losses are means over the layers. All of it in float32.
     """
 
@@ -129,17 +140,25 @@ class ResidualQuantizer(Quantizer):
         with float32_island(z.device.type):
             latents = self.project_in(z.float())
             residual, total = latents, torch.zeros_like(latents)
+            searched = self.search(latents.detach(), ()) if self.config.beam > 1 else None
             codes: list[Tensor] = []
             losses: list[dict[str, Tensor]] = []
             for number, layer in enumerate(self.stack()):
                 vectors = layer.code_vectors()
-                codes.append(layer.nearest(residual.detach(), vectors.detach(), note=self.training))
+                if searched is None:
+                    codes.append(layer.nearest(residual.detach(), vectors.detach(), note=self.training))
+                else:
+                    codes.append(searched[number])
+                    if self.training:
+                        layer.note(residual.detach(), codes[-1])
                 nearest = look_up(codes[-1], vectors.detach())
                 error = squared_error(residual, nearest)
                 losses.append(lookup_losses(layer_config, residual, error, codes[-1], vectors, training=self.training))
                 passed = pass_gradient(layer_config.gradient, residual, nearest) if by_layers else nearest
                 total = total + (passed if kept is None else passed * (number < kept.view(-1, 1, 1, 1)))
                 residual = residual - nearest
+                if self.config.gradient_between:
+                    residual = residual - self.config.gradient_between * (passed - passed.detach())
             if self.config.shared_codebook:
                 self.stack()[0].join_calls(self.config.depth, len(z))
             passed = total if by_layers else pass_gradient(layer_config.gradient, latents, total)
@@ -161,11 +180,21 @@ class ResidualQuantizer(Quantizer):
         """Each layer describes what the ones before it, as they were chosen, leave of z."""
         self.check_latents(z)
         with float32_island(z.device.type):
-            residual = self.project_in(z.float())
-            found: list[Tensor] = []
-            for number, layer in enumerate(self.stack()):
-                found.append(chosen[number] if number < len(chosen) else layer.codes(residual))
-                residual = residual - layer.look_up(found[-1])
+            return self.search(self.project_in(z.float()), chosen)
+
+    @torch.no_grad()
+    def search(self, latents: Tensor, chosen: Codes) -> Codes:
+        """The codes of narrow latents."""
+        stack = self.stack()
+        if self.config.beam > 1:
+            return beam_search_after(
+                latents, len(stack), lambda number, _: stack[number].code_vectors(), self.config.beam, chosen
+            )
+        residual = latents
+        found: list[Tensor] = []
+        for number, layer in enumerate(stack):
+            found.append(chosen[number] if number < len(chosen) else layer.codes(residual))
+            residual = residual - layer.look_up(found[-1])
         return tuple(found)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:

@@ -104,6 +104,9 @@ QUANTIZER_ROWS: dict[str, Any] = {
         layer=NearestQuantizerConfig(codebook_size=16, dim=4, codebook_update="gradient", gradient="rotation"),
         quantizer_dropout=1.0,
     ),
+    "residual, beam": ResidualQuantizerConfig(
+        depth=3, layer=TINY_NEAREST, beam=4, gradient_through="layers", gradient_between=0.5
+    ),
     "grouped": GroupedQuantizerConfig(groups=3, layer=NearestQuantizerConfig(codebook_size=8, dim=2, revive_after=2)),
     "grouped residual": GroupedQuantizerConfig(
         layer=ResidualQuantizerConfig(depth=2, layer=NearestQuantizerConfig(codebook_size=8, dim=3, revive_after=2))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from stage1_vq.quantizers import build_quantizer, residual
+from stage1_vq.quantizers.beam import beam_search
 from stage1_vq.quantizers.codebook import Codebook
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
@@ -209,6 +210,47 @@ def test_codebooks_learn_from_every_image_whatever_was_drawn(update):
         assert update == "ema" or torch.equal(one.codebook.grad, other.codebook.grad)
 
 
+# ---- beam search ----------------------------------------------------------------------------------------------------
+
+
+def test_a_beam_as_wide_as_all_paths_finds_the_nearest_of_all_sums():
+    layer = NearestQuantizerConfig(codebook_size=4, dim=5)
+    quantizer, z = make(layer, depth=3, beam=16).eval(), latents()
+    rows = rearrange(z, "b d h w -> (b h w) 1 d")
+    paths = torch.cartesian_prod(*3 * [torch.arange(4)])  # 64 layers
+    sums = sum(book.codebook[paths[:, number]] for number, book in enumerate(quantizer.stack()))
+    best = paths[(rows - sums).square().sum(2).argmin(1)]
+    found = torch.stack([grid.flatten() for grid in quantizer.codes(z)], 1)
+    assert torch.equal(found, best)
+
+
+def test_a_wider_beam_leaves_no_larger_error_on_average_and_a_beam_of_one_is_greedy(monkeypatch):
+    layer = NearestQuantizerConfig(codebook_size=16, dim=5)
+    z = latents(b=16)
+    errors = [float(make(layer, depth=4, beam=beam).eval()(z).statistics["quantization_error"]) for beam in (1, 2, 8)]
+    assert errors[0] > errors[1] > errors[2]
+    greedy = make(layer, depth=4)
+    rows = lambda number, _: greedy.stack()[number].code_vectors()  # noqa: E731
+    found = beam_search(z, 4, rows, 1)
+    assert all(map(torch.equal, found, greedy.codes(z)))
+    monkeypatch.setattr("stage1_vq.quantizers.beam.TILE", 64)  # a few rows at a time
+    assert all(map(torch.equal, beam_search(z, 4, rows, 1), found))
+
+
+def test_with_a_beam_every_codebook_moves_to_what_its_layer_saw():
+    layer = NearestQuantizerConfig(codebook_size=12, dim=5, decay=0.0, revive_after=0)
+    quantizer, z = make(layer, depth=3, beam=4), latents()
+    rest = rearrange(z, "b d h w -> (b h w) d")
+    books = [book.codebook.clone() for book in quantizer.stack()]
+    quantized = quantizer(z)
+    quantizer.update(1)
+    for book, before, grid in zip(quantizer.stack(), books, quantized.codes, strict=True):
+        code = int(grid.flatten()[0])
+        mean = rest[grid.flatten() == code].mean(0)
+        torch.testing.assert_close(book.codebook[code], mean, rtol=1e-4, atol=1e-5)
+        rest = rest - before[grid.flatten()]
+
+
 # ---- what a person sees ---------------------------------------------------------------------------------------------
 
 
@@ -245,6 +287,8 @@ def test_a_warning_names_the_layer_and_fields_that_exist():
         ({"codebook_sizes": (4, 4, 4), "shared_codebook": True}, "expected none where shared_codebook=true"),
         ({"dim": 0}, "dim=0, expected at least 1"),
         ({"gradient_through": "all"}, "gradient_through=all, expected sum or layers"),
+        ({"beam": 0}, "beam=0, expected at least 1"),
+        ({"gradient_between": 0.5}, "gradient_between=0.5, expected 0 where gradient_through=sum"),
         ({"quantizer_dropout": 1.5}, "quantizer_dropout=1.5, expected a share from 0 to 1"),
         (
             {"layer": NearestQuantizerConfig(dim=64, lookup_dim=8)},
