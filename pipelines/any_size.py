@@ -15,12 +15,19 @@ from stage1_vq.autoencoders import Autoencoder
 
 @torch.no_grad()
 def reconstruct(
-    autoencoder: Autoencoder, images: Tensor, precision: Precision | None = None, tokens: int | None = None
+    autoencoder: Autoencoder,
+    images: Tensor,
+    precision: Precision | None = None,
+    tokens: int | None = None,
+    grids: int | None = None,
 ) -> Tensor:
     """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32. precision: as for
-    `decoded`; tokens: as many of the first codes of a model with nested tokens, None: all. Raises UserError."""
+    `decoded`; tokens: as many of the first codes of a model with nested tokens, None: all; grids: as many of the first
+    grids of a model of layers or scales. Raises UserError."""
     height, width = images.shape[-2:]
     codes = encode_any_size(autoencoder, images)
+    if grids is not None:
+        return decoded_first(autoencoder, codes[:grids], (height, width), precision)[..., :height, :width]
     if tokens is not None:
         autoencoder.prefix_spec(tokens)
         codes = tuple(grid[..., :tokens] for grid in codes)
@@ -36,6 +43,21 @@ def decoded(autoencoder: Autoencoder, codes: Codes, precision: Precision | None 
     parts = in_parts(tuple(grid.to(device) for grid in codes), autoencoder.code_spec())
     with computing_in(precision, device):
         images = torch.cat([autoencoder.decode(part).float() for part in parts])
+    if precision == "fp16":
+        check_range(images)
+    return images
+
+
+@torch.no_grad()
+def decoded_first(
+    autoencoder: Autoencoder, codes: Codes, size: tuple[int, int], precision: Precision | None = None
+) -> Tensor:
+    """Images of the first grids of their codes, b h w each (`Autoencoder.decode_first`) -> b c H W, float32. size: H W
+    of the images, padded here to the stride; precision: as for `decoded`. Raises UserError."""
+    device = next(autoencoder.parameters()).device
+    padded = [side + -side % autoencoder.stride for side in size]
+    with computing_in(precision, device):
+        images = autoencoder.decode_first(tuple(grid.to(device) for grid in codes), *padded).float()
     if precision == "fp16":
         check_range(images)
     return images

@@ -59,6 +59,7 @@ class ReconstructConfig:
     out: str  # folder for the PNG files, sheet.png and psnr.json
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     tokens: int | None = None  # of each image, the first ones, of a model with nested tokens; left out: all
+    grids: int | None = None  # of each image's codes, the first layers or scales alone; left out: all
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
@@ -66,6 +67,12 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         check_max_side(self.max_side)
+        if self.grids is not None and self.grids < 1:
+            raise UserError(f"grids={self.grids}, expected at least 1, or leave it out for all")
+        if self.grids is not None and self.tokens is not None:
+            raise UserError(
+                f"grids={self.grids} with tokens={self.tokens}: give one of them, tokens for a model of kind titok"
+            )
 
 
 def reconstruct_files(config: ReconstructConfig) -> str:
@@ -80,11 +87,14 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     precision = chosen_precision(config.precision)
     check_device(device, precision)
     if is_vae(config.model):
-        if config.tokens is not None:
-            raise UserError(f"tokens={config.tokens}, but {config.model} is a VAE, whose latents are all of use")
+        for name in ("tokens", "grids"):
+            if getattr(config, name) is not None:
+                raise UserError(
+                    f"{name}={getattr(config, name)}, but {config.model} is a VAE, whose latents are all of use"
+                )
         model = decoder_of_vae(config.model, device, precision)
     else:
-        model = decoder_of_codes(config.model, device, precision, config.tokens)
+        model = decoder_of_codes(config.model, device, precision, config.tokens, config.grids)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
     check_apart(out, source)
@@ -96,12 +106,18 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         "alone": config.alone,
         "precision": precision,
         "tokens": config.tokens,
+        "grids": config.grids,
     }
     sources = Sources(out)
     files = {target: [root / name] for name, target in targets.items()}
     moved = {"images": lambda: sources.are_at(files)}
     with results_folder(
-        out, "reconstruct", settings, state, defaults={"precision": None, "tokens": None}, may_change=moved
+        out,
+        "reconstruct",
+        settings,
+        state,
+        defaults={"precision": None, "tokens": None, "grids": None},
+        may_change=moved,
     ):
         bad_images = BadImages(
             len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
@@ -147,12 +163,16 @@ class Reconstructor(NamedTuple):
     reconstruct: Callable[[Tensor], Tensor]  # 1 c H W in [-1, 1], to the same shape
 
 
-def decoder_of_codes(name: str, device: torch.device, precision: Precision | None, tokens: int | None) -> Reconstructor:
-    """Raises UserError for a number of tokens that the model does not have."""
+def decoder_of_codes(
+    name: str, device: torch.device, precision: Precision | None, tokens: int | None, grids: int | None
+) -> Reconstructor:
+    """Raises UserError for a number of tokens or grids that the model does not have."""
     autoencoder = load_autoencoder(name).to(device)
     if tokens is not None:
         autoencoder.prefix_spec(tokens)
-    decode = partial(reconstruct, autoencoder, precision=precision, tokens=tokens)
+    if grids is not None and grids > (count := len(autoencoder.code_spec().grids)):
+        raise UserError(f"grids={grids}, expected 1 to {count}: {autoencoder.code_spec().describe()}")
+    decode = partial(reconstruct, autoencoder, precision=precision, tokens=tokens, grids=grids)
 
     def seen(picture: Image.Image) -> Image.Image:
         return picture if autoencoder.codes_have_places else fit(picture, *autoencoder.image_size)

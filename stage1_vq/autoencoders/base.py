@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -113,6 +113,12 @@ class Autoencoder(PretrainedModel):
     def decode(self, codes: Codes) -> Tensor:
         """codes: one b h w per grid; returns images, b c H W, clamped to [-1, 1]. Raises UserError for wrong codes."""
         raise NotImplementedError
+
+    def decode_first(self, codes: Codes, height: int, width: int) -> Tensor:
+        """Images, b c `height` `width`, of the first grids of their codes alone: b h w each, of layers or scales to
+        which the others only add. The nearer to the images, the larger `quantizer_dropout` was in training. Raises
+        UserError where the codes of this model are no such, or not of images of this size."""
+        raise UserError(f"the codes of a {self.kind} model are all of use: no first grids tell of the whole image")
 
     def scale_latents(self) -> dict[str, Tensor] | None:
         """What a next-scale prior needs to know of the codes (`MultiscaleQuantizer.scale_latents`); None for codes of
@@ -240,9 +246,20 @@ class QuantizedAutoencoder(Autoencoder):
         self.check_codes(codes, self.stride)
         return self.images_of(self.decoded(codes)).clamp(-1, 1)
 
+    def decode_first(self, codes: Codes, height: int, width: int) -> Tensor:
+        spec = self.code_spec(height, width)
+        if not 1 <= len(codes) <= len(spec.grids):
+            raise UserError(f"got codes of {len(codes)} grids, expected 1 to {len(spec.grids)}: {spec.describe()}")
+        replace(spec, grids=spec.grids[: len(codes)]).check(codes)
+        finest = spec.grids[-1]  # as large as the latents
+        z_q = self.quantizer.latents_of_first(codes, finest.height, finest.width)
+        return self.images_of(self.decoded_latents(z_q)).clamp(-1, 1)
+
     def decoded(self, codes: Codes) -> Tensor:
         """The decoder's output, float32, of codes that are known to fit."""
-        z_q = self.quantizer.codes_to_latents(codes)
+        return self.decoded_latents(self.quantizer.codes_to_latents(codes))
+
+    def decoded_latents(self, z_q: Tensor) -> Tensor:
         return self.decoder(self.laid_out(in_type_of(self.decoder, z_q))).float()
 
     def forward(self, images: Tensor) -> Stage1Output:

@@ -15,9 +15,11 @@ from stage1_vq.quantizers.fsq import FSQConfig, FSQuantizer
 from stage1_vq.quantizers.fvq import FVQConfig, FVQuantizer
 from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
 from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
+from stage1_vq.quantizers.hierarchical import HierarchicalQuantizer, HierarchicalQuantizerConfig
 from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
 from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
+from stage1_vq.quantizers.multiscale_bits import MultiscaleBitsConfig, MultiscaleBitsQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from stage1_vq.quantizers.residual_scalar import ResidualScalarConfig, ResidualScalarQuantizer
@@ -40,6 +42,8 @@ QuantizerConfig = (
     | FVQConfig
     | BinaryMapperConfig
     | ResidualScalarConfig
+    | MultiscaleBitsConfig
+    | HierarchicalQuantizerConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -59,6 +63,8 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "fvq": FVQuantizer,
     "binary_mapper": BinaryMapper,
     "residual_scalar": ResidualScalarQuantizer,
+    "multiscale_bits": MultiscaleBitsQuantizer,
+    "hierarchical": HierarchicalQuantizer,
 }
 
 
@@ -91,10 +97,14 @@ __all__ = [
     "GroupedQuantizerConfig",
     "GumbelQuantizer",
     "GumbelQuantizerConfig",
+    "HierarchicalQuantizer",
+    "HierarchicalQuantizerConfig",
     "IBQConfig",
     "IBQuantizer",
     "LFQConfig",
     "LFQuantizer",
+    "MultiscaleBitsConfig",
+    "MultiscaleBitsQuantizer",
     "MultiscaleQuantizer",
     "MultiscaleQuantizerConfig",
     "NearestQuantizer",

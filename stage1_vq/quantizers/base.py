@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
 from common.errors import UserError
+from common.wording import counted
 
 
 class Quantized(NamedTuple):
@@ -62,6 +64,12 @@ class Quantizer(nn.Module):
         """z: b d h w."""
         raise NotImplementedError
 
+    def draw_kept(self, b: int, device: torch.device) -> Tensor | None:
+        """Of how many of its layers or scales the decoder sees the sum of each of b images, b int64, drawn anew; None
+        where of all. A quantizer that draws so takes them as a second argument of `forward`, by which several of them
+        drop alike."""
+        return None
+
     def codes(self, z: Tensor) -> Codes:
         """The codes of `forward`, where nothing else is wanted."""
         return self.forward(z).codes
@@ -74,6 +82,14 @@ class Quantizer(nn.Module):
     def codes_to_latents(self, codes: Codes) -> Tensor:
         """The z_q of these codes: b d h w."""
         raise NotImplementedError
+
+    def latents_of_first(self, codes: Codes, height: int, width: int) -> Tensor:
+        """The z_q, b d `height` `width`, of the first grids alone, as many as there are codes, where the others add to
+        them. Raises UserError where they do not, or not from that grid on."""
+        raise UserError(
+            f"got codes of {counted(len(codes), 'grid')}, expected those of all "
+            f"{len(self.grids(height, width))}: of this quantizer no first ones tell of the whole image"
+        )
 
     def scale_latents(self) -> dict[str, Tensor] | None:
         """What a next-scale prior needs to sum the scales itself; None where codes are no scales of one sum."""

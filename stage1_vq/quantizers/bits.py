@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from common.compatibility import never_compiled
+from common.distributed import global_mean
 
 TILE = 2**21  # probabilities at a time: 8 MB
 
@@ -68,3 +69,15 @@ def entropy(probabilities: Tensor) -> Tensor:
     """In nats, over the last axis; where a probability is 0, so is its term, and the gradient is finite."""
     tiny = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp(min=tiny).log()).sum(-1)
+
+
+def batch_entropy(logits: Tensor, bits: int) -> Tensor:
+    """Entropy in nats of the mean of the codes' probabilities over the latents of all processes, a scalar; logits: of
+    each bit, n by all bits.
+
+    A micro-batch of an accumulated step has one of its own: the entropy of a mean is no mean of entropies. With more
+    than `bits` of them: the sum over groups of as many, which is an upper bound. It is exact where the groups are used
+    independently of each other (Zhao et al. 2024, arXiv:2406.07548, go as far as groups of one bit).
+    """
+    groups = logits.split(bits, 1)
+    return torch.stack([entropy(global_mean(mean_joint_probabilities(group))) for group in groups]).sum()

@@ -122,12 +122,22 @@ class Codebook(nn.Module):
         rows, codes = rows_and_codes(z, vectors)
         if note:
             counted = slice(None) if mask is None else mask.flatten()
-            self.usage.note(codes[counted])
-            if self.settings.update == "ema":
-                self.pending_sums.index_add_(0, codes[counted], rows[counted])
-            if self.settings.revive_after:
-                self.recent.append(rows[counted])
+            self.note_rows(rows[counted], codes[counted])
         return codes_as_map(codes, z)
+
+    @never_compiled
+    @torch.no_grad()
+    def note(self, z: Tensor, codes: Tensor) -> None:
+        """Codes, b h w, that somebody has found for z, b d h w, count for the next `update`."""
+        self.note_rows(rearrange(z, "b d h w -> (b h w) d").contiguous(), codes.flatten())
+
+    def note_rows(self, rows: Tensor, codes: Tensor) -> None:
+        """rows: n d; codes: n."""
+        self.usage.note(codes)
+        if self.settings.update == "ema":
+            self.pending_sums.index_add_(0, codes, rows)
+        if self.settings.revive_after:
+            self.recent.append(rows)
 
     def codes(self, z: Tensor) -> Tensor:
         """Codes, b h w, of z, b d h w, which count for nothing."""

@@ -19,17 +19,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes
-from common.distributed import global_mean, mean_over_processes
+from common.distributed import mean_over_processes
 from common.errors import FieldError, check_fields
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized
-from stage1_vq.quantizers.bits import (
-    bit_entropy,
-    bits_to_codes,
-    codes_to_bits,
-    entropy,
-    mean_joint_probabilities,
-)
+from stage1_vq.quantizers.bits import batch_entropy, bit_entropy, bits_to_codes, codes_to_bits
 from stage1_vq.quantizers.counting import CountingQuantizer
 from stage1_vq.quantizers.float32 import ProductConv2d, turned
 from stage1_vq.quantizers.gradients import StraightThrough
@@ -128,9 +122,9 @@ class LFQuantizer(CountingQuantizer):
                 losses["entropy_loss"] = self.config.entropy_weight * sample_entropy
                 statistics["sample_entropy"] = sample_entropy.detach()
                 if self.config.diversity:
-                    batch_entropy = self.batch_entropy(logits)
-                    losses["diversity_loss"] = -self.config.entropy_weight * self.config.diversity * batch_entropy
-                    statistics["batch_entropy"] = batch_entropy.detach()
+                    batch = batch_entropy(logits, self.config.entropy_bits)
+                    losses["diversity_loss"] = -self.config.entropy_weight * self.config.diversity * batch
+                    statistics["batch_entropy"] = batch.detach()
             return Quantized(z_q, (codes,), losses, statistics)
 
     def codes(self, z: Tensor) -> Codes:
@@ -167,14 +161,3 @@ class LFQuantizer(CountingQuantizer):
     def corners(self, bits: Tensor) -> Tensor:
         """bits: b bits h w, bool; returns the same shape, float32."""
         return (2 * bits.float() - 1) * self.corner
-
-    def batch_entropy(self, logits: Tensor) -> Tensor:
-        """Entropy in nats of the mean soft assignment of the latents of all processes, a scalar; logits: n bits.
-
-        A micro-batch of an accumulated step has one of its own: the entropy of a mean is no mean of entropies. With
-        more bits than `entropy_bits`: the sum over groups of as many, which is an upper bound. It is exact where the
-        groups are used independently of each other (Zhao et al. 2024, arXiv:2406.07548, go as far
-        as groups of one bit).
-        """
-        groups = logits.split(self.config.entropy_bits, 1)
-        return torch.stack([entropy(global_mean(mean_joint_probabilities(group))) for group in groups]).sum()

@@ -1,34 +1,49 @@
-"""Multi-scale residual quantizer of VAR (Tian et al. 2024, arXiv:2404.02905, section 3.2 and algorithms 1 and 2).
+"""Multi-scale residual quantizer of VAR (Tian et al. 2024, arXiv:2404.02905, section 3.2 and algorithms 1 and 2), with
+what XQ-GAN (Li et al. 2024, arXiv:2412.01762) and ImageFolder (arXiv:2410.01756) add to it: quantizer dropout, so that
+any number of scales decodes, and codes by direction.
 
 A map of latents becomes grids of codes from 1x1 up to its own size, all of one codebook: each grid describes what the
-coarser ones left, and a prior can draw a whole grid at once given the ones before it.
+coarser ones left, and a prior can draw a whole grid at once given the ones before it. Several such quantizers, each of
+its own channels, are a `grouped` one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from codes.spec import Codes, Grid
 from common.errors import check_fields
 from common.float32 import float32_island
-from stage1_vq.quantizers.base import Quantized, Quantizer
-from stage1_vq.quantizers.codebook import Codebook, CodebookInit, CodebookSettings, CodebookUpdate, codebook_rules
-from stage1_vq.quantizers.float32 import ProductConv2d
+from stage1_vq.quantizers.base import Quantized
+from stage1_vq.quantizers.codebook import (
+    Codebook,
+    CodebookInit,
+    CodebookSettings,
+    CodebookUpdate,
+    codebook_rules,
+    look_up,
+)
 from stage1_vq.quantizers.gradients import StraightThrough
+from stage1_vq.quantizers.scales import (
+    ScaleQuantizer,
+    fitting_phis,
+    phi_convolutions,
+    phi_of_each_scale,
+    scale_rules,
+)
 from stage1_vq.squared_error import squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiscaleQuantizerConfig:
-    """VAR's own settings are these defaults with codebook_update=gradient, kmeans_iterations=0 and revive_after=0.
+    """VAR's own settings are these defaults with codebook_update=gradient, kmeans_iterations=0 and revive_after=0;
+    XQ-GAN's, compare=direction and quantizer_dropout=0.1 besides.
 
     By gradient the code vectors lag behind the latents early in training, phi learns to stretch them, and a code that
     is revived, of full length, is then far off: there better leave revive_after at 0.
@@ -47,23 +62,22 @@ class MultiscaleQuantizerConfig:
     revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
+    compare: Literal["distance", "direction"] = "distance"  # which code a rest takes: the nearest, or of its direction
+    quantizer_dropout: float = 0.0  # share of training images whose z_q ends after a random number of scales
+    fewest_scales: int = 1  # that quantizer_dropout leaves
 
     def __post_init__(self) -> None:
-        rising = min(self.scales, default=0) >= 1 and list(self.scales) == sorted(set(self.scales))
-        count = len(self.scales)
-        fitting = [phis for phis in range(1, count + 1) if len(set(phi_of_each_scale(count, phis))) == phis]
         rules = [
             *codebook_rules(self),
-            ("scales", rising, "one or more rising sides from 1 on, such as 1, 2, 4, 8"),
+            *scale_rules(self, fitting_phis(len(self.scales))),
             ("dim", self.dim >= 1, "at least 1"),
             ("commitment_weight", self.commitment_weight >= 0, "0 or more; the paper has 0.25"),
-            ("phis", self.phis in fitting, f"one of {fitting}, of which {count} scales leave none unused"),
-            ("phi_share", 0 < self.phi_share <= 1, "above 0 and at most 1; the paper has 0.5"),
+            ("compare", self.compare in ("distance", "direction"), "distance or direction"),
         ]
         check_fields(self, rules)
 
 
-class MultiscaleQuantizer(Quantizer):
+class MultiscaleQuantizer(ScaleQuantizer):
     """With f the latents, and from scale 1 to S of them:
 
         rest = f - sum
@@ -71,14 +85,15 @@ class MultiscaleQuantizer(Quantizer):
         sum = sum + phi_s(bicubic up-sampling of the code vectors)
 
     z_q is the last sum, with the gradient passed straight to z; phi, and the codebook by gradient, learn from the
-    losses. All of it in float32.
+    losses. With compare=direction the nearest is that of the largest cosine, and what is added has the length of the
+    code vector. All of it in float32.
     """
 
     config_class = MultiscaleQuantizerConfig
+    config: MultiscaleQuantizerConfig
 
     def __init__(self, config: MultiscaleQuantizerConfig) -> None:
-        super().__init__(config.dim)
-        self.config = config
+        super().__init__(config, config.dim, config.dim, phi_of_each_scale(len(config.scales), config.phis))
         self.layer = Codebook(
             CodebookSettings(
                 size=config.codebook_size,
@@ -91,39 +106,41 @@ class MultiscaleQuantizer(Quantizer):
                 warn_usage_below=config.warn_usage_below,
             )
         )
-        self.phis = nn.ModuleList(identity_convolution(config.dim) for _ in range(config.phis))
-        self.phi_of_scale = phi_of_each_scale(len(config.scales), config.phis)
+        self.phis = phi_convolutions(config.dim, config.phis)
 
-    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of each scale's grid: those of the config for square latents of its last size, in
-        proportion for any others; the last one is `height` x `width`."""
-        finest = self.config.scales[-1]
+    @property
+    def vocabulary(self) -> int:
+        return self.config.codebook_size
 
-        def side(scale: int, of: int) -> int:
-            return max(1, int(scale * of / finest + 0.5))
+    def compared(self) -> Tensor:
+        """k d, the code vectors as a rest is compared with them. The nearest of vectors of length 1 is that of the
+        largest cosine, however long the rest itself is, which counts as it is for the moving averages."""
+        vectors = self.layer.codebook.detach()
+        return F.normalize(vectors, dim=1) if self.config.compare == "direction" else vectors
 
-        return [(side(scale, height), side(scale, width)) for scale in self.config.scales]
+    def nearest(self, rest: Tensor, number: int) -> Tensor:
+        return self.layer.nearest(rest, self.compared(), note=False)
 
-    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """One per scale, `scale0` first."""
-        sizes = self.sizes(height, width)
-        return tuple(Grid(f"scale{number}", h, w, self.config.codebook_size) for number, (h, w) in enumerate(sizes))
+    def vectors(self, codes: Tensor, number: int) -> Tensor:
+        return look_up(codes, self.layer.codebook)
 
-    # ---- latents to codes and back ----------------------------------------------------------------------------------
-
-    def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. Losses, squared errors per element of the sum after each scale, averaged over the scales:
-        `commitment_loss`, times its weight, and `codebook_loss`; statistics: `quantization_error`, that of the last."""
+    def forward(self, z: Tensor, kept: Tensor | None = None) -> Quantized:
+        """z: b d h w; kept: as `draw_kept` draws it, None: drawn here. Losses, squared errors per element of the sum
+        after each scale, averaged over the scales: `commitment_loss`, times its weight, and `codebook_loss`;
+        statistics: `quantization_error`, that of the last."""
         self.check_latents(z)
+        kept = self.draw_kept(len(z), z.device) if kept is None else kept
         with float32_island(z.device.type):
-            latents = z.float()
+            latents, vectors = z.float(), self.compared()
             target, total = latents.detach(), torch.zeros_like(latents)
             found: list[Tensor] = []
+            sums: list[Tensor] = []
             errors: dict[str, list[Tensor]] = {"commitment_loss": [], "codebook_loss": []}
             for number, size in enumerate(self.sizes(*z.shape[2:])):
                 rest = self.shrink(target - total.detach(), number, size)
-                found.append(self.layer.nearest(rest, self.layer.codebook.detach(), note=self.training))
+                found.append(self.layer.nearest(rest, vectors, note=self.training))
                 total = total + self.grow(found[-1], number, target.shape[2:])
+                sums.append(total.detach())
                 errors["codebook_loss"].append(squared_error(total, target))
                 if self.config.commitment_weight:
                     error = squared_error(latents, total.detach())
@@ -132,85 +149,12 @@ class MultiscaleQuantizer(Quantizer):
                 self.layer.join_calls(len(found), len(z))
             losses = {name: torch.stack(values).mean() for name, values in errors.items() if values}
             statistics = {"quantization_error": errors["codebook_loss"][-1].detach()}
-            z_q = StraightThrough.apply(latents, total.detach()).to(z.dtype)
+            z_q = StraightThrough.apply(latents, self.seen_by_decoder(sums, kept)).to(z.dtype)
             return Quantized(z_q, tuple(found), losses, statistics)
 
-    def codes(self, z: Tensor) -> Codes:
-        return self.codes_after(z, ())
-
     @torch.no_grad()
-    def codes_after(self, z: Tensor, chosen: Codes) -> Codes:
-        """Each scale describes what the ones before it, as they were chosen, leave of z."""
-        self.check_latents(z)
-        with float32_island(z.device.type):
-            return self.walk(z.float(), chosen)[1]
-
-    def walk(self, z: Tensor, chosen: Codes = ()) -> tuple[list[Tensor], Codes]:
-        """What each scale has to describe, and its codes: the loop of `forward` without its losses. chosen: as for
-        `codes_after`."""
-        total = torch.zeros_like(z)
-        rests: list[Tensor] = []
-        found: list[Tensor] = []
-        for number, size in enumerate(self.sizes(*z.shape[2:])):
-            rests.append(self.shrink(z - total, number, size))
-            found.append(chosen[number] if number < len(chosen) else self.layer.codes(rests[-1]))
-            total = total + self.grow(found[-1], number, z.shape[2:])
-        return rests, tuple(found)
-
-    def codes_to_latents(self, codes: Codes) -> Tensor:
-        return self.latents_of_prefix(codes, codes[-1].shape[1], codes[-1].shape[2])
-
-    def latents_of_prefix(self, codes: Sequence[Tensor], height: int, width: int) -> Tensor:
-        """The sum, b d `height` `width`, of the first scales alone: as many as there are codes, b h w each."""
-        with float32_island(codes[0].device.type):
-            b = len(codes[0])
-            total = torch.zeros(b, self.dim, height, width, device=codes[0].device)
-            for number, grid in enumerate(codes):
-                total = total + self.grow(grid, number, total.shape[2:])
-            return total
-
-    def next_scale_input(self, latents: Tensor, number: int) -> Tensor:
-        """What a next-scale prior sees when it draws scale `number`, 1 to S - 1: the sum of the scales before it,
-        b d h w as `latents_of_prefix` gives it, averaged on that scale's grid: b d h_s w_s."""
-        return self.shrink(latents, number, self.sizes(*latents.shape[2:])[number])
-
-    def next_scale_inputs(self, codes: Codes) -> tuple[Tensor, ...]:
-        """`next_scale_input` of all scales but the first, given all codes: what a prior is trained on."""
-        height, width = codes[-1].shape[1:]
-        with float32_island(codes[0].device.type):
-            total = torch.zeros(len(codes[0]), self.dim, height, width, device=codes[0].device)
-            inputs: list[Tensor] = []
-            for number, grid in enumerate(codes[:-1]):
-                total = total + self.grow(grid, number, total.shape[2:])
-                inputs.append(self.next_scale_input(total, number + 1))
-        return tuple(inputs)
-
-    def shrink(self, x: Tensor, number: int, size: tuple[int, int]) -> Tensor:
-        """x, b d h w, averaged on the grid of scale `number`, whose size is `size`."""
-        last = number == len(self.config.scales) - 1
-        return x if last else F.interpolate(x, size=size, mode="area")
-
-    def grow(self, codes: Tensor, number: int, size: Sequence[int]) -> Tensor:
-        """What the codes of scale `number`, b h w, add to a map of `size`: b d *size."""
-        x = rearrange(F.embedding(codes, self.layer.codebook), "b h w d -> b d h w")
-        if number < len(self.config.scales) - 1:
-            x = F.interpolate(x, size=tuple(size), mode="bicubic")
-        phi, share = self.phis[self.phi_of_scale[number]], self.config.phi_share
-        return (1 - share) * x + share * phi(x)
-
-    @torch.no_grad()
-    def scale_latents(self) -> dict[str, Tensor] | None:
-        """`codebook`, k d, and of each scale but the last, whose codes no later scale sees, the convolution behind the
-        up-sampling, phi and its share in one: `phi_weight`, s-1 d d 3 3, and `phi_bias`, s-1 d."""
-        if len(self.config.scales) == 1:
-            return None
-        share, identity = self.config.phi_share, identity_convolution(self.dim).weight.to(self.layer.codebook.device)
-        phis = [cast(nn.Conv2d, self.phis[number]) for number in self.phi_of_scale[:-1]]
-        return {
-            "codebook": self.layer.codebook.detach(),
-            "phi_weight": torch.stack([(1 - share) * identity + share * phi.weight for phi in phis]),
-            "phi_bias": torch.stack([share * cast(Tensor, phi.bias) for phi in phis]),
-        }
+    def scale_parts(self) -> dict[str, Tensor] | None:
+        return {"codebook": self.layer.codebook.detach(), **self.folded_phis()}
 
     # ---- the codebook, once per step --------------------------------------------------------------------------------
 
@@ -236,24 +180,3 @@ class MultiscaleQuantizer(Quantizer):
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
         return self.layer.warnings(metrics, steps_per_epoch, self.path)
-
-
-def identity_convolution(channels: int) -> ProductConv2d:
-    """3x3. Beginning as the identity, phi leaves the sums what k-means on the rests takes them for."""
-    convolution = ProductConv2d(channels, channels, 3)
-    nn.init.dirac_(convolution.weight)
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
-    return convolution
-
-
-def phi_of_each_scale(scales: int, phis: int) -> list[int]:
-    """Which phi each scale takes: the one whose tick is nearest to the scale's place between 0 and 1.
-
-    The ticks are those of the published code. Ties, such as scales 2 and 7 of 10, are decided by rounding, so this
-    stays in float64 NumPy: weights trained with that code fit no other list.
-    """
-    edge = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
-    ticks = np.linspace(edge, 1 - edge, phis)
-    places: Any = [number / max(scales - 1, 1) for number in range(scales)]
-    return [int(np.argmin(np.abs(ticks - place))) for place in places]

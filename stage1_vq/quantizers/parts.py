@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from common.draws import uniform
+
 
 def named(part: str, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`perplexity` of `depth0` becomes `depth0_perplexity`."""
@@ -34,3 +36,11 @@ def health_over(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     for part, figures in parts.items():
         together |= named(part, {name: value for name, value in figures.items() if not name.endswith("_codes")})
     return together
+
+
+def draw_kept(b: int, depth: int, share: float, device: torch.device, *, fewest: int = 1) -> Tensor:
+    """How many of `depth` layers or scales the decoder sees of each of b images, int64: all, or with chance `share`
+    `fewest` to `depth` alike."""
+    whether, which = uniform(b, 2, device=device).unbind(1)
+    drawn = (which * (depth - fewest + 1)).long().clamp(max=depth - fewest) + fewest
+    return torch.where(whether < share, drawn, depth)

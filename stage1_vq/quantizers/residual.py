@@ -16,15 +16,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, Grid
-from common.draws import uniform
 from common.errors import FieldError, check_fields, fields_at
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
+from stage1_vq.quantizers.beam import beam_search_after
 from stage1_vq.quantizers.codebook import Codebook, look_up
 from stage1_vq.quantizers.float32 import ProductConv2d
 from stage1_vq.quantizers.gradients import pass_gradient
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig, lookup_losses
-from stage1_vq.quantizers.parts import figures_of, health_over, mean_over
+from stage1_vq.quantizers.parts import draw_kept, figures_of, health_over, mean_over
 from stage1_vq.squared_error import squared_error
 
 
@@ -41,9 +41,11 @@ class ResidualQuantizerConfig:
     dim: int | None = None  # d, width of z and z_q, projected to layer.dim and back; null: layer.dim, no projection
     quantizer_dropout: float = 0.0  # share of training images whose z_q ends after a random number of layers
     gradient_through: Literal["sum", "layers"] = "sum"  # from z_q to z: once, or by each layer to its own residual
+    gradient_between: float = 0.0  # share of a layer's gradient that reaches the code vectors before it (layers only)
+    beam: int = 1  # beginnings that the search for codes keeps; 1: each layer takes its nearest
 
     def __post_init__(self) -> None:
-        sizes, layer = self.codebook_sizes, self.layer
+        sizes = self.codebook_sizes
         rules = [
             ("depth", self.depth >= 1, "at least 1"),
             ("codebook_sizes", not sizes or len(sizes) == self.depth, f"one for each of the depth={self.depth} layers"),
@@ -52,22 +54,38 @@ class ResidualQuantizerConfig:
             ("dim", self.dim is None or self.dim >= 1, "at least 1, or null for layer.dim"),
             ("quantizer_dropout", 0 <= self.quantizer_dropout <= 1, "a share from 0 to 1; SoundStream has 1"),
             ("gradient_through", self.gradient_through in ("sum", "layers"), "sum or layers"),
+            ("gradient_between", 0 <= self.gradient_between <= 1, "a share from 0 to 1"),
+            (
+                "gradient_between",
+                not self.gradient_between or self.gradient_through == "layers",
+                "0 where gradient_through=sum, which passes by all layers",
+            ),
+            ("beam", self.beam >= 1, "at least 1; 4 to 16 are common"),
         ]
         check_fields(self, rules)
-        if layer.lookup_dim is not None:
-            raise FieldError(
-                self,
-                "layer.lookup_dim",
-                "null: residuals are left in the space of the code vectors, so give that width as "
-                f"layer.dim={layer.lookup_dim}, and dim={layer.dim} beside layer for the latents; the projections then "
-                "stand once around all layers",
-            )
-        if layer.l2_normalise:
-            raise FieldError(
-                self,
-                "layer.l2_normalise",
-                "False: residuals grow shorter from layer to layer, and code vectors of length 1 cannot follow them",
-            )
+        check_residual_layer(self)
+
+
+def check_residual_layer(config: Any) -> None:
+    """Raises FieldError where `config.layer`, of a quantizer whose vectors add up, compares other vectors than it
+    adds."""
+    layer = config.layer
+    if layer.lookup_dim is not None:
+        raise FieldError(
+            config,
+            "layer.lookup_dim",
+            "null: residuals are left in the space of the code vectors, so give that width as "
+            f"layer.dim={layer.lookup_dim}, and dim={layer.dim} beside layer for the latents; the projections then "
+            "stand once around all layers"
+            if hasattr(config, "dim")
+            else "null: residuals are left in the space of the code vectors",
+        )
+    if layer.l2_normalise:
+        raise FieldError(
+            config,
+            "layer.l2_normalise",
+            "False: residuals grow shorter from layer to layer, and code vectors of length 1 cannot follow them",
+        )
 
 
 class ResidualQuantizer(Quantizer):
@@ -77,7 +95,8 @@ class ResidualQuantizer(Quantizer):
     The gradient passes from z_q to z once, as through a single quantizer, so that the rotation trick turns z into the
     whole sum. With gradient_through=layers each layer passes it to its own residual, which adds them up at z: as in
     vector-quantize-pytorch, where the rotation trick turns each residual into its code vector, and the straight-through
-    gradient reaches z D times. Each layer's commitment loss pulls the latent to the sum of the code vectors so far; the
+    gradient reaches z D times, or with gradient_between less often, as each layer then takes back a share of what those
+    before it pass. Each layer's commitment loss pulls the latent to the sum of the code vectors so far; the
     losses are means over the layers. All of it in float32.
     """
 
@@ -112,27 +131,34 @@ class ResidualQuantizer(Quantizer):
 
     # ---- latents to codes and back ----------------------------------------------------------------------------------
 
-    def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. Losses: those of the layers, averaged; statistics: `quantization_error`, the squared error per
-        element that all layers together leave."""
+    def forward(self, z: Tensor, kept: Tensor | None = None) -> Quantized:
+        """z: b d h w; kept: as `draw_kept` draws it, None: drawn here. Losses: those of the layers, averaged;
+        statistics: `quantization_error`, the squared error per element that all layers together leave."""
         self.check_latents(z)
         layer_config, by_layers = self.config.layer, self.config.gradient_through == "layers"
-        dropout = self.training and self.config.quantizer_dropout > 0
-        kept = self.draw_layers_kept(len(z), z.device).view(-1, 1, 1, 1) if dropout else None
+        kept = self.draw_kept(len(z), z.device) if kept is None else kept
         with float32_island(z.device.type):
             latents = self.project_in(z.float())
             residual, total = latents, torch.zeros_like(latents)
+            searched = self.search(latents.detach(), ()) if self.config.beam > 1 else None
             codes: list[Tensor] = []
             losses: list[dict[str, Tensor]] = []
             for number, layer in enumerate(self.stack()):
                 vectors = layer.code_vectors()
-                codes.append(layer.nearest(residual.detach(), vectors.detach(), note=self.training))
+                if searched is None:
+                    codes.append(layer.nearest(residual.detach(), vectors.detach(), note=self.training))
+                else:
+                    codes.append(searched[number])
+                    if self.training:
+                        layer.note(residual.detach(), codes[-1])
                 nearest = look_up(codes[-1], vectors.detach())
                 error = squared_error(residual, nearest)
                 losses.append(lookup_losses(layer_config, residual, error, codes[-1], vectors, training=self.training))
                 passed = pass_gradient(layer_config.gradient, residual, nearest) if by_layers else nearest
-                total = total + (passed if kept is None else passed * (number < kept))
+                total = total + (passed if kept is None else passed * (number < kept.view(-1, 1, 1, 1)))
                 residual = residual - nearest
+                if self.config.gradient_between:
+                    residual = residual - self.config.gradient_between * (passed - passed.detach())
             if self.config.shared_codebook:
                 self.stack()[0].join_calls(self.config.depth, len(z))
             passed = total if by_layers else pass_gradient(layer_config.gradient, latents, total)
@@ -140,15 +166,11 @@ class ResidualQuantizer(Quantizer):
         # After the last layer: its latents less its vectors.
         return Quantized(z_q, tuple(codes), mean_over(losses), {"quantization_error": error.detach()})
 
-    def draw_layers_kept(self, b: int, device: torch.device) -> Tensor:
-        """How many layers the decoder sees of each of b images: all, or with chance `quantizer_dropout` 1 to D alike.
-
-        Codebooks, codes and losses know nothing of it: every layer learns from every image, so that neither the
-        codebooks nor the weights with a gradient depend on what each process has drawn.
-        """
-        whether, which = uniform(b, 2, device=device).unbind(1)
-        drawn = (which * self.config.depth).long().clamp(max=self.config.depth - 1) + 1
-        return torch.where(whether < self.config.quantizer_dropout, drawn, self.config.depth)
+    def draw_kept(self, b: int, device: torch.device) -> Tensor | None:
+        """Codebooks, codes and losses know nothing of it: every layer learns from every image, so that neither the
+        codebooks nor the weights with a gradient depend on what each process has drawn."""
+        share = self.config.quantizer_dropout
+        return draw_kept(b, self.config.depth, share, device) if self.training and share else None
 
     def codes(self, z: Tensor) -> Codes:
         return self.codes_after(z, ())
@@ -158,16 +180,29 @@ class ResidualQuantizer(Quantizer):
         """Each layer describes what the ones before it, as they were chosen, leave of z."""
         self.check_latents(z)
         with float32_island(z.device.type):
-            residual = self.project_in(z.float())
-            found: list[Tensor] = []
-            for number, layer in enumerate(self.stack()):
-                found.append(chosen[number] if number < len(chosen) else layer.codes(residual))
-                residual = residual - layer.look_up(found[-1])
+            return self.search(self.project_in(z.float()), chosen)
+
+    @torch.no_grad()
+    def search(self, latents: Tensor, chosen: Codes) -> Codes:
+        """The codes of narrow latents."""
+        stack = self.stack()
+        if self.config.beam > 1:
+            return beam_search_after(
+                latents, len(stack), lambda number, _: stack[number].code_vectors(), self.config.beam, chosen
+            )
+        residual = latents
+        found: list[Tensor] = []
+        for number, layer in enumerate(stack):
+            found.append(chosen[number] if number < len(chosen) else layer.codes(residual))
+            residual = residual - layer.look_up(found[-1])
         return tuple(found)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
+        return self.latents_of_first(codes, codes[-1].shape[1], codes[-1].shape[2])
+
+    def latents_of_first(self, codes: Codes, height: int, width: int) -> Tensor:
         with float32_island(codes[0].device.type):
-            parts = [layer.look_up(grid) for layer, grid in zip(self.stack(), codes, strict=True)]
+            parts = [layer.look_up(grid) for layer, grid in zip(self.stack()[: len(codes)], codes, strict=True)]
             return self.project_out(torch.stack(parts).sum(0))
 
     # ---- the codebooks, once per step -------------------------------------------------------------------------------

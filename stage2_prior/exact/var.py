@@ -110,6 +110,7 @@ class ExactLatents:
         device, finest = latents.codebook.device, latents.shapes[-1]
         self.shape = finest
         self.codebook = latents.codebook.double()
+        self.gains = None if latents.gains is None else latents.gains.double()
         self.total: Tensor | None = None  # the sum so far, b (h w) d
         self.grow = [Product(over_grid(cubic, shape, finest, device)) for shape in latents.shapes[:-1]]
         self.average = [Product(over_grid(area, finest, shape, device)) for shape in latents.shapes[1:]]
@@ -119,7 +120,10 @@ class ExactLatents:
 
     def after(self, codes: Tensor, number: int) -> Tensor:
         """What scale `number + 1` sees, b m d; codes: b m', of scale `number`."""
-        grown = self.grow[number](self.codebook[codes].mT).mT  # b (h w) d
+        vectors = self.codebook[codes]
+        if self.gains is not None:
+            vectors = vectors * self.gains[number]
+        grown = self.grow[number](vectors.mT).mT  # b (h w) d
         grown = self.phi[number](neighbours(grown.unflatten(1, self.shape)).flatten(1, 2))
         self.total = grown if self.total is None else self.total + grown
         return self.average[number](self.total.mT).mT

@@ -26,7 +26,9 @@ class ScaleLatents(nn.Module):
 
         sum s = sum s-1 + phi s (bicubic up-sampling, to the last scale's size, of the code vectors of scale s)
 
-    Scale s + 1 sees sum s, averaged on its own grid. phi is a 3x3 convolution. All of it in float32.
+    Scale s + 1 sees sum s, averaged on its own grid. phi is a 3x3 convolution. All of it in float32. With gains, the
+    vectors of scale s are the code vectors times its own: codes in groups have a grid for each group at each scale,
+    whose gains are 0 for the channels of the others.
 
     The code vectors and phis are those of the tokenizer, frozen (buffers), or where the codes came without them the
     prior's own, which learn (parameters).
@@ -35,9 +37,10 @@ class ScaleLatents(nn.Module):
     codebook: Tensor  # k d
     phi_weight: Tensor  # s-1 d d 3 3
     phi_bias: Tensor  # s-1 d
+    gains: Tensor | None  # s d
 
-    def __init__(self, code_spec: CodeSpec, width: int | None) -> None:
-        """width: d of the tokenizer's code vectors, for `fill`; None: learned ones."""
+    def __init__(self, code_spec: CodeSpec, width: int | None, gains: bool = False) -> None:
+        """width: d of the tokenizer's code vectors, for `fill`; None: learned ones; gains: whether it has them."""
         super().__init__()
         finest = code_spec.grids[-1]
         self.shapes = [(grid.height, grid.width) for grid in code_spec.grids]
@@ -54,6 +57,7 @@ class ScaleLatents(nn.Module):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
+        self.register_buffer("gains", torch.ones(len(self.shapes), d) if gains else None)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes over the tokenizer's, by the names here. Raises UserError when they are not of these codes."""
@@ -83,7 +87,7 @@ class ScaleLatents(nn.Module):
             wanted = grid
             if was is not None and now is not None:
                 missing = self.seen_by(number, was - now)  # b n d
-                found = self.nearest(F.embedding(grid.flatten(1), self.codebook).float() + missing)
+                found = self.nearest(self.vectors(grid.flatten(1), number) + missing, number)
                 wanted = torch.where((missing == 0).all(dim=-1), grid.flatten(1), found).view_as(grid)
             shown = torch.where(flips[number], by[number], wanted)
             told.append(wanted)
@@ -92,10 +96,18 @@ class ScaleLatents(nn.Module):
                 was, now = self.add(was, grid, number), self.add(now, shown, number)
         return tuple(told), tuple(given)
 
-    def nearest(self, vectors: Tensor) -> Tensor:
-        """The codes whose vectors are nearest, `b n`, in float32; vectors: b n d."""
+    def vectors(self, codes: Tensor, number: int) -> Tensor:
+        """Of codes, b n, of scale `number`: b n d, float32."""
+        vectors = F.embedding(codes, self.codebook).float()
+        return vectors if self.gains is None else vectors * self.gains[number].float()
+
+    def nearest(self, vectors: Tensor, number: int) -> Tensor:
+        """The codes whose vectors, at scale `number`, are nearest, `b n`, in float32; vectors: b n d. Numbers that no
+        code of that scale moves are as far from all."""
         with torch.autocast(vectors.device.type, enabled=False):
             codebook = self.codebook.float()
+            if self.gains is not None:
+                codebook = codebook * self.gains[number].float()
             half_norms = codebook.square().sum(dim=1) / 2
             rows = max(1, AT_ONCE // (vectors.shape[1] * len(codebook)))
             return torch.cat([(half_norms - part @ codebook.T).argmin(dim=-1) for part in vectors.split(rows)])
@@ -105,8 +117,8 @@ class ScaleLatents(nn.Module):
         b h w or in one row."""
         with torch.autocast(codes.device.type, enabled=False):
             height, width = self.shapes[number]
-            vectors = rearrange(F.embedding(codes.flatten(1), self.codebook), "b (h w) d -> b d h w", h=height, w=width)
-            grown = F.interpolate(vectors.float(), size=self.shapes[-1], mode="bicubic")
+            vectors = rearrange(self.vectors(codes.flatten(1), number), "b (h w) d -> b d h w", h=height, w=width)
+            grown = F.interpolate(vectors, size=self.shapes[-1], mode="bicubic")
             weight, bias = self.phi_weight[number].float(), self.phi_bias[number].float()
             grown = F.conv2d(grown, weight, bias, padding=1)
             return grown if total is None else total + grown

@@ -162,7 +162,8 @@ class Block(nn.Module):
 
 
 class VAR(AutoregressivePrior):
-    """Codes of two or more grids of one vocabulary, coarse to fine."""
+    """Codes of two or more grids of one vocabulary, coarse to fine. Codes in groups have a grid for each group at each
+    scale: these are scales of one size, drawn one after the other, and each sees the groups before it."""
 
     kind = "var"
     reads_given = False
@@ -177,10 +178,12 @@ class VAR(AutoregressivePrior):
         num_classes: int,
         *,
         latent_width: int | None = None,
+        latent_gains: bool = False,
         **facts: Any,
     ):
         """latent_width: d of the tokenizer's code vectors, with which `latents.fill` or a state dict will fill the
-        prior's; None: it learns its own. facts: as for `Prior`."""
+        prior's; None: it learns its own; latent_gains: whether they come with gains, as those of codes in groups do.
+        facts: as for `Prior`."""
         super().__init__(config, code_spec, num_classes, **facts)
         grids = code_spec.grids
         vocabularies = sorted({grid.vocabulary for grid in grids})
@@ -192,7 +195,7 @@ class VAR(AutoregressivePrior):
         width, sizes = config.width, [grid.size for grid in grids]
         self.latent_width = latent_width
         self.sizes = sizes
-        self.latents = ScaleLatents(code_spec, latent_width)
+        self.latents = ScaleLatents(code_spec, latent_width, latent_gains)
         self.word = nn.Linear(self.latents.codebook.shape[1], width)
         self.classes = nn.Embedding(num_classes + 1, width)  # the last one is the null label
         self.start = nn.Parameter(torch.empty(1, sizes[0], width))
@@ -218,14 +221,16 @@ class VAR(AutoregressivePrior):
         return super().fitted(name, weight, fresh, other)
 
     def arguments(self) -> dict[str, Any]:
-        return {**super().arguments(), "latent_width": self.latent_width}
+        gains = {"latent_gains": True} if self.latents.gains is not None else {}
+        return {**super().arguments(), "latent_width": self.latent_width, **gains}
 
     @classmethod
     def for_codes(cls, config: Any, codes: CodeDataset, num_classes: int, **facts: Any) -> Self:
         latents = codes.latents()
         if latents is None:
             return super().for_codes(config, codes, num_classes, **facts)
-        prior = cls(config, codes.code_spec, num_classes, latent_width=latents["codebook"].shape[1], **facts)
+        width, gains = latents["codebook"].shape[1], "gains" in latents
+        prior = cls(config, codes.code_spec, num_classes, latent_width=width, latent_gains=gains, **facts)
         prior.latents.fill(latents)
         return prior
 

@@ -41,8 +41,10 @@ from stage1_vq.quantizers import (
     FVQConfig,
     GroupedQuantizerConfig,
     GumbelQuantizerConfig,
+    HierarchicalQuantizerConfig,
     IBQConfig,
     LFQConfig,
+    MultiscaleBitsConfig,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
     Quantizer,
@@ -102,6 +104,9 @@ QUANTIZER_ROWS: dict[str, Any] = {
         layer=NearestQuantizerConfig(codebook_size=16, dim=4, codebook_update="gradient", gradient="rotation"),
         quantizer_dropout=1.0,
     ),
+    "residual, beam": ResidualQuantizerConfig(
+        depth=3, layer=TINY_NEAREST, beam=4, gradient_through="layers", gradient_between=0.5
+    ),
     "grouped": GroupedQuantizerConfig(groups=3, layer=NearestQuantizerConfig(codebook_size=8, dim=2, revive_after=2)),
     "grouped residual": GroupedQuantizerConfig(
         layer=ResidualQuantizerConfig(depth=2, layer=NearestQuantizerConfig(codebook_size=8, dim=3, revive_after=2))
@@ -146,6 +151,47 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "multiscale, by gradient": MultiscaleQuantizerConfig(
         scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=3, codebook_update="gradient"
     ),
+    "multiscale, by direction, dropout": MultiscaleQuantizerConfig(
+        scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, compare="direction", quantizer_dropout=0.5, fewest_scales=2
+    ),
+    "multiscale_bits": MultiscaleBitsConfig(
+        scales=(1, 2, 4), bits=DIM, dim=DIM, phis=2, inverse_temperature=1, quantizer_dropout=0.5
+    ),
+    "multiscale_bits, unit length, projected": MultiscaleBitsConfig(
+        scales=(1, 2, 4),
+        bits=4,
+        dim=DIM,
+        phis=3,
+        unit_length=True,
+        ratio=0.7,
+        inverse_temperature=1,
+        entropy_bits=1,
+        diversity=0.5,
+    ),
+    "hierarchical": HierarchicalQuantizerConfig(
+        scales=(1, 2, 4), layer=NearestQuantizerConfig(codebook_size=40, dim=DIM, revive_after=2), phis=2
+    ),
+    "hierarchical, codebooks by gradient, dropout": HierarchicalQuantizerConfig(
+        scales=(1, 2, 4),
+        shared_codebook=False,
+        codebook_sizes=(5, 9, 16),
+        layer=NearestQuantizerConfig(dim=DIM, codebook_update="gradient", gradient="rotation"),
+        quantizer_dropout=0.5,
+        fewest_scales=2,
+    ),
+    "grouped multiscale_bits": GroupedQuantizerConfig(
+        layer=MultiscaleBitsConfig(scales=(1, 2, 4), bits=3, dim=3, phis=2, inverse_temperature=1)
+    ),
+    "grouped multiscale": GroupedQuantizerConfig(
+        layer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=16, dim=3, phis=2, quantizer_dropout=0.5),
+        dependency_weight=0.3,
+    ),
+    "grouped multiscale, shared codebook, by gradient": GroupedQuantizerConfig(
+        shared_codebook=True,
+        layer=MultiscaleQuantizerConfig(
+            scales=(1, 2, 4), codebook_size=16, dim=3, phis=3, codebook_update="gradient", quantizer_dropout=0.5
+        ),
+    ),
 }
 AUTOENCODER_ROWS: dict[str, Any] = {
     "vqvae2": VQVAE2Config(width=16, residual_width=8, residual_blocks=1, quantizer=TINY_NEAREST),
@@ -164,6 +210,15 @@ AUTOENCODER_ROWS: dict[str, Any] = {
         residual_width=4,
         residual_blocks=1,
         quantizer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=16, dim=DIM, phis=2),
+    ),
+    "vqvae, grouped multiscale": VQVAEConfig(
+        width=8,
+        residual_width=4,
+        residual_blocks=1,
+        quantizer=GroupedQuantizerConfig(
+            layer=MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=16, dim=3, phis=2, compare="direction"),
+            dependency_weight=0.1,
+        ),
     ),
     "vqvae": VQVAEConfig(width=8, residual_width=4, residual_blocks=1, quantizer=TINY_NEAREST),
     "vqvae, fsq": VQVAEConfig(
@@ -408,7 +463,9 @@ def test_after_a_beginning_of_its_own_come_its_own_codes_and_after_another_none_
                 (quantizer.codes_to_latents(codes) - quantizer.codes_to_latents(own)).square().mean()
                 for codes in (made_up, (*other[:number], *own[number:]))
             )
-        dependent = row.startswith(("residual", "multiscale", "grouped residual", "diveq, residual"))
+        dependent = row.startswith(
+            ("residual", "multiscale", "hierarchical", "grouped residual", "grouped multiscale", "diveq, residual")
+        )
         assert error < former if dependent else error == former
 
 
@@ -666,3 +723,36 @@ def test_codes_that_are_none_are_refused(row):
         autoencoder.decode(tuple(grid.flatten(1) for grid in codes))
     with pytest.raises(UserError, match="got codes of 0 grids, expected"):
         autoencoder.decode(())
+
+
+SUMS = ("vqvae, multiscale", "vqvae, grouped multiscale", "titok, grey, nested, residual")
+
+
+@each_autoencoder
+@torch.no_grad()
+def test_first_grids_decode_where_the_others_only_add_and_are_refused_elsewhere(row):
+    """All of them are the whole; those of a sum tell of it, whatever the size of the image."""
+    autoencoder = make_autoencoder(row).eval()
+    images = images_for(autoencoder, 2)
+    codes = autoencoder.encode(images)
+    if row not in SUMS:
+        # Of a single grid there is none without the others.
+        with pytest.raises(UserError, match=r"grids, expected 1 to|all of use|expected those of all"):
+            autoencoder.decode_first((*codes, codes[0]) if len(codes) == 1 else codes[:1], *IMAGE_SIZE)
+        return
+    step = 2 if row == "vqvae, grouped multiscale" else 1
+    torch.testing.assert_close(autoencoder.decode_first(codes, *IMAGE_SIZE), autoencoder.decode(codes))
+    for count in range(step, len(codes), step):
+        first = autoencoder.decode_first(codes[:count], *IMAGE_SIZE)
+        assert first.shape == images.shape
+        assert not torch.equal(first, autoencoder.decode(codes))
+        changed = tuple((grid + 1) % 16 for grid in codes[:count])
+        assert not torch.equal(autoencoder.decode_first(changed, *IMAGE_SIZE), first)
+    if step == 2:
+        with pytest.raises(UserError, match="got codes of 1 grid, expected a multiple of 2"):
+            autoencoder.decode_first(codes[:1], *IMAGE_SIZE)
+    if autoencoder.codes_have_places:
+        larger = images_for(autoencoder, 2, size=(32, 16))
+        assert autoencoder.decode_first(autoencoder.encode(larger)[:step], 32, 16).shape == larger.shape
+        with pytest.raises(UserError, match="has shape"):
+            autoencoder.decode_first(autoencoder.encode(larger)[: 2 * step], *IMAGE_SIZE)

@@ -104,6 +104,8 @@ WITHOUT = {  # the start of a row: why there are no such latents
     "residual_scalar": "the finer grids overlap",
     "diveq, residual": "likewise",
     "grouped residual": "likewise",
+    "hierarchical": "likewise, over scales",
+    "grouped multiscale": "likewise, over scales",
     "grouped lfq": "its projection makes fewer numbers than the groups' bits are",
     "grouped, shared codebook, projected": "likewise",
     "multiscale": "likewise, over scales",

@@ -16,6 +16,8 @@ from common.errors import UserError
 from metrics.similarity import decibels
 from pipelines.commands.reconstruct import ReconstructConfig, reconstruct_files
 from pipelines.image_folders import target_names
+from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig
+from stage1_vq.quantizers import GroupedQuantizerConfig, MultiscaleQuantizerConfig
 from tests.pipelines.conftest import make_autoencoder
 
 
@@ -186,3 +188,32 @@ def test_no_two_images_share_a_file():
     assert target_names(["a.jpg", "a.jpg.png", "a.png"]) == {
         "a.jpg": "a.jpg.png", "a.jpg.png": "a.jpg.png.png", "a.png": "a.png.png",
     }  # fmt: skip
+
+
+def test_of_a_model_of_scales_the_first_grids_alone(model: Path, images: Path, tmp_path: Path):
+    """Two scales in two groups: the coarser ones give another image, as large; grids of half a scale and too many of
+    them are refused."""
+    layer = MultiscaleQuantizerConfig(scales=(1, 4), codebook_size=16, dim=3, phis=1)
+    config = VQVAEConfig(
+        width=8, residual_width=4, residual_blocks=1, quantizer=GroupedQuantizerConfig(groups=2, layer=layer)
+    )
+    folder = AUTOENCODERS["vqvae"](config, (16, 16)).save_pretrained(tmp_path / "scales")
+
+    def reconstructed(name: str, grids: int | None, from_model: Path = folder) -> Image.Image:
+        out = tmp_path / name
+        reconstruct_files(
+            ReconstructConfig(model=str(from_model), images=str(images), out=str(out), alone=True, grids=grids)
+        )
+        assert json.loads((out / "psnr.json").read_text())["grids"] == grids
+        return Image.open(out / "sub" / "b.png")
+
+    whole, all_grids, first = reconstructed("whole", None), reconstructed("all", 4), reconstructed("first", 2)
+    assert whole.tobytes() == all_grids.tobytes()
+    assert first.size == whole.size
+    assert first.tobytes() != whole.tobytes()
+    with pytest.raises(UserError, match="got codes of 1 grid, expected a multiple of 2"):
+        reconstructed("half", 1)
+    with pytest.raises(UserError, match="grids=5, expected 1 to 4: 1x1 codes of 16"):
+        reconstructed("many", 5)
+    with pytest.raises(UserError, match="grids=0, expected at least 1"):
+        reconstructed("none", 0)

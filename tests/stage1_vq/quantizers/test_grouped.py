@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from common.errors import UserError
 from stage1_vq.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
+from stage1_vq.quantizers.multiscale import MultiscaleQuantizerConfig
 from stage1_vq.quantizers.nearest import NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tests.golden import golden
@@ -20,6 +22,7 @@ from tests.stage1_vq.quantizers.test_residual import as_map, as_vectors, assert_
 
 NEAREST = NearestQuantizerConfig(codebook_size=10, dim=3)
 RESIDUAL = ResidualQuantizerConfig(depth=2, layer=NEAREST)
+SCALES = MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=9, dim=3, phis=2, quantizer_dropout=1.0)
 
 
 def make(layer: Any = NEAREST, groups: int = 2) -> GroupedQuantizer:
@@ -54,6 +57,44 @@ def test_the_gradient_is_the_identity():
     quantizer, z, upstream = make(RESIDUAL), latents().requires_grad_(), torch.randn(4, 6, 3, 4)
     quantizer(z).z_q.backward(upstream)
     assert torch.equal(z.grad, upstream)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("layer", [SCALES, replace(RESIDUAL, quantizer_dropout=1.0)])
+def test_dropout_ends_the_sums_of_all_groups_of_an_image_alike(layer, shared):
+    torch.manual_seed(0)
+    quantizer = GroupedQuantizer(GroupedQuantizerConfig(layer=layer, shared_codebook=shared))
+    z = latents(b=12)
+    quantized = quantizer(z)
+    depth = len(quantized.codes) // 2
+    groups: Any = quantizer.groups()
+    ended: list[list[int]] = []
+    for number, (group, seen) in enumerate(zip(groups, quantized.z_q.chunk(2, 1), strict=True)):
+        codes = quantized.codes[number::2]
+        sums = [
+            group.latents_of_prefix(codes[:kept], 3, 4)
+            if layer is SCALES
+            else sum(book.look_up(grid) for book, grid in zip(group.stack()[:kept], codes, strict=False))
+            for kept in range(1, depth + 1)
+        ]
+        ended.append([[torch.allclose(total[i], seen[i], atol=1e-6) for total in sums].index(True) for i in range(12)])
+    assert ended[0] == ended[1]
+    assert len(set(ended[0])) == depth
+
+
+def test_dependency_is_the_cosine_of_the_groups_means_over_all_pairs():
+    torch.manual_seed(0)
+    quantizer = GroupedQuantizer(GroupedQuantizerConfig(groups=3, layer=NEAREST, dependency_weight=0.5))
+    z = latents(d=9).requires_grad_()
+    quantized = quantizer(z)
+    means = [part.mean((2, 3)) for part in quantized.z_q.chunk(3, 1)]
+    cosines = [F.cosine_similarity(means[i], means[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(quantized.losses["dependency_loss"], 0.5 * torch.stack(cosines).mean())
+    quantized.losses["dependency_loss"].backward()
+    assert z.grad.abs().min() > 0
+    with torch.no_grad():  # a step down makes the groups less alike
+        further = quantizer.dependency(quantized.z_q - 10 * z.grad)
+    assert further < quantizer.dependency(quantized.z_q)
 
 
 def test_groups_start_from_their_own_channels_and_lower_the_error():

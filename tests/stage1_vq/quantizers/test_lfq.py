@@ -77,7 +77,7 @@ def test_terms_of_weight_0_are_not_computed(kind, monkeypatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(lfq, "mean_joint_probabilities", refuse)
+    monkeypatch.setattr(lfq, "batch_entropy", refuse)
     without = make(kind, diversity=0, commitment_weight=0)
     assert set(without(latents()).losses) == {"entropy_loss"}
     monkeypatch.setattr(lfq, "bit_entropy", refuse)

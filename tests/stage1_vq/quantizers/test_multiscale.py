@@ -12,7 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from common.errors import UserError
-from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig, phi_of_each_scale
+from stage1_vq.quantizers import scales
+from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
+from stage1_vq.quantizers.scales import phi_of_each_scale
 from tests.golden import golden
 
 
@@ -101,6 +103,54 @@ def test_published_scales_make_the_published_grids():
     grids = MultiscaleQuantizer(MultiscaleQuantizerConfig(codebook_size=8, dim=2)).grids(16, 16)
     assert [grid.size for grid in grids] == [n * n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)]
     assert sum(grid.size for grid in grids) == 680
+
+
+# ---- quantizer dropout, and codes by direction -----------------------------------------------------------------------
+
+
+def test_dropout_shows_the_decoder_the_first_scales_of_each_image(monkeypatch):
+    quantizer, z = make(quantizer_dropout=1.0), latents().requires_grad_()
+    monkeypatch.setattr(scales, "draw_kept", lambda *_, **__: torch.tensor([1, 3, 2, 3]))
+    quantized, whole = quantizer(z), make()(z)
+    for image, kept in enumerate([1, 3, 2, 3]):
+        expected = quantizer.latents_of_prefix([grid[image : image + 1] for grid in quantized.codes[:kept]], 4, 4)
+        torch.testing.assert_close(quantized.z_q[image], expected[0])
+    assert not torch.equal(quantized.z_q, whole.z_q)
+    # Every scale learns from every image, whatever the decoder sees of it.
+    for name, loss in whole.losses.items():
+        assert torch.equal(quantized.losses[name], loss)
+    quantized.z_q.backward(upstream := latents(seed=2))
+    assert torch.equal(z.grad, upstream)
+    assert torch.equal(quantizer.eval()(z).z_q, whole.z_q)
+
+
+def test_dropout_leaves_every_number_of_scales_from_the_fewest_on_to_its_share():
+    torch.manual_seed(0)
+    quantizer = make(scales=(1, 2, 3, 4), quantizer_dropout=0.6, fewest_scales=2)
+    drawn = quantizer.draw_kept(6000, torch.device("cpu"))
+    shares = torch.bincount(drawn, minlength=5) / 6000
+    torch.testing.assert_close(shares, torch.tensor([0, 0, 0.2, 0.2, 0.6]), atol=0.03, rtol=0)
+    assert make().draw_kept(5, torch.device("cpu")) is None
+    assert quantizer.eval().draw_kept(5, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_by_direction_the_code_is_that_of_the_largest_cosine_and_its_vector_is_added_as_it_is(update):
+    quantizer, z = make(scales=(4,), phis=1, compare="direction", codebook_update=update, decay=0.0), latents()
+    with torch.no_grad():
+        quantizer.layer.codebook.mul_(torch.linspace(0.1, 3, 20).unsqueeze(1))
+    vectors = quantizer.layer.codebook.detach().clone()
+    rows = rearrange(z, "b d h w -> (b h w) d")
+    cosines = F.cosine_similarity(rows.unsqueeze(1), vectors, dim=2)
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0].flatten(), cosines.argmax(1))
+    assert not torch.equal(quantized.codes[0], make(scales=(4,), phis=1).codes(z)[0])
+    torch.testing.assert_close(rearrange(quantized.z_q, "b d h w -> (b h w) d"), vectors[cosines.argmax(1)])
+    quantizer.update(1)
+    if update == "ema":  # it moves to the latents themselves, not to their directions
+        code = int(cosines.argmax(1)[0])
+        mean = rows[cosines.argmax(1) == code].mean(0)
+        torch.testing.assert_close(quantizer.layer.codebook[code], mean, rtol=1e-4, atol=1e-5)
 
 
 # ---- what a next-scale prior sees -----------------------------------------------------------------------------------
@@ -206,6 +256,9 @@ def test_a_warning_names_fields_that_exist():
         ({"phis": 4}, r"phis=4, expected one of \[1, 2, 3\], of which"),
         ({"phi_share": 0.0}, "phi_share=0.0, expected above 0"),
         ({"commitment_weight": -1.0}, "commitment_weight=-1.0, expected 0 or more"),
+        ({"compare": "cosine"}, "compare=cosine, expected distance or direction"),
+        ({"quantizer_dropout": 1.5}, "quantizer_dropout=1.5, expected a share from 0 to 1"),
+        ({"fewest_scales": 4}, "fewest_scales=4, expected from 1 to 3, the number of scales"),
     ],
 )
 def test_a_bad_value_is_refused_when_the_config_is_built(settings, message):

@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor
 
 from common.errors import UserError
-from stage1_vq.quantizers import build_quantizer
+from stage1_vq.quantizers import build_quantizer, residual
+from stage1_vq.quantizers.beam import beam_search
 from stage1_vq.quantizers.codebook import Codebook
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
@@ -177,7 +178,7 @@ def test_micro_batches_revive_the_vectors_of_one_batch(shared):
 
 def test_dropout_shows_the_decoder_the_first_layers_of_each_image(monkeypatch):
     quantizer, z = make(quantizer_dropout=1.0), latents()
-    monkeypatch.setattr(quantizer, "draw_layers_kept", lambda b, device: torch.tensor([1, 3, 2, 3]))
+    monkeypatch.setattr(residual, "draw_kept", lambda *_: torch.tensor([1, 3, 2, 3]))
     z_q = quantizer(z).z_q
     for image, kept in enumerate([1, 3, 2, 3]):
         pairs = list(zip(quantizer.stack(), quantizer.codes(z), strict=True))[:kept]
@@ -188,10 +189,10 @@ def test_dropout_shows_the_decoder_the_first_layers_of_each_image(monkeypatch):
 
 def test_dropout_draws_every_number_of_layers_for_its_share_of_the_images():
     torch.manual_seed(0)
-    drawn = make(depth=4, quantizer_dropout=1.0).draw_layers_kept(4000, torch.device("cpu"))
+    drawn = make(depth=4, quantizer_dropout=1.0).draw_kept(4000, torch.device("cpu"))
     shares = torch.bincount(drawn, minlength=5) / 4000
     torch.testing.assert_close(shares, torch.tensor([0, 0.25, 0.25, 0.25, 0.25]), atol=0.03, rtol=0)
-    drawn = make(depth=4, quantizer_dropout=0.5).draw_layers_kept(4000, torch.device("cpu"))
+    drawn = make(depth=4, quantizer_dropout=0.5).draw_kept(4000, torch.device("cpu"))
     torch.testing.assert_close(float((drawn == 4).float().mean()), 0.5 + 0.125, atol=0.03, rtol=0)
 
 
@@ -207,6 +208,47 @@ def test_codebooks_learn_from_every_image_whatever_was_drawn(update):
     for one, other in zip(plain.stack(), dropped.stack(), strict=True):
         assert torch.equal(one.codebook, other.codebook)
         assert update == "ema" or torch.equal(one.codebook.grad, other.codebook.grad)
+
+
+# ---- beam search ----------------------------------------------------------------------------------------------------
+
+
+def test_a_beam_as_wide_as_all_paths_finds_the_nearest_of_all_sums():
+    layer = NearestQuantizerConfig(codebook_size=4, dim=5)
+    quantizer, z = make(layer, depth=3, beam=16).eval(), latents()
+    rows = rearrange(z, "b d h w -> (b h w) 1 d")
+    paths = torch.cartesian_prod(*3 * [torch.arange(4)])  # 64 layers
+    sums = sum(book.codebook[paths[:, number]] for number, book in enumerate(quantizer.stack()))
+    best = paths[(rows - sums).square().sum(2).argmin(1)]
+    found = torch.stack([grid.flatten() for grid in quantizer.codes(z)], 1)
+    assert torch.equal(found, best)
+
+
+def test_a_wider_beam_leaves_no_larger_error_on_average_and_a_beam_of_one_is_greedy(monkeypatch):
+    layer = NearestQuantizerConfig(codebook_size=16, dim=5)
+    z = latents(b=16)
+    errors = [float(make(layer, depth=4, beam=beam).eval()(z).statistics["quantization_error"]) for beam in (1, 2, 8)]
+    assert errors[0] > errors[1] > errors[2]
+    greedy = make(layer, depth=4)
+    rows = lambda number, _: greedy.stack()[number].code_vectors()  # noqa: E731
+    found = beam_search(z, 4, rows, 1)
+    assert all(map(torch.equal, found, greedy.codes(z)))
+    monkeypatch.setattr("stage1_vq.quantizers.beam.TILE", 64)  # a few rows at a time
+    assert all(map(torch.equal, beam_search(z, 4, rows, 1), found))
+
+
+def test_with_a_beam_every_codebook_moves_to_what_its_layer_saw():
+    layer = NearestQuantizerConfig(codebook_size=12, dim=5, decay=0.0, revive_after=0)
+    quantizer, z = make(layer, depth=3, beam=4), latents()
+    rest = rearrange(z, "b d h w -> (b h w) d")
+    books = [book.codebook.clone() for book in quantizer.stack()]
+    quantized = quantizer(z)
+    quantizer.update(1)
+    for book, before, grid in zip(quantizer.stack(), books, quantized.codes, strict=True):
+        code = int(grid.flatten()[0])
+        mean = rest[grid.flatten() == code].mean(0)
+        torch.testing.assert_close(book.codebook[code], mean, rtol=1e-4, atol=1e-5)
+        rest = rest - before[grid.flatten()]
 
 
 # ---- what a person sees ---------------------------------------------------------------------------------------------
@@ -245,6 +287,8 @@ def test_a_warning_names_the_layer_and_fields_that_exist():
         ({"codebook_sizes": (4, 4, 4), "shared_codebook": True}, "expected none where shared_codebook=true"),
         ({"dim": 0}, "dim=0, expected at least 1"),
         ({"gradient_through": "all"}, "gradient_through=all, expected sum or layers"),
+        ({"beam": 0}, "beam=0, expected at least 1"),
+        ({"gradient_between": 0.5}, "gradient_between=0.5, expected 0 where gradient_through=sum"),
         ({"quantizer_dropout": 1.5}, "quantizer_dropout=1.5, expected a share from 0 to 1"),
         (
             {"layer": NearestQuantizerConfig(dim=64, lookup_dim=8)},
@@ -341,7 +385,7 @@ def test_a_training_step_as_vector_quantize_pytorch(variant, monkeypatch):
     indices = data.outputs[f"{variant}/train/indices"]
     kept = int((indices[0, 0] >= 0).sum())  # -1 marks the layers that were dropped
     assert kept == (2 if variant == "dropout" else depth)
-    monkeypatch.setattr(quantizer, "draw_layers_kept", lambda b, device: torch.full((b,), kept))
+    monkeypatch.setattr(residual, "draw_kept", lambda b, *_: torch.full((b,), kept))
     quantized = quantizer(x)
     codes = rearrange(list(quantized.codes), "q b n 1 -> b n q")
     assert torch.equal(codes[..., :kept], indices[..., :kept])
@@ -400,7 +444,7 @@ def test_the_straight_through_gradient_through_the_sum_is_theirs_without_the_fac
 def test_layers_that_dropout_leaves_out_pass_no_gradient(gradient, monkeypatch):
     layer = NearestQuantizerConfig(codebook_size=12, dim=5, gradient=gradient)
     whole, dropped = (make(layer, gradient_through="layers", quantizer_dropout=share) for share in (0.0, 1.0))
-    monkeypatch.setattr(dropped, "draw_layers_kept", lambda b, device: torch.full((b,), 1))
+    monkeypatch.setattr(residual, "draw_kept", lambda b, *_: torch.full((b,), 1))
     first = make(layer, depth=1)
     gradients = []
     for quantizer in (whole, dropped, first):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,8 +17,14 @@ from codes.shards import CodeShardWriter
 from codes.spec import CodeSpec, Grid
 from common.errors import UserError
 from common.model_io import load_pretrained
-from stage1_vq.quantizers import MultiscaleQuantizer, MultiscaleQuantizerConfig
+from stage1_vq.quantizers import (
+    GroupedQuantizer,
+    GroupedQuantizerConfig,
+    MultiscaleQuantizer,
+    MultiscaleQuantizerConfig,
+)
 from stage2_prior.condition import Condition
+from stage2_prior.exact.var import ExactVAR
 from stage2_prior.priors.scale_latents import ScaleLatents
 from stage2_prior.priors.var import VAR, Attention, Block, VARConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
@@ -86,6 +93,97 @@ def test_learned_latents_begin_as_plain_sums():
     latents = ScaleLatents(CodeSpec((Grid("a", 1, 1, 5), Grid("b", 2, 2, 5)), 8, 8), None)
     seen = latents((torch.tensor([[[3]]]), torch.zeros(1, 2, 2, dtype=torch.int64)))
     torch.testing.assert_close(seen, latents.codebook[3].expand(1, 4, -1))
+
+
+# ---- codes in groups ------------------------------------------------------------------------------------------------
+
+
+def product() -> GroupedQuantizer:
+    """Two groups of scales, no two of whose weights are alike."""
+    torch.manual_seed(1)
+    layer = MultiscaleQuantizerConfig(scales=(1, 2, 4, 6), codebook_size=13, dim=3, phis=2, phi_share=0.4)
+    made = GroupedQuantizer(GroupedQuantizerConfig(layer=layer)).eval()
+    for group in made.groups():
+        for tensor in (*group.parameters(), group.layer.codebook):
+            torch.nn.init.normal_(tensor)
+    return made
+
+
+def of_product() -> VAR:
+    torch.manual_seed(0)
+    spec = CodeSpec(product().grids(6, 9), 24, 36)
+    prior = VAR(TINY, spec, CLASSES, latent_width=6, latent_gains=True)
+    prior.latents.fill(product().scale_latents() or {})
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return prior.eval()
+
+
+@torch.no_grad()
+def test_of_codes_in_groups_a_grid_sees_the_sums_of_all_groups_before_it():
+    prior, quantizer = of_product(), product()
+    codes = random_codes(3, prior)
+    seen = prior.latents(codes)
+    start = 0
+    for number, grid in enumerate(prior.code_spec.grids[1:], 1):
+        sums = []
+        for of_group, group in enumerate(quantizer.groups()):
+            before = codes[of_group:number:2]
+            total = group.latents_of_prefix(before, 6, 9) if before else torch.zeros(3, 3, 6, 9)
+            sums.append(F.interpolate(total, size=(grid.height, grid.width), mode="area"))
+        expected = rearrange(torch.cat(sums, 1), "b d h w -> b (h w) d")
+        torch.testing.assert_close(seen[:, start : start + grid.size], expected, rtol=0, atol=1e-4)
+        start += grid.size
+
+
+@torch.no_grad()
+def test_of_codes_in_groups_steps_and_the_exact_walk_give_the_teacher_forced_logits():
+    prior = of_product()
+    codes, condition = random_codes(2, prior), condition_for(2, prior)
+    expected = prior.logits(codes, condition)
+    for stepper, atol in ((prior.stepper(2, condition), 1e-5), (ExactVAR(prior, 2, condition), 2e-2)):
+        steps = [stepper.next(codes[n - 1].flatten(1) if n else None) for n in range(prior.steps)]
+        torch.testing.assert_close(torch.cat(steps, dim=1).float(), expected, rtol=0, atol=atol)
+
+
+@torch.no_grad()
+def test_of_codes_in_groups_each_mends_its_own_mistakes_as_it_would_alone():
+    prior, quantizer = of_product(), product()
+    codes, by = random_codes(8, prior, 3), random_codes(8, prior, 4)
+    flips = [torch.rand(grid.shape, generator=torch.Generator().manual_seed(5)) < 0.2 for grid in codes]
+    told, given = prior.latents.corrected(codes, flips, by)
+    for number, group in enumerate(quantizer.groups()):
+        own = ScaleLatents(CodeSpec(prior.code_spec.grids[number::2], 24, 36), 3)
+        own.fill(group.scale_latents() or {})
+        told_alone, given_alone = own.corrected(codes[number::2], flips[number::2], by[number::2])
+        assert all(map(torch.equal, told[number::2], told_alone))
+        assert all(map(torch.equal, given[number::2], given_alone))
+    assert not torch.equal(told[-1], codes[-1])
+
+
+def test_a_prior_learns_codes_in_groups_by_heart_and_draws_them_again():
+    """One image of each class, in the tokenizer's own codes: the grids of both groups, one after the other."""
+    prior, quantizer = of_product(), product()
+    codes = quantizer.codes(torch.randn(CLASSES, 6, 6, 9, generator=torch.Generator().manual_seed(3)))
+    condition = Condition(torch.arange(CLASSES))
+    optimizer = torch.optim.AdamW(prior.train().parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(50):
+        loss = prior(codes, condition).loss.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1  # nats a code; ln 13 is 2.6
+    drawn = sample_codes(prior.eval(), range(CLASSES), condition, 0, SamplingConfig(temperature=0.5))
+    agree = torch.cat([(a == b).flatten() for a, b in zip(drawn, codes, strict=True)]).float().mean()
+    assert agree > 0.95
+
+
+def test_a_prior_of_codes_in_groups_comes_back_from_its_folder(tmp_path: Path):
+    prior = of_product()
+    loaded = load_pretrained(prior.save_pretrained(tmp_path / "model"), {"var": VAR})
+    assert torch.equal(loaded.latents.gains, prior.latents.gains)
+    assert "latent_gains" not in filled().arguments()  # models of other codes stay as they were
 
 
 # ---- the transformer ------------------------------------------------------------------------------------------------
