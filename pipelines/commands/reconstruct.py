@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from common.wording import counted
 from images.files import BAD_FILES_NAME, MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from metrics.similarity import decibels
 from pipelines.any_size import reconstruct
+from pipelines.captions import DecoderCaptions
 from pipelines.devices import open_device
 from pipelines.image_folders import (
     check_max_side,
@@ -42,10 +44,12 @@ from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_
 from pipelines.sampling_options import chosen_precision
 from pipelines.settings import check_apart, results_folder
 from pipelines.stages import load_autoencoder
+from stage2_prior.text import captions_of
 
 PSNR_NAME = "psnr.json"
 SHEET_COLUMNS = 4
 SHEET_IMAGES = 16
+DEFAULTS = {"precision": None, "tokens": None, "prompt": None, "captions": None}  # settings of earlier folders
 SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
 
 
@@ -59,6 +63,9 @@ class ReconstructConfig:
     out: str  # folder for the PNG files, sheet.png and psnr.json
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     tokens: int | None = None  # of each image, the first ones, of a model with nested tokens; left out: all
+    prompt: str | None = None  # what all images show, for a decoder that reads captions; left out: nothing is said
+    captions: str | None = None  # what each shows: a file of captions, as train-stage2 has it, or `file-names`
+    text_encoder: str | None = None  # folder or hub id of the captions' CLIP; left out: as the model records
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
@@ -66,6 +73,10 @@ class ReconstructConfig:
 
     def __post_init__(self) -> None:
         check_max_side(self.max_side)
+        if self.prompt is not None and self.captions is not None:
+            raise UserError(f"got a prompt and captions={self.captions}, expected one: of all images, or of each")
+        if self.text_encoder is not None and self.prompt is None and self.captions is None:
+            raise UserError(f"text_encoder={self.text_encoder} without a caption to read: give prompt or captions")
 
 
 def reconstruct_files(config: ReconstructConfig) -> str:
@@ -82,13 +93,16 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     if is_vae(config.model):
         if config.tokens is not None:
             raise UserError(f"tokens={config.tokens}, but {config.model} is a VAE, whose latents are all of use")
+        if config.prompt is not None or config.captions is not None:
+            raise UserError(f"got captions, but {config.model} is a VAE, which reads none; leave them out")
         model = decoder_of_vae(config.model, device, precision)
     else:
-        model = decoder_of_codes(config.model, device, precision, config.tokens)
+        model = decoder_of_codes(config, device, precision)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
     check_apart(out, source)
     targets = target_names(image_names(source))
+    texts = texts_of(config, list(targets))
     settings = {
         "model": model.fingerprint,
         "images": str(source.resolve()),
@@ -96,13 +110,13 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         "alone": config.alone,
         "precision": precision,
         "tokens": config.tokens,
+        "prompt": config.prompt,
+        "captions": None if config.captions is None else sha256_of_texts(texts),
     }
     sources = Sources(out)
     files = {target: [root / name] for name, target in targets.items()}
     moved = {"images": lambda: sources.are_at(files)}
-    with results_folder(
-        out, "reconstruct", settings, state, defaults={"precision": None, "tokens": None}, may_change=moved
-    ):
+    with results_folder(out, "reconstruct", settings, state, defaults=DEFAULTS, may_change=moved):
         bad_images = BadImages(
             len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
         )
@@ -117,7 +131,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
                 bad_images.add(str(root / name), str(error))
                 continue
             if not (is_complete_png(out / target) and sources.is_current(target, files[target])):
-                reconstruction = to_pil(model.reconstruct(to_images(original))[0])
+                reconstruction = to_pil(model.reconstruct(to_images(original), texts.get(name))[0])
                 save_png(reconstruction if config.alone else side_by_side(original, reconstruction), out / target)
                 sources.add(target, files[target], times)
             with Image.open(out / target) as written:
@@ -144,15 +158,32 @@ class Reconstructor(NamedTuple):
     fingerprint: str
     channels: int
     seen: Callable[[Image.Image], Image.Image]  # what it sees of a picture: all of it, or as much as has its size
-    reconstruct: Callable[[Tensor], Tensor]  # 1 c H W in [-1, 1], to the same shape
+    reconstruct: Callable[[Tensor, str | None], Tensor]  # 1 c H W in [-1, 1], and its caption, to the same shape
 
 
-def decoder_of_codes(name: str, device: torch.device, precision: Precision | None, tokens: int | None) -> Reconstructor:
-    """Raises UserError for a number of tokens that the model does not have."""
-    autoencoder = load_autoencoder(name).to(device)
-    if tokens is not None:
-        autoencoder.prefix_spec(tokens)
-    decode = partial(reconstruct, autoencoder, precision=precision, tokens=tokens)
+def texts_of(config: ReconstructConfig, names: Sequence[str]) -> dict[str, str]:
+    """The caption of each image that has one. Raises UserError for a file that lacks one."""
+    if config.captions is not None:
+        return {name: captions[0] for name, captions in zip(names, captions_of(config.captions, names), strict=True)}
+    return {} if config.prompt is None else dict.fromkeys(names, config.prompt)
+
+
+def sha256_of_texts(texts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
+
+
+def decoder_of_codes(config: ReconstructConfig, device: torch.device, precision: Precision | None) -> Reconstructor:
+    """Raises UserError for a number of tokens that the model does not have, and for captions that it does not read."""
+    autoencoder = load_autoencoder(config.model).to(device)
+    if config.tokens is not None:
+        autoencoder.prefix_spec(config.tokens)
+    captions = DecoderCaptions(autoencoder)
+    if config.prompt is not None or config.captions is not None:
+        captions.load(config.text_encoder)
+
+    def decode(images: Tensor, caption: str | None) -> Tensor:
+        text = captions.of(None if caption is None else [caption])
+        return reconstruct(autoencoder, images, precision, config.tokens, text)
 
     def seen(picture: Image.Image) -> Image.Image:
         return picture if autoencoder.codes_have_places else fit(picture, *autoencoder.image_size)
@@ -168,7 +199,7 @@ def decoder_of_vae(name: str, device: torch.device, precision: Precision | None)
         vae.fingerprint(),
         vae.config.channels,
         lambda picture: fit(picture, *vae.image_size),
-        partial(pipeline.reconstruct, precision=precision),
+        lambda images, _: pipeline.reconstruct(images, precision=precision),
     )
 
 
