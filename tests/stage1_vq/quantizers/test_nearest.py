@@ -336,11 +336,12 @@ def refreshed(**settings: Any) -> NearestQuantizer:
 
 def test_a_code_goes_as_far_to_the_latent_nearest_to_it_as_it_is_out_of_use():
     """Beside the equations of CVQ-VAE, code by code, over several steps."""
-    quantizer = refreshed(codebook_size=5, decay=0.9)
-    vectors, shares = quantizer.codebook.detach().clone(), torch.zeros(5)
+    quantizer, ways = refreshed(codebook_size=5, decay=0.9), list[float]()
+    first = rearrange(latents(seed=0), "b d h w -> (b h w) d")
     with torch.no_grad():
-        quantizer.codebook[3:] += 100
-        vectors[3:] += 100
+        quantizer.codebook[3] += 100  # of no latent
+        quantizer.codebook[4] = 1.5 * first[first.norm(dim=1).argmax()]  # of few
+    vectors, shares = quantizer.codebook.detach().clone(), torch.zeros(5)
     for step in range(3):
         z = latents(seed=step)
         rows = rearrange(z, "b d h w -> (b h w) d")
@@ -352,11 +353,15 @@ def test_a_code_goes_as_far_to_the_latent_nearest_to_it_as_it_is_out_of_use():
             share = float((codes == code).float().mean())
             shares[code] = 0.9 * shares[code] + 0.1 * share
             way = math.exp(-float(shares[code]) * 5 * 10 / 0.1 - 1e-3)
+            ways.append(way)
             nearest = rows[(rows - vectors[code]).square().sum(1).argmin()]
             vectors[code] = vectors[code] * (1 - way) + nearest * way
         torch.testing.assert_close(quantizer.codebook.detach(), vectors)
         vectors = quantizer.codebook.detach().clone()
     assert quantizer.codebook.abs().max() < 10
+    assert max(ways) > 0.99
+    assert min(ways) < 0.01
+    assert any(0.1 < way < 0.9 for way in ways)  # else any constant in the exponent would do
     assert not quantizer.entries.recent
 
 
