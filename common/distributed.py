@@ -110,3 +110,15 @@ def draw_rows(parts: Sequence[Tensor], count: int) -> Tensor:
         here = ((numbers >= first) & (numbers < first + len(part))).nonzero().squeeze(1)
         rows[here] = part[numbers[here] - first]
     return sum_over_processes(rows)
+
+
+def rows_of_least(rows: Tensor, scores: Tensor) -> Tensor:
+    """Of the rows of all processes, k d on each, those of the least score, k: of equal ones the first process's."""
+    if not several_processes():
+        return rows
+    least = scores.clone()
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    rank = dist.get_rank()
+    owners = torch.where(scores == least, rank, dist.get_world_size())
+    dist.all_reduce(owners, op=dist.ReduceOp.MIN)
+    return sum_over_processes(torch.where((owners == rank).unsqueeze(1), rows, 0))

@@ -20,8 +20,9 @@ def reconstruct(
     precision: Precision | None = None,
     tokens: int | None = None,
     grids: int | None = None,
+    text: Tensor | None = None,
 ) -> Tensor:
-    """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32. precision: as for
+    """Images as their codes tell them: b c H W in [-1, 1], any size -> the same shape, float32. precision, text: as for
     `decoded`; tokens: as many of the first codes of a model with nested tokens, None: all; grids: as many of the first
     grids of a model of layers or scales. Raises UserError."""
     height, width = images.shape[-2:]
@@ -31,18 +32,24 @@ def reconstruct(
     if tokens is not None:
         autoencoder.prefix_spec(tokens)
         codes = tuple(grid[..., :tokens] for grid in codes)
-    return decoded(autoencoder, codes, precision)[..., :height, :width]
+    return decoded(autoencoder, codes, precision, text)[..., :height, :width]
 
 
 @torch.no_grad()
-def decoded(autoencoder: Autoencoder, codes: Codes, precision: Precision | None = None) -> Tensor:
+def decoded(
+    autoencoder: Autoencoder, codes: Codes, precision: Precision | None = None, text: Tensor | None = None
+) -> Tensor:
     """Images of codes, one b h w per grid on any device -> b c H W, float32. precision: what the decoder computes in;
-    None: as its weights are. Images larger than the training size go through it so many at a time that they have the
-    pixels of a batch of that size. Raises UserError where images do not fit into the range of float16."""
+    None: as its weights are. text: b t d, vectors of captions, for a decoder that reads them. Images larger than the
+    training size go through it so many at a time that they have the pixels of a batch of that size. Raises UserError
+    where images do not fit into the range of float16."""
     device = next(autoencoder.parameters()).device
-    parts = in_parts(tuple(grid.to(device) for grid in codes), autoencoder.code_spec())
+    whole = tuple(grid.to(device) for grid in codes)
     with computing_in(precision, device):
-        images = torch.cat([autoencoder.decode(part).float() for part in parts])
+        if text is None:
+            images = torch.cat([autoencoder.decode(part).float() for part in in_parts(whole, autoencoder.code_spec())])
+        else:  # such images are all of one size
+            images = autoencoder.decode_with_text(whole, text.to(device)).float()
     if precision == "fp16":
         check_range(images)
     return images

@@ -29,17 +29,20 @@ def decode_each(
     places: Sequence[int],
     use: Use[Result],
     precision: Precision | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> list[Result]:
-    """Decodes the samples at `places` of `codes`, one b h w per grid. precision: of the decoder. On a CPU each by
+    """Decodes the samples at `places` of `codes`, one b h w per grid. precision: of the decoder; prompts: b, for one
+    that reads captions. On a CPU each by
     itself and by one thread, several at a time: a convolution adds up in an order that depends on the number of
     threads."""
     if pipeline.device.type != "cpu":
-        pictures = to_pils(pipeline.decode(codes, precision=precision)[list(places)])
+        pictures = to_pils(pipeline.decode(codes, precision=precision, prompts=prompts)[list(places)])
         return list(map(use, places, pictures))
 
     def decode(place: int) -> Result:
         alone = tuple(grid[place : place + 1] for grid in codes)
-        return use(place, to_pil(pipeline.decode(alone, precision=precision)[0]))
+        text = None if prompts is None else prompts[place : place + 1]
+        return use(place, to_pil(pipeline.decode(alone, precision=precision, prompts=text)[0]))
 
     return by_one_thread_each(decode, places)
 

@@ -20,6 +20,7 @@ from common.precision import Precision
 from common.processes import usable_device
 from common.short_repr import weights_of
 from pipelines.any_size import decoded, encode_any_size, in_one_layout, reconstruct
+from pipelines.captions import DecoderCaptions
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables
 from pipelines.encoded_prompts import EncodedPrompts
@@ -75,6 +76,7 @@ class TwoStagePipeline:
         self.tables = tables
         self.recorded: RecordedDraw | None = None
         self.prompts = EncodedPrompts()
+        self.captions = DecoderCaptions(autoencoder)
         self.source: Path | None = None  # folder that it was opened from
 
     def __repr__(self) -> str:
@@ -184,7 +186,7 @@ class TwoStagePipeline:
         def make(some: slice) -> Generated:
             indices, chosen, texts, others = asked.part(some)
             codes = self.sample(indices, chosen, seed, sampling, prompts=texts, given=others, size=size)
-            images = self.decode(codes, precision=sampling.decoding)
+            images = self.decode(codes, precision=sampling.decoding, prompts=texts)
             return Generated(images, codes, None if chosen is None else torch.tensor(chosen))
 
         return made_in_batches(num, batch_size, make, progress)
@@ -220,7 +222,7 @@ class TwoStagePipeline:
 
     def load_text_encoder(self, source: str | None = None) -> TextEncoder:
         """The encoder whose vectors the prior reads, loaded once. source and errors: those of
-        `prior_requests.text_encoder_of`."""
+        `prior_requests.text_encoder_of`. That of a decoder which reads captions is `captions.load`."""
         return self.prompts.load(self.prior, source)
 
     def images(self, pictures: Pictures) -> Tensor:
@@ -234,10 +236,17 @@ class TwoStagePipeline:
         """
         return encode_any_size(self.autoencoder, self.images(images))
 
-    def decode(self, codes: Codes, size: tuple[int, int] | None = None, precision: Precision | None = None) -> Tensor:
+    def decode(
+        self,
+        codes: Codes,
+        size: tuple[int, int] | None = None,
+        precision: Precision | None = None,
+        prompts: Sequence[str] | None = None,
+    ) -> Tensor:
         """Images of codes: one b h w per grid -> b c H W, float32 in [-1, 1]; size: (H, W) to crop to. precision: what
-        the decoder computes in, None: as its weights are. Raises UserError."""
-        images = decoded(self.autoencoder, codes, precision)
+        the decoder computes in, None: as its weights are. prompts: b texts, for a decoder that reads captions (kind
+        tatitok) beside the codes; others do without. Raises UserError."""
+        images = decoded(self.autoencoder, codes, precision, self.captions.of(prompts))
         return images if size is None else images[..., : size[0], : size[1]]
 
     def reconstruct(self, images: Pictures, *, precision: Precision | None = None) -> Tensor:
@@ -337,9 +346,10 @@ class TwoStagePipeline:
         sampling = with_settings(sampling or self.sampling, settings)
         indices = range(first_index, first_index + len(known[0]))
         chosen, sampling = labels_of_redrawn(self.prior, indices, labels, prompts is not None, sampling)
-        condition = self.condition(chosen, prompts_of(self.prior, indices, prompts), given)
+        texts = prompts_of(self.prior, indices, prompts)
+        condition = self.condition(chosen, texts, given)
         codes = sample_codes(self.prior, indices, condition, seed, sampling, known, complete=complete)
-        images = self.decode(codes, precision=sampling.decoding)
+        images = self.decode(codes, precision=sampling.decoding, prompts=texts)
         return Generated(images, codes, None if chosen is None else torch.tensor(chosen))
 
     def whole_images(self, pictures: Pictures) -> Tensor:

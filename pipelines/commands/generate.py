@@ -187,7 +187,14 @@ def generate_files(config: GenerateConfig) -> str:
         else:
             codes = sample_best(pipeline, asked.numbers, asked.labels, asked.seeds, config.candidates, judge, sampling)
         places = [i - batch.start for i in wanted]
-        decode_each(pipeline, codes, places, lambda place, picture: use(batch[place], picture), sampling.decoding)
+        decode_each(
+            pipeline,
+            codes,
+            places,
+            lambda place, picture: use(batch[place], picture),
+            sampling.decoding,
+            asked.prompts,
+        )
         steps = pipeline.prior.steps if isinstance(pipeline.prior, AutoregressivePrior) else 0
         return passes if any(number != steps for number in passes) else None
 

@@ -10,12 +10,14 @@ from common.errors import UserError
 from common.files import check_replaceable
 from common.foreign_weights import read_original_config, read_weights, read_weights_and_arguments
 from common.model_io import CONFIG_NAME, load_pretrained
+from pipelines.captions import CaptionEncoder
 from pipelines.model_folders import stage_folder
 from stage1_vae import imports as vaes
-from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder
+from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder, TATiTokConfig
 from stage1_vq.imports import KINDS
 from stage1_vq.imports.dalle import import_dalle, read_dalle_pickle
 from stage1_vq.imports.taming import IN_NET2NET
+from stage1_vq.imports.tatitok import import_tatitok, text_length_of
 from stage2_prior import imports as stage2
 
 
@@ -32,6 +34,7 @@ class ImportConfig:
         "vqvae2",
         "diffusers-vqmodel",
         "titok",
+        "tatitok",
         "ibq",
         "maskgit-vqgan",
         "open-magvit2",
@@ -52,6 +55,7 @@ class ImportConfig:
     decoder: str | None = None  # dalle: decoder.pkl, if it is not beside the encoder
     config: str | None = None  # the original's constructor arguments, YAML or JSON; left out: told by the weights
     image_size: int | tuple[int, int] | None = None  # pixels, side of a square or (H, W); left out: the original's
+    text_encoder: str | None = None  # tatitok: CLIP, a folder or hub id; left out: the published one, from the hub
     stage1: str | None = None  # priors: model folder of the first stage that they go with; left out: told by the files
     out: str  # the model folder to write
 
@@ -61,6 +65,10 @@ def import_weights(config: ImportConfig) -> str:
     check_replaceable(Path(config.out), CONFIG_NAME)
     if config.decoder is not None and config.kind != "dalle":
         raise UserError(f"--decoder is for --kind dalle, whose model lies in two files; leave it out for {config.kind}")
+    if config.text_encoder is not None and config.kind != "tatitok":
+        raise UserError(
+            f"--text_encoder is for --kind tatitok, whose decoder reads captions; leave it out for {config.kind}"
+        )
     if config.kind in vaes.KINDS:
         return import_vae(config)
     return import_prior(config) if config.kind in stage2.KINDS else import_autoencoder(config)
@@ -69,7 +77,8 @@ def import_weights(config: ImportConfig) -> str:
 def import_autoencoder(config: ImportConfig) -> str:
     if config.stage1 is not None:
         raise UserError(f"--stage1 is for priors, and {config.kind} is an autoencoder: leave it out")
-    model = dalle(config) if config.kind == "dalle" else from_state_dict(config)
+    builders = {"dalle": dalle, "tatitok": tatitok}
+    model = builders.get(config.kind, from_state_dict)(config)
     if config.image_size is not None:
         size = config.image_size
         model.image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -134,6 +143,14 @@ def original_config(config: ImportConfig) -> dict[str, Any] | None:
 def from_state_dict(config: ImportConfig) -> Autoencoder:
     kind = KINDS[config.kind]
     return kind.build(read_weights(Path(config.weights), kind.places), original_config(config))
+
+
+def tatitok(config: ImportConfig) -> Autoencoder:
+    """With what its text encoder says of the empty caption, which its decoder reads where none is given."""
+    weights = read_weights(Path(config.weights), KINDS["tatitok"].places)
+    encoder = CaptionEncoder.load(config.text_encoder or TATiTokConfig.text_encoder)
+    no_text = encoder.of("", text_length_of(weights))
+    return import_tatitok(weights, original_config(config), no_text, config.text_encoder)
 
 
 def dalle(config: ImportConfig) -> Autoencoder:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from common.wording import counted
 from images.files import BAD_FILES_NAME, MAX_BAD_SHARE, BadImageError, BadImages, open_upright
 from metrics.similarity import decibels
 from pipelines.any_size import reconstruct
+from pipelines.captions import DecoderCaptions
 from pipelines.devices import open_device
 from pipelines.image_folders import (
     check_max_side,
@@ -42,10 +44,12 @@ from pipelines.pictures import contact_sheet, in_columns, is_complete_png, save_
 from pipelines.sampling_options import chosen_precision
 from pipelines.settings import check_apart, results_folder
 from pipelines.stages import load_autoencoder
+from stage2_prior.text import captions_of
 
 PSNR_NAME = "psnr.json"
 SHEET_COLUMNS = 4
 SHEET_IMAGES = 16
+DEFAULTS = dict.fromkeys(("precision", "tokens", "grids", "prompt", "captions"))  # settings of earlier folders
 SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
 
 
@@ -60,6 +64,9 @@ class ReconstructConfig:
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     tokens: int | None = None  # of each image, the first ones, of a model with nested tokens; left out: all
     grids: int | None = None  # of each image's codes, the first layers or scales alone; left out: all
+    prompt: str | None = None  # what all images show, for a decoder that reads captions; left out: nothing is said
+    captions: str | None = None  # what each shows: a file of captions, as train-stage2 has it, or `file-names`
+    text_encoder: str | None = None  # folder or hub id of the captions' CLIP; left out: as the model records
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
@@ -73,6 +80,10 @@ class ReconstructConfig:
             raise UserError(
                 f"grids={self.grids} with tokens={self.tokens}: give one of them, tokens for a model of kind titok"
             )
+        if self.prompt is not None and self.captions is not None:
+            raise UserError(f"got a prompt and captions={self.captions}, expected one: of all images, or of each")
+        if self.text_encoder is not None and self.prompt is None and self.captions is None:
+            raise UserError(f"text_encoder={self.text_encoder} without a caption to read: give prompt or captions")
 
 
 def reconstruct_files(config: ReconstructConfig) -> str:
@@ -87,18 +98,20 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     precision = chosen_precision(config.precision)
     check_device(device, precision)
     if is_vae(config.model):
-        for name in ("tokens", "grids"):
-            if getattr(config, name) is not None:
+        for name in ("tokens", "grids", "prompt", "captions"):
+            if (given := getattr(config, name)) is not None:
                 raise UserError(
-                    f"{name}={getattr(config, name)}, but {config.model} is a VAE, whose latents are all of use"
+                    f"{name}={given}, but {config.model} is a VAE: its latents are all of use, and it reads no captions; "
+                    f"leave {name} out"
                 )
         model = decoder_of_vae(config.model, device, precision)
     else:
-        model = decoder_of_codes(config.model, device, precision, config.tokens, config.grids)
+        model = decoder_of_codes(config, device, precision)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
     check_apart(out, source)
     targets = target_names(image_names(source))
+    texts = texts_of(config, list(targets))
     settings = {
         "model": model.fingerprint,
         "images": str(source.resolve()),
@@ -107,18 +120,13 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         "precision": precision,
         "tokens": config.tokens,
         "grids": config.grids,
+        "prompt": config.prompt,
+        "captions": None if config.captions is None else sha256_of_texts(texts),
     }
     sources = Sources(out)
     files = {target: [root / name] for name, target in targets.items()}
     moved = {"images": lambda: sources.are_at(files)}
-    with results_folder(
-        out,
-        "reconstruct",
-        settings,
-        state,
-        defaults={"precision": None, "tokens": None, "grids": None},
-        may_change=moved,
-    ):
+    with results_folder(out, "reconstruct", settings, state, defaults=DEFAULTS, may_change=moved):
         bad_images = BadImages(
             len(targets), out / BAD_FILES_NAME, max_share=config.max_bad_share, option="--max_bad_share"
         )
@@ -133,7 +141,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
                 bad_images.add(str(root / name), str(error))
                 continue
             if not (is_complete_png(out / target) and sources.is_current(target, files[target])):
-                reconstruction = to_pil(model.reconstruct(to_images(original))[0])
+                reconstruction = to_pil(model.reconstruct(to_images(original), texts.get(name))[0])
                 save_png(reconstruction if config.alone else side_by_side(original, reconstruction), out / target)
                 sources.add(target, files[target], times)
             with Image.open(out / target) as written:
@@ -160,19 +168,35 @@ class Reconstructor(NamedTuple):
     fingerprint: str
     channels: int
     seen: Callable[[Image.Image], Image.Image]  # what it sees of a picture: all of it, or as much as has its size
-    reconstruct: Callable[[Tensor], Tensor]  # 1 c H W in [-1, 1], to the same shape
+    reconstruct: Callable[[Tensor, str | None], Tensor]  # 1 c H W in [-1, 1], and its caption, to the same shape
 
 
-def decoder_of_codes(
-    name: str, device: torch.device, precision: Precision | None, tokens: int | None, grids: int | None
-) -> Reconstructor:
-    """Raises UserError for a number of tokens or grids that the model does not have."""
-    autoencoder = load_autoencoder(name).to(device)
-    if tokens is not None:
-        autoencoder.prefix_spec(tokens)
-    if grids is not None and grids > (count := len(autoencoder.code_spec().grids)):
-        raise UserError(f"grids={grids}, expected 1 to {count}: {autoencoder.code_spec().describe()}")
-    decode = partial(reconstruct, autoencoder, precision=precision, tokens=tokens, grids=grids)
+def texts_of(config: ReconstructConfig, names: Sequence[str]) -> dict[str, str]:
+    """The caption of each image that has one. Raises UserError for a file that lacks one."""
+    if config.captions is not None:
+        return {name: captions[0] for name, captions in zip(names, captions_of(config.captions, names), strict=True)}
+    return {} if config.prompt is None else dict.fromkeys(names, config.prompt)
+
+
+def sha256_of_texts(texts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
+
+
+def decoder_of_codes(config: ReconstructConfig, device: torch.device, precision: Precision | None) -> Reconstructor:
+    """Raises UserError for a number of tokens or grids that the model does not have, and for captions that it does not
+    read."""
+    autoencoder = load_autoencoder(config.model).to(device)
+    if config.tokens is not None:
+        autoencoder.prefix_spec(config.tokens)
+    if config.grids is not None and config.grids > (count := len(autoencoder.code_spec().grids)):
+        raise UserError(f"grids={config.grids}, expected 1 to {count}: {autoencoder.code_spec().describe()}")
+    captions = DecoderCaptions(autoencoder)
+    if config.prompt is not None or config.captions is not None:
+        captions.load(config.text_encoder)
+
+    def decode(images: Tensor, caption: str | None) -> Tensor:
+        text = captions.of(None if caption is None else [caption])
+        return reconstruct(autoencoder, images, precision, config.tokens, config.grids, text)
 
     def seen(picture: Image.Image) -> Image.Image:
         return picture if autoencoder.codes_have_places else fit(picture, *autoencoder.image_size)
@@ -188,7 +212,7 @@ def decoder_of_vae(name: str, device: torch.device, precision: Precision | None)
         vae.fingerprint(),
         vae.config.channels,
         lambda picture: fit(picture, *vae.image_size),
-        partial(pipeline.reconstruct, precision=precision),
+        lambda images, _: pipeline.reconstruct(images, precision=precision),
     )
 
 

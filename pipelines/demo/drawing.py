@@ -99,7 +99,7 @@ def generate(pipeline: TwoStagePipeline, asked: Asked, count: int) -> Shown:
     labels = labels_of(pipeline.prior, indices, asked.label)
     prompts = prompts_of(pipeline.prior, indices, asked.prompt)
     codes = pipeline.sample(indices, labels, asked.seed, asked.sampling, prompts=prompts)
-    pictures = decode_each(pipeline, codes, range(count), lambda _, picture: picture, asked.sampling.decoding)
+    pictures = decode_each(pipeline, codes, range(count), lambda _, picture: picture, asked.sampling.decoding, prompts)
     classes = [""] * count if labels is None else [f", {class_title(pipeline, label)}" for label in labels]
     return Shown(pictures, [f"seed {asked.seed}, image {i}{classes[i]}" for i in indices])
 

@@ -6,6 +6,7 @@ from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
+from stage1_vq.autoencoders.tatitok import TATiTok, TATiTokConfig
 from stage1_vq.autoencoders.titok import TiTok, TiTokConfig
 from stage1_vq.autoencoders.titok_two_stage import TwoStageTiTok, TwoStageTiTokConfig
 from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
@@ -23,6 +24,7 @@ AutoencoderConfig = (
     | MaskGITVQGANConfig
     | OpenMAGVIT2Config
     | TwoStageTiTokConfig
+    | TATiTokConfig
 )
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
@@ -35,6 +37,7 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "maskgit_vqgan": MaskGITVQGAN,
     "open_magvit2": OpenMAGVIT2,
     "titok_two_stage": TwoStageTiTok,
+    "tatitok": TATiTok,
 }
 
 __all__ = [
@@ -51,6 +54,8 @@ __all__ = [
     "OpenMAGVIT2",
     "OpenMAGVIT2Config",
     "Stage1Output",
+    "TATiTok",
+    "TATiTokConfig",
     "TiTok",
     "TiTokConfig",
     "TwoStageTiTok",

@@ -26,6 +26,14 @@ class Stage1Output(NamedTuple):
     z_q: Tensor | None = None  # b d h w, code vectors with their graph, for further losses; of levels the coarsest
 
 
+class CaptionSpec(NamedTuple):
+    """The vectors of a caption that a decoder reads beside the codes."""
+
+    length: int  # t, vectors
+    width: int  # of each
+    encoder: str  # CLIP whose vectors they are: a hub id, or a folder
+
+
 class AutoencoderSettings(Protocol):
     """What the config of every autoencoder tells."""
 
@@ -119,6 +127,15 @@ class Autoencoder(PretrainedModel):
         which the others only add. The nearer to the images, the larger `quantizer_dropout` was in training. Raises
         UserError where the codes of this model are no such, or not of images of this size."""
         raise UserError(f"the codes of a {self.kind} model are all of use: no first grids tell of the whole image")
+
+    def captions(self) -> CaptionSpec | None:
+        """What `decode_with_text` takes; None for a decoder that reads codes alone."""
+        return None
+
+    def decode_with_text(self, codes: Codes, text: Tensor) -> Tensor:
+        """As `decode`, which reads the empty caption; text: b t width, float, the vectors of a caption of each image.
+        Raises UserError for others, and where the decoder reads none."""
+        raise UserError(f"got a caption, but the decoder of a {self.kind} model reads codes alone: leave it out")
 
     def scale_latents(self) -> dict[str, Tensor] | None:
         """What a next-scale prior needs to know of the codes (`MultiscaleQuantizer.scale_latents`); None for codes of

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from common.errors import UserError
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
+from stage1_vq.losses.pixel_errors import check_error_weights, pixel_errors
+from stage1_vq.networks.levels import check_levels
 from stage1_vq.networks.resnet import EPSILON, Norm
 from stage1_vq.quantizers import LFQConfig, QuantizerConfig, build_quantizer
 
@@ -36,28 +37,8 @@ class OpenMAGVIT2Config:
     quantizer: QuantizerConfig = field(default_factory=LFQConfig)
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
-            ("channels", self.channels >= 1, "at least 1"),
-            ("width", self.width >= 1, "at least 1"),
-            (
-                "multipliers",
-                len(self.multipliers) >= 1 and min(self.multipliers, default=0) >= 1,
-                "one or more numbers from 1 up",
-            ),
-            ("residual_blocks", self.residual_blocks >= 1, "at least 1"),
-            ("norm_groups", self.norm_groups >= 1, "at least 1"),
-            ("l1_weight", self.l1_weight >= 0, "0 or more; the published model has 1"),
-            ("l2_weight", self.l2_weight >= 0, "0 or more; the published model has 0"),
-        ):
-            if not valid:
-                raise UserError(f"model.{name}={getattr(self, name)}, expected {expected}")
-        if not self.l1_weight + self.l2_weight:
-            raise UserError("model.l1_weight and model.l2_weight are both 0: give one of them, l1_weight=1 is common")
-        if self.width % self.norm_groups:
-            raise UserError(
-                f"model.norm_groups={self.norm_groups} does not divide model.width={self.width}: give a number that "
-                "does"
-            )
+        check_levels(self)
+        check_error_weights(self, "l1_weight=1 is common")
 
     @property
     def stride(self) -> int:
@@ -221,10 +202,7 @@ class OpenMAGVIT2(QuantizedAutoencoder):
         self.decoder = Decoder(config, self.quantizer.dim_out)
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error."""
-        weights = {F.l1_loss: self.config.l1_weight, F.mse_loss: self.config.l2_weight}
-        terms = [weight * error(decoded, images) for error, weight in weights.items() if weight]
-        return {"reconstruction_loss": sum(terms[1:], terms[0])}
+        return pixel_errors(self.config, decoded, images)
 
     def last_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.get_parameter("weight")

@@ -13,24 +13,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec
 from common.draws import uniform
 from common.errors import UserError
-from stage1_vq.autoencoders.base import QuantizedAutoencoder, Stage1Output
-from stage1_vq.networks.vit import MLP_RATIO, initialise_linear
-from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
+from stage1_vq.autoencoders.base import Stage1Output
+from stage1_vq.autoencoders.token_row import Encoder, TokenRow, Transformer, check_sizes, default_quantizer, normal
+from stage1_vq.losses.pixel_errors import check_error_weights, pixel_errors
+from stage1_vq.networks.vit import initialise_linear
+from stage1_vq.quantizers import QuantizerConfig
 
 Nested = Literal["powers-of-two", "uniform"]
-
-
-def default_quantizer() -> NearestQuantizerConfig:
-    """The paper's codebook: 4,096 vectors of width 12 and length one. Its k-means start and the revival of dead codes
-    are not of the paper."""
-    return NearestQuantizerConfig(codebook_size=4096, dim=12, l2_normalise=True, codebook_update="gradient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +55,12 @@ class TiTokConfig:
     quantizer: QuantizerConfig = field(default_factory=default_quantizer)
 
     def __post_init__(self) -> None:
-        sizes = [f"{half}_{size}" for half in ("encoder", "decoder") for size in ("width", "blocks", "heads")]
-        for name in ("channels", "patch", "tokens", *sizes):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)}, expected at least 1")
-        for half in ("encoder", "decoder"):
-            width, heads = getattr(self, f"{half}_width"), getattr(self, f"{half}_heads")
-            if width % heads:
-                raise UserError(f"model.{half}_width={width}, expected a multiple of model.{half}_heads={heads}")
+        check_sizes(self, "patch")
         if self.nested not in (None, "powers-of-two", "uniform"):
             raise UserError(f"model.nested={self.nested}, expected powers-of-two, uniform, or null for none")
         if self.nested and self.tokens < 2:
             raise UserError(f"model.nested={self.nested} with model.tokens={self.tokens}, expected 2 or more to nest")
-        for name in ("l1_weight", "l2_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name}={getattr(self, name)}, expected 0 or more")
-        if not self.l1_weight + self.l2_weight:
-            raise UserError("model.l1_weight and model.l2_weight are both 0: give one of them, l2_weight=1 is common")
+        check_error_weights(self, "l2_weight=1 is common")
 
     @property
     def stride(self) -> int:
@@ -94,58 +78,6 @@ def kept_tokens(nested: Nested, uniforms: Tensor, tokens: int) -> Tensor:
         return (uniforms * (tokens - 1)).long() + 1
     powers = torch.tensor([2**exponent for exponent in range((tokens - 1).bit_length())], device=uniforms.device)
     return powers[(uniforms * len(powers)).long()]
-
-
-def normal(*shape: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
-
-
-class Transformer(nn.Module):
-    """A class token, tokens of patches and latent tokens, each with its position -> norm, blocks, norm -> b n d."""
-
-    def __init__(self, *, patches: int, tokens: int, width: int, blocks: int, heads: int) -> None:
-        super().__init__()
-        from timm.models.vision_transformer import Block  # seconds, which other models need not wait for
-
-        self.class_token = normal(1, width)
-        self.positions = normal(1 + patches, width)  # of the class token and the patches
-        self.token_positions = normal(tokens, width)
-        self.norm_before = nn.LayerNorm(width)
-        made = (Block(width, heads, MLP_RATIO, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(blocks))
-        self.blocks = nn.Sequential(*made)  # the norms have the epsilon of torch, 1e-5, and not timm's
-        self.norm_after = nn.LayerNorm(width)
-
-    def forward(self, patches: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """patches: b m d; tokens: b n d. Returns both as they come out, likewise."""
-        first = repeat(self.class_token, "n d -> b n d", b=len(patches)).to(patches.dtype)
-        picture = torch.cat([first, patches], 1) + self.positions
-        x = self.norm_before(torch.cat([picture, tokens + self.token_positions], 1))
-        x = self.norm_after(self.blocks(x))
-        return x[:, 1 : picture.shape[1]], x[:, picture.shape[1] :]
-
-
-class Encoder(nn.Module):
-    """Images, b c H W -> z, b d 1 n: what becomes of n learned tokens that attend to the patches."""
-
-    def __init__(self, config: TiTokConfig, grid: tuple[int, int], dim: int) -> None:
-        super().__init__()
-        width = config.encoder_width
-        self.patches = nn.Conv2d(config.channels, width, config.patch, stride=config.patch)
-        self.tokens = normal(config.tokens, width)
-        self.transformer = Transformer(
-            patches=grid[0] * grid[1],
-            tokens=config.tokens,
-            width=width,
-            blocks=config.encoder_blocks,
-            heads=config.encoder_heads,
-        )
-        self.output = nn.Linear(width, dim)
-        self.apply(initialise_linear)  # the authors' 0.02 is for wide networks: narrow ones hardly mix tokens with it
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = rearrange(self.patches(images), "b d h w -> b (h w) d")
-        _, tokens = self.transformer(patches, repeat(self.tokens, "n d -> b n d", b=len(images)))
-        return rearrange(self.output(tokens), "b n d -> b d 1 n")
 
 
 class Decoder(nn.Module):
@@ -200,60 +132,31 @@ class Decoder(nn.Module):
         return self.conv_out(features)
 
 
-class TiTok(QuantizedAutoencoder):
+class TiTok(TokenRow):
     """Encoder and decoder are vision transformers; codes are a row of tokens, none of which has a place in the image:
 
-        images -> patches, with learned tokens -> blocks -> tokens -> z -> quantizer
-        z_q -> tokens, with a mask token at each patch -> blocks -> patches -> 3x3 convolution -> images
-
-    The positions are those of one size of image: no other has codes.
+    images -> patches, with learned tokens -> blocks -> tokens -> z -> quantizer
+    z_q -> tokens, with a mask token at each patch -> blocks -> patches -> 3x3 convolution -> images
     """
 
     kind = "titok"
     config_class = TiTokConfig
     config: TiTokConfig
-    codes_have_places = False
+    whole_row_because = "give model.nested=powers-of-two in training for one whose first tokens decode"
     encoder: Encoder
     decoder: Decoder
 
     def __init__(self, config: TiTokConfig, image_size: tuple[int, int]) -> None:
-        """Raises UserError for a quantizer that makes other grids than rows of as many codes as there are tokens."""
         super().__init__(config, image_size)
-        grid = (image_size[0] // config.patch, image_size[1] // config.patch)
-        self.quantizer = build_quantizer(config.quantizer)
-        self.encoder = Encoder(config, grid, self.quantizer.dim)
-        self.decoder = Decoder(config, grid, self.quantizer.dim_out)
-        for made in self.quantizer.grids(1, config.tokens):
-            if (made.height, made.width) != (1, config.tokens):
-                raise UserError(
-                    f"model.quantizer.kind={config.quantizer.kind} makes a grid of {made.height}x{made.width} codes of "
-                    f"a row of {config.tokens} tokens, expected a code for each: take a quantizer without scales"
-                )
-
-    def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
-        size = (self.image_size[0] if height is None else height, self.image_size[1] if width is None else width)
-        self.check_image_size(*size)
-        return CodeSpec(self.quantizer.grids(1, self.config.tokens), *size, self.channels)
+        self.encoder = Encoder(config, self.grid, self.quantizer.dim)
+        self.decoder = Decoder(config, self.grid, self.quantizer.dim_out)
 
     def prefix_spec(self, tokens: int) -> CodeSpec:
-        if self.config.nested is None and tokens != self.config.tokens:
-            raise UserError(
-                f"{tokens} tokens, expected {self.config.tokens}: this model was trained with all of them alone; give "
-                "model.nested=powers-of-two in training for one whose first tokens decode"
-            )
+        if self.config.nested is None:
+            return super().prefix_spec(tokens)
         if not 1 <= tokens <= self.config.tokens:
             raise UserError(f"{tokens} tokens, expected 1 to {self.config.tokens}, which this model has")
         return CodeSpec(self.quantizer.grids(1, tokens), *self.image_size, self.channels)
-
-    def check_image_size(self, height: int, width: int) -> None:
-        """Raises UserError unless this is the size of the training images."""
-        super().check_image_size(height, width)
-        if (height, width) != self.image_size:
-            raise UserError(
-                f"cannot encode {height}x{width} images: the tokens of this model are of "
-                f"{self.image_size[0]}x{self.image_size[1]} images alone; scale and cut "
-                "them to that, as compress does with --crop"
-            )
 
     def check_codes(self, codes: Codes, stride: int) -> None:
         rows = codes[0].shape[-1] if codes and codes[0].ndim == 3 else self.config.tokens
@@ -274,9 +177,7 @@ class TiTok(QuantizedAutoencoder):
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error. In training with
         nested tokens half of it, and half of that of the first tokens, `nested_reconstruction_loss`."""
-        weights = {F.l1_loss: self.config.l1_weight, F.mse_loss: self.config.l2_weight}
-        terms = [weight * error(decoded, images) for error, weight in weights.items() if weight]
-        return {"reconstruction_loss": sum(terms[1:], terms[0])}
+        return pixel_errors(self.config, decoded, images)
 
     def last_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.get_parameter("weight")

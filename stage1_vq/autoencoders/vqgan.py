@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
+from stage1_vq.losses.pixel_errors import check_error_weights, pixel_errors
 from stage1_vq.networks.backbone import TimmBackbone
 from stage1_vq.networks.resnet import ResnetDecoder, ResnetEncoder
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig, build_quantizer
@@ -67,8 +67,6 @@ class VQGANConfig:
             ("norm_groups", self.norm_groups >= 1, "at least 1"),
             ("z_channels", self.z_channels >= 1, "at least 1"),
             ("quant_conv_kernel", self.quant_conv_kernel >= 1 and self.quant_conv_kernel % 2, "an odd number"),
-            ("l1_weight", self.l1_weight >= 0, "0 or more; the paper has 1"),
-            ("l2_weight", self.l2_weight >= 0, "0 or more; the paper has 0"),
         ):
             if not valid:
                 raise UserError(f"model.{name}={getattr(self, name)}, expected {expected}")
@@ -77,10 +75,7 @@ class VQGANConfig:
                 f"model.backbone_pretrained={self.backbone_pretrained} without model.backbone: name the timm network "
                 "that these weights are of"
             )
-        if not self.l1_weight + self.l2_weight:
-            raise UserError(
-                "model.l1_weight and model.l2_weight are both 0: give one of them, the paper has l1_weight=1"
-            )
+        check_error_weights(self, "the paper has l1_weight=1")
         if any(abs(self.width * number - round(self.width * number)) > 1e-6 for number in self.multipliers):
             raise UserError(
                 f"model.multipliers={self.multipliers} of model.width={self.width} give broken numbers of channels: "
@@ -155,10 +150,7 @@ class VQGAN(QuantizedAutoencoder):
         super().initialise(batches)
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error."""
-        weights = {F.l1_loss: self.config.l1_weight, F.mse_loss: self.config.l2_weight}
-        terms = [weight * error(decoded, images) for error, weight in weights.items() if weight]
-        return {"reconstruction_loss": sum(terms[1:], terms[0])}
+        return pixel_errors(self.config, decoded, images)
 
     def last_layer(self) -> nn.Parameter:
         return self.decoder.body.conv_out.get_parameter("weight")

@@ -13,6 +13,7 @@ from stage1_vq.imports.llamagen import import_llamagen
 from stage1_vq.imports.maskgit_vqgan import import_maskgit_vqgan
 from stage1_vq.imports.open_magvit2 import import_open_magvit2
 from stage1_vq.imports.taming import import_gumbelvq, import_vqmodel
+from stage1_vq.imports.tatitok import import_tatitok
 from stage1_vq.imports.titok import import_titok
 from stage1_vq.imports.var import import_var
 from stage1_vq.imports.vqvae2 import import_vqvae2
@@ -31,6 +32,7 @@ KINDS = {
     "vqvae2": Kind(import_vqvae2),
     "diffusers-vqmodel": Kind(import_diffusers),
     "titok": Kind(import_titok),
+    "tatitok": Kind(import_tatitok),
     "ibq": Kind(import_ibq, ("state_dict",)),
     "maskgit-vqgan": Kind(import_maskgit_vqgan),
     "open-magvit2": Kind(import_open_magvit2, ("state_dict",)),

@@ -55,15 +55,32 @@ def import_titok(weights: Weights, config: Arguments | None = None) -> TiTok | T
     arguments = config or {}
     vq = look_up(arguments, "model.vq_model") or {}
     check_supported(weights, vq)
-    k, d = codebook_sizes(weights, CODEBOOK)
+    sizes, quantizer = own_sizes(weights, arguments), own_quantizer(weights, vq)
+    patch, size = shape(weights, "encoder.patch_embed.weight")[2], own_image_size(weights, arguments)
+    model: TiTok | TwoStageTiTok
+    if in_two_stages(weights):
+        sizes |= pixel_sizes(weights, patch, arguments)
+        model = TwoStageTiTok(TwoStageTiTokConfig(quantizer=quantizer, **sizes), size)
+    else:
+        model = TiTok(TiTokConfig(quantizer=quantizer, patch=patch, **sizes), size)
+    load_renamed(model, of_our_pixels(weights), name_in_titok, IGNORED)
+    return model.eval()
+
+
+def own_sizes(weights: Weights, arguments: Arguments) -> dict[str, Any]:
+    """The fields that the configs of the family have in common, as shapes tell them."""
     tokens, _ = shape(weights, "latent_tokens")
-    _, channels, patch, _ = shape(weights, "encoder.patch_embed.weight")
-    sizes: dict[str, Any] = {"channels": channels, "tokens": tokens}
+    sizes: dict[str, Any] = {"channels": shape(weights, "encoder.patch_embed.weight")[1], "tokens": tokens}
     for half in ("encoder", "decoder"):
         width = shape(weights, f"{half}.positional_embedding")[1]
         sizes |= {f"{half}_width": width, f"{half}_blocks": blocks_of(weights, half)}
         sizes[f"{half}_heads"] = heads_of(width, arguments)
-    quantizer = NearestQuantizerConfig(
+    return sizes
+
+
+def own_quantizer(weights: Weights, vq: Mapping[str, Any], *, refresh: bool = False) -> NearestQuantizerConfig:
+    k, d = codebook_sizes(weights, CODEBOOK)
+    return NearestQuantizerConfig(
         codebook_size=k,
         dim=d,
         commitment_weight=vq.get("commitment_cost", 0.25),
@@ -71,16 +88,14 @@ def import_titok(weights: Weights, config: Arguments | None = None) -> TiTok | T
         l2_normalise=vq.get("use_l2_norm", False),
         kmeans_iterations=0,
         revive_after=0,
+        refresh=refresh,
     )
-    side = math.isqrt(shape(weights, "encoder.positional_embedding")[0] - 1) * patch
-    model: TiTok | TwoStageTiTok
-    if in_two_stages(weights):
-        sizes |= pixel_sizes(weights, patch, arguments)
-        model = TwoStageTiTok(TwoStageTiTokConfig(quantizer=quantizer, **sizes), image_size(arguments, side))
-    else:
-        model = TiTok(TiTokConfig(quantizer=quantizer, patch=patch, **sizes), image_size(arguments, side))
-    load_renamed(model, of_our_pixels(weights), name_in_titok, IGNORED)
-    return model.eval()
+
+
+def own_image_size(weights: Weights, arguments: Arguments) -> tuple[int, int]:
+    """(H, W): of the config, or of a square of as many patches as have positions."""
+    patch = shape(weights, "encoder.patch_embed.weight")[2]
+    return image_size(arguments, math.isqrt(shape(weights, "encoder.positional_embedding")[0] - 1) * patch)
 
 
 def in_two_stages(weights: Weights) -> bool:
@@ -131,9 +146,12 @@ def check_supported(weights: Weights, vq: Mapping[str, Any]) -> None:
         )
     if any(name.startswith("decoder.text_guidance") for name in weights):
         raise UserError(
-            "these are weights of a TA-TiTok, whose decoder reads a caption beside the codes: that is not supported, "
-            "as codes here are all that an image is made of; give a TiTok, such as titok_bl64_vq8k_imagenet"
+            "these are weights of a TA-TiTok, whose decoder reads a caption beside the codes: give --kind tatitok"
         )
+    check_codes_are_discrete(weights, vq)
+
+
+def check_codes_are_discrete(weights: Weights, vq: Mapping[str, Any]) -> None:
     if vq.get("quantize_mode", "vq") != "vq" or CODEBOOK not in weights:
         raise UserError(
             "these are weights of a TiTok of continuous tokens (quantize_mode: vae), which has no codes: that is not "

@@ -1,7 +1,8 @@
 """A codebook: the k vectors that latents are compared with, and what becomes of them from step to step.
 
 They follow the latents by exponential moving average (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1) or by
-gradient; by choice they start from k-means, and a latent takes the place of a vector that is not used.
+gradient; by choice they start from k-means, and a latent takes the place of a vector that is not used, or vectors move
+to latents the more, the less they are used (CVQ-VAE, Zheng & Vedaldi 2023, arXiv:2307.15139).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from common.compatibility import never_compiled
-from common.distributed import draw_rows, sum_over_processes
+from common.distributed import draw_rows, rows_of_least, sum_over_processes
 from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
 from stage1_vq.quantizers.usage import CodeUsage, usage_remedies
@@ -43,6 +44,7 @@ class CodebookSettings:
     revive_after: int
     revive_below: float = 0.0
     warn_usage_below: float
+    refresh: bool = False
 
 
 class CodebookFields(Protocol):
@@ -89,6 +91,7 @@ class Codebook(nn.Module):
     vector_sums: Tensor  # k d, moving average of their sum
     pending_sums: Tensor  # k d: their sum in the forward passes since the last update
     steps_since_revival: Tensor  # k, int64
+    shares: Tensor  # k, moving average of the share of latents that a code is nearest to (refresh only)
 
     def __init__(self, settings: CodebookSettings) -> None:
         super().__init__()
@@ -106,6 +109,8 @@ class Codebook(nn.Module):
             self.codebook = nn.Parameter(codebook)
         self.usage = CodeUsage(k, settings.warn_usage_below)
         self.register_buffer("steps_since_revival", torch.zeros(k, dtype=torch.int64))
+        if settings.refresh:
+            self.register_buffer("shares", torch.zeros(k))
         self.recent: deque[Tensor] = deque(maxlen=REMEMBERED_BATCHES)  # n d each, of this step's micro-batches
 
     # ---- latents and codes ------------------------------------------------------------------------------------------
@@ -136,7 +141,7 @@ class Codebook(nn.Module):
         self.usage.note(codes)
         if self.settings.update == "ema":
             self.pending_sums.index_add_(0, codes, rows)
-        if self.settings.revive_after:
+        if self.settings.revive_after or self.settings.refresh:
             self.recent.append(rows)
 
     def codes(self, z: Tensor) -> Tensor:
@@ -183,6 +188,8 @@ class Codebook(nn.Module):
             self.move(counts, sum_over_processes(self.pending_sums))
         if self.settings.revive_after:
             self.revive_dead_codes()
+        if self.settings.refresh and self.recent:
+            self.refresh(counts)
 
         self.discard()
         revived = (self.steps_since_revival < self.usage.window(steps_per_epoch)).sum()
@@ -219,6 +226,19 @@ class Codebook(nn.Module):
             size = (settings.revive_below * self.cluster_sizes.mean()).clamp(min=1)
             self.cluster_sizes[dead] = size
             self.vector_sums[dead] = latents * size
+
+    def refresh(self, counts: Tensor) -> None:
+        """Moves each vector to the latent of this step that is nearest to it: all of the way where it is out of use,
+        hardly where it has even a hundredth of an even share (section 3.2 of CVQ-VAE, whose authors' code this follows
+        in the constants). counts: k, of the step's latents."""
+        decay, k = self.settings.decay, self.settings.size
+        self.shares.lerp_(counts / counts.sum().clamp(min=1), 1 - decay)
+        way = torch.exp(-10 * k * self.shares / (1 - decay) - 1e-3)
+        vectors = self.code_vectors()
+        rows = torch.cat(list(self.recent))
+        nearest = rows[nearest_codes(vectors, rows)]  # k d, of this process
+        distances = (nearest - vectors).square().sum(1)
+        self.codebook.lerp_(rows_of_least(nearest, distances), way.unsqueeze(1))
 
     @torch.no_grad()
     def amend_average(self, average: Codebook) -> None:

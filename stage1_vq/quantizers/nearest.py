@@ -2,7 +2,8 @@
 
 With, by choice, the codebook by exponential moving average (appendix A.1 there), a low-dimensional look-up with vectors
 of length one (ViT-VQGAN, Yu et al. 2021, arXiv:2110.04627, section 3.2), the gradient of the rotation trick (Fifty et
-al. 2024, arXiv:2410.06424), further losses on latents and codebook, k-means initialisation and revival of dead codes.
+al. 2024, arXiv:2410.06424), further losses on latents and codebook, k-means initialisation, revival of dead codes, and
+code vectors that move to latents the more, the less they are in use (CVQ-VAE, Zheng & Vedaldi 2023, arXiv:2307.15139).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class NearestQuantizerConfig:
     dim: int = 64  # d, width of z and z_q
     commitment_weight: float = 0.25  # beta of the paper: pulls the encoder's output to its code vector
     codebook_update: CodebookUpdate = "ema"  # how code vectors follow the latents
-    decay: float = 0.99  # of the moving averages (ema only)
+    decay: float = 0.99  # of the moving averages (ema and refresh only)
     epsilon: float = 1e-5  # added to the averaged cluster sizes (ema only)
     lookup_dim: int | None = None  # width of the code vectors behind a projection; None: dim, and no projection
     l2_normalise: bool = False  # compare directions only: vectors and code vectors get length 1
@@ -63,6 +64,7 @@ class NearestQuantizerConfig:
     revive_below: float = 0.0  # share of an even use, by moving average, below which a code is dead too (ema only)
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
+    refresh: bool = False  # each step moves code vectors to the latents nearest to them, by how little they are used
 
     def __post_init__(self) -> None:
         rules = [
@@ -87,6 +89,11 @@ class NearestQuantizerConfig:
                 "0 unless revive_after is above 0, which is the time a revived code has, and codebook_update=ema",
             ),
             ("gradient", self.gradient in GRADIENTS, "straight-through or rotation"),
+            (
+                "refresh",
+                not self.refresh or (self.codebook_update == "gradient" and not self.revive_after),
+                "false unless codebook_update=gradient and revive_after=0: it brings dead codes back itself",
+            ),
         ]
         check_fields(self, rules)
 
@@ -104,6 +111,7 @@ class NearestQuantizerConfig:
             revive_after=self.revive_after,
             revive_below=self.revive_below,
             warn_usage_below=self.warn_usage_below,
+            refresh=self.refresh,
         )
 
 

@@ -18,7 +18,8 @@ from common.float32 import float32_island, full_precision
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.codebook import codes_of_map
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.gradients import GRADIENTS, Gradient, pass_gradient
+from stage1_vq.quantizers.gradients import Gradient
+from stage1_vq.quantizers.mapped import mapped_rules, nearest_mapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +37,9 @@ class SimVQConfig:
 
     def __post_init__(self) -> None:
         rules = [
-            ("codebook_size", self.codebook_size >= 2, "at least 2: one code carries no bits"),
-            ("dim", self.dim >= 1, "at least 1"),
+            *mapped_rules(self),
             ("frozen_dim", self.frozen_dim is None or self.frozen_dim >= 1, "at least 1, or null for dim"),
             ("hidden_dim", self.hidden_dim is None or self.hidden_dim >= 1, "at least 1, or null for a linear map"),
-            ("commitment_weight", self.commitment_weight >= 0, "0 or more; 0.25 is common"),
-            ("gradient", self.gradient in GRADIENTS, "straight-through or rotation"),
-            ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
         ]
         check_fields(self, rules)
 
@@ -68,20 +65,10 @@ class SimVQuantizer(CountingQuantizer):
             self.code_transform = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, config.dim))
 
     def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. Losses, squared errors per element: `commitment_loss`, times its weight, and `codebook_loss`;
-        statistics: `quantization_error`, the same without weight."""
+        """z: b d h w. Losses and statistics: those of `nearest_mapped`."""
         self.check_latents(z)
         with float32_island(z.device.type):
-            latents, vectors = z.float(), self.code_vectors()
-            codes = codes_of_map(latents, vectors)
-            if self.training:
-                self.usage.note(codes)
-            nearest = rearrange(F.embedding(codes, vectors), "b h w d -> b d h w")
-            z_q = pass_gradient(self.config.gradient, latents, nearest.detach()).to(z.dtype)
-            losses = {"codebook_loss": F.mse_loss(nearest, latents.detach())}
-            if self.config.commitment_weight:
-                losses["commitment_loss"] = self.config.commitment_weight * F.mse_loss(latents, nearest.detach())
-            return Quantized(z_q, (codes,), losses, {"quantization_error": losses["codebook_loss"].detach()})
+            return nearest_mapped(self.config, z, self.code_vectors(), self.usage if self.training else None)
 
     def codes(self, z: Tensor) -> Codes:
         self.check_latents(z)

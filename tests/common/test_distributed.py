@@ -36,6 +36,8 @@ SETTINGS: dict[str, QuantizerConfig] = {
     "ema, bfloat16": nearest(),
     "gradient": nearest(codebook_update="gradient"),
     "gradient, bfloat16": nearest(codebook_update="gradient"),
+    # Without k-means: the centre of two latents is as near to one as to the other, and rounding chooses.
+    "gradient, refreshed": nearest(codebook_update="gradient", revive_after=0, refresh=True, kmeans_iterations=0),
     "ema, normalised look-up": nearest(lookup_dim=3, l2_normalise=True),
     "residual": ResidualQuantizerConfig(depth=2, layer=nearest()),
     # Which layers the decoder sees is drawn by each process for itself: the codebook may not depend on it.
@@ -75,7 +77,7 @@ def train(name: str, images: slice) -> dict[str, Tensor]:
                 quantizer(latents(step, micro_batch))
         torch.manual_seed(step)
         health = quantizer.update(steps_per_epoch=4)
-    assert health["revived_codes"] > 0, "the test must see revivals"
+    assert "refreshed" in name or health["revived_codes"] > 0, "the test must see revivals"
     return {**quantizer.state_dict(), **health}
 
 

@@ -23,6 +23,7 @@ from stage1_vq.autoencoders import (
     DVAEConfig,
     MaskGITVQGANConfig,
     OpenMAGVIT2Config,
+    TATiTokConfig,
     TiTokConfig,
     TwoStageTiTokConfig,
     ViTVQGANConfig,
@@ -72,6 +73,9 @@ QUANTIZER_ROWS: dict[str, Any] = {
     ),
     "nearest, rare codes revived": NearestQuantizerConfig(
         codebook_size=16, dim=DIM, decay=0.5, revive_after=1, revive_below=0.5
+    ),
+    "nearest, refreshed": NearestQuantizerConfig(
+        codebook_size=16, dim=DIM, codebook_update="gradient", revive_after=0, refresh=True
     ),
     "fsq": FSQConfig(levels=(5, 4, 3, 2, 2, 2), dim=DIM),
     "fsq, projected, symmetric": FSQConfig(levels=(4, 3), dim=DIM, preserve_symmetry=True),
@@ -348,6 +352,22 @@ AUTOENCODER_ROWS: dict[str, Any] = {
         norm_groups=4,
         l1_weight=0.5,
         quantizer=NearestQuantizerConfig(codebook_size=16, dim=4, l2_normalise=True, codebook_update="gradient"),
+    ),
+    "tatitok": TATiTokConfig(
+        patch=8,
+        tokens=5,
+        encoder_width=32,
+        encoder_blocks=1,
+        encoder_heads=2,
+        decoder_width=16,
+        decoder_blocks=2,
+        decoder_heads=4,
+        text_length=3,
+        text_width=7,
+        l1_weight=0.5,
+        quantizer=NearestQuantizerConfig(
+            codebook_size=16, dim=4, codebook_update="gradient", revive_after=0, refresh=True
+        ),
     ),
     "titok, grey, nested, residual": TiTokConfig(
         channels=1,

@@ -1,10 +1,11 @@
-"""TiTok, IBQ, MaskGIT's VQ-GAN and Open-MAGVIT2 by their original implementations' own numbers: their weights here give
-their latents, codes, images, losses and gradients; published sizes are told by the weights; other models are
+"""TiTok, TA-TiTok, IBQ, MaskGIT's VQ-GAN and Open-MAGVIT2 by their original implementations' own numbers: their weights
+here give their latents, codes, images, losses and gradients; published sizes are told by the weights; other models are
 refused."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,21 @@ from torch import Tensor
 from common.errors import UserError
 from common.model_io import load_pretrained
 from common.tensor_files import save_tensors
+from pipelines.captions import CaptionEncoder
 from pipelines.commands.import_weights import ImportConfig, import_weights
 from stage1_vq.autoencoders import (
     AUTOENCODERS,
     MaskGITVQGANConfig,
     OpenMAGVIT2,
     OpenMAGVIT2Config,
+    TATiTok,
+    TATiTokConfig,
     TiTok,
     TwoStageTiTok,
     TwoStageTiTokConfig,
 )
 from stage1_vq.imports import KINDS
+from tests.clip import save_clip
 from tests.golden import Golden, golden_frontier, real_shapes_frontier
 from tests.stage1_vq.test_import_golden import close
 
@@ -186,7 +191,7 @@ def without_values(name: str) -> dict[str, Tensor]:
     ("name", "message"),
     [
         ("titok_vae", "weights of a TiTok of continuous tokens"),
-        ("tatitok_vq", "weights of a TA-TiTok, whose decoder reads a caption"),
+        ("tatitok_vq", "weights of a TA-TiTok, whose decoder reads a caption beside the codes: give --kind tatitok"),
     ],
 )
 def test_relatives_of_titok_are_refused(name, message):
@@ -212,6 +217,101 @@ def test_titok_is_imported_as_the_hub_has_it_by_the_command(tmp_path: Path):
     with torch.no_grad():
         codes = model.encode(of_theirs(reference.inputs["x"]))
     assert torch.equal(codes[0], reference.outputs["indices"])
+
+
+# ---- TA-TiTok -------------------------------------------------------------------------------------------------------
+
+
+def tatitok(no_text: Tensor | None = None) -> tuple[TATiTok, Golden]:
+    reference = golden_frontier("tatitok_vq")
+    return KINDS["tatitok"].build(reference.weights, reference.config, no_text), reference
+
+
+@torch.no_grad()
+def test_tatitok_has_the_originals_latents_codes_and_images_of_a_caption():
+    model, reference = tatitok()
+    out, images, text = reference.outputs, of_theirs(reference.inputs["x"]), reference.inputs["text"]
+    close(model.latents(images), out["z"], 1e-5)
+    codes = model.encode(images)
+    assert torch.equal(codes[0], out["indices"])
+    z_q = model.quantizer.codes_to_latents(codes)
+    close(z_q, out["quant"], 1e-5)
+    close((model.decoder(z_q, text) + 1) / 2, out["recon"], 1e-5)
+    close((model.decode_with_text(codes, text) + 1) / 2, out["recon_from_tokens"].clamp(0, 1), 1e-5)
+    losses = model(images).losses
+    close(losses["commitment_loss"], out["commitment_loss"], 1e-5)
+    close(losses["codebook_loss"], out["codebook_loss"], 1e-5)
+
+
+@torch.no_grad()
+def test_tatitok_reads_the_empty_caption_where_none_is_given():
+    of_one = golden_frontier("tatitok_vq").inputs["text"][1]
+    model, reference = tatitok(of_one)
+    codes = (reference.outputs["indices"],)
+    expected = reference.outputs["recon_from_tokens"][1].clamp(0, 1)
+    close((model.decode(codes)[1] + 1) / 2, expected, 1e-5)
+    others = model.decode_with_text(codes, of_one.flip(0).expand(2, -1, -1))
+    assert (others[1] - model.decode(codes)[1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_step_refreshes_the_codebook_as_the_original_does():
+    model, reference = tatitok()
+    out, quantizer = reference.outputs, model.quantizer.train()
+    assert model.config.quantizer.refresh
+    quantized = quantizer(out["z"])
+    assert torch.equal(quantized.codes[0], out["train/indices"])
+    close(quantized.z_q, out["train/quant"], 1e-5)
+    close(sum(quantized.losses.values()), out["train/quantizer_loss"], 1e-5)
+    assert torch.equal(quantizer.codebook, reference.weights["quantize.embedding.weight"])  # not before the step
+    quantizer.update(steps_per_epoch=10)
+    close(quantizer.entries.shares, out["train/after/embed_prob"], 1e-7)
+    close(quantizer.codebook, out["train/after/embedding.weight"], 1e-5)
+
+
+def test_the_published_size_of_tatitok_is_told_by_the_weights_alone():
+    """Stand-ins of the shapes of BL-64's TiTok, with a decoder that reads 77 vectors of 768 numbers."""
+    weights = without_values("titok_bl64_vq8k")
+    weights["decoder.text_guidance_proj.weight"] = torch.empty(1024, 768)
+    weights["decoder.text_guidance_proj.bias"] = torch.empty(1024)
+    weights["decoder.text_guidance_positional_embedding"] = torch.empty(77, 1024)
+    with torch.device("meta"):
+        model = KINDS["tatitok"].build({name: tensor.to("meta") for name, tensor in weights.items()})
+    assert model.code_spec().describe() == "1x64 codes of 8192 (256x256x3 images)"
+    quantizer = replace(TATiTokConfig().quantizer, refresh=False)
+    assert model.config == TATiTokConfig(tokens=64, quantizer=quantizer)
+    assert model.decoder.transformer.token_positions.shape == (64 + 77, 1024)
+
+
+def test_weights_that_are_not_tatitoks_are_refused():
+    reference = golden_frontier("tatitok_vq")
+    with pytest.raises(UserError, match="they are not those of a TA-TiTok; give --kind titok"):
+        KINDS["tatitok"].build(golden_frontier("titok_vq").weights, reference.config)
+    vae = {**reference.config, "model": {"vq_model": {"quantize_mode": "vae"}}}
+    with pytest.raises(UserError, match="weights of a TiTok of continuous tokens"):
+        KINDS["tatitok"].build(reference.weights, vae)
+    message = "tells of a caption in 4 vectors of 12 numbers, expected 5 of 12: name the CLIP"
+    with pytest.raises(UserError, match=message):
+        tatitok(torch.zeros(4, 12))
+
+
+def test_tatitok_is_imported_by_the_command_with_what_its_clip_says_of_nothing(tmp_path: Path):
+    reference = golden_frontier("tatitok_vq")
+    clip = save_clip(tmp_path / "clip", width=12)
+    save_tensors(reference.weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(reference.config))
+    files = {"weights": str(tmp_path / "model.safetensors"), "config": str(tmp_path / "config.json")}
+    line = import_weights(ImportConfig(kind="tatitok", **files, text_encoder=str(clip), out=str(tmp_path / "tatitok")))
+    assert line.startswith("1x8 codes of 64 (16x16x3 images): the tatitok model is in")
+    model = load_pretrained(tmp_path / "tatitok", AUTOENCODERS).eval()
+    assert isinstance(model, TATiTok)
+    assert model.captions() == (5, 12, str(clip))
+    torch.testing.assert_close(model.decoder.no_text, CaptionEncoder.load(str(clip)).of("", 5))
+    with torch.no_grad():
+        codes = model.encode(of_theirs(reference.inputs["x"]))
+    assert torch.equal(codes[0], reference.outputs["indices"])
+    with pytest.raises(UserError, match="--text_encoder is for --kind tatitok"):
+        import_weights(ImportConfig(kind="titok", **files, text_encoder=str(clip), out=str(tmp_path / "other")))
 
 
 # ---- IBQ ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -324,6 +325,79 @@ def test_a_revived_code_does_not_fall_back_to_its_old_averages():
         quantizer(latents(seed=step))
         quantizer.update(steps_per_epoch=10)
     assert quantizer.codebook.abs().max() < 10  # the old averages are around 100
+
+
+# ---- refreshed codes ------------------------------------------------------------------------------------------------
+
+
+def refreshed(**settings: Any) -> NearestQuantizer:
+    return make(codebook_update="gradient", revive_after=0, refresh=True, **settings)
+
+
+def test_a_code_goes_as_far_to_the_latent_nearest_to_it_as_it_is_out_of_use():
+    """Beside the equations of CVQ-VAE, code by code, over several steps."""
+    quantizer, ways = refreshed(codebook_size=5, decay=0.9), list[float]()
+    first = rearrange(latents(seed=0), "b d h w -> (b h w) d")
+    with torch.no_grad():
+        quantizer.codebook[3] += 100  # of no latent
+        quantizer.codebook[4] = 1.5 * first[first.norm(dim=1).argmax()]  # of few
+    vectors, shares = quantizer.codebook.detach().clone(), torch.zeros(5)
+    for step in range(3):
+        z = latents(seed=step)
+        rows = rearrange(z, "b d h w -> (b h w) d")
+        codes = torch.cdist(rows, vectors).argmin(1)
+        assert torch.equal(quantizer(z).codes[0].flatten(), codes)
+        assert torch.equal(quantizer.codebook.detach(), vectors)  # not before the step
+        quantizer.update(steps_per_epoch=10)
+        for code in range(5):
+            share = float((codes == code).float().mean())
+            shares[code] = 0.9 * shares[code] + 0.1 * share
+            way = math.exp(-float(shares[code]) * 5 * 10 / 0.1 - 1e-3)
+            ways.append(way)
+            nearest = rows[(rows - vectors[code]).square().sum(1).argmin()]
+            vectors[code] = vectors[code] * (1 - way) + nearest * way
+        torch.testing.assert_close(quantizer.codebook.detach(), vectors)
+        vectors = quantizer.codebook.detach().clone()
+    assert quantizer.codebook.abs().max() < 10
+    assert max(ways) > 0.99
+    assert min(ways) < 0.01
+    assert any(0.1 < way < 0.9 for way in ways)  # else any constant in the exponent would do
+    assert not quantizer.entries.recent
+
+
+def test_codes_out_of_use_are_used_after_a_step_and_the_others_stay():
+    quantizer = refreshed()
+    with torch.no_grad():
+        quantizer.codebook[2:] += 100
+    before = quantizer.codebook.detach().clone()
+    quantizer(latents())
+    quantizer.update(steps_per_epoch=10)
+    assert (quantizer.codebook - before)[:2].abs().max() < 1e-3
+    assert quantizer.codebook.abs().max() < 10
+    assert len(quantizer(latents()).codes[0].unique()) > 2
+
+
+def test_parts_of_a_batch_refresh_as_the_whole_and_a_skipped_step_does_not():
+    whole, parts, skipped = refreshed(), refreshed(), refreshed()
+    z = latents()
+    whole(z)
+    whole.update(10)
+    for part in z.split(1):
+        parts(part)
+    parts.update(10)
+    torch.testing.assert_close(parts.codebook, whole.codebook)
+    before = skipped.codebook.detach().clone()
+    skipped(z)
+    skipped.discard()
+    assert not skipped.entries.recent
+    skipped.update(10)
+    assert torch.equal(skipped.codebook, before)
+
+
+@pytest.mark.parametrize("settings", [{"codebook_update": "ema", "revive_after": 0}, {"codebook_update": "gradient"}])
+def test_refreshing_beside_what_moves_or_revives_codes_otherwise_is_refused(settings):
+    with pytest.raises(UserError, match="refresh=True, expected false unless codebook_update=gradient and revive_aft"):
+        NearestQuantizerConfig(refresh=True, **settings)
 
 
 def test_with_fewer_latents_than_dead_codes_no_latent_is_used_twice():

@@ -1,0 +1,155 @@
+"""What autoencoders of the TiTok family have in common (Yu et al. 2024, arXiv:2406.07550): an image is one row of
+tokens, none of which has a place in it, and vision transformers see tokens and patches together."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from codes.spec import Codes, CodeSpec
+from common.errors import UserError
+from stage1_vq.autoencoders.base import QuantizedAutoencoder
+from stage1_vq.networks.vit import MLP_RATIO, initialise_linear
+from stage1_vq.quantizers import NearestQuantizerConfig, build_quantizer
+
+HALVES = ("encoder", "decoder")
+
+
+def default_quantizer() -> NearestQuantizerConfig:
+    """The paper's codebook: 4,096 vectors of width 12 and length one. Its k-means start and the revival of dead codes
+    are not of the paper."""
+    return NearestQuantizerConfig(codebook_size=4096, dim=12, l2_normalise=True, codebook_update="gradient")
+
+
+class TokenRowSettings(Protocol):
+    """What the config of each tells; of the decoder it has the same three sizes as of the encoder."""
+
+    @property
+    def channels(self) -> int: ...  # c of the images
+    @property
+    def tokens(self) -> int: ...  # n, of an image
+    @property
+    def stride(self) -> int: ...  # pixels along each side of a patch
+    @property
+    def encoder_width(self) -> int: ...
+    @property
+    def encoder_blocks(self) -> int: ...
+    @property
+    def encoder_heads(self) -> int: ...
+
+
+def check_sizes(config: TokenRowSettings, *further: str) -> None:
+    """Raises UserError for a size, or a `further` field, below 1, and for a width that its heads do not divide."""
+    sizes = [f"{half}_{size}" for half in HALVES for size in ("width", "blocks", "heads")]
+    for name in ("channels", "tokens", *sizes, *further):
+        if getattr(config, name) < 1:
+            raise UserError(f"model.{name}={getattr(config, name)}, expected at least 1")
+    for half in HALVES:
+        width, heads = getattr(config, f"{half}_width"), getattr(config, f"{half}_heads")
+        if width % heads:
+            raise UserError(f"model.{half}_width={width}, expected a multiple of model.{half}_heads={heads}")
+
+
+def normal(*shape: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+
+
+class Transformer(nn.Module):
+    """A class token, tokens of patches and latent tokens, each with its position -> norm, blocks, norm -> b n d."""
+
+    def __init__(self, *, patches: int, tokens: int, width: int, blocks: int, heads: int) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import Block  # seconds, which other models need not wait for
+
+        self.class_token = normal(1, width)
+        self.positions = normal(1 + patches, width)  # of the class token and the patches
+        self.token_positions = normal(tokens, width)
+        self.norm_before = nn.LayerNorm(width)
+        made = (Block(width, heads, MLP_RATIO, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(blocks))
+        self.blocks = nn.Sequential(*made)  # the norms have the epsilon of torch, 1e-5, and not timm's
+        self.norm_after = nn.LayerNorm(width)
+
+    def forward(self, patches: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """patches: b m d; tokens: b n d. Returns both as they come out, likewise."""
+        first = repeat(self.class_token, "n d -> b n d", b=len(patches)).to(patches.dtype)
+        picture = torch.cat([first, patches], 1) + self.positions
+        x = self.norm_before(torch.cat([picture, tokens + self.token_positions], 1))
+        x = self.norm_after(self.blocks(x))
+        return x[:, 1 : picture.shape[1]], x[:, picture.shape[1] :]
+
+
+class Encoder(nn.Module):
+    """Images, b c H W -> z, b d 1 n: what becomes of n learned tokens that attend to the patches."""
+
+    def __init__(self, config: TokenRowSettings, grid: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.patches = nn.Conv2d(config.channels, width, config.stride, stride=config.stride)
+        self.tokens = normal(config.tokens, width)
+        self.transformer = Transformer(
+            patches=grid[0] * grid[1],
+            tokens=config.tokens,
+            width=width,
+            blocks=config.encoder_blocks,
+            heads=config.encoder_heads,
+        )
+        self.output = nn.Linear(width, dim)
+        self.apply(initialise_linear)  # the authors' 0.02 is for wide networks: narrow ones hardly mix tokens with it
+
+    def forward(self, images: Tensor) -> Tensor:
+        return rearrange(self.output(self.features(images)), "b n d -> b d 1 n")
+
+    def features(self, images: Tensor) -> Tensor:
+        """Of each token, b n width."""
+        patches = rearrange(self.patches(images), "b d h w -> b (h w) d")
+        _, tokens = self.transformer(patches, repeat(self.tokens, "n d -> b n d", b=len(images)))
+        return tokens
+
+
+class TokenRow(QuantizedAutoencoder):
+    """An autoencoder whose codes are a row of tokens. The positions are those of one size of image: no other has
+    codes."""
+
+    codes_have_places = False
+    whole_row_because: ClassVar[str]  # why no other number of tokens decodes, and what to do instead
+
+    def __init__(self, config: Any, image_size: tuple[int, int]) -> None:
+        """Raises UserError for a quantizer that makes other grids than rows of as many codes as there are tokens."""
+        super().__init__(config, image_size)
+        self.grid = (image_size[0] // self.stride, image_size[1] // self.stride)  # rows and columns of patches
+        self.quantizer = build_quantizer(config.quantizer)
+        for made in self.quantizer.grids(1, config.tokens):
+            if (made.height, made.width) != (1, config.tokens):
+                raise UserError(
+                    f"model.quantizer.kind={config.quantizer.kind} makes a grid of {made.height}x{made.width} codes of "
+                    f"a row of {config.tokens} tokens, expected a code for each: take a quantizer without scales"
+                )
+
+    def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:
+        size = (self.image_size[0] if height is None else height, self.image_size[1] if width is None else width)
+        self.check_image_size(*size)
+        return CodeSpec(self.quantizer.grids(1, self.config.tokens), *size, self.channels)
+
+    def prefix_spec(self, tokens: int) -> CodeSpec:
+        if tokens != self.config.tokens:
+            raise UserError(
+                f"{tokens} tokens, expected {self.config.tokens}: this model was trained with all of them alone; "
+                f"{self.whole_row_because}"
+            )
+        return self.code_spec()
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raises UserError unless this is the size of the training images."""
+        super().check_image_size(height, width)
+        if (height, width) != self.image_size:
+            raise UserError(
+                f"cannot encode {height}x{width} images: the tokens of this model are of "
+                f"{self.image_size[0]}x{self.image_size[1]} images alone; scale and cut "
+                "them to that, as compress does with --crop"
+            )
+
+    def check_codes(self, codes: Codes, stride: int) -> None:
+        self.code_spec().check(codes)
