@@ -59,6 +59,7 @@ class ReconstructConfig:
     out: str  # folder for the PNG files, sheet.png and psnr.json
     max_side: int | None = None  # larger images are scaled down to this longer side; left out: none is
     tokens: int | None = None  # of each image, the first ones, of a model with nested tokens; left out: all
+    decoder_steps: int | None = None  # of a model of kind flow_decoder; left out: as many as its settings say
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
@@ -82,9 +83,14 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     if is_vae(config.model):
         if config.tokens is not None:
             raise UserError(f"tokens={config.tokens}, but {config.model} is a VAE, whose latents are all of use")
+        if config.decoder_steps is not None:
+            raise UserError(
+                f"decoder_steps={config.decoder_steps}, but {config.model} is a VAE, which decodes in one pass; leave "
+                "it out"
+            )
         model = decoder_of_vae(config.model, device, precision)
     else:
-        model = decoder_of_codes(config.model, device, precision, config.tokens)
+        model = decoder_of_codes(config.model, device, precision, config.tokens, config.decoder_steps)
     source, out = Path(config.images), Path(config.out)
     root = source if source.is_dir() else source.parent
     check_apart(out, source)
@@ -147,9 +153,13 @@ class Reconstructor(NamedTuple):
     reconstruct: Callable[[Tensor], Tensor]  # 1 c H W in [-1, 1], to the same shape
 
 
-def decoder_of_codes(name: str, device: torch.device, precision: Precision | None, tokens: int | None) -> Reconstructor:
-    """Raises UserError for a number of tokens that the model does not have."""
+def decoder_of_codes(
+    name: str, device: torch.device, precision: Precision | None, tokens: int | None, steps: int | None
+) -> Reconstructor:
+    """Raises UserError for a number of tokens or steps that the model does not have."""
     autoencoder = load_autoencoder(name).to(device)
+    if steps is not None:
+        autoencoder.decode_in_steps(steps)
     if tokens is not None:
         autoencoder.prefix_spec(tokens)
     decode = partial(reconstruct, autoencoder, precision=precision, tokens=tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
+from stage1_vq.autoencoders.flow_decoder import FlowDecoder, FlowDecoderConfig
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from stage1_vq.autoencoders.titok import TiTok, TiTokConfig
@@ -23,6 +24,7 @@ AutoencoderConfig = (
     | MaskGITVQGANConfig
     | OpenMAGVIT2Config
     | TwoStageTiTokConfig
+    | FlowDecoderConfig
 )
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
@@ -35,6 +37,7 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "maskgit_vqgan": MaskGITVQGAN,
     "open_magvit2": OpenMAGVIT2,
     "titok_two_stage": TwoStageTiTok,
+    "flow_decoder": FlowDecoder,
 }
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "DVAEConfig",
+    "FlowDecoder",
+    "FlowDecoderConfig",
     "MaskGITVQGAN",
     "MaskGITVQGANConfig",
     "OpenMAGVIT2",
