@@ -10,6 +10,7 @@ stage1_vq/losses/distillation.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -33,7 +34,7 @@ from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
 from stage1_vq.networks.flow_unet import FlowUNet
-from stage1_vq.quantizers import Quantizer, quantizer_config
+from stage1_vq.quantizers import Quantizer, QuantizerConfig, quantizer_config
 
 TokenizerConfig = VQVAEConfig | VQGANConfig | DVAEConfig | ViTVQGANConfig | MaskGITVQGANConfig | OpenMAGVIT2Config
 TOKENIZERS: dict[str, type[QuantizedAutoencoder]] = {
@@ -99,6 +100,10 @@ class FlowDecoderConfig:
     @property
     def stride(self) -> int:
         return self.tokenizer.stride
+
+    @property
+    def quantizer(self) -> QuantizerConfig:
+        return self.tokenizer.quantizer
 
 
 def levels_over(stride: int) -> int:
@@ -230,7 +235,7 @@ class FlowDecoder(QuantizedAutoencoder):
         else:
             name, x, noise = "flow_loss", images.float(), normal_like(images.float())
             # The logit of the time is normal: most of it is spent in the middle (Esser et al. 2024, arXiv:2403.03206).
-            t = torch.special.ndtri(spread(len(images), images.device).clamp(1e-6, 1 - 1e-6)).sigmoid()
+            t = normal_of(spread(len(images), images.device).clamp(1e-6, 1 - 1e-6)).sigmoid()
         x_t = torch.lerp(x, noise, t[:, None, None, None])
         features = self.decoder.trunk(in_type_of(self.decoder, x_t), t, in_type_of(self.decoder, z_q))
         reconstruction, error = self.arrive(features.last, x_t, t, x - noise)
@@ -241,6 +246,11 @@ class FlowDecoder(QuantizedAutoencoder):
         """The image that all of the velocity leads to, and the mean squared error of the velocity."""
         found = self.decoder.last(features).float()
         return x_t + t[:, None, None, None] * found, F.mse_loss(found, velocity)
+
+
+def normal_of(uniform: Tensor) -> Tensor:
+    """The inverse CDF of the standard normal distribution."""
+    return math.sqrt(2) * torch.erfinv(2 * uniform - 1)  # not ndtri, which not every device has
 
 
 def times_of(steps: int) -> list[float]:
@@ -290,4 +300,4 @@ def noise_by_codes(codes: Codes, size: tuple[int, int, int], seed: int) -> Tenso
     place = scrambled(rows.unsqueeze(1) ^ scrambled(columns))  # H W
     key = scrambled(key ^ place).unsqueeze(1) + torch.arange(channels, device=device).view(-1, 1, 1)  # b c H W
     uniform = (shifted(scrambled(key), 64 - BITS).float() + 0.5) / 2**BITS
-    return torch.special.ndtri(uniform)
+    return normal_of(uniform)
