@@ -9,8 +9,8 @@ by the teacher in 1, 2, 4, 8 and 16 steps, and by the student. Prints a Markdown
 Frechet distance between the decoded images and the images themselves in the 128 features of a small classifier that
 this script trains on training images; the share that it takes for the same class as the image; how far images of the
 same codes differ under other seeds of the noise (deviation of a pixel over five seeds, of 255 levels); and milliseconds
-of an image, decoding alone. `decoded.png` shows them. A model that is already in `--out` is not trained again, and a
-training that was stopped goes on.
+of processor time for an image, decoding alone. `decoded.png` shows them. A model that is already in `--out` is not
+trained again, and a training that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def main() -> None:
         again = teacher.encode(images[:CHUNK])
     assert all(torch.equal(grid, whole[:CHUNK]) for grid, whole in zip(again, codes, strict=True))
     for name, passes, model in ways(old, teacher, student):
-        begin = time.perf_counter()
+        begin = time.process_time()
         made = decoded(model, codes)
-        milliseconds = 1000 * (time.perf_counter() - begin) / len(images)
+        milliseconds = 1000 * (time.process_time() - begin) / len(images)
         statistics, found = seen(classifier, made)
         rows.append(
             Row(
