@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.starting import take_weights
-from stage1_vq.autoencoders import VQVAE, FlowDecoder, FlowDecoderConfig, VQGANConfig, VQVAEConfig
+from stage1_vq.autoencoders import VQVAE, FlowDecoder, FlowDecoderConfig, VQGANConfig, VQVAEConfig, flow_decoder
 from stage1_vq.autoencoders.flow_decoder import noise_by_codes, scrambled, times_of
 from stage1_vq.networks.flow_unet import FlowFeatures, WindowAttention
 from stage1_vq.quantizers import NearestQuantizerConfig
+from tests.golden import golden_frontier
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4)
 TOKENIZER = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=QUANTIZER)
@@ -125,6 +126,30 @@ def test_steps_are_those_of_eulers_method_at_squares():
         x = x + (now - then) * model.decoder(x, torch.tensor([now, now]), z_q)
     torch.testing.assert_close(model.walk(noise, z_q, 4), x)
     assert times_of(1) == [1.0, 0.0]
+
+
+def test_noisy_images_and_times_are_those_of_flextoks_decoder(monkeypatch: pytest.MonkeyPatch):
+    """Whose flow matching has the same line, and times of the same distribution (arXiv:2502.13967)."""
+    original = golden_frontier("flextok")
+    images, noise, logits = (original.inputs[f"flow_{name}"] for name in ("x", "noise", "normal"))
+    quantiles = torch.tensor([NormalDist().cdf(float(logit)) for logit in logits])
+    monkeypatch.setattr(flow_decoder, "normal_like", lambda _: noise)
+    monkeypatch.setattr(flow_decoder, "spread", lambda *_: quantiles)
+    given: list[Tensor] = []
+
+    class Recorder(OfGaussians):
+        def trunk(self, x: Tensor, t: Tensor, z_q: Tensor) -> FlowFeatures:
+            given.extend((x, t))
+            return super().trunk(x, t, z_q)
+
+    config = replace(CONFIG, tokenizer=replace(TOKENIZER, channels=3))
+    model = FlowDecoder(config, (4, 4)).train()
+    model.decoder = Recorder(0.0, 1.0)
+    output = model(images)
+    torch.testing.assert_close(given[0], original.outputs["flow/ln/noised"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(given[1], original.outputs["flow/ln/sigmas"], rtol=0, atol=1e-5)
+    found = model.decoder(given[0], given[1], torch.zeros(2, 4, 1, 1))
+    torch.testing.assert_close(output.losses["flow_loss"], (found - (images - noise)).square().mean())
 
 
 def test_in_training_the_reconstruction_is_where_the_velocity_leads_to():

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from common.errors import UserError
 from common.model_io import load_pretrained
+from common.starting import in_training
+from images.datasets import image_datasets, to_float
 from stage1_vq.autoencoders import AUTOENCODERS, FlowDecoder, FlowDecoderConfig
 from stage1_vq.losses.distillation import DistillationConfig, Teacher
-from stage1_vq.train import Stage1Config, train_stage1
+from stage1_vq.train import Stage1Config, Stage1Task, freeze_parts, train_stage1
 from tests.stage1_vq.test_train import MODEL, lines, make_config, squares
 
 __all__ = ["squares"]
@@ -101,6 +104,43 @@ def test_noise_of_each_lesson_is_drawn_anew_and_the_teacher_stays_as_it_is(runs:
     one, other = teacher(images), teacher(images)
     assert (one.noise - other.noise).abs().min() > 0
     assert (one.target - other.target).abs().max() > 0
+
+
+class AbsoluteError(nn.Module):
+    """In the place of a perceptual loss that needs weights; it keeps what it was given."""
+
+    weight = 0.5
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.given = images.detach(), targets
+        return (images - targets).abs().mean((1, 2, 3))
+
+
+def test_a_perceptual_loss_compares_with_the_teachers_image_and_its_gradient_adds_up(squares: str, runs: Path):
+    config = distilled(squares, runs)
+    student = FlowDecoder(replace(FLOW, steps=1), (8, 8))
+    student.load_state_dict(model_of(runs / "teacher").state_dict())
+    freeze_parts(student, config.frozen)
+    in_training(student)
+    data = image_datasets(config.data, seed=0)[1]
+    batch, weight = data.fetch(range(6), range(6)), student.decoder.conv_out.weight
+    teacher, perceptual = Teacher(config.distillation, str(runs / "teacher")), AbsoluteError()
+    gradients = {}
+    for name, beside in (("both", perceptual), ("flow", None)):
+        task = Stage1Task(student, data, 4, perceptual=beside, teacher=teacher)  # type: ignore[arg-type]
+        assert task.companions["teacher"].module is teacher
+        torch.manual_seed(0)
+        loss, metrics, _, _ = task.step(student, batch, 0)
+        assert set(metrics) >= {"distillation_loss", *(["perceptual_loss"] if beside else [])}
+        (gradients[name],) = torch.autograd.grad(loss, [weight])
+    torch.manual_seed(0)
+    lesson = teacher(to_float(batch["images"]))
+    assert torch.equal(perceptual.given[1], lesson.target)
+    reached = student(to_float(batch["images"]), *lesson).reconstruction
+    torch.testing.assert_close(perceptual.given[0], reached)
+    (of_distance,) = torch.autograd.grad(0.5 * (reached - lesson.target).abs().mean(), [weight])
+    torch.testing.assert_close(gradients["both"], gradients["flow"] + of_distance)
+    assert of_distance.abs().sum() > 0
 
 
 def test_a_run_brings_one_step_nearer_to_what_the_teacher_makes(squares: str, runs: Path, tmp_path: Path):
