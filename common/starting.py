@@ -68,8 +68,14 @@ def take_weights(model: PretrainedModel, other: PretrainedModel) -> Taken:
 
 
 def differing_settings(model: PretrainedModel, other: PretrainedModel) -> tuple[str, ...]:
-    """`model.width=64 (was 32)` for each setting of two models of a kind that is not the same."""
-    ours, theirs = (dict(settings("model", each.arguments().get("config"))) for each in (model, other))
+    """`model.width=64 (was 32)` for each setting of two models of a kind that is not the same. Of a model that begins
+    with another kind, which is a part of it, those of this part."""
+    path, config = "model", model.arguments().get("config")
+    if model.kind != other.kind and isinstance(config, dict):
+        parts = ((name, part) for name, part in config.items() if isinstance(part, dict))
+        path, config = next(((f"model.{name}", part) for name, part in parts if part.get("kind") == other.kind))
+    ours = dict(settings(path, config))
+    theirs = dict(settings(path, other.arguments().get("config")))
     return tuple(f"{name}={ours[name]} (was {theirs.get(name)})" for name in ours if ours[name] != theirs.get(name))
 
 

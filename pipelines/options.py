@@ -98,7 +98,7 @@ def read_recipe(
     recipe = {} if path is None else read_yaml(path)
     check_stage(recipe, str(path), recipes)
     if begun is not None:
-        recipe |= begun
+        recipe |= placed(begun, recipe)
     replaced = kinds_given(rest)
     try:
         selected = select_kinds(config_class, recipe, replaced)
@@ -235,6 +235,15 @@ def split_start(arguments: Sequence[str], recipes: str, recipe: str | None) -> t
             raise
         return recorded, rest
     return {"model": settings_of(folder), "start_from": str(folder)}, rest
+
+
+def placed(begun: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Where MODEL of `--from` goes: for the recipe's model; or, where that is a decoder on the codes of another kind of
+    model, for its `tokenizer`."""
+    model = recipe.get("model")
+    if not isinstance(model, dict) or "tokenizer" not in model or model.get("kind") == begun["model"]["kind"]:
+        return begun
+    return {**begun, "model": {**model, "tokenizer": begun["model"]}}
 
 
 def run_of(arguments: Sequence[str], recipes: str, recipe: str | None) -> Path | None:

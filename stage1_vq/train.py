@@ -30,9 +30,12 @@ from metrics.in_training import OfReconstructions, network_of
 from metrics.similarity import psnr
 from stage1_vq.autoencoders import AUTOENCODERS, AutoencoderConfig
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
+from stage1_vq.autoencoders.flow_decoder import FlowDecoder, FlowDecoderConfig
 from stage1_vq.losses.adversarial import COMPANION, AdversarialConfig, Adversary, passed_to
 from stage1_vq.losses.alignment import COMPANION as ALIGNMENT
 from stage1_vq.losses.alignment import Alignment, AlignmentConfig
+from stage1_vq.losses.distillation import COMPANION as TEACHER
+from stage1_vq.losses.distillation import DistillationConfig, Lesson, Teacher
 from stage1_vq.losses.perceptual import LPIPSConfig, PerceptualConfig, PerceptualLoss
 from stage1_vq.quantizers import Quantizer
 from training.data import batches_of
@@ -42,6 +45,7 @@ from training.run_folder import RunFacts, check_stage, defaults_of, has_begun
 from training.task import Batch, Companion, Dataset, Guard, StepOutput
 
 STAGE = "stage one"
+TOKENIZER = "tokenizer"  # of a flow decoder: the part that makes its codes
 DECODER = "decoder"  # of each autoencoder: the part that makes no codes
 PREVIEW_SIDE = 112  # pixels: smaller images are magnified in previews
 
@@ -56,6 +60,7 @@ class Stage1Config:
     perceptual: PerceptualConfig = field(default_factory=LPIPSConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     start_from: str | None = None  # run or model folder of such an autoencoder, whose weights this one begins with
     frozen: tuple[str, ...] = ()  # parts of the model that do not learn, such as [encoder, quantizer]
 
@@ -89,6 +94,27 @@ class Stage1Config:
                 "give train.validate_every=500 or so, or adversarial.rollback=false"
             )
 
+        if self.distillation.teacher_steps:
+            self.check_distillation(self.distillation.teacher_steps)
+
+    def check_distillation(self, teacher_steps: int) -> None:
+        """Raises UserError."""
+        asked = f"distillation.teacher_steps={teacher_steps}"
+        if not isinstance(self.model, FlowDecoderConfig):
+            raise UserError(
+                f"{asked} with model.kind={self.model.kind}, expected flow_decoder: no other kind decodes in steps"
+            )
+        if self.model.steps != 1:
+            raise UserError(
+                f"{asked} with model.steps={self.model.steps}, expected 1: one step is what is learned; give "
+                "--model.steps 1"
+            )
+        if TOKENIZER not in self.frozen:
+            raise UserError(
+                f"{asked} with frozen={list(self.frozen)}, expected {TOKENIZER} among them: teacher and student have "
+                "the same codes; give --frozen '[tokenizer]'"
+            )
+
     def resolved(self) -> dict[str, Any]:
         """What decides a run, as plain values: losses and buckets that are off are left out with their settings."""
         values = asdict(self)
@@ -97,6 +123,8 @@ class Stage1Config:
         for name in ("perceptual", "adversarial", "alignment"):
             if not values[name]["weight"]:
                 del values[name]
+        if not self.distillation.teacher_steps:
+            del values["distillation"]
         for name in ("start_from", "frozen"):
             if not values[name]:
                 del values[name]
@@ -107,7 +135,7 @@ class Stage1Task:
     """training.task.Task of stage one. Batches are {"images": uint8 b c H W, ...}.
 
     The loss is the sum of the autoencoder's own losses and, where they are on, a perceptual one, an adversarial one and
-    one of alignment.
+    one of alignment. With a teacher the first two judge by its images.
 
     Validation, on images that are never trained on: `mse`, the mean squared error of pixels in [-1, 1] of the clamped
     reconstruction, `psnr` in dB, and `perceptual`, the perceptual distance where there is one, each averaged over
@@ -125,13 +153,14 @@ class Stage1Task:
         perceptual: PerceptualLoss | None = None,
         adversary: Adversary | None = None,
         alignment: Alignment | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """steps_per_epoch: the span over which the use of codes is reported."""
         self.model: PretrainedModel = model
         self.autoencoder = model
         self.validation_data = validation_data
         self.steps_per_epoch = steps_per_epoch
-        self.perceptual, self.adversary, self.alignment = perceptual, adversary, alignment
+        self.perceptual, self.adversary, self.alignment, self.teacher = perceptual, adversary, alignment, teacher
         self.guard: Guard | None = adversary
         self.companions: dict[str, Companion] = {}
         if perceptual is not None:
@@ -140,6 +169,8 @@ class Stage1Task:
             self.companions[COMPANION] = Companion(adversary, adversary.optimizer, adversary.learning_rate)
         if alignment is not None:
             self.companions[ALIGNMENT] = Companion(alignment, alignment.optimizer, alignment.learning_rate)
+        if teacher is not None:
+            self.companions[TEACHER] = Companion(teacher)
 
     def start(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.autoencoder.initialise([to_float(batch["images"]) for batch in batches])
@@ -147,22 +178,24 @@ class Stage1Task:
     def step(self, model: nn.Module, batch: Batch, step: int) -> StepOutput:
         self.autoencoder.begin_step(step)
         images = to_float(batch["images"])
-        output: Stage1Output = model(images)
+        lesson: Lesson | None = None if self.teacher is None else self.teacher(images)
+        output: Stage1Output = model(images) if lesson is None else model(images, *lesson)
+        wanted = images if lesson is None else lesson.target
         losses, figures = dict(output.losses), dict(output.statistics)
         companion_losses: dict[str, Tensor] = {}
         if self.perceptual is not None:
-            distance = self.perceptual(output.reconstruction, images)
+            distance = self.perceptual(output.reconstruction, wanted)
             losses["perceptual_loss"] = passed_to(output.reconstruction, self.perceptual.weight * distance.mean())
         if self.adversary is not None:
             others, last_layer = total(losses), self.autoencoder.last_layer()
             gained, adversarial_figures = self.adversary.losses(output.reconstruction, others, last_layer, step)
             losses |= gained
-            learned, discriminator_figures = self.adversary.observe(output.reconstruction, images, step)
+            learned, discriminator_figures = self.adversary.observe(output.reconstruction, wanted, step)
             companion_losses |= learned
             figures |= adversarial_figures | discriminator_figures
         if self.alignment is not None:
-            assert output.z_q is not None  # every autoencoder gives them
-            losses["alignment_loss"], own = self.alignment.losses(output.z_q, images)
+            assert output.aligned is not None  # every autoencoder gives them in training
+            losses["alignment_loss"], own = self.alignment.losses(output.aligned, images)
             companion_losses |= own
         metrics = {name: value.detach() for name, value in losses.items()}
         return StepOutput(total(losses), {**metrics, **figures}, companion_losses)
@@ -238,13 +271,14 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     )
     if train_data.buckets is not None and process_state().is_main_process:
         print(f"training images by shape: {train_data.buckets.describe(train_data.indices)}", flush=True)
+    teacher = teacher_of(config)
     torch.manual_seed(config.train.seed)
     model = AUTOENCODERS[config.model.kind](config.model, (config.data.height, config.data.width))
     notes = begun_from(config.start_from, model, run, config.frozen)
     steps_per_epoch = math.ceil(len(train_data) / config.train.batch_size)
     shapes = train_data.buckets.shapes if train_data.buckets is not None else ((config.data.height, config.data.width),)
     smallest = (min(height for height, _ in shapes), min(width for _, width in shapes))
-    further = (*companions(config, smallest), alignment_of(config, model))
+    further = (*companions(config, smallest), alignment_of(config, model), teacher)
     task = Stage1Task(model, validation_data, steps_per_epoch, *further)
     bad_images = train_data.bad_images
 
@@ -258,7 +292,7 @@ def train_stage1(config: Stage1Config, run: Path) -> FitResult:
     facts = RunFacts(
         stage=STAGE,
         defaults=defaults_of(config),
-        data=lambda: {**fingerprints(config, train_data, validation_data), **codes_made_by(model)},
+        data=lambda: {**fingerprints(config, train_data, validation_data), **codes_made_by(model), **taught_by(task)},
         opened=known_bad_images,
         notes=(*notes, *(() if judged is None else (judged.note,))),
     )
@@ -273,8 +307,13 @@ def begun_from(folder: str | None, model: Autoencoder, run: Path, frozen: Sequen
     what it took. One whose decoder alone learns goes on with the codes of that model. Raises UserError."""
     notes: tuple[str, ...] = ()
     source, taken = None, None
+    if folder is None and isinstance(model, FlowDecoder) and TOKENIZER in frozen:
+        raise UserError(
+            f"frozen={TOKENIZER} of fresh weights, whose codes tell next to nothing: name the model whose codes are to "
+            "be decoded, --from MODEL; or leave frozen out, and both learn"
+        )
     if folder is not None and not has_begun(run):
-        source = load_pretrained(folder, {model.kind: type(model)})
+        source = load_pretrained(folder, model.sources())
         taken = take_weights(model, source)
         model.started = not any("quantizer" in name for name in taken.new)
         notes = (taken.describe(folder, source),)
@@ -332,8 +371,26 @@ def companions(config: Stage1Config, smallest: tuple[int, int]) -> tuple[Percept
 
 
 def alignment_of(config: Stage1Config, model: Autoencoder) -> Alignment | None:
-    """Of the model's code vectors; None where it is off. Raises UserError."""
+    """Of what the model gives to be aligned; None where it is off. Raises UserError."""
     if not config.alignment.weight:
         return None
-    width = model.code_vector_width()
+    width = model.aligned_width()
     return Alignment(config.alignment, config.data.channels, width, places=model.codes_have_places)
+
+
+def teacher_of(config: Stage1Config) -> Teacher | None:
+    """None without distillation. Raises UserError."""
+    teacher_steps = config.distillation.teacher_steps
+    if not teacher_steps:
+        return None
+    if config.start_from is None:
+        raise UserError(
+            f"distillation.teacher_steps={teacher_steps} without a teacher: name the trained flow decoder that "
+            "teaches, --from MODEL"
+        )
+    return Teacher(config.distillation, config.start_from)
+
+
+def taught_by(task: Stage1Task) -> dict[str, str]:
+    """For run.json: a run goes on with the teacher that it began with."""
+    return {} if task.teacher is None else {"distillation.teacher": task.teacher.model.fingerprint()}

@@ -132,6 +132,16 @@ PICTURES = {
         "TiTok: learned tokens gather the image, mask tokens become it", "patches + tokens|ViT", "z of tokens|b d 1 n", "quantizer|any of rows",
         "codes|b 1 n", "tokens + masks|ViT, patches", "images again|squared error",
     ),
+    "flow_decoder": picture(
+        "Flow decoder: from noise to an image, given the codes of a model that stays as it is",
+        {
+            "images": (0, 0, "images|b c H W", "data"), "encoder": (1, 0, "encoder,|quantizer", "choice"), "z_q": (2, 0, "z_q|b d h w", "data"),
+            "noise": (3, 1, "noise|of the codes", "data"), "network": (2, 1, "U-Net with|transformer", "network"),
+            "velocity": (1, 1, "velocity", "data"), "again": (0, 1, "image after|n steps", "loss"),
+        },
+        [("images", "encoder"), ("encoder", "z_q"), ("z_q", "network"), ("noise", "network"), ("network", "velocity"),
+         ("velocity", "again"), ("images", "again")],
+    ),
     "binary": autoencoder(
         "Binary autoencoder: a bit for each number", "encoder|stride 4", "z|b d h w", "z > 0", "codes|b h w, d bits", "decoder",
         "images again|squared error",

@@ -31,7 +31,8 @@ def row(path: Path) -> str:
     recipe: dict[str, Any] = yaml.safe_load(text)
     comment = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
     model, train = recipe["model"], recipe["train"]
-    kinds = [model["kind"], *([model["quantizer"]["kind"]] if "quantizer" in model else [])]
+    parts = [model, model.get("tokenizer", {})]
+    kinds = [kind for part in parts for kind in (part.get("kind"), part.get("quantizer", {}).get("kind")) if kind]
     size = recipe["data"]["image_size"] if "data" in recipe else None
     cells = [
         f"[`{path.stem}`](../../{path.relative_to(ROOT).as_posix()})",

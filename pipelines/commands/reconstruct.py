@@ -67,6 +67,7 @@ class ReconstructConfig:
     prompt: str | None = None  # what all images show, for a decoder that reads captions; left out: nothing is said
     captions: str | None = None  # what each shows: a file of captions, as train-stage2 has it, or `file-names`
     text_encoder: str | None = None  # folder or hub id of the captions' CLIP; left out: as the model records
+    decoder_steps: int | None = None  # of a model of kind flow_decoder; left out: as many as its settings say
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
@@ -98,11 +99,11 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     precision = chosen_precision(config.precision)
     check_device(device, precision)
     if is_vae(config.model):
-        for name in ("tokens", "grids", "prompt", "captions"):
+        for name in ("tokens", "grids", "decoder_steps", "prompt", "captions"):
             if (given := getattr(config, name)) is not None:
                 raise UserError(
-                    f"{name}={given}, but {config.model} is a VAE: its latents are all of use, and it reads no captions; "
-                    f"leave {name} out"
+                    f"{name}={given}, but {config.model} is a VAE: its latents are all of use, it decodes in one pass and "
+                    f"reads no captions; leave {name} out"
                 )
         model = decoder_of_vae(config.model, device, precision)
     else:
@@ -183,9 +184,11 @@ def sha256_of_texts(texts: Mapping[str, str]) -> str:
 
 
 def decoder_of_codes(config: ReconstructConfig, device: torch.device, precision: Precision | None) -> Reconstructor:
-    """Raises UserError for a number of tokens or grids that the model does not have, and for captions that it does not
-    read."""
+    """Raises UserError for a number of tokens, grids or steps that the model does not have, and for captions that it
+    does not read."""
     autoencoder = load_autoencoder(config.model).to(device)
+    if config.decoder_steps is not None:
+        autoencoder.decode_in_steps(config.decoder_steps)
     if config.tokens is not None:
         autoencoder.prefix_spec(config.tokens)
     if config.grids is not None and config.grids > (count := len(autoencoder.code_spec().grids)):

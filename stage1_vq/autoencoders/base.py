@@ -23,7 +23,9 @@ class Stage1Output(NamedTuple):
     codes: Codes  # one b h w per grid, int64
     losses: dict[str, Tensor]  # scalars, means per element, already weighted: the loss is their sum
     statistics: dict[str, Tensor]  # scalars, detached, for the log line
-    z_q: Tensor | None = None  # b d h w, code vectors with their graph, for further losses; of levels the coarsest
+    # b d h w with its graph, what a further loss compares with features of another network (losses/alignment.py): code
+    # vectors, of levels the coarsest; of a decoder that learns alone what lies in its middle
+    aligned: Tensor | None = None
 
 
 class CaptionSpec(NamedTuple):
@@ -90,6 +92,10 @@ class Autoencoder(PretrainedModel):
     def traits(self) -> list[str]:
         return [self.code_spec().describe()]
 
+    def sources(self) -> dict[str, type[Autoencoder]]:
+        """Models that this one can begin with, by their kind."""
+        return {self.kind: type(self)}
+
     def fitted(self, name: str, weight: Tensor, fresh: Tensor, other: Self) -> Tensor | None:
         if name.endswith("positions.table") and weight.shape != fresh.shape and len(weight) == len(fresh):
             (h, w), (H, W) = weight.shape[1:], fresh.shape[1:]  # d h w, of another image size
@@ -142,12 +148,20 @@ class Autoencoder(PretrainedModel):
         another kind."""
         return None
 
+    def decode_in_steps(self, steps: int) -> None:
+        """From now on `decode` takes so many steps: another model, of the same codes. Raises UserError where the
+        decoder is of one pass, and for less than 1."""
+        raise UserError(
+            f"{steps} steps of the decoder, but a {self.kind} model decodes in one pass; leave them out, or name a "
+            "model of kind flow_decoder"
+        )
+
     def forward(self, images: Tensor) -> Stage1Output:
         """One training or validation pass. images: b c H W in [-1, 1]."""
         raise NotImplementedError
 
-    def code_vector_width(self) -> int:
-        """d of `Stage1Output.z_q`."""
+    def aligned_width(self) -> int:
+        """d of `Stage1Output.aligned`."""
         raise NotImplementedError
 
     def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor | None:
@@ -235,7 +249,7 @@ class QuantizedAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
 
-    def code_vector_width(self) -> int:
+    def aligned_width(self) -> int:
         return self.quantizer.dim_out
 
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:

@@ -107,7 +107,7 @@ class VQVAE2(Autoencoder):
         quantizers: Any = list(self.quantizers)
         return quantizers
 
-    def code_vector_width(self) -> int:
+    def aligned_width(self) -> int:
         return self.quantizer_of_levels()[0].dim_out
 
     def code_spec(self, height: int | None = None, width: int | None = None) -> CodeSpec:

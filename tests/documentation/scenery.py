@@ -24,7 +24,17 @@ from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.likelihoods.logistic_mixture import LogisticMixtureConfig
 from stage1_vae.networks.dense import DenseConfig
 from stage1_vae.vae import VAE, VAEConfig
-from stage1_vq.autoencoders import VQVAE, VQVAE2, Autoencoder, TiTok, TiTokConfig, VQVAE2Config, VQVAEConfig
+from stage1_vq.autoencoders import (
+    VQVAE,
+    VQVAE2,
+    Autoencoder,
+    FlowDecoder,
+    FlowDecoderConfig,
+    TiTok,
+    TiTokConfig,
+    VQVAE2Config,
+    VQVAEConfig,
+)
 from stage1_vq.quantizers import FSQConfig, NearestQuantizerConfig
 from stage2_prior.priors import Transformer, TransformerConfig
 from tests.documentation.smaller import smaller
@@ -143,6 +153,16 @@ def token_model(folder: Path) -> None:
     TwoStagePipeline(first, prior(first, ())).save_pretrained(folder)
 
 
+def flow_decoder(folder: Path) -> None:
+    """On the codes of the digits' model."""
+    first = autoencoder(28, 1)
+    config = FlowDecoderConfig(
+        width=8, multipliers=(1, 1), residual_blocks=1, transformer_blocks=1, heads=1, norm_groups=4, steps=2,
+        tokenizer=first.config,
+    )  # fmt: skip
+    FlowDecoder(config, (28, 28)).eval().save_pretrained(folder)
+
+
 def vae(likelihood: BernoulliConfig | LogisticMixtureConfig) -> VAE:
     torch.manual_seed(0)
     dense = DenseConfig(hidden=(8,))
@@ -210,6 +230,7 @@ SCENERY: dict[str, Callable[[Path], None]] = {
     "models/mnist": digit_model,
     "models/tokens": token_model,
     "runs/titok": token_model,
+    "runs/flow": flow_decoder,
     "runs/quickstart": quickstart_folder,
     "runs/quickstart/model": digit_model,
     "runs/quickstart/stage1": digit_autoencoder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -120,6 +120,10 @@ def code_spec(name: str) -> CodeSpec:
         "cifar10_maskgit_vqgan": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_open_magvit2": "8x8 codes of 1024 (32x32x3 images)",
         "mnist_titok": "1x16 codes of 1000 (28x28x1 images)",
+        "mnist_flow": "7x7 codes of 128 (28x28x1 images)",
+        "mnist_flow_one_step": "7x7 codes of 128 (28x28x1 images)",
+        "folder_flow": "16x16 codes of 1024 (256x256x3 images)",
+        "folder_flow_one_step": "16x16 codes of 1024 (256x256x3 images)",
     }.items(),
 )
 def test_stage_one_recipes_make_the_codes_they_announce(name, codes):
@@ -157,6 +161,7 @@ def test_no_recipe_is_left_out_of_these_tests():
         "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
         "mnist_multiscale", "imagenet256_multiscale",
         "mnist_vqvae2", "mnist_titok", "cifar10_maskgit_vqgan", "cifar10_open_magvit2",
+        "mnist_flow", "mnist_flow_one_step", "folder_flow", "folder_flow_one_step",
     }  # fmt: skip
     assert set(recipes("stage2")) == STAGE1_OF.keys() | LATENTS_OF.keys()
 
@@ -204,6 +209,15 @@ def test_the_hierarchical_priors_have_the_published_figures():
             sizes = (layers, level.width, level.residual_width, attention, level.dropout, level.output_blocks)
             assert (*sizes, level.given_blocks if number else None) == figures
             assert (level.kind, level.kernel_size, level.heads) == ("pixelsnail", 5, 8)
+
+
+@pytest.mark.parametrize(("name", "tokenizer"), [("mnist_flow", "mnist_quickstart"), ("folder_flow", "folder_vqgan")])
+def test_flow_decoders_are_on_the_codes_of_another_recipe_and_one_step_is_of_the_same_network(name, tokenizer):
+    teacher, student = stage1(name), stage1(f"{name}_one_step")
+    assert teacher.model.tokenizer == stage1(tokenizer).model
+    assert student.model == replace(teacher.model, steps=1)
+    assert (teacher.distillation.teacher_steps, student.distillation.teacher_steps) == (0, 8)
+    assert teacher.frozen == student.frozen == ("tokenizer",)
 
 
 def test_the_dvae_recipe_has_the_published_figures():

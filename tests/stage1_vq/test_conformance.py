@@ -21,6 +21,7 @@ from stage1_vq.autoencoders import (
     Autoencoder,
     AutoencoderConfig,
     DVAEConfig,
+    FlowDecoderConfig,
     MaskGITVQGANConfig,
     OpenMAGVIT2Config,
     TATiTokConfig,
@@ -324,6 +325,34 @@ AUTOENCODER_ROWS: dict[str, Any] = {
     ),
     "open_magvit2, grey, nearest": OpenMAGVIT2Config(
         channels=1, width=8, multipliers=(1, 1, 2), residual_blocks=2, norm_groups=2, quantizer=TINY_NEAREST
+    ),
+    "flow_decoder": FlowDecoderConfig(
+        width=8,
+        multipliers=(1, 2, 2),
+        residual_blocks=1,
+        transformer_blocks=1,
+        heads=2,
+        window=1,
+        norm_groups=4,
+        steps=3,
+        tokenizer=VQVAEConfig(width=8, residual_width=4, residual_blocks=1, quantizer=TINY_NEAREST),
+    ),
+    "flow_decoder, grey, one step, two grids": FlowDecoderConfig(
+        width=8,
+        multipliers=(1, 2),
+        residual_blocks=2,
+        transformer_blocks=2,
+        heads=1,
+        norm_groups=2,
+        steps=1,
+        noise_seed=7,
+        tokenizer=DVAEConfig(
+            channels=1,
+            width=8,
+            groups=4,
+            blocks=1,
+            quantizer=ResidualQuantizerConfig(depth=2, layer=TINY_NEAREST),
+        ),
     ),
     "titok": TiTokConfig(
         patch=8,

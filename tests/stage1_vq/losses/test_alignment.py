@@ -97,16 +97,16 @@ def test_every_autoencoder_learns_from_it(row, config):
     alignment = Alignment(
         replace(config, weight=1.0),
         autoencoder.channels,
-        autoencoder.code_vector_width(),
+        autoencoder.aligned_width(),
         places=autoencoder.codes_have_places,
     )
     output = autoencoder(images_for(autoencoder, 3))
-    assert output.z_q.shape[1] == autoencoder.code_vector_width()
+    assert output.aligned.shape[1] == autoencoder.aligned_width()
     task = Stage1Task(autoencoder, ImageStub(), 3, alignment=alignment)
     batch = {"images": torch.randint(256, (3, autoencoder.channels, *autoencoder.image_size), dtype=torch.uint8)}
     _, figures, companion_losses, _ = task.step(autoencoder, batch, 0)
     assert 0 < figures["alignment_loss"] < 2
-    heard, _ = alignment.losses(output.z_q, images_for(autoencoder, 3))
+    heard, _ = alignment.losses(output.aligned, images_for(autoencoder, 3))
     heard.backward()
     encoders = [weight for name, weight in autoencoder.named_parameters() if "encoder" in name or "to_latents" in name]
     assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in encoders)
