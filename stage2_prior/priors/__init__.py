@@ -10,6 +10,7 @@ from stage2_prior.priors.ibq_gpt import IBQGPT, IBQGPTConfig
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig
+from stage2_prior.priors.mdm_prime import MDMPrime, MDMPrimeConfig
 from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
@@ -35,6 +36,7 @@ PRIORS: dict[str, type[Prior]] = {
     "hierarchical": Hierarchical,
     "maskgit": MaskGIT,
     "diffusion": Diffusion,
+    "mdm_prime": MDMPrime,
     "halton_maskgit": HaltonMaskGIT,
     "titok_maskgit": TiTokMaskGIT,
 }
@@ -52,6 +54,7 @@ PriorConfig = (
     | HierarchicalConfig
     | MaskGITConfig
     | DiffusionConfig
+    | MDMPrimeConfig
     | HaltonMaskGITConfig
     | TiTokMaskGITConfig
 )
@@ -71,6 +74,8 @@ __all__ = [
     "IBQGPTConfig",
     "LlamaGen",
     "LlamaGenConfig",
+    "MDMPrime",
+    "MDMPrimeConfig",
     "MaskGIT",
     "MaskGITConfig",
     "MaskedPrior",

@@ -60,6 +60,8 @@ STAGE1_OF = {
     "mnist_maskgit": ("mnist_vqvae", 10),
     "cifar10_maskgit_short": ("cifar10_vqvae_short", 10),
     "cifar10_diffusion_short": ("cifar10_vqvae_short", 10),
+    "mnist_diffusion_short": ("mnist_quickstart", 10),
+    "mnist_mdm_prime_short": ("mnist_quickstart", 10),
     "cifar10_halton_short": ("cifar10_vqvae_short", 10),
     "imagenet256_maskgit": ("imagenet256_vqgan", 1000),
     "imagenet256_vqgan_gpt": ("imagenet256_vqgan", 1000),
@@ -282,6 +284,9 @@ def test_the_short_masked_recipes_differ_in_kind_only():
     fields = {**asdict(maskgit.model), "kind": "diffusion"}
     del fields["label_smoothing"]
     assert (asdict(diffusion.model), diffusion.train) == (fields, maskgit.train)
+    prime, diffusion = stage2("mnist_mdm_prime_short"), stage2("mnist_diffusion_short")
+    fields = {"sub_tokens": 2, "bases": None, **asdict(diffusion.model), "kind": "mdm_prime"}
+    assert (asdict(prime.model), prime.train) == (fields, diffusion.train)
 
 
 def test_the_gpt_recipe_has_the_published_figures():

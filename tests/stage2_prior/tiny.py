@@ -16,6 +16,7 @@ from stage2_prior.priors import (
     IBQGPTConfig,
     LlamaGenConfig,
     MaskGITConfig,
+    MDMPrimeConfig,
     MinGPTConfig,
     PixelCNNConfig,
     PixelSNAILConfig,
@@ -50,6 +51,7 @@ TINY: dict[str, PriorConfig] = {
     # Without smoothing, so that what is learned by heart has probability 1.
     "maskgit": MaskGITConfig(layers=2, width=32, heads=4, label_smoothing=0.0, nll_levels=15),
     "diffusion": DiffusionConfig(layers=2, width=32, heads=4, nll_levels=15),
+    "mdm_prime": MDMPrimeConfig(layers=2, width=32, heads=4, nll_levels=15),
     # Heads that do not fill the width, as of the published small model.
     "halton_maskgit": HaltonMaskGITConfig(layers=2, width=32, heads=3, hidden_width=48, registers=2, nll_levels=15),
     "titok_maskgit": TiTokMaskGITConfig(
@@ -64,6 +66,7 @@ SPECS: dict[str, CodeSpec] = {
     # As narrow as its kernel reaches: the last code of a row is seen from the next row by convolutions only.
     "pixelsnail": CodeSpec((Grid("codes", 5, 3, 11),), 20, 12, 3),
     "diffusion": CodeSpec((Grid("top", 1, 2, 7), Grid("bottom", 2, 3, 11)), 8, 12, 3),
+    "mdm_prime": CodeSpec((Grid("top", 1, 2, 7), Grid("bottom", 2, 2, 11)), 8, 8, 3),
     "maskgit": CodeSpec((Grid("top", 1, 2, 11), Grid("bottom", 2, 3, 7)), 8, 12, 3),
     "titok_maskgit": CodeSpec((Grid("tokens", 1, 6, 11),), 16, 16, 3),
     "halton_maskgit": CodeSpec((Grid("codes", 2, 4, 11),), 8, 16, 3),
