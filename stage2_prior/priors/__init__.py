@@ -12,6 +12,7 @@ from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig
 from stage2_prior.priors.mdm_prime import MDMPrime, MDMPrimeConfig
 from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
+from stage2_prior.priors.open_magvit2_gpt import OpenMAGVIT2GPT, OpenMAGVIT2GPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.randar import RandAR, RandARConfig
@@ -31,6 +32,7 @@ PRIORS: dict[str, type[Prior]] = {
     "rar": RAR,
     "randar": RandAR,
     "ibq_gpt": IBQGPT,
+    "open_magvit2_gpt": OpenMAGVIT2GPT,
     "rq_transformer": RQTransformer,
     "var": VAR,
     "hierarchical": Hierarchical,
@@ -49,6 +51,7 @@ PriorConfig = (
     | RARConfig
     | RandARConfig
     | IBQGPTConfig
+    | OpenMAGVIT2GPTConfig
     | RQTransformerConfig
     | VARConfig
     | HierarchicalConfig
@@ -81,6 +84,8 @@ __all__ = [
     "MaskedPrior",
     "MinGPT",
     "MinGPTConfig",
+    "OpenMAGVIT2GPT",
+    "OpenMAGVIT2GPTConfig",
     "PixelCNN",
     "PixelCNNConfig",
     "PixelSNAIL",

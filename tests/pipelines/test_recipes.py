@@ -55,6 +55,7 @@ STAGE1_OF = {
     "imagenet256_vqvae2": ("imagenet256_vqvae2", 1000),
     "faces1024_vqvae2": ("faces1024_vqvae2", 0),
     "mnist_ibq_gpt_short": ("mnist_quickstart", 10),
+    "mnist_open_magvit2_gpt_short": ("mnist_lfq", 10),
     "mnist_rar_short": ("mnist_quickstart", 10),
     "mnist_randar_short": ("mnist_quickstart", 10),
     "mnist_maskgit": ("mnist_vqvae", 10),
@@ -121,6 +122,7 @@ def code_spec(name: str) -> CodeSpec:
         "cifar10_vit_vqgan": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_maskgit_vqgan": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_open_magvit2": "8x8 codes of 1024 (32x32x3 images)",
+        "mnist_lfq": "7x7 codes of 16 + 7x7 codes of 64 (28x28x1 images)",
         "mnist_titok": "1x16 codes of 1000 (28x28x1 images)",
     }.items(),
 )

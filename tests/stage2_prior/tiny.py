@@ -18,6 +18,7 @@ from stage2_prior.priors import (
     MaskGITConfig,
     MDMPrimeConfig,
     MinGPTConfig,
+    OpenMAGVIT2GPTConfig,
     PixelCNNConfig,
     PixelSNAILConfig,
     Prior,
@@ -41,6 +42,7 @@ TINY: dict[str, PriorConfig] = {
     "rar": RARConfig(layers=2, width=24, heads=3, dropout=0.0, attention_dropout=0.0),
     "randar": RandARConfig(layers=2, width=32, heads=4, hidden_width=48),
     "ibq_gpt": IBQGPTConfig(layers=2, width=32, heads=4, hidden_width=48),
+    "open_magvit2_gpt": OpenMAGVIT2GPTConfig(layers=2, factor_layers=2, width=32, heads=4, hidden_width=48),
     "rq_transformer": RQTransformerConfig(layers=2, depth_layers=1, width=32, heads=4),
     "var": VARConfig(layers=2, width=32, heads=2),
     "hierarchical": HierarchicalConfig(
@@ -71,6 +73,7 @@ SPECS: dict[str, CodeSpec] = {
     "titok_maskgit": CodeSpec((Grid("tokens", 1, 6, 11),), 16, 16, 3),
     "halton_maskgit": CodeSpec((Grid("codes", 2, 4, 11),), 8, 16, 3),
     "hierarchical": CodeSpec((Grid("level0", 2, 2, 7), Grid("level1", 2, 4, 11), Grid("level2", 4, 4, 9)), 16, 16, 3),
+    "open_magvit2_gpt": CodeSpec(tuple(Grid(f"factor{i}", 2, 3, k) for i, k in enumerate((4, 16, 8))), 8, 12, 3),
     "rq_transformer": CodeSpec(tuple(Grid(f"depth{i}", 2, 3, k) for i, k in enumerate((11, 7, 9))), 8, 12, 3),
     "var": CodeSpec(tuple(Grid(f"scale{i}", i, 2 * i - 1, 11) for i in (1, 2, 3)), 12, 20, 3),
 }
