@@ -306,7 +306,9 @@ def fill_in(
     hidden = [positions] * batch if known is None else (known < 0).sum(dim=1).tolist()
     asked = sampling.steps or prior.sampling_steps
     share = prior.hidden_share if sampling.mask_schedule is None else SHARES[sampling.mask_schedule]
-    counts = [codes_per_step(number, asked, share) for number in hidden]
+    # A prior that fills in parts of codes does so in its own way alone.
+    parts = prior.parts_per_code if sampling.order is None and sampling.remask == "off" else 1
+    counts = [codes_per_step(number * parts, asked, share) for number in hidden]
     lengths = [len(row) for row in counts]
     if sampling.remask != "off":
         lengths = [asked if number else 0 for number in hidden]
@@ -332,12 +334,12 @@ def fill_in(
         fill = filling_by(sampling.order, counts, start >= 0, grids, uniforms, drawn, choice_temperature or 0.0)
     guidance = [[sampling.guidance_at(step, length) for step in range(length)] for length in lengths]
     passes = MaskedPasses(prior, condition, None if sampling.guidance == 1 else guidance, known is not None)
-    no_codes = prior.no_codes()
 
     def logits_of(step: int, sequence: Tensor) -> Tensor:
         # Logits that are not finite draw numbers which are no codes: they are refused in the end, not looked up.
         logits = passes(step, torch.minimum(sequence, prior.masks - 1))
         finite.logical_and_(logits.sum().isfinite())
+        no_codes = prior.no_codes(sequence)
         return logits if no_codes is None else logits.masked_fill(no_codes, -math.inf)
 
     training = prior.training

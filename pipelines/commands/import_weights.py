@@ -20,6 +20,8 @@ from stage1_vq.imports.taming import IN_NET2NET
 from stage1_vq.imports.tatitok import import_tatitok, text_length_of
 from stage2_prior import imports as stage2
 
+FIRST_STAGES = {"ibq-gpt": "ibq", "open-magvit2-gpt": "open-magvit2"}  # in the files of these priors; else taming's
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
@@ -44,6 +46,7 @@ class ImportConfig:
         "rar",
         "randar",
         "ibq-gpt",
+        "open-magvit2-gpt",
         "var",
         "pixelsnail",
         "halton-maskgit",
@@ -123,7 +126,7 @@ def import_prior(config: ImportConfig) -> str:
     before, stage1 = "", config.stage1 or "MODEL1"
     if config.stage1 is None and any(name.startswith(IN_NET2NET) for name in weights):
         stage1_kind = "taming-gumbelvq" if f"{IN_NET2NET}quantize.embed.weight" in weights else "taming-vqgan"
-        stage1_kind = "ibq" if config.kind == "ibq-gpt" else stage1_kind
+        stage1_kind = FIRST_STAGES.get(config.kind, stage1_kind)
         given = f" --config {config.config}" if config.config else ""
         before = (
             f"its first stage lies in the same file: zellige import --kind {stage1_kind} --weights {config.weights}"

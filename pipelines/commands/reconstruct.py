@@ -102,8 +102,8 @@ def reconstruct_files(config: ReconstructConfig) -> str:
         for name in ("tokens", "grids", "decoder_steps", "prompt", "captions"):
             if (given := getattr(config, name)) is not None:
                 raise UserError(
-                    f"{name}={given}, but {config.model} is a VAE: its latents are all of use, it decodes in one pass and "
-                    f"reads no captions; leave {name} out"
+                    f"{name}={given}, but {config.model} is a VAE: its latents are all of use, it decodes in one pass "
+                    f"and reads no captions; leave {name} out"
                 )
         model = decoder_of_vae(config.model, device, precision)
     else:

@@ -9,6 +9,7 @@ from common.foreign_weights import Arguments, look_up, refuse
 from common.renaming import Weights, load_renamed
 from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from stage1_vq.imports.ibq import AVERAGES, averaged
+from stage1_vq.imports.taming import first_stage
 from stage1_vq.imports.vqgan import NORM_GROUPS, image_size
 from stage1_vq.quantizers import LFQConfig
 
@@ -18,13 +19,14 @@ SIDE = 16  # codes along each side of an image, of all published models; the `re
 
 
 def import_open_magvit2(weights: Weights, config: Arguments | None = None) -> OpenMAGVIT2:
-    """weights: the file's `state_dict`; config: arguments of `VQModel`, and `norm_num_groups`. Shapes tell the sizes.
+    """weights: the file's `state_dict`, or that of a prior with its first stage; config: arguments of `VQModel`, at the
+    top or in `first_stage_config`, and `norm_num_groups`. Shapes tell the sizes.
 
     The weights themselves are taken, of which the project's priors have their codes; with `use_ema: true` the averages
     that the file holds. Raises UserError.
     """
-    arguments = config or {}
-    refuse(arguments, {"token_factorization": False, "remap": None})
+    weights, arguments = first_stage(weights, config or {})
+    refuse(arguments, {"remap": None})
     if arguments.get("use_ema", False):
         if not any(name.startswith(AVERAGES) for name in weights):
             raise UserError(f"use_ema: true, but the weights hold no averages, {AVERAGES}*: leave it out")
@@ -64,7 +66,21 @@ def quantizer_config(bits: int, arguments: Arguments) -> LFQConfig:
         entropy_weight=entropy_weight * sample_weight,
         diversity=arguments.get("batch_maximization_weight", 1.0) / sample_weight if sample_weight else 0.0,
         inverse_temperature=100.0,  # theirs is fixed
+        factorized_bits=factorized_bits(bits, arguments),
     )
+
+
+def factorized_bits(bits: int, arguments: Arguments) -> tuple[int, ...] | None:
+    """Of the factors that its prior knows codes by; None for whole codes. Raises UserError for such as cannot be."""
+    if not arguments.get("token_factorization", False):
+        return None
+    found = tuple(arguments.get("factorized_bits", ()))
+    if sum(found) != bits or min(found, default=0) < 1:
+        raise UserError(
+            f"token_factorization: true with factorized_bits={list(found)}, expected numbers of at least 1 that are "
+            f"{bits} together, the bits of a code; 18 are published as [6, 12]"
+        )
+    return found
 
 
 def of_our_bits(weights: Weights) -> Weights:

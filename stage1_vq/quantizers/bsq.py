@@ -43,6 +43,10 @@ class BSQConfig:
     def orthogonal_rotation(self) -> Literal[False]:
         return False
 
+    @property
+    def factorized_bits(self) -> None:
+        """None: a code is one."""
+
 
 class BSQuantizer(LFQuantizer):
     """z -> [1x1 convolution to bits] -> length 1 -> nearest corner -> [1x1 convolution to dim] -> z_q.

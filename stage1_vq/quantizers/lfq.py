@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from codes.spec import Codes
+from codes.spec import Codes, Grid
 from common.distributed import mean_over_processes
 from common.errors import FieldError, check_fields
 from common.float32 import float32_island
@@ -46,10 +46,14 @@ class LFQConfig:
     corner: float = 1.0  # the numbers of a corner are this and minus this
     soft_clamp: float | None = None  # z becomes soft_clamp * tanh(z / soft_clamp): none runs far from its corner
     orthogonal_rotation: bool = False  # numbers are turned by a fixed random rotation before, and back after
+    factorized_bits: tuple[int, ...] | None = None  # a code in several grids, of so many bits, the last bits first
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
         check_bits_config(self)
+        parts = self.factorized_bits
+        if parts is not None and (sum(parts) != self.bits or min(parts, default=0) < 1):
+            raise FieldError(self, "factorized_bits", f"numbers of at least 1 that are bits={self.bits} together")
         if self.corner <= 0:
             raise FieldError(self, "corner", "above 0; the paper has 1")
         if self.soft_clamp is not None and self.soft_clamp < self.corner:
@@ -79,8 +83,9 @@ class LFQuantizer(CountingQuantizer):
     """z -> [1x1 convolution to bits] -> [rotation] -> [soft clamp] -> nearest corner -> [rotation back] ->
     [1x1 convolution to dim] -> z_q.
 
-    Codes: the bits as a number, first one most significant, 1 where the number is above 0. All in float32, also under
-    autocast; z_q has the type of z.
+    Codes: the bits as a number, first one most significant, 1 where the number is above 0. With `factorized_bits` they
+    are several (Luo et al. 2024, arXiv:2409.04410, section 3.2), each in a grid of its own: the least significant bits
+    first. All in float32, also under autocast; z_q has the type of z.
     """
 
     config_class: ClassVar[type] = LFQConfig
@@ -125,16 +130,36 @@ class LFQuantizer(CountingQuantizer):
                     batch = batch_entropy(logits, self.config.entropy_bits)
                     losses["diversity_loss"] = -self.config.entropy_weight * self.config.diversity * batch
                     statistics["batch_entropy"] = batch.detach()
-            return Quantized(z_q, (codes,), losses, statistics)
+            return Quantized(z_q, self.factors(codes), losses, statistics)
 
     def codes(self, z: Tensor) -> Codes:
         with float32_island(z.device.type):
-            return (bits_to_codes(self.lookup_vectors(z) > 0),)
+            return self.factors(bits_to_codes(self.lookup_vectors(z) > 0))
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
-        (only,) = codes
-        with float32_island(only.device.type):
-            return self.project_out(self.turned_back(self.corners(codes_to_bits(only, self.config.bits))))
+        whole = codes[-1]
+        for factor, bits in zip(codes[-2::-1], self.bits_of_factors()[-2::-1], strict=True):
+            whole = (whole << bits) + factor
+        with float32_island(whole.device.type):
+            return self.project_out(self.turned_back(self.corners(codes_to_bits(whole, self.config.bits))))
+
+    def bits_of_factors(self) -> tuple[int, ...]:
+        """Of each grid."""
+        return self.config.factorized_bits or (self.config.bits,)
+
+    def factors(self, codes: Tensor) -> Codes:
+        """Codes, b h w, as their grids."""
+        found = []
+        for bits in self.bits_of_factors():
+            found.append(codes & (2**bits - 1))
+            codes = codes >> bits
+        return tuple(found)
+
+    def grids(self, height: int, width: int) -> tuple[Grid, ...]:
+        """One, or `factor0`, `factor1` and so on."""
+        if self.config.factorized_bits is None:
+            return super().grids(height, width)
+        return tuple(Grid(f"factor{i}", height, width, 2**bits) for i, bits in enumerate(self.config.factorized_bits))
 
     @torch.no_grad()
     def initialise(self, batches: Sequence[Tensor]) -> None:

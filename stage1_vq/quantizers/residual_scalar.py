@@ -48,6 +48,8 @@ class ResidualScalarConfig:
         numbers = len(layer.levels) if isinstance(layer, FSQConfig) else layer.bits
         if layer.dim != numbers:
             raise FieldError(self, "layer.dim", f"{numbers}, its numbers: residuals are left in their space; give dim")
+        if isinstance(layer, LFQConfig) and layer.factorized_bits is not None:
+            raise FieldError(self, "layer.factorized_bits", "none: the grids of this quantizer are its layers")
         if isinstance(layer, FSQConfig) and not layer.preserve_symmetry:
             raise FieldError(self, "layer.preserve_symmetry", "True: what a layer leaves lies on both sides of a level")
 

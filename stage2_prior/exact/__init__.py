@@ -13,6 +13,7 @@ from stage2_prior.exact.hierarchical import exact_hierarchical
 from stage2_prior.exact.ibq_gpt import ExactIBQGPT
 from stage2_prior.exact.llamagen import ExactLlamaGen
 from stage2_prior.exact.mingpt import ExactMinGPT
+from stage2_prior.exact.open_magvit2_gpt import ExactOpenMAGVIT2GPT
 from stage2_prior.exact.pixelcnn import ExactPixelCNN
 from stage2_prior.exact.pixelsnail import ExactPixelSNAIL
 from stage2_prior.exact.randar import ExactRandAR
@@ -33,6 +34,7 @@ WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
     "rar": ExactRAR,
     "randar": ExactRandAR,
     "ibq_gpt": ExactIBQGPT,
+    "open_magvit2_gpt": ExactOpenMAGVIT2GPT,
     "mingpt": ExactMinGPT,
     "var": ExactVAR,
 }

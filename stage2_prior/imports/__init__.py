@@ -13,6 +13,7 @@ from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.halton_maskgit import build_halton_maskgit
 from stage2_prior.imports.ibq_gpt import build_ibq_gpt
 from stage2_prior.imports.llamagen import build_llamagen
+from stage2_prior.imports.open_magvit2_gpt import build_open_magvit2_gpt
 from stage2_prior.imports.pixelsnail import build_pixelsnail
 from stage2_prior.imports.randar import build_randar
 from stage2_prior.imports.rar import build_rar
@@ -50,6 +51,7 @@ KINDS = {
     "rar": Kind(build_rar),
     "randar": Kind(build_randar, ("model", "module", "state_dict")),
     "ibq-gpt": Kind(build_ibq_gpt, ("state_dict",)),
+    "open-magvit2-gpt": Kind(build_open_magvit2_gpt, ("state_dict",)),
     "var": Kind(build_var, ("trainer.var_wo_ddp",)),
     "pixelsnail": Kind(build_level, ("model",)),
     "halton-maskgit": Kind(build_halton_maskgit, ("model_state_dict",)),

@@ -10,7 +10,9 @@ from stage2_prior.priors.ibq_gpt import IBQGPT, IBQGPTConfig
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig
+from stage2_prior.priors.mdm_prime import MDMPrime, MDMPrimeConfig
 from stage2_prior.priors.mingpt import MinGPT, MinGPTConfig
+from stage2_prior.priors.open_magvit2_gpt import OpenMAGVIT2GPT, OpenMAGVIT2GPTConfig
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from stage2_prior.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from stage2_prior.priors.randar import RandAR, RandARConfig
@@ -30,11 +32,13 @@ PRIORS: dict[str, type[Prior]] = {
     "rar": RAR,
     "randar": RandAR,
     "ibq_gpt": IBQGPT,
+    "open_magvit2_gpt": OpenMAGVIT2GPT,
     "rq_transformer": RQTransformer,
     "var": VAR,
     "hierarchical": Hierarchical,
     "maskgit": MaskGIT,
     "diffusion": Diffusion,
+    "mdm_prime": MDMPrime,
     "halton_maskgit": HaltonMaskGIT,
     "titok_maskgit": TiTokMaskGIT,
 }
@@ -47,11 +51,13 @@ PriorConfig = (
     | RARConfig
     | RandARConfig
     | IBQGPTConfig
+    | OpenMAGVIT2GPTConfig
     | RQTransformerConfig
     | VARConfig
     | HierarchicalConfig
     | MaskGITConfig
     | DiffusionConfig
+    | MDMPrimeConfig
     | HaltonMaskGITConfig
     | TiTokMaskGITConfig
 )
@@ -71,11 +77,15 @@ __all__ = [
     "IBQGPTConfig",
     "LlamaGen",
     "LlamaGenConfig",
+    "MDMPrime",
+    "MDMPrimeConfig",
     "MaskGIT",
     "MaskGITConfig",
     "MaskedPrior",
     "MinGPT",
     "MinGPTConfig",
+    "OpenMAGVIT2GPT",
+    "OpenMAGVIT2GPTConfig",
     "PixelCNN",
     "PixelCNNConfig",
     "PixelSNAIL",

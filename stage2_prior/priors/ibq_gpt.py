@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior
-from stage2_prior.priors.llamagen import EPSILON, Attention, FeedForward, LlamaGenConfig, place_turns, turn
+from stage2_prior.priors.llamagen import EPSILON, Attention, FeedForward, LlamaGenConfig, place_turns
 from stage2_prior.priors.var import Modulation
 from stage2_prior.stepping import step_dtype
 
@@ -83,12 +81,8 @@ class Block(nn.Module):
         """As `forward` at one place, b 1 d. modulation: what this block makes of the classes, b 1 6 d; turns: of the
         place, 1 d_head/2; keys, values: b heads n d, of all places, where those of this one are written."""
         gain1, gain2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
-        attention, known = self.attention, slice(place + 1)
-        qkv = attention.qkv(modulated(self.attention_norm(x), scale1, shift1))
-        q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=attention.heads)
-        keys[:, :, place : place + 1], values[:, :, place : place + 1] = turn(k, turns), v
-        attended = F.scaled_dot_product_attention(turn(q, turns), keys[:, :, known], values[:, :, known])
-        x = x + gain1 * attention.out(rearrange(attended, "b heads n d -> b n (heads d)"))
+        attended = self.attention.step(modulated(self.attention_norm(x), scale1, shift1), turns, keys, values, place)
+        x = x + gain1 * attended
         return x + gain2 * self.feed_forward(modulated(self.feed_forward_norm(x), scale2, shift2))
 
 

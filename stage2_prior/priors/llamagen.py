@@ -103,6 +103,15 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, seen, is_causal=mask is None)
         return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
 
+    def step(self, x: Tensor, turns: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+        """As `forward` at one place, b 1 d, for priors that take no windows of them. turns: of the place, 1 d_head/2;
+        keys, values: b heads n d, of all places, where those of this one are written."""
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        keys[:, :, place : place + 1], values[:, :, place : place + 1] = turn(k, turns), v
+        known = slice(place + 1)
+        attended = F.scaled_dot_product_attention(turn(q, turns), keys[:, :, known], values[:, :, known])
+        return self.out(rearrange(attended, "b heads n d -> b n (heads d)"))
+
 
 class FeedForward(nn.Module):
     """SwiGLU: one half of the hidden vector opens and closes the other."""
@@ -129,6 +138,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, turns: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), turns, mask))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+    def step(self, x: Tensor, turns: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+        """See `Attention.step`."""
+        x = x + self.attention.step(self.attention_norm(x), turns, keys, values, place)
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class CaptionEmbedding(nn.Module):

@@ -108,6 +108,7 @@ class MaskedPrior(Prior):
     mask_schedule: ClassVar[MaskSchedule]
     fill_order: ClassVar[Order]
     config: LevelsConfig
+    parts_per_code = 1  # that are hidden and filled in one by one, where it goes its own way; see `masked_logits`
 
     def __init__(self, config: LevelsConfig, code_spec: CodeSpec, num_classes: int, **facts: Any):
         """facts: as for `Prior`."""
@@ -124,13 +125,15 @@ class MaskedPrior(Prior):
     def masked_logits(self, sequence: Tensor, condition: Condition) -> Tensor:
         """Logits `b n k` of every code of a `sequence` b n, -1 where a code is hidden, given all that are not. Where
         grids differ in their vocabulary, k is the largest, and numbers that are no codes of a grid have logits of
-        NO_CODE."""
+        NO_CODE. A prior of several `parts_per_code` has numbers of its own below -1 for codes that are hidden in
+        part."""
         largest = max(self.vocabularies)
         parts = self.logits_of_grids(sequence, condition)
         return torch.cat([F.pad(part, (0, largest - part.shape[-1]), value=NO_CODE) for part in parts], dim=1)
 
-    def no_codes(self) -> Tensor | None:
-        """Which numbers are no codes of a place's grid, `n k` bool; None where all are."""
+    def no_codes(self, sequence: Tensor) -> Tensor | None:
+        """Which numbers no place of a `sequence` b n may become, those that are no codes of its grid: `n k` or `b n k`,
+        bool; None where all may be."""
         largest = max(self.vocabularies)
         if largest == min(self.vocabularies):
             return None
@@ -153,8 +156,8 @@ class MaskedPrior(Prior):
         choice_temperature: float | None,
     ) -> Fill:
         """Which hidden codes a step fills in, and with what. counts: how many each step fills of each sample
-        (`codes_per_step`). known: b n, bool, where no code is hidden. choice_temperature: None for a prior that has
-        none of its own."""
+        (`codes_per_step`), or how many parts of them. known: b n, bool, where no code is hidden. choice_temperature:
+        None for a prior that has none of its own."""
         return filling_by(
             self.fill_order, counts, known, self.code_spec.grids, uniforms, draw, choice_temperature or 0.0
         )
@@ -227,13 +230,8 @@ class MaskedTransformer(MaskedPrior):
 
     def logits_of_grids(self, sequence: Tensor, condition: Condition) -> list[Tensor]:
         self.check(len(sequence), condition)
-        tokens = [
-            rearrange(grid, "b h w -> b (h w)") + offset
-            for grid, offset in zip(condition.codes or (), self.given_offsets, strict=True)
-        ]
-        tokens.append(torch.where(sequence < 0, self.masks, sequence) + self.offsets)
         start = self.class_token(len(sequence), condition)
-        x = torch.cat([start[:, None], self.embedding(torch.cat(tokens, dim=1))], dim=1)  # b 1+given+n d
+        x = torch.cat([start[:, None], self.embedded(sequence, condition)], dim=1)  # b 1+given+n d
         x = self.dropout(x + self.places.weight)
         # No buffer: a model in bfloat16 would round its angles.
         angles = place_angles([*self.given, *self.code_spec.grids], self.network.head_width, x.device)
@@ -242,6 +240,18 @@ class MaskedTransformer(MaskedPrior):
         x = self.norm(x[:, -sequence.shape[1] :])
         outputs = zip(x.split(self.sizes, 1), self.output.weight.split(self.vocabularies), strict=True)
         return [F.linear(part, weight) for part, weight in outputs]
+
+    def given_tokens(self, condition: Condition) -> list[Tensor]:
+        """Rows of the embedding, `b n` for each grid that is given."""
+        return [
+            rearrange(grid, "b h w -> b (h w)") + offset
+            for grid, offset in zip(condition.codes or (), self.given_offsets, strict=True)
+        ]
+
+    def embedded(self, sequence: Tensor, condition: Condition) -> Tensor:
+        """Vectors of the codes that are given, and of those of a `sequence`: b given+n d."""
+        own = torch.where(sequence < 0, self.masks, sequence) + self.offsets
+        return self.embedding(torch.cat([*self.given_tokens(condition), own], dim=1))
 
     def class_token(self, batch: int, condition: Condition) -> Tensor:
         """`b d`, the start of the sequence."""

@@ -55,11 +55,14 @@ STAGE1_OF = {
     "imagenet256_vqvae2": ("imagenet256_vqvae2", 1000),
     "faces1024_vqvae2": ("faces1024_vqvae2", 0),
     "mnist_ibq_gpt_short": ("mnist_quickstart", 10),
+    "mnist_open_magvit2_gpt_short": ("mnist_lfq", 10),
     "mnist_rar_short": ("mnist_quickstart", 10),
     "mnist_randar_short": ("mnist_quickstart", 10),
     "mnist_maskgit": ("mnist_vqvae", 10),
     "cifar10_maskgit_short": ("cifar10_vqvae_short", 10),
     "cifar10_diffusion_short": ("cifar10_vqvae_short", 10),
+    "mnist_diffusion_short": ("mnist_quickstart", 10),
+    "mnist_mdm_prime_short": ("mnist_quickstart", 10),
     "cifar10_halton_short": ("cifar10_vqvae_short", 10),
     "imagenet256_maskgit": ("imagenet256_vqgan", 1000),
     "imagenet256_vqgan_gpt": ("imagenet256_vqgan", 1000),
@@ -119,6 +122,7 @@ def code_spec(name: str) -> CodeSpec:
         "cifar10_vit_vqgan": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_maskgit_vqgan": "8x8 codes of 512 (32x32x3 images)",
         "cifar10_open_magvit2": "8x8 codes of 1024 (32x32x3 images)",
+        "mnist_lfq": "7x7 codes of 16 + 7x7 codes of 64 (28x28x1 images)",
         "mnist_titok": "1x16 codes of 1000 (28x28x1 images)",
         "mnist_flow": "7x7 codes of 128 (28x28x1 images)",
         "mnist_flow_one_step": "7x7 codes of 128 (28x28x1 images)",
@@ -296,6 +300,9 @@ def test_the_short_masked_recipes_differ_in_kind_only():
     fields = {**asdict(maskgit.model), "kind": "diffusion"}
     del fields["label_smoothing"]
     assert (asdict(diffusion.model), diffusion.train) == (fields, maskgit.train)
+    prime, diffusion = stage2("mnist_mdm_prime_short"), stage2("mnist_diffusion_short")
+    fields = {"sub_tokens": 2, "bases": None, **asdict(diffusion.model), "kind": "mdm_prime"}
+    assert (asdict(prime.model), prime.train) == (fields, diffusion.train)
 
 
 def test_the_gpt_recipe_has_the_published_figures():

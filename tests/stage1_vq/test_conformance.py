@@ -125,6 +125,7 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "fsq, rotated, noise": FSQConfig(
         levels=(5, 4, 3, 4, 5, 4), dim=DIM, preserve_symmetry=True, noise_dropout=0.1, orthogonal_rotation=True
     ),
+    "lfq, factors": LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, factorized_bits=(2, DIM - 2)),
     "lfq, rotated": LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, orthogonal_rotation=True),
     "ibq, other weights": IBQConfig(
         codebook_size=24, dim=DIM, temperature=0.5, commitment_weight=1.0, codebook_weight=0.25

@@ -122,6 +122,9 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 def expected_codes(quantizer: Quantizer, count: int) -> list[Tensor]:
     grids = quantizer.grids(1, count)
+    if len(grids) > 1 and quantizer.config_class.__name__ == "LFQConfig":
+        below = [math.prod(grid.vocabulary for grid in grids[:number]) for number in range(len(grids))]
+        return [every_code(count) // worth % grid.vocabulary for worth, grid in zip(below, grids, strict=True)]
     if len(grids) > 1 and quantizer.config_class.__name__ == "BinaryQuantizerConfig":
         whole, found = every_code(count), []
         for grid in reversed(grids):  # the last grid has the least significant bits

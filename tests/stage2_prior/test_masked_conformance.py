@@ -120,7 +120,7 @@ def passes_of(monkeypatch) -> Callable[..., list[int]]:
 @EVERY_MASKED_PRIOR
 def test_a_sample_takes_as_many_passes_as_steps_and_twice_as_many_with_guidance(kind, passes_of):
     prior = tiny_prior(kind)
-    positions = prior.code_spec.codes_per_image
+    positions = prior.code_spec.codes_per_image * prior.parts_per_code
     for steps, expected in ((1, 1), (5, 5), (positions + 9, positions), (None, min(prior.sampling_steps, positions))):
         assert passes_of(prior, SamplingConfig(steps=steps)) == [3] * expected
         # At first nothing is known and nothing is asked: the null label of one sample is that of all.
@@ -140,7 +140,7 @@ def test_known_codes_are_seen_by_both_passes_and_all_known_take_none(kind, passe
     known = random_codes(3, prior)
     assert passes_of(prior, SamplingConfig(), known) == []  # nothing is left to draw
     known[0][0, 0, 0] = -1
-    assert passes_of(prior, SamplingConfig(guidance=2.0), known) == [3, 3]
+    assert passes_of(prior, SamplingConfig(guidance=2.0), known) == [3, 3] * prior.parts_per_code
 
 
 @EVERY_MASKED_PRIOR

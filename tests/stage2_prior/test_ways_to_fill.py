@@ -84,7 +84,7 @@ def test_every_place_of_every_grid_is_written_once(way, sizes):
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("kind", ["maskgit", "diffusion"])
+@pytest.mark.parametrize("kind", ["maskgit", "diffusion", "mdm_prime"])
 def test_known_codes_survive_and_the_others_do_not_depend_on_the_batch(way, kind):
     prior, condition = tiny_prior(kind), labelled(9, tiny_prior(kind))
     sequence = prior.sequence(random_codes(9, prior), condition)

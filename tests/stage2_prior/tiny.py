@@ -16,7 +16,9 @@ from stage2_prior.priors import (
     IBQGPTConfig,
     LlamaGenConfig,
     MaskGITConfig,
+    MDMPrimeConfig,
     MinGPTConfig,
+    OpenMAGVIT2GPTConfig,
     PixelCNNConfig,
     PixelSNAILConfig,
     Prior,
@@ -40,6 +42,7 @@ TINY: dict[str, PriorConfig] = {
     "rar": RARConfig(layers=2, width=24, heads=3, dropout=0.0, attention_dropout=0.0),
     "randar": RandARConfig(layers=2, width=32, heads=4, hidden_width=48),
     "ibq_gpt": IBQGPTConfig(layers=2, width=32, heads=4, hidden_width=48),
+    "open_magvit2_gpt": OpenMAGVIT2GPTConfig(layers=2, factor_layers=2, width=32, heads=4, hidden_width=48),
     "rq_transformer": RQTransformerConfig(layers=2, depth_layers=1, width=32, heads=4),
     "var": VARConfig(layers=2, width=32, heads=2),
     "hierarchical": HierarchicalConfig(
@@ -50,6 +53,7 @@ TINY: dict[str, PriorConfig] = {
     # Without smoothing, so that what is learned by heart has probability 1.
     "maskgit": MaskGITConfig(layers=2, width=32, heads=4, label_smoothing=0.0, nll_levels=15),
     "diffusion": DiffusionConfig(layers=2, width=32, heads=4, nll_levels=15),
+    "mdm_prime": MDMPrimeConfig(layers=2, width=32, heads=4, nll_levels=15),
     # Heads that do not fill the width, as of the published small model.
     "halton_maskgit": HaltonMaskGITConfig(layers=2, width=32, heads=3, hidden_width=48, registers=2, nll_levels=15),
     "titok_maskgit": TiTokMaskGITConfig(
@@ -64,10 +68,12 @@ SPECS: dict[str, CodeSpec] = {
     # As narrow as its kernel reaches: the last code of a row is seen from the next row by convolutions only.
     "pixelsnail": CodeSpec((Grid("codes", 5, 3, 11),), 20, 12, 3),
     "diffusion": CodeSpec((Grid("top", 1, 2, 7), Grid("bottom", 2, 3, 11)), 8, 12, 3),
+    "mdm_prime": CodeSpec((Grid("top", 1, 2, 7), Grid("bottom", 2, 2, 11)), 8, 8, 3),
     "maskgit": CodeSpec((Grid("top", 1, 2, 11), Grid("bottom", 2, 3, 7)), 8, 12, 3),
     "titok_maskgit": CodeSpec((Grid("tokens", 1, 6, 11),), 16, 16, 3),
     "halton_maskgit": CodeSpec((Grid("codes", 2, 4, 11),), 8, 16, 3),
     "hierarchical": CodeSpec((Grid("level0", 2, 2, 7), Grid("level1", 2, 4, 11), Grid("level2", 4, 4, 9)), 16, 16, 3),
+    "open_magvit2_gpt": CodeSpec(tuple(Grid(f"factor{i}", 2, 3, k) for i, k in enumerate((4, 16, 8))), 8, 12, 3),
     "rq_transformer": CodeSpec(tuple(Grid(f"depth{i}", 2, 3, k) for i, k in enumerate((11, 7, 9))), 8, 12, 3),
     "var": CodeSpec(tuple(Grid(f"scale{i}", i, 2 * i - 1, 11) for i in (1, 2, 3)), 12, 20, 3),
 }

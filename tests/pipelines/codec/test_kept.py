@@ -37,6 +37,7 @@ from stage2_prior.priors import (
     IBQGPTConfig,
     LlamaGenConfig,
     MinGPTConfig,
+    OpenMAGVIT2GPTConfig,
     PixelCNNConfig,
     PixelSNAILConfig,
     RandARConfig,
@@ -64,6 +65,7 @@ SMALL = {
     "rar": RARConfig(layers=1, width=16, heads=2),
     "randar": RandARConfig(layers=1, width=16, heads=2, hidden_width=24),
     "ibq_gpt": IBQGPTConfig(layers=1, width=16, heads=2, hidden_width=24),
+    "open_magvit2_gpt": OpenMAGVIT2GPTConfig(layers=1, factor_layers=1, width=16, heads=2, hidden_width=24),
     "rq_transformer": RQTransformerConfig(layers=1, depth_layers=1, width=16, heads=2),
     "var": VARConfig(layers=1, width=16, heads=2),
     "hierarchical": HierarchicalConfig(

@@ -156,3 +156,27 @@ def test_every_bit_starts_on_both_sides_of_its_border():
     quantizer.initialise(batches)
     numbers = torch.stack([quantizer.lookup_vectors(z) for z in batches])
     torch.testing.assert_close(numbers.mean((0, 1, 3, 4)), torch.zeros(10), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("factors", [(2, 4), (1, 2, 3), (6,)])
+def test_factors_are_bits_of_the_code_the_least_significant_first(factors):
+    whole, parted, z = make(LFQConfig), make(LFQConfig, factorized_bits=factors), latents()
+    assert [grid.vocabulary for grid in parted.grids(4, 5)] == [2**bits for bits in factors]
+    assert [grid.name for grid in parted.grids(4, 5)] == [f"factor{i}" for i in range(len(factors))]
+    (codes,), found = whole.codes(z), parted.codes(z)
+    expected, below = torch.zeros_like(codes), 0
+    for bits, grid in zip(factors, found, strict=True):
+        assert torch.equal(grid, codes // 2**below % 2**bits)
+        expected += grid * 2**below
+        below += bits
+    assert torch.equal(expected, codes)
+    assert torch.equal(parted.codes_to_latents(found), whole.codes_to_latents((codes,)))
+    for ours, theirs in zip(parted(z).codes, found, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(parted(z).z_q, whole(z).z_q)
+
+
+@pytest.mark.parametrize("factors", [(2, 3), (), (0, 6), (7, -1)])
+def test_factors_that_are_not_all_bits_are_refused(factors):
+    with pytest.raises(UserError, match=r"factorized_bits=.*, expected numbers of at least 1 that are bits=6 together"):
+        LFQConfig(bits=6, dim=6, factorized_bits=factors)
