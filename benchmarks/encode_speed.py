@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ratio = statistics.median(w / min(r, c) for r, c, w in turns)
     of_cores = statistics.median(w / together(r, c, asked.workers, threads) for r, c, w in turns)
     print(
-        "| photos | decoding alone, a second | network alone, a second | `zellige encode`, a second | of the slower one "
+        "| photos | decoding alone, a second | network alone, a second | `zellige encode`, a second | of the slower "
         "| of both on the same cores |"
     )
     print("|---|---|---|---|---|---|")
