@@ -7,7 +7,9 @@ The photos of a folder are linked into another one until they are `--count`, and
 width 48 with fresh weights, which takes about as long as to decode a photo of some hundred pixels. Decoding alone reads
 the same batches by the same workers and leaves them; the network alone encodes as many batches from memory, each with
 its copy to float; both once they are warm. The command is timed from the start of Python to its last line, with the
-listing, the checksums of all photos and the index. The ratio is to the slower of the two.
+listing, the checksums of all photos and the index. The ratio is to the slower of the two, and to what both allow who
+share the cores: where workers and threads are more than these, an image costs its decoding and its pass one after the
+other.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from common.machine import cores
 from common.memory import keep_freed_memory
 from images.datasets import DataConfig, image_datasets, to_float
 from images.encoding import Piece, PieceReader
@@ -87,6 +90,12 @@ def run(*words: object, threads: int | None) -> tuple[float, str]:
     return time.perf_counter() - begin, done.stdout.splitlines()[-1]
 
 
+def together(reading: float, computing: float, workers: int, threads: int) -> float:
+    """Images per second of both at once on the cores of this machine, if nothing else costs anything."""
+    seconds = min(workers, cores()) / reading + min(threads, cores()) / computing  # of cores, for an image
+    return min(reading, computing, cores() / seconds)
+
+
 def measure(photos: Path, model: Path, out: Path, asked: argparse.Namespace) -> tuple[float, float, float]:
     """Images per second of decoding, of the network, and of the command."""
     own, some = "benchmarks.encode_speed", min(asked.count, 2000)
@@ -110,11 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         photos, model = link_photos(asked.photos, work / "photos", asked.count), write_model(work / "model")
         turns = [measure(photos, model, work / f"codes{turn}", asked) for turn in range(asked.times)]
     reading, computing, whole = (statistics.median(values) for values in zip(*turns, strict=True))
-    ratio = statistics.median(w / min(r, c) for r, c, w in turns)
-    print("| photos | decoding alone, a second | network alone, a second | `zellige encode`, a second | ratio |")
-    print("|---|---|---|---|---|")
-    print(f"| {asked.count:,} | {reading:.1f} | {computing:.1f} | {whole:.1f} | {ratio:.2f} |")
     threads = asked.threads or torch.get_num_threads()
+    ratio = statistics.median(w / min(r, c) for r, c, w in turns)
+    of_cores = statistics.median(w / together(r, c, asked.workers, threads) for r, c, w in turns)
+    print(
+        "| photos | decoding alone, a second | network alone, a second | `zellige encode`, a second | of the slower "
+        "| of both on the same cores |"
+    )
+    print("|---|---|---|---|---|---|")
+    print(f"| {asked.count:,} | {reading:.1f} | {computing:.1f} | {whole:.1f} | {ratio:.2f} | {of_cores:.2f} |")
     print(json.dumps({"threads": threads, "workers": asked.workers, "times": asked.times}))
 
 

@@ -5,10 +5,10 @@
 
 Two rows. A trained model: the command from the start of Python to its last line, against sampling and decoding the same
 batches in a process that has the model and writes nothing (a part of the images, before and after the command). And a
-prior that costs nothing: drawing and decoding copy smooth pictures of 256 pixels in RGB, so that writing PNGs is all
-there is; the command, from the start of Python, against two processes that encode and write the same pictures, each
-half of them, from their first to their last. Files go to a new folder of `--out`, or of the system's for temporary
-files; what making a file costs there meets all alike.
+prior that costs nothing: drawing and decoding give smooth pictures of 256 pixels in RGB that are there, so that writing
+PNGs is all there is; the command, from the start of Python, against two processes that encode and write the same
+pictures, each half of them, from their first to their last. Files go to a new folder of `--out`, or of the system's for
+temporary files; what making a file costs there meets all alike.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def generate_freely(model: str, out: str, num: int) -> None:
         return (torch.tensor(list(indices))[:, None, None] % PICTURES,)
 
     def decode(self, codes, *arguments, **settings):
-        return ready[codes[0].flatten()]
+        numbers = codes[0].flatten().tolist()
+        return ready[numbers[0]][None] if len(numbers) == 1 else ready[numbers]
 
     TwoStagePipeline.sample, TwoStagePipeline.decode = sample, decode  # type: ignore[method-assign, assignment]
     generate_files(GenerateConfig(model=model, out=out, num=num, device="cpu"))
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="of `zellige quickstart`; left out, the first row is")
     parser.add_argument("--num", type=int, default=10_000, help="images of the model")
-    parser.add_argument("--free", type=int, default=2_000, help="images of the prior that costs nothing; 0: none")
+    parser.add_argument("--free", type=int, default=10_000, help="images of the prior that costs nothing; 0: none")
     parser.add_argument("--times", type=int, default=1, help="turns, of which the medians are printed")
     parser.add_argument("--threads", type=int, help="of the model; left out, as torch has it")
     parser.add_argument("--out", type=Path, help="a folder on the disk to write to")

@@ -2,6 +2,7 @@
 
     python -m benchmarks.lookahead --model runs/quickstart/stage2 --before FOLDER
     python -m benchmarks.lookahead                  # an untrained prior
+    python -m benchmarks.lookahead --model runs/quickstart/stage2 --device cuda --threads 1
 
 Prints two Markdown tables. The first: passes per image and how many times as fast as this build's steps, and as the
 other build's (a checkout in FOLDER), batches are drawn: with windows of several lengths, and with what `auto` has found
@@ -27,7 +28,7 @@ WARM_UP = 40  # batches, by the end of which `auto` has decided
 SLOWEST = 0.97  # of this build's steps, where nothing is gained
 
 
-def worker(model: str | None, threads: int) -> None:
+def worker(model: str | None, threads: int, device: str) -> None:
     """Answers each line, a request, with seconds, passes and codes."""
     import torch
 
@@ -39,7 +40,7 @@ def worker(model: str | None, threads: int) -> None:
 
     torch.set_num_threads(threads)
     keep_freed_memory()
-    prior = untrained() if model is None else load_pretrained(model, PRIORS)
+    prior = (untrained() if model is None else load_pretrained(model, PRIORS)).to(device)
 
     for line in sys.stdin:
         asked = json.loads(line)
@@ -50,9 +51,9 @@ def worker(model: str | None, threads: int) -> None:
         begin = time.perf_counter()
         for start in range(asked["first"], asked["first"] + asked["count"], asked["batch"]):
             numbers = torch.arange(start, start + asked["batch"])
-            condition = Condition(numbers % prior.num_classes if prior.num_classes else None)
+            condition = Condition(numbers.to(device) % prior.num_classes if prior.num_classes else None)
             grids = sample_codes(prior, numbers.tolist(), condition, 0, sampling, **told)
-            codes.append(prior.sequence(grids, condition))
+            codes.append(prior.sequence(grids, condition).cpu())  # waits for a GPU
         seconds = time.perf_counter() - begin
         found = torch.cat(codes).tolist() if asked["codes"] else None
         print(json.dumps([seconds, sum(passes) / max(1, len(passes)), found]), flush=True)
@@ -72,8 +73,8 @@ def untrained() -> Any:
 class Build:
     """A process with the modules of one checkout."""
 
-    def __init__(self, tree: Path, model: str | None, threads: int):
-        command = [sys.executable, __file__, "--worker", "--threads", str(threads)]
+    def __init__(self, tree: Path, model: str | None, threads: int, device: str):
+        command = [sys.executable, __file__, "--worker", "--threads", str(threads), "--device", device]
         command += ["--model", str(Path(model).resolve())] if model else []
         environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
@@ -144,17 +145,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="of a round, at least one batch")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=1000, help="whose codes are compared; 0 for none")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args.model, args.threads[0])
+        return worker(args.model, args.threads[0], args.device)
     missed = []
     print(f"prior: {args.model or 'untrained'}, guidance {args.guidance:g}, medians of {args.rounds} rounds\n")
     print("| batch | threads | lookahead | passes per image | times as fast as steps | as the build before |")
     print("|---:|---:|---|---:|---:|---:|", flush=True)
     for threads in args.threads:
-        now = Build(Path.cwd(), args.model, threads)
-        before = None if args.before is None else Build(args.before.resolve(), args.model, threads)
+        now = Build(Path.cwd(), args.model, threads, args.device)
+        before = None if args.before is None else Build(args.before.resolve(), args.model, threads, args.device)
         for batch in args.batches:
             found = measured(now, before, batch, args.rounds, max(batch, args.images // batch * batch), args.guidance)
             steps = found["off"][0]

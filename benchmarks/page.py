@@ -61,11 +61,13 @@ SECTIONS: tuple[Section, ...] = (
         "stage1_step --peers {peers} --threads {threads}",
         "VQ-VAE-2 (128 pixels, batch 8) and VQ-GAN (width 32, 128 pixels, batch 4, without and with the discriminator "
         "and its adaptive weight) beside the open implementations, each as its own training script takes a step.",
+        cuda="",
     ),
     Section(
         "Training steps, stage two",
         "stage2_step --threads {threads}",
         "A transformer of 8 layers, width 256, 256 codes, batch 16, beside Hugging Face's GPT-2 of the same size.",
+        cuda="",
     ),
     Section(
         "Quantizers",
@@ -87,6 +89,7 @@ SECTIONS: tuple[Section, ...] = (
         "Exact lookahead",
         "lookahead --model {stage2} --threads {threads}",
         "The quickstart's prior with windows of several lengths: the same codes as step by step, in fewer passes.",
+        cuda="",
     ),
     Section(
         "Generating",
@@ -293,8 +296,8 @@ HEAD = """# Benchmarks
 Speed and memory, ours and the peers' by turns in one process, medians. Ratios carry over to other machines; absolute
 times do not. `make bench` repeats everything on this page and writes it anew
 (`pip install -e ".[bench]"` has the peers that are packages; `--peers` in `benchmarks/page.py` says how to get the
-others); `python -m benchmarks.page --run --device cuda` writes the table of sampling for a GPU, the one benchmark so
-far that knows a device. Float32 where nothing else is said. What models learn and how well: [results](results.md) and
+others); `python -m benchmarks.page --run --device cuda --peers PEERS` writes those of training steps, sampling and
+lookahead for a GPU. Float32 where nothing else is said. What models learn and how well: [results](results.md) and
 [studies](studies.md).
 """
 

@@ -4,6 +4,7 @@
     git clone https://github.com/CompVis/taming-transformers peers/taming-transformers        # at 3ba01b2
     python -m benchmarks.stage1_step --peers peers --threads 1
     python -m benchmarks.stage1_step --before FOLDER --systems dvae vit_vqgan multiscale --threads 1
+    python -m benchmarks.stage1_step --peers peers --device cuda
 
 A step of ours is `Trainer.step` itself: images from memory, forward pass, losses, backward pass, the norm of the
 gradients, fused AdamW, codebook, and the reading of all figures. A step of a peer is what its own training script does
@@ -13,7 +14,8 @@ build, in a process of its own that waits for its turn.
 
 `convolutions alone` is the time of our step's own convolutions and matrix products, forward and backward: each is timed
 by itself, with the shapes, layouts and gradients that the step asks for. The other side's step over this is the ratio
-at which nothing else would be left, with PyTorch's convolutions as they are.
+at which nothing else would be left, with PyTorch's convolutions as they are. On a GPU, where an operation that is timed
+by itself is mostly its start, these columns are left out.
 
 taming-transformers needs neither pytorch_lightning nor omegaconf here: its parts are put together as its
 `VQModel.training_step` does, and as pytorch_lightning 1.0.8 calls that: for each of its two optimisers once, with the
@@ -42,6 +44,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import medians
 from common.memory import keep_freed_memory
+from common.processes import process_state, use_device
 from images.datasets import DataConfig
 from pipelines.options import read_recipe
 from stage1_vq.autoencoders import AUTOENCODERS
@@ -163,7 +166,7 @@ class PeerVQVAE2:
         import vqvae
 
         torch.manual_seed(0)
-        self.images, self.model = images, vqvae.VQVAE()
+        self.images, self.model = images, vqvae.VQVAE().to(images.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-4)
         self.criterion = nn.MSELoss()
 
@@ -207,6 +210,8 @@ class PeerVQGAN:
             if adversarial:
                 vqperceptual.LPIPS = nn.Identity  # would fetch weights
                 self.loss = vqperceptual.VQLPIPSWithDiscriminator(disc_start=0, disc_weight=0.8, perceptual_weight=0.0)
+                self.loss.to(images.device)
+        self.model.to(images.device)
         learning = [self.model, *([self.loss.discriminator] if adversarial else [])]
         self.weights_of = [list(network.parameters()) for network in learning]
         self.optimizers = [torch.optim.Adam(weights, lr=3e-4, betas=(0.5, 0.9)) for weights in self.weights_of]
@@ -241,7 +246,7 @@ class PeerVQGAN:
 
 def peer_of(system: str, peers: Path) -> Any:
     config = config_of(system)
-    images = random_images(config, config.train.batch_size).float() / 127.5 - 1
+    images = random_images(config, config.train.batch_size).to(process_state().device).float() / 127.5 - 1
     if system == "vqvae2":
         return PeerVQVAE2(peers, images)
     return PeerVQGAN(peers, images, adversarial=system == "vqgan_adversarial")
@@ -253,9 +258,9 @@ def peer_of(system: str, peers: Path) -> Any:
 class OtherBuild:
     """This file's step of a system, in a process with the modules of another checkout."""
 
-    def __init__(self, tree: Path, system: str, threads: int) -> None:
+    def __init__(self, tree: Path, system: str, threads: int, device: str) -> None:
         code = f"import runpy, sys; sys.argv[0] = {__file__!r}; runpy.run_path({__file__!r}, run_name='__main__')"
-        command = [sys.executable, "-c", code, "--worker", system, "--threads", str(threads)]
+        command = [sys.executable, "-c", code, "--worker", system, "--threads", str(threads), "--device", device]
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment, cwd=tree, stdin=pipe, stdout=pipe, text=True)
@@ -288,7 +293,10 @@ def work(system: str) -> None:
         step = OurStep(system, Path(run))
         print(step.weights(), flush=True)
         for _ in sys.stdin:
-            print(step(), flush=True)
+            loss = step()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            print(loss, flush=True)
 
 
 # ---- convolutions and products alone --------------------------------------------------------------------------------
@@ -345,7 +353,7 @@ def sides(system: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as run:
         found = {"ours": OurStep(system, Path(run))}
         if options.before is not None:
-            other = OtherBuild(options.before, system, options.threads)
+            other = OtherBuild(options.before, system, options.threads, options.device)
             yield {**found, "theirs": other}
             other.close()
         else:
@@ -373,11 +381,14 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout of another build, which takes the peers' place")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="default: those that the other side has")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="of both sides")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--convolutions", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    device = use_device(options.device).device
+    options.convolutions &= device.type == "cpu"
     if options.worker is not None:
         work(options.worker)
         return
@@ -385,7 +396,8 @@ def main() -> None:
         parser.error("give one of --peers and --before")
     systems = options.systems or (SYSTEMS if options.before is not None else SYSTEMS[:3])
     other = "before" if options.before is not None else "peer"
-    print(f"{options.threads} threads, torch {torch.__version__}, medians of {options.repeats}\n")
+    where = f"{options.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"{where}, torch {torch.__version__}, medians of {options.repeats}\n")
     heads = ["step of", f"weights, ours / {other}", "ours, ms", f"{other}, ms", f"{other} / ours"]
     if options.convolutions:
         heads += ["convolutions alone, ms", "share of our step", f"{other} / convolutions alone"]

@@ -1,6 +1,7 @@
 """A training step of stage two: this build, another build of it, and Hugging Face's GPT-2 of the same size.
 
     python -m benchmarks.stage2_step --before FOLDER --threads 1
+    python -m benchmarks.stage2_step --device cuda --threads 1
 
 The transformer has 8 layers of width 256 with 8 heads, over 256 codes of a vocabulary of 1,024 or 16,384; a step takes
 a batch of 16 through the model, the loss, the backward pass and fused AdamW, all in float32 and without dropout. Each
@@ -57,15 +58,15 @@ def peer(vocabulary: int) -> tuple[torch.nn.Module, Callable[[torch.nn.Module, T
     return model, lambda model, codes: model(codes, labels=codes).loss
 
 
-def alone(vocabulary: int) -> Callable[[], None]:
+def alone(vocabulary: int, device: torch.device) -> Callable[[], None]:
     """The products and the attention of our step, forward and backward, with nothing between them."""
     hidden = -(-8 * WIDTH // 3 // 32) * 32
     shapes = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (2 * hidden, WIDTH), (WIDTH, hidden)] * LAYERS + [(vocabulary, WIDTH)]
     rows = BATCH * SIDE * SIDE
-    inputs = {width: torch.randn(rows, width, requires_grad=True) for _, width in shapes}
-    weights = {shape: torch.randn(shape, requires_grad=True) for shape in shapes}
-    gradients = {height: torch.randn(rows, height) for height, _ in shapes}
-    qkv = torch.randn(3, BATCH, HEADS, SIDE * SIDE, WIDTH // HEADS, requires_grad=True)
+    inputs = {width: torch.randn(rows, width, device=device, requires_grad=True) for _, width in shapes}
+    weights = {shape: torch.randn(shape, device=device, requires_grad=True) for shape in shapes}
+    gradients = {height: torch.randn(rows, height, device=device) for height, _ in shapes}
+    qkv = torch.randn(3, BATCH, HEADS, SIDE * SIDE, WIDTH // HEADS, device=device, requires_grad=True)
 
     def work() -> None:
         for height, width in shapes:
@@ -74,11 +75,13 @@ def alone(vocabulary: int) -> Callable[[], None]:
         for _ in range(LAYERS):
             attended = torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True)
             torch.autograd.grad(attended, qkv, attended)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return work
 
 
-def worker(name: str, vocabulary: int) -> None:
+def worker(name: str, vocabulary: int, device: torch.device) -> None:
     """Waits for a line before each step and answers with its seconds and its loss."""
     from common.memory import keep_freed_memory
 
@@ -86,11 +89,11 @@ def worker(name: str, vocabulary: int) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
     if name == "alone":
-        work = alone(vocabulary)
+        work = alone(vocabulary, device)
         step: Callable[[Tensor], float] = lambda codes: work() or 0.0  # noqa: E731
     else:
         model, loss_of = (peer if name == "GPT-2" else ours)(vocabulary)
-        model.train()
+        model.to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
 
         def step(codes: Tensor) -> float:
@@ -98,23 +101,23 @@ def worker(name: str, vocabulary: int) -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            return float(loss)
+            return float(loss)  # a GPU has done the whole step by then
 
     generator = torch.Generator().manual_seed(0)
     for _ in sys.stdin:
-        codes = torch.randint(vocabulary, (BATCH, SIDE * SIDE), generator=generator)
+        codes = torch.randint(vocabulary, (BATCH, SIDE * SIDE), generator=generator).to(device)
         begin = time.perf_counter()
         loss = step(codes)
         print(time.perf_counter() - begin, loss, flush=True)
 
 
-def measured(before: Path | None, vocabulary: int, threads: int, repeats: int) -> dict[str, float]:
+def measured(before: Path | None, vocabulary: int, threads: int, repeats: int, device: str) -> dict[str, float]:
     """Median seconds of each, after one step that does not count."""
     trees = {"now": Path.cwd(), "GPT-2": Path.cwd(), "alone": Path.cwd(), **({"before": before} if before else {})}
     processes, seconds, losses = {}, {name: list[float]() for name in trees}, {name: list[float]() for name in trees}
     for name, tree in trees.items():
         environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, __file__, "--worker", name, "--vocabulary", str(vocabulary)]
+        command = [sys.executable, __file__, "--worker", name, "--vocabulary", str(vocabulary), "--device", device]
         processes[name] = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -141,15 +144,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of PyTorch")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=VOCABULARIES)
     parser.add_argument("--repeats", type=int, default=9, help="steps of each that count")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return worker(arguments.worker, arguments.vocabulary[0])
+        return worker(arguments.worker, arguments.vocabulary[0], torch.device(arguments.device))
     print("| vocabulary | threads | before | GPT-2 | products and attention alone |")
     print("|---:|---:|---:|---:|---:|")
     for vocabulary in arguments.vocabulary:
         for threads in arguments.threads:
-            took = measured(arguments.before, vocabulary, threads, arguments.repeats)
+            took = measured(arguments.before, vocabulary, threads, arguments.repeats, arguments.device)
             before = f"{took['before'] / took['now']:.2f}" if "before" in took else "-"
             print(
                 f"| {vocabulary:,} | {threads} | {before} | {took['GPT-2'] / took['now']:.2f} "

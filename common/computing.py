@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from common.errors import UserError
+from common.machine import cores
 from common.precision import Precision, check_precision
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -101,6 +102,20 @@ def as_before(function: Callable[Arguments, Result], device: torch.device) -> Ca
             return function(*args, **kwargs)
 
     return called
+
+
+@contextmanager
+def beside_workers(workers: int, device: torch.device) -> Iterator[None]:
+    """In it networks on a CPU leave each of so many busy processes a core, as far as there are cores. All threads of an
+    operation wait for the slowest one, and spin meanwhile: where a worker has the core of one of them, two threads are
+    several times as slow as one, and take the worker's time besides."""
+    threads = torch.get_num_threads()
+    fewer = min(threads, max(1, cores() - workers)) if device.type == "cpu" and workers else threads
+    torch.set_num_threads(fewer)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tf32_backends() -> tuple[Any, Any]:

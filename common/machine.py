@@ -1,4 +1,4 @@
-"""Which machine this is, and which processes live on it: what locks and temporary files are signed with."""
+"""Which machine this is, which processes live on it, what locks and temporary files are signed with, and its cores."""
 
 from __future__ import annotations
 
@@ -39,3 +39,9 @@ def is_alive(pid: int) -> bool:
     except OSError:  # another person's
         pass
     return True
+
+
+def cores() -> int:
+    """That this process may run on, shared out among those of its job on this machine."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -129,7 +129,8 @@ def to_float(images: Tensor) -> Tensor:
 
 def to_uint8(images: Tensor) -> Tensor:
     """float in [-1, 1] to uint8 in 0..255, rounded; what lies outside is clamped. Inverse of `to_float`."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    levels = images.float().clamp(-1, 1)  # a copy, so that the rest needs none
+    return levels.add_(1).mul_(127.5).round_().to(torch.uint8)
 
 
 def open_images(config: DataConfig) -> ImageSource:

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from common.computing import beside_workers
 from common.errors import UserError
 from common.files import atomic_file, remove_leftovers
 from common.folder_lock import held
@@ -182,7 +183,7 @@ def write_shards(
 
     open_writer: is given the pieces, which images they are of, and the defaults of what says so. encode_piece: what a
     shard holds of a piece's readable images, which it is given, with their labels (b) and names (b), on the CPU.
-    workers: processes that read images ahead, the same ones for all shards.
+    workers: processes that read images ahead, the same ones for all shards. On a CPU the model leaves them their cores.
 
     An image meets the model in the same batch whatever the number of processes or restarts, so the files are
     the same byte for byte. Unreadable images are left out. A shard whose images have changed is made anew. Raises
@@ -234,6 +235,7 @@ def write_shards(
         with (
             progress_bar(total, "images", shown=state.is_main_process) as progress,
             closing(PieceReader([pieces[number] for number in mine], batch_size, workers, state.device)) as reader,
+            beside_workers(workers, state.device),
             added_beside(sources) as add,
         ):
             for number in mine:

@@ -19,12 +19,18 @@ TITLE_SIZE = 14  # pixels, of what stands above a picture
 
 def to_pil(image: Tensor) -> Image.Image:
     """One image, c H W float in [-1, 1], c = 1 or 3, as a PIL image of mode "L" or "RGB"."""
-    return to_picture(to_uint8(image).permute(1, 2, 0).cpu().numpy())
+    return of_bands(to_uint8(image).cpu().numpy())
 
 
 def to_pils(images: Tensor) -> list[Image.Image]:
     """Images, b c H W float in [-1, 1], as `to_pil` makes them, all by one copy from their device."""
-    return [to_picture(pixels) for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+    return [of_bands(bands) for bands in to_uint8(images).cpu().numpy()]
+
+
+def of_bands(bands: np.ndarray) -> Image.Image:
+    """uint8 c H W, c = 1 or 3. Pillow puts bands together several times as fast as an array's axes are exchanged."""
+    pictures = [Image.fromarray(band) for band in bands]
+    return pictures[0] if len(pictures) == 1 else Image.merge("RGB", pictures)
 
 
 def to_picture(pixels: np.ndarray) -> Image.Image:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -209,7 +209,8 @@ class Share:
 class Loader(Iterator[Batch]):
     """The batches of `requests`, on `device`; counts the seconds spent waiting for them. Close it after use.
 
-    workers: processes that fetch ahead, `prefetch` batches each; 0 fetches when asked.
+    workers: processes that fetch ahead, `prefetch` batches each; 0 fetches when asked. repeated: `requests` may be gone
+    through `again` and again, and workers stay from one time to the next.
     """
 
     def __init__(
@@ -220,9 +221,10 @@ class Loader(Iterator[Batch]):
         workers: int,
         prefetch: int,
         device: torch.device,
+        repeated: bool = False,
     ):
         self.seconds_waited = 0.0
-        self.device = device
+        self.dataset, self.device = dataset, device
         self.loader: DataLoader[Batch | UserError] = DataLoader(
             _Fetch(dataset),  # type: ignore[arg-type]
             batch_sampler=requests,
@@ -230,12 +232,18 @@ class Loader(Iterator[Batch]):
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             worker_init_fn=_start_worker,
+            persistent_workers=repeated and workers > 0,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its seed reaches workers only; the global generator is left alone
         )
         self._batches: Iterator[Batch | UserError] | None = None  # workers start when a batch is asked for
 
     def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def again(self) -> Self:
+        """From the first batch on."""
+        self._batches = iter(self.loader)
         return self
 
     def __next__(self) -> Batch:

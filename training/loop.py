@@ -100,7 +100,7 @@ def fit(
             facts.samples,
             trainer.clock,
         )
-        with closing(log), closing(trainer.loader), closing(trainer.saver), explain_dead_workers():
+        with closing(log), closing(trainer), explain_dead_workers():
             for damage in damages:
                 log.say(f"{damage}; continuing from step {trainer.progress.step}")
             if trainer.accelerator.is_main_process and (line := facts.opened()):

@@ -145,7 +145,7 @@ class Profiler:
         trainer = Trainer(task, train_data, validation_data, config, run)
         trainer.progress.step = min(int(self.at * config.steps), config.steps - needed)
         trainer.open_run(resolved_config)
-        with stop_on_signals() as stop, closing(trainer.loader), closing(trainer.saver), explain_dead_workers():
+        with stop_on_signals() as stop, closing(trainer), explain_dead_workers():
             trainer.start()
             self.measured = self._measure(trainer, drained, (facts or RunFacts()).samples.split()[-1], stop)
             trainer.saver.wait()  # the folder is removed next

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,6 +77,7 @@ class Trainer:
         self.stopping = False  # whether a signal has reached any process
         self.save_clock = time.monotonic()  # of the last checkpoint; no clock of the day, which may be set back
         self.save_time = False  # whether on any process train.save_minutes have gone by since then
+        self.held_out: Loader | None = None  # of validations, from the first one on
         self.health: dict[str, Tensor] = {}  # what the task's last after_step returned
 
         in_training(task.model.to(self.accelerator.device))
@@ -128,6 +129,14 @@ class Trainer:
         self.loader = self._loader(self.train_data, requests)
         self.batches: Iterator[Batch] = self.loader
         return damages
+
+    def close(self) -> None:
+        """Ends what works beside the steps: the writing of checkpoints, and the processes that fetch samples."""
+        with ExitStack() as stack:
+            for loader in (self.loader, self.held_out):
+                if loader is not None:
+                    stack.callback(loader.close)
+            self.saver.close()
 
     def _open_folder(self, resolved_config: dict[str, Any], facts: RunFacts | None) -> tuple[int | None, list[str]]:
         open_run_folder(self.run)
@@ -314,12 +323,9 @@ class Trainer:
         guard keeps, is saved to run/model. None, and nothing else, if `stop` comes meanwhile to a run of one process:
         several would have to agree on it after each batch."""
         count = len(self.validation_data)
-        batches_of_all = batches_of(self.validation_data, range(count), self.share.size)
-        mine = islice(batches_of_all, self.accelerator.process_index, None, self.accelerator.num_processes)
-        requests = ([(index, index) for index in batch] for batch in mine)
         values: dict[str, list[Tensor]] = {}
-        with closing(self._loader(self.validation_data, requests)) as batches, self._at_rest() as model:
-            for batch in batches:
+        with self._at_rest() as model:
+            for batch in self._held_out().again():
                 if stop and self.accelerator.num_processes == 1:
                     return None
                 for name, per_sample in self.task.validate(model, batch).items():
@@ -341,6 +347,19 @@ class Trainer:
         else:
             progress.validations_since_best += 1
         return verdict
+
+    def _held_out(self) -> Loader:
+        """This process's batches of the held-out samples, by workers that stay for all validations: to start them takes
+        seconds where they are not forked."""
+        if self.held_out is None or self.held_out.dataset is not self.validation_data:
+            if self.held_out is not None:
+                self.held_out.close()
+            state, data = self.accelerator, self.validation_data
+            batches_of_all = batches_of(data, range(len(data)), self.share.size)
+            mine = islice(batches_of_all, state.process_index, None, state.num_processes)
+            requests = [[(index, index) for index in batch] for batch in mine]
+            self.held_out = self._loader(data, requests, repeated=True)
+        return self.held_out
 
     @spent_on(SAVING)
     def roll_back(self) -> str:
@@ -407,7 +426,7 @@ class Trainer:
         place, size = draws.start % config.batch_size, config.batch_size
         return MicroBatch(step_seed(config.seed, step, "samples"), place, len(draws), size)
 
-    def _loader(self, dataset: Dataset, requests: Iterable[list[Sample]]) -> Loader:
+    def _loader(self, dataset: Dataset, requests: Iterable[list[Sample]], *, repeated: bool = False) -> Loader:
         config = self.config
         return Loader(
             dataset,
@@ -415,6 +434,7 @@ class Trainer:
             workers=config.workers,
             prefetch=config.prefetch,
             device=self.accelerator.device,
+            repeated=repeated,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,18 +11,13 @@ from typing import Self
 
 import torch
 
+from common.machine import cores
 from common.processes import process_state
 from pipelines.generation.encoder import Encoder, Piece, work_through
 
 MOST = 16  # processes
 ALONE = 0.25  # seconds that are spent on writing before there is a process for it: few images are soon written
 LITTLE = 0.25  # of the time, spent on writing, is none where the model keeps all cores busy: they would take turns
-
-
-def cores() -> int:
-    """That this process may run on, shared out among those of its job on this machine."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def spare_cores() -> int:

@@ -19,6 +19,7 @@ from PIL import Image
 import common.sources
 from codes.shards import CodeDataset, CodeIndex, CodeShardWriter
 from codes.spec import Codes
+from common import computing
 from common.errors import UserError
 from images.datasets import DataConfig, image_datasets, to_float
 from images.encoding import EncodeConfig, EncodeDataConfig
@@ -298,6 +299,21 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path, workers: int) 
     recorded = (tmp_path / "codes" / "bad_files.txt").read_text()
     assert str(root / "a/000.png") in recorded
     assert str(root / "b/050.png") in recorded
+
+
+def test_the_network_leaves_workers_their_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(computing, "cores", lambda: 4)
+    run = save_run(tmp_path / "run", data_of(save_set(tmp_path / "images")))
+    before, seen = torch.get_num_threads(), []
+    encoded = VQVAE.encode
+    monkeypatch.setattr(VQVAE, "encode", lambda *given: (seen.append(torch.get_num_threads()), encoded(*given))[1])
+    torch.set_num_threads(4)
+    try:
+        encode(config(run, tmp_path / "codes", workers=1))
+        assert set(seen) == {3}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_too_many_unreadable_images_stop_the_encoding(tmp_path: Path) -> None:

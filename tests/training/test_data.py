@@ -247,6 +247,25 @@ def test_closing_an_unfinished_loader_ends_its_workers(new_children):
     assert not new_children()
 
 
+@pytest.mark.parametrize("taken", [1, 4])  # of four batches
+def test_a_repeated_loader_goes_on_with_the_same_workers(new_children, taken: int):
+    requests = [[(index, index)] for index in range(4)]
+    loader = Loader(ToyData(8), requests, workers=1, prefetch=1, device=torch.device("cpu"), repeated=True)
+    for _ in range(taken):
+        next(loader)
+    first = new_children()
+    assert len(first) == 1
+    assert [batch["draws"].tolist() for batch in loader.again()] == [[0], [1], [2], [3]]
+    assert new_children() == first
+    loader.close()
+    assert not new_children()
+
+
+def test_a_repeated_loader_without_workers_begins_anew():
+    loader = Loader(ToyData(8), [[(5, 5)]], workers=0, prefetch=1, device=torch.device("cpu"), repeated=True)
+    assert [len(list(loader.again())) for _ in range(3)] == [1, 1, 1]
+
+
 def test_loading_leaves_the_global_random_numbers_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)

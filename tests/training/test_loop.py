@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -117,6 +118,16 @@ def test_workers_change_nothing(tmp_path: Path):
     toy_fit(tmp_path / "a", toy_config())
     toy_fit(tmp_path / "b", toy_config(workers=2))
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+
+
+def test_validations_have_the_same_workers_and_leave_none(tmp_path: Path):
+    task, seen = toy_task(), list[set[multiprocessing.process.BaseProcess]]()
+    before, validate = set(multiprocessing.active_children()), task.validate
+    task.validate = lambda *given: (seen.append(set(multiprocessing.active_children()) - before), validate(*given))[1]
+    toy_fit(tmp_path, toy_config(steps=8, validate_every=2, workers=1), task=task)
+    assert len(seen) == 8  # four validations of two batches
+    assert len(set.union(*seen)) == 2  # one for the steps, one for all validations
+    assert set(multiprocessing.active_children()) == before
 
 
 def test_start_sees_the_micro_batches_of_the_first_step_and_the_first_step_still_does(tmp_path: Path):
