@@ -1,8 +1,8 @@
-"""What the commands share that change images: the model, images as it takes them, and folders of variants."""
+"""What the commands share that change images: the model, and images as it takes them, whole or with what is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,10 @@ from torch import Tensor
 from codes.spec import CodeSpec
 from common.computing import check_device
 from common.errors import UserError
-from common.owned_folder import SHEET_NAME
-from common.processes import process_state
-from common.wording import counted
-from images.files import BadImageError, open_upright, read_size
+from common.processes import on_main_process, process_state
+from images.files import open_upright, read_size
 from pipelines.devices import open_device
-from pipelines.image_folders import image_names, scale_within, target_names, to_images
+from pipelines.image_folders import image_names, to_images
 from pipelines.image_input import fit
 from pipelines.labels import class_number
 from pipelines.masks import (
@@ -34,15 +32,12 @@ from pipelines.masks import (
     scaled_mask,
     window_around,
 )
-from pipelines.pictures import contact_sheet, save_png, to_pil
+from pipelines.pictures import to_pil
 from pipelines.sampling_options import DrawingOptions
-from pipelines.settings import check_apart, recorded_settings, results_folder
 from pipelines.two_stage import TwoStagePipeline
 from stage2_prior.sampling_config import SamplingConfig
 
-SHEET_ROWS = 16
-UNREAD_NAMED = 5  # images in a message
-SHEET_SIDE = 512  # pixels: longer pictures are scaled down for the sheet
+CHECKED = 10_000  # images whose proportions are compared with a mask's before anything is drawn
 LARGEST_REACH = 64  # pixels of a large photo over which the border of what is drawn fades out
 
 
@@ -80,14 +75,15 @@ class Drawing:
         return {"model": self.pipeline.fingerprint(), **self.sampling.record, **chosen}
 
 
-def open_drawing(model: str, options: DrawingOptions, out: str) -> Drawing:
-    """out: the folder that the images go to. Raises UserError for a model that cannot draw what is asked for."""
+def open_drawing(model: str, options: DrawingOptions, recorded: Mapping[str, Any]) -> Drawing:
+    """recorded: settings of the place that the images go to. Raises UserError for a model that cannot draw what is
+    asked for."""
     _, device = open_device(options.device)
     pipeline = TwoStagePipeline.from_pretrained(model).to(device)
     if options.text_encoder is not None:
         pipeline.load_text_encoder(options.text_encoder)
     label = class_number(pipeline.class_names, options.label)
-    sampling = options.sampling(pipeline.sampling, recorded_settings(Path(out)))
+    sampling = options.sampling(pipeline.sampling, recorded)
     check_device(device, sampling.precision, sampling.decoding)
     sampling.check_fits(pipeline.prior)
     if options.guidance not in (None, 1) and pipeline.num_classes and label is None and options.prompt is None:
@@ -165,64 +161,19 @@ def read_kept_view(path: Path, spec: CodeSpec | Frame, keep: str, own_size: bool
 
 def check_mask(keep: str, images: str) -> None:
     """Before anything is drawn: raises UserError unless `keep` is one of `PARTS`, or a mask that keeps something, not
-    everything, and has the proportions of all images of a folder, or of the one file."""
+    everything, and has the proportions of the images of a folder, the first ones of many, or of the one file."""
     if keep in PARTS:
         return
     mask, source = read_mask(Path(keep)), Path(images)
     check_keeps_some(mask, f"the mask {keep}")
-    for path in [source] if source.is_file() else [source / name for name in image_names(source)]:
-        height, width = read_size(path)
-        if height and width:  # what cannot be read is told later
-            check_proportions(mask, height, width, f"the mask {keep}", str(path))
 
+    def check() -> None:
+        for path in [source] if source.is_file() else [source / name for name in image_names(source)[:CHECKED]]:
+            height, width = read_size(path)
+            if height and width:  # what cannot be read is told later
+                check_proportions(mask, height, width, f"the mask {keep}", str(path))
 
-def write_variants(
-    command: str,
-    images: str,
-    out: str,
-    variants: int,
-    settings: dict[str, Any],
-    read: Callable[[Path], View],
-    draw: Callable[[View, int], Iterable[Tensor]],
-) -> str:
-    """Writes `variants` PNG files for each image and a sheet: the original, what is kept of it, and the first variants
-    in a row. Returns one line. Raises UserError.
-
-    command: whose folder it is. settings: what the images depend on, for the record. draw: (the image, its number in
-    the folder) -> c H W each, as many as `variants`.
-    """
-    source, folder = Path(images), Path(out)
-    check_apart(folder, source)
-    names = image_names(source)
-    settings = {**settings, "images": str(source.resolve()), "variants": variants}
-    root = source if source.is_dir() else source.parent
-    targets = target_names(names)
-    rows: list[Sequence[Image.Image]] = []
-    unread: list[str] = []
-    before = {**SamplingConfig().record, "paste": False, "own_size": False}  # without a word, earlier builds did so
-    with results_folder(folder, command, settings, process_state(), defaults=before):
-        for number, name in enumerate(names):
-            try:
-                view = read(root / name)
-            except BadImageError:
-                unread.append(name)
-                continue
-            pictures = [to_pil(variant) for variant in draw(view, number)]
-            for variant, picture in enumerate(pictures):
-                save_png(picture, folder / f"{targets[name].removesuffix('.png')}_{variant}.png")
-            if len(rows) < SHEET_ROWS:
-                shown = [view.original(), *([view.shown()] if view.keep is not None else []), *pictures]
-                rows.append([scale_within(picture, SHEET_SIDE) for picture in shown])
-        if not rows:
-            raise UserError(f"none of the images of {source} can be read; name a folder of images or an image file")
-        save_png(contact_sheet(rows), folder / SHEET_NAME)
-    count = len(names) - len(unread)
-    of_each = f"{counted(variants, 'variant')} of {'each of ' * (count > 1)}"
-    made = f"{of_each}{counted(count, 'image')} in {folder}, the first on {folder / SHEET_NAME}"
-    if not unread:
-        return made
-    named = ", ".join(unread[:UNREAD_NAMED]) + (" ..." if len(unread) > UNREAD_NAMED else "")
-    return f"{made}; {counted(len(unread), 'image')} could not be read ({named})"
+    on_main_process(process_state(), check)
 
 
 def check_variants(variants: int) -> None:

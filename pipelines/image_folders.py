@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,37 @@ def target_names(names: Sequence[str]) -> dict[str, str]:
     short = {name: str(Path(name).with_suffix(".png")) for name in names}
     shared = Counter([*short.values(), SHEET_NAME, *(f"{name}.png" for name in names)])  # a.jpg.png may be an image too
     return {name: target if shared[target] == 1 else f"{name}.png" for name, target in short.items()}
+
+
+class Targets:
+    """As `target_names`, of a million images too: in a few bytes each."""
+
+    def __init__(self, paths: np.ndarray) -> None:
+        """paths: n, bytes."""
+        self.paths = paths
+        short = np.fromiter((hash_of(stem_of(name)) for name in self.names()), np.int64, len(paths))
+        whole = np.fromiter((hash_of(name) for name in self.names()), np.int64, len(paths))
+        taken = np.concatenate([short, whole, [hash_of(stem_of(SHEET_NAME))]])
+        values, counts = np.unique(taken, return_counts=True)
+        # Which keep their ending: without it another has the same name.
+        self.long = counts[np.searchsorted(values, short)] > 1
+
+    def names(self) -> Iterator[str]:
+        return (os.fsdecode(path) for path in self.paths)
+
+    def stem(self, number: int) -> str:
+        """The name of an image's file without ".png"."""
+        name = os.fsdecode(self.paths[number])
+        return name if self.long[number] else stem_of(name)
+
+
+def stem_of(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def hash_of(name: str) -> int:
+    """63 bits: two names that share them by chance keep their endings, which does no harm."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big") >> 1
 
 
 def check_max_side(max_side: int | None) -> None:

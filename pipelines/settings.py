@@ -43,8 +43,10 @@ def results_folder(
 
         def check_and_record(others: bool) -> None:
             check_settings(out, settings, None if others else results, defaults, may_change)
+            begun = recorded_settings(out, None) if others else {}  # of what may change the first job's is recorded
             remove_leftovers_below(out)
-            write_json(out / SETTINGS_NAME, {"command": command, **settings})
+            kept = {name: begun[name] for name in may_change or () if name in begun}
+            write_json(out / SETTINGS_NAME, {"command": command, **settings, **kept})
 
         def open_folder() -> None:
             check_owner(out, command)

@@ -20,7 +20,7 @@ from common.files import json_value, read_json
 from common.own_code import names_code
 from pipelines.evaluation.against import repeating
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.made import generated
+from pipelines.evaluation.written import written
 from pipelines.opening import write_model_card
 from stage2_prior.text import captions_of
 from tests.pipelines.conftest import make_pipeline
@@ -191,9 +191,10 @@ def test_json_that_python_cannot_take_is_damaged_json(text: str, tmp_path: Path)
 
 @pytest.mark.parametrize("file", ["../secret.png", "/secret.png", 7])
 def test_a_record_of_samples_names_files_of_its_own_folder(file: object, tmp_path: Path):
+    (tmp_path / "settings.json").write_text(json.dumps({"command": "generate"}))
     (tmp_path / "samples.jsonl").write_text(json.dumps({"file": file, "label": 0}) + "\n")
     with pytest.raises(UserError, match=r"samples\.jsonl names .*, expected files of its own folder"):
-        generated(tmp_path)
+        written(str(tmp_path))
 
 
 def test_a_header_of_a_shard_claims_no_more_than_the_file_has(tmp_path: Path):

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from common.errors import UserError
 from pipelines.devices import open_device
-from pipelines.editing import View, read_picture, write_variants
+from pipelines.editing import View, read_picture
+from pipelines.generation.results import Output
 from pipelines.image_folders import to_images
 from pipelines.image_input import fit
 from pipelines.latents.pipeline import LatentPipeline
+from pipelines.variants import each_alone, write_variants
 from stage1_vae.labels.base import LabelledVAE
 
 
@@ -42,4 +44,5 @@ def analogy_files(config: AnalogiesConfig) -> str:
         return pipeline.analogies(view.image[None])[0].cpu()
 
     record = {"model": vae.fingerprint()}
-    return write_variants("analogies", config.images, config.out, vae.num_classes, record, read, draw)
+    count, output = vae.num_classes, Output(out=config.out)
+    return write_variants("analogies", config.images, output, count, record, read, each_alone(draw, count))

@@ -198,8 +198,8 @@ def generate_files(config: GenerateConfig) -> str:
         steps = pipeline.prior.steps if isinstance(pipeline.prior, AutoregressivePrior) else 0
         return passes if any(number != steps for number in passes) else None
 
-    def labels_of_npz() -> list[int] | None:
-        labels = classes_of(range(num))
+    def labels_of_npz(count: int) -> list[int] | None:
+        labels = classes_of(range(count))
         return labels if labels is not None and max(labels) < pipeline.num_classes else None  # no null label among them
 
     in_turn = label is None and rows is None and not as_given

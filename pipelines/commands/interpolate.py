@@ -19,7 +19,7 @@ from pipelines.latents.models import is_vae
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.pictures import contact_sheet, save_png, to_pil
 from pipelines.sampling_options import DrawingOptions
-from pipelines.settings import check_apart, results_folder
+from pipelines.settings import check_apart, recorded_settings, results_folder
 from stage2_prior.sampling_config import SamplingConfig
 
 
@@ -48,7 +48,7 @@ def interpolate_files(config: InterpolateConfig) -> str:
         check_apart(out, Path(name))
     if is_vae(config.model):
         return walk_through_latents(config, out)
-    drawing = open_drawing(config.model, config, config.out)
+    drawing = open_drawing(config.model, config, recorded_settings(out))
     try:
         first, second = (read_view(Path(name), drawing.spec).image for name in (config.first, config.second))
     except BadImageError as error:

@@ -18,13 +18,15 @@ from common.processes import process_state
 from common.wording import counted, either
 from images.files import BadImageError
 from pipelines.devices import open_device
-from pipelines.editing import View, check_variants, read_picture, write_variants
+from pipelines.editing import View, check_variants, read_picture
+from pipelines.generation.results import Output
 from pipelines.image_folders import image_names, to_images
 from pipelines.image_input import fit
 from pipelines.labels import class_number
 from pipelines.model_folders import stage_folder
 from pipelines.pictures import contact_sheet, in_columns, save_png, to_pil
 from pipelines.settings import check_apart, results_folder
+from pipelines.variants import each_alone, write_variants
 from stage1_vae.evaluation import mixed
 from stage1_vae.modalities.multimodal import PAIRS, Multimodal
 from stage1_vae.modalities.views import Seen, SymbolView, bytes_of, text_of
@@ -166,7 +168,8 @@ def complete(model: Multimodal, config: TranslateConfig, device: torch.device) -
 
     settings = {"model": model.fingerprint(), "part": config.part, "seed": config.seed}
     assert config.images is not None
-    return write_variants("translate", config.images, config.out, config.num, settings, read, draw)
+    output = Output(out=config.out)
+    return write_variants("translate", config.images, output, config.num, settings, read, each_alone(draw, config.num))
 
 
 def images_of(model: Multimodal, path: Path) -> Tensor:

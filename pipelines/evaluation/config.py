@@ -34,7 +34,7 @@ class EvaluateConfig(SamplingOptions):
     lpips: bool = False  # perceptual distance of reconstructions, by VGG16
     lpips_weights: str | None = None  # torchvision's file of VGG16; left out: the one that is on this machine
     samples: int | None = None  # so many images that the model draws are held against a reference
-    made: str | None = None  # instead of samples: folder or .npz file of images that are made already
+    made: str | None = None  # instead of samples: folder, .npz file, tars or address of images that are made
     reference: str | None = None  # its images, or an .npz file with their mu and sigma; left out: the test images
     reference_split: Literal["train", "test"] = "train"  # of an .npz file or a named set
     reference_cache: str | None = None  # folder where features of references are kept; left out: in ~/.cache/zellige

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,16 +13,11 @@ from torch import Tensor
 from codes.spec import Codes
 from common.computing import check_device
 from common.errors import UserError
-from common.file_names import is_below
-from common.files import json_value, read_json
-from common.owned_folder import SETTINGS_NAME, owner_of
 from common.precision import Precision
-from common.wording import one_line
-from images.contract import ImageSource
 from images.datasets import DataConfig, ImageDataset, to_uint8
 from images.sources import FileSource, open_source
 from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of, without_sheet
-from pipelines.generation.finishing import SAMPLES_NAME
+from pipelines.evaluation.written import written
 from pipelines.generation.layout import PER_SHARD, Layout, batches
 from pipelines.given_codes import GivenCodes
 from pipelines.latents.pipeline import LatentPipeline
@@ -134,15 +128,11 @@ class SamplesOfLatents:
 def files_of(
     path: str, size: tuple[int, int] | None, channels: int | None, classes: Sequence[str] | None
 ) -> ImageDataset:
-    """Made images: a folder, of `zellige generate` or another, or an .npz file. size, channels: those they must have,
-    None for their own; classes: the names of a model's. Raises UserError."""
+    """Made images: a folder or an address, of `zellige generate` or another, or an .npz file. size, channels: those
+    they must have, None for their own; classes: the names of a model's. Raises UserError."""
     check_there("made", path)
-    place = Path(path).expanduser()
-    if owner_of(place) == "generate":
-        source: ImageSource = generated(place)
-    else:
-        source = open_source(path, "train", Path())
-        source = without_sheet(source)
+    by_record = written(path)
+    source = without_sheet(open_source(path, "train", Path())) if by_record is None else by_record
     sizes = np.unique(source.sizes(range(len(source))), axis=0)
     sizes = sizes[sizes.min(axis=1) > 0]
     if len(sizes) != 1 or (size is not None and tuple(sizes[0].tolist()) != size):
@@ -154,39 +144,5 @@ def files_of(
     height, width = sizes[0].tolist()
     config = DataConfig(path=path, image_size=(height, width), channels=1 if channels == 1 else 3)
     dataset = ImageDataset(source, config)
-    named = isinstance(source, FileSource) and owner_of(place) != "generate"  # by subfolders; else they are numbers
+    named = isinstance(source, FileSource) and by_record is None  # by subfolders; else they are numbers
     return with_classes_of(dataset, classes) if named else dataset
-
-
-def generated(folder: Path) -> FileSource:
-    """The samples of a folder of `zellige generate`, with the classes that were asked for. Raises UserError for one
-    that is not finished."""
-    lines = folder / SAMPLES_NAME
-    if not lines.is_file():
-        raise UserError(f"made={folder} is not finished: repeat the command of `zellige generate` that began it")
-    try:
-        samples = [json_value(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-        labels, files = [sample["label"] for sample in samples], [sample["file"] for sample in samples]
-        elsewhere = [file for file in files if not is_below(file)]
-        known = None if None in labels else np.array(labels, dtype=np.int64)
-        in_tars = any("tar" in sample for sample in samples)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{lines} is damaged or was edited ({one_line(error, 150)}): repeat the command of `zellige generate` that "
-            "made it, or copy the images alone and name their folder"
-        ) from error
-    if elsewhere:
-        raise UserError(
-            f"{lines} names {elsewhere[0]!r}, expected files of its own folder; it was edited: do not trust it, or "
-            "copy the images alone and name their folder"
-        )
-    if in_tars:
-        raise UserError(f"made={folder} holds tars, expected image files: unpack them to another folder and name that")
-    names = None if known is None else [str(label) for label in range(int(known.max()) + 1)]
-    return FileSource(folder, np.array([os.fsencode(file) for file in files]), known, names)
-
-
-def made_with(path: str) -> dict[str, Any] | None:
-    """The settings that a folder of `zellige generate` records; None of other files."""
-    place = Path(path).expanduser()
-    return read_json(place / SETTINGS_NAME) if owner_of(place) == "generate" else None

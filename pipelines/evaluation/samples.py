@@ -35,10 +35,10 @@ from pipelines.evaluation.made import (
     SamplesOfLatents,
     SetOfImages,
     files_of,
-    made_with,
 )
 from pipelines.evaluation.outcome import Outcome
 from pipelines.evaluation.protocol import of_images
+from pipelines.evaluation.written import made_with
 from pipelines.given_codes import GivenCodes
 from pipelines.judge import Judge, load_judge
 from pipelines.latents.pipeline import LatentPipeline

@@ -17,6 +17,8 @@ from common.errors import UserError
 from common.files import json_value
 from common.owned_folder import SETTINGS_NAME, SHEET_NAME
 from common.processes import on_main_process
+from pipelines.generation.originals import ORIGINALS
+from pipelines.generation.records import RECORDS
 from pipelines.generation.store import Store
 from pipelines.settings import compare_settings
 
@@ -34,7 +36,7 @@ def recorded_in(store: Store) -> dict[str, Any]:
 
 
 def has_results(store: Store) -> bool:
-    return any(name[:6].isdigit() for name in store.names("")) or bool(store.names(".units"))
+    return any(name[:6].isdigit() for name in store.names("")) or any(map(store.names, (RECORDS, ORIGINALS)))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from common.wording import counted
 from pipelines.generation.encoder import Form, encoded
 from pipelines.generation.layout import Layout
 from pipelines.generation.plan import Plan
-from pipelines.generation.records import record_name, recorded_ends, with_records
+from pipelines.generation.records import LEFT_OUT, record_name, recorded_ends, with_records
 from pipelines.generation.sinks import pictures_of
 from pipelines.generation.store import Store
 from pipelines.pictures import class_rows, contact_sheet, in_columns
@@ -37,9 +37,10 @@ def lines_in(store: Store) -> int:
         return sum(piece.count(b"\n") for piece in iter(lambda: file.read(2**20), b""))
 
 
-def write_samples(store: Store, layout: Layout, plan: Plan) -> None:
-    """samples.jsonl: one line an image. What all have in common stands in settings.json."""
+def write_samples(store: Store, layout: Layout, plan: Plan) -> list[int]:
+    """samples.jsonl: one line an image. What all have in common stands in settings.json. Returns those left out."""
     ends = recorded_ends(store)
+    left_out: list[int] = []
     units = layout.units(range(plan.num), plan.num)
     with store.writing(SAMPLES_NAME) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for unit, record in with_records(store, units, ends):
@@ -48,9 +49,13 @@ def write_samples(store: Store, layout: Layout, plan: Plan) -> None:
             where: dict[str, Any] = {"tar": layout.tar(unit.start)} if layout.format == "tar" else {}
             for about, size in zip(plan.lines(unit), record.sizes, strict=False):
                 i = about["index"]
+                if size == LEFT_OUT:
+                    left_out.append(i)
+                    continue
                 name = layout.file(i) if where else layout.path(i)
                 line = {"file": name, **where, **about, "bytes": size}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return left_out
 
 
 def write_sheet(store: Store, layout: Layout, plan: Plan, turns: int) -> None:
@@ -68,14 +73,14 @@ def write_sheet(store: Store, layout: Layout, plan: Plan, turns: int) -> None:
     store.write(SHEET_NAME, encoded(sheet, Form("png")))
 
 
-def write_npz(store: Store, layout: Layout, num: int, labels: Sequence[int] | None) -> None:
-    """samples.npz, of the first images of a folder, as the evaluator of ADM reads it (Dhariwal and Nichol 2021,
-    arXiv:2105.05233): `arr_0`, uint8 num H W 3, grey images with three equal channels, since it takes no others, and
-    `arr_1`, int64 num, the classes where there are any. One image is in memory at a time, and the same images make the
+def write_npz(store: Store, layout: Layout, samples: Sequence[int], labels: Sequence[int] | None) -> None:
+    """samples.npz, of n images of a folder, as the evaluator of ADM reads it (Dhariwal and Nichol 2021,
+    arXiv:2105.05233): `arr_0`, uint8 n H W 3, grey images with three equal channels, since it takes no others, and
+    `arr_1`, int64 n, the classes where there are any. One image is in memory at a time, and the same images make the
     same file."""
-    pictures = pictures_of(store, layout, range(num))
+    pictures = pictures_of(store, layout, samples)
     first = np.asarray(next(pictures).convert("RGB"))
-    header = {"descr": "|u1", "fortran_order": False, "shape": (num, *first.shape)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(samples), *first.shape)}
     with store.writing(NPZ_NAME) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
@@ -85,6 +90,16 @@ def write_npz(store: Store, layout: Layout, num: int, labels: Sequence[int] | No
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
                 np.lib.format.write_array(file, np.array(labels, dtype=np.int64))
+
+
+def images_in_npz(store: Store) -> int | None:
+    """How many samples.npz holds; None where there is none that can be read."""
+    try:
+        with store.open(NPZ_NAME) as data, zipfile.ZipFile(data) as archive, archive.open("arr_0.npy") as file:
+            np.lib.format.read_magic(file)
+            return int(np.lib.format.read_array_header_1_0(file)[0][0])
+    except (OSError, UserError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def summary(store: Store, num: int, made: int, *, as_npz: bool) -> str:

@@ -6,7 +6,7 @@ so a sample depends on the model, the settings and its number alone, whoever mak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from common.errors import UserError
@@ -15,6 +15,8 @@ PER_SHARD = 1000  # images
 MOST_PER_SHARD = 10_000  # what file systems and people still list gladly
 SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg", "tar": ".png"}  # of an image, in a tar too
 
+PART = "part_"  # folders of files with names, which may lie in folders called by numbers themselves
+
 Format = Literal["png", "webp", "jpeg", "tar"]
 
 
@@ -22,6 +24,7 @@ class Layout(NamedTuple):
     format: Format
     per_shard: int = PER_SHARD  # images of a unit
     flat: bool = False  # all files in one folder, as builds before there were units wrote them
+    stems: Callable[[int], str] | None = None  # names of files without endings, None: numbers, as in tars in any case
 
     def unit(self, start: int, num: int) -> range:
         """The unit of this first number, of `num` samples."""
@@ -33,12 +36,15 @@ class Layout(NamedTuple):
             yield self.unit(start, num)
 
     def file(self, number: int) -> str:
-        """The name of an image's file, without its folder."""
-        return f"{number:06d}{SUFFIXES[self.format]}"
+        """The name of an image's file, without the folder of its unit."""
+        stem = f"{number:06d}" if self.stems is None or self.format == "tar" else self.stems(number)
+        return f"{stem}{SUFFIXES[self.format]}"
 
     def folder(self, start: int) -> str:
         """Where the images of the unit with this first number lie: the first ones in the folder itself."""
-        return "" if self.flat or start == 0 or self.format == "tar" else f"{start:06d}"
+        if self.flat or start == 0 or self.format == "tar":
+            return ""
+        return f"{start:06d}" if self.stems is None else f"{PART}{start:06d}"
 
     def path(self, number: int) -> str:
         """Of an image's file, relative to the folder of results."""

@@ -71,6 +71,7 @@ class Plan(NamedTuple):
     rows: PlanFile | None = None  # says the seeds, where it has some
     class_names: Sequence[str] | None = None
     with_prompts: bool = False  # whether the record of each image tells its text: it is not that of all
+    more: Callable[[int], dict[str, Any]] = lambda sample: {}  # else that the record tells of a sample, by number
 
     def check(self, model: KnowsClasses) -> None:
         """Raises UserError for classes and prompts that the model does not know: looks at each class once, and at one
@@ -99,7 +100,7 @@ class Plan(NamedTuple):
                 line["prompt"] = asked.prompts[place]
             if not isinstance(asked.seeds, int):
                 line |= {"seed": asked.seeds[place], "index_of_seed": asked.numbers[place]}
-            yield line
+            yield line | self.more(i)
 
 
 class PlanFile(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import NamedTuple
 
 from common.errors import UserError
@@ -21,13 +21,14 @@ from pipelines.pictures import is_whole_png
 RECORDS = ".units"  # folder of the records, one for each unit
 PASSES = ".passes"  # folder of how many passes through the prior images took: timing decides that, no image does
 AT_ONCE = 64  # files that are read together
+LEFT_OUT = -1  # in place of the size of an image that cannot be made, as of a file that cannot be read
 RECORD = re.compile(r"(\d+)-(\d+)\.json")
 
 
 class Record(NamedTuple):
     """Of a unit, or of its first samples, where fewer were asked for."""
 
-    sizes: list[int]  # of the images, in bytes
+    sizes: list[int]  # of the images, in bytes, or LEFT_OUT
     tar: int | None = None  # bytes of the tar that they are in
     labels: list[int] | None = None  # of a stream, whose classes nothing else tells
 
@@ -88,8 +89,16 @@ def missing_of(store: Store, layout: Layout, unit: range, record: Record | None,
         return [] if whole else list(unit)
     sizes = sizes_of(store, layout, unit)
     expected = [*known, *[None] * (len(unit) - len(known))]
-    missing = {i for i, size, right in zip(unit, sizes, expected, strict=True) if size < 1 or right not in (None, size)}
-    unsure = [i for i, right in zip(unit, expected, strict=True) if i not in missing and (closely or right is None)]
+    missing = {
+        i
+        for i, size, right in zip(unit, sizes, expected, strict=True)
+        if right != LEFT_OUT and (size < 1 or right not in (None, size))
+    }
+    unsure = [
+        i
+        for i, right in zip(unit, expected, strict=True)
+        if i not in missing and right != LEFT_OUT and (closely or right is None)
+    ]
     found = zip(unsure, are_whole(store, layout, unsure), strict=True)
     return sorted(missing.union(i for i, is_right in found if not is_right))
 
@@ -117,7 +126,11 @@ def tar_size(store: Store, layout: Layout, unit: range) -> int:
 
 
 def sizes_of(store: Store, layout: Layout, unit: range) -> list[int]:
-    return store.sizes(layout.folder(unit.start), [layout.file(i) for i in unit])
+    """Bytes of each file of a unit; -1 for those that are not there."""
+    found: list[int] = []
+    for folder, files in groupby((layout.path(i).rpartition("/") for i in unit), lambda path: path[0]):
+        found += store.sizes(folder, [name for *_, name in files])
+    return found
 
 
 def are_whole(store: Store, layout: Layout, samples: Sequence[int]) -> list[bool]:

@@ -11,10 +11,18 @@ from typing import Any, Literal
 from accelerate import PartialState
 
 from common.errors import UserError
+from common.folder_lock import parts_of
 from common.wording import counted
 from pipelines.generation.bucket import has_results, recorded_in
 from pipelines.generation.encoder import QUALITY, Form
-from pipelines.generation.finishing import lines_in, summary, write_npz, write_samples, write_sheet
+from pipelines.generation.finishing import (
+    images_in_npz,
+    lines_in,
+    summary,
+    write_npz,
+    write_samples,
+    write_sheet,
+)
 from pipelines.generation.layout import MOST_PER_SHARD, PER_SHARD, Format, Layout
 from pipelines.generation.plan import Plan
 from pipelines.generation.store import FolderStore, Store, is_address, open_store
@@ -22,6 +30,7 @@ from pipelines.generation.work import (
     BATCH_SIZE,
     NUMBERED,
     Draw,
+    Missing,
     Work,
     find_missing,
     is_complete,
@@ -68,6 +77,10 @@ class Output:
             raise UserError(f"images_per_shard={self.images_per_shard}, expected 1 to {MOST_PER_SHARD}")
         if self.range is not None and not PART.fullmatch(self.range):
             raise UserError(f"range={self.range}, expected FIRST:END, such as 0:100000, without the last number")
+        if self.range is not None and self.format == "npz":
+            raise UserError(
+                f"got range={self.range} with format=npz, expected png, webp, jpeg or tar: an archive is of all"
+            )
 
     @property
     def files(self) -> Format:
@@ -92,13 +105,13 @@ def generate_results(
     *,
     turns: int,
     defaults: Mapping[str, Any],
-    labels_of_npz: Callable[[], list[int] | None],
+    labels_of_npz: Callable[[int], list[int] | None],
 ) -> str:
     """Makes what is missing of a plan's samples; returns one line that says what was made and where.
 
     settings: what the samples depend on besides the form of the files. turns: how many classes take turns, 0 where they
-    do not. defaults: of settings that an earlier build did not record. labels_of_npz: of the plan's samples, asked for
-    an archive. Raises UserError for a place begun with other settings or by another command.
+    do not. defaults: of settings that an earlier build did not record. labels_of_npz: of the plan's first samples,
+    asked for an archive. Raises UserError for a place begun with other settings or by another command.
     """
     store = open_store(output.out)
     recorded = recorded_of(store)
@@ -108,50 +121,69 @@ def generate_results(
     work = Work(store, layout, plan, asked, output.part, output.form)
     if work.part is not None:
         layout.check_part(work.part, plan.num)
-    if output.format == "npz" and work.part is not None:
-        raise UserError(
-            f"got range={output.range} with format=npz, expected png, webp, jpeg or tar: an archive is of all"
-        )
     form = {
-        "format": output.files,
-        "quality": work.form.quality if output.format == "jpeg" else None,
-        "compression": output.compression,
-        "images_per_shard": output.images_per_shard or (None if layout.flat else layout.per_shard),
+        **form_of(output, layout),
         "plan": None if plan.rows is None else plan.rows.sha256,
         "batch_size": begun_with if recorded else output.batch_size,
     }
-    if begun_with and asked != begun_with and state.is_main_process:
-        print(
-            f"note: {store.title} was begun in batches of {begun_with}; what is missing is made in batches of "
-            f"{work.batch_size}, and has the same codes but where a draw lies on the edge of rounding"
-        )
+    note_other_batches(work, begun_with, state)
     free = {"batch_size": lambda: True}
-    with results_of(work, "generate", {**settings, **form}, state, {**defaults, **DEFAULTS}, free):
+    with results_of(work, "generate", {**settings, **form}, state, {**defaults, **DEFAULTS}, free, work.part):
         found = make_missing(work, draw, state)
-        if not is_complete(found.work):
-            part = plan.num if work.part is None else len(work.part)
-            return (
-                f"{counted(part, 'image')} of {plan.num} in {store.title}, {found.images} of them missed at the start; "
-                "others are still at work: who is the last writes samples.jsonl and sheet.png, and where a process "
-                "died, the same command completes its share"
-            )
-        if work.part is not None and (lost := find_missing(found.work._replace(part=None))).units:
-            return (
-                f"{counted(len(work.part), 'image')} of {plan.num} in {store.title}, {found.images} of them missed at "
-                f"the start; {counted(lost.images, 'image')} of other ranges, or what is recorded of them, came to "
-                "harm since they were made: where no job is at them, the same command without --range makes them"
-            )
+        if (line := what_others_owe(work, found)) is not None:
+            return line
+        num = found.work.plan.num
         write_samples(store, layout, found.work.plan)
         write_sheet(store, layout, found.work.plan, turns)
         if output.format == "npz":
-            write_npz(store, layout, plan.num, labels_of_npz())
+            write_npz(store, layout, range(plan.num), labels_of_npz(plan.num))
+        elif images_in_npz(store) not in (None, num):  # an earlier run's, of which it was all
+            write_npz(store, layout, range(num), labels_of_npz(num))
     return summary(store, plan.num, found.images, as_npz=output.format == "npz")
 
 
-def recorded_of(store: Store) -> dict[str, Any]:
-    """The settings that samples which are there were made with; empty where there are none."""
+def form_of(output: Output, layout: Layout) -> dict[str, Any]:
+    """The settings that say how results are written."""
+    return {
+        "format": output.files,
+        "quality": output.form.quality if output.format == "jpeg" else None,
+        "compression": output.compression,
+        "images_per_shard": output.images_per_shard or (None if layout.flat else layout.per_shard),
+    }
+
+
+def note_other_batches(work: Work, begun_with: int | None, state: PartialState) -> None:
+    """Says where what is missing is made in other batches than what is there."""
+    if begun_with and work.asked != begun_with and state.is_main_process:
+        print(
+            f"note: {work.store.title} was begun in batches of {begun_with}; what is missing is made in batches of "
+            f"{work.batch_size}, and has the same codes but where a draw lies on the edge of rounding"
+        )
+
+
+def what_others_owe(work: Work, found: Missing) -> str | None:
+    """The line of a job whose own part is made, while something of others is not; None where all is there."""
+    num = work.plan.num
+    if not is_complete(found.work):
+        part = num if work.part is None else len(work.part)
+        return (
+            f"{counted(part, 'image')} of {num} in {work.store.title}, {found.images} of them missed at the start; "
+            "others are still at work: who is the last writes samples.jsonl and sheet.png, and where a process "
+            "died, the same command completes its share"
+        )
+    if work.part is not None and (lost := find_missing(found.work._replace(part=None))).units:
+        return (
+            f"{counted(len(work.part), 'image')} of {num} in {work.store.title}, {found.images} of them missed at "
+            f"the start; {counted(lost.images, 'image')} of other ranges, or what is recorded of them, came to "
+            "harm since they were made: where no job is at them, the same command without --range makes them"
+        )
+    return None
+
+
+def recorded_of(store: Store, results: str = NUMBERED) -> dict[str, Any]:
+    """The settings that samples which are there were made with; empty where there are none. results: their pattern."""
     if isinstance(store, FolderStore):
-        return recorded_settings(store.folder, NUMBERED)
+        return recorded_settings(store.folder, None if parts_of(store.folder) else results)  # jobs go by the record
     return recorded_in(store) if has_results(store) else {}
 
 

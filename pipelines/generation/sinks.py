@@ -50,11 +50,15 @@ class Sink:
         self.writers, self.form, self.name, self.folder, self.send, self.add = writers, form, name, folder, send, add
         self.taken: list[tuple[int, Image.Image]] = []
         self.given: deque[Given] = deque()
-        self.sizes: list[int] = []  # of those that were added
+        self.sizes: dict[int, int] = {}  # of those that were added, by number
+        self.left_out: set[int] = set()
 
-    def take(self, number: int, picture: Image.Image) -> None:
-        """A sample of the unit, in any thread and in any order within a batch."""
-        self.taken.append((number, picture))
+    def take(self, number: int, picture: Image.Image | None) -> None:
+        """A sample of the unit, in any thread and in any order within a batch; None for one that cannot be made."""
+        if picture is None:
+            self.left_out.add(number)
+        else:
+            self.taken.append((number, picture))
 
     def flush(self) -> None:
         """After each batch. Raises what went wrong with an earlier one."""
@@ -81,7 +85,7 @@ class Sink:
         if self.add is not None:
             for number, data in zip(given.numbers, files, strict=True):
                 self.add(number, data)
-                self.sizes.append(len(data))
+                self.sizes[number] = len(data)
 
 
 def in_pieces(taken: list[tuple[int, Image.Image]]) -> Iterator[list[tuple[int, Image.Image]]]:
@@ -113,7 +117,8 @@ def tar_of_unit(
     store: Store, layout: Layout, unit: range, lines: Iterator[dict[str, Any]], form: Form, writers: Writers
 ) -> Iterator[Sink]:
     """`000000.png` and `000000.json` of each sample in turn, as webdataset reads them; the same samples make the same
-    bytes. The tar is there when this ends well, and else not. lines: what it tells of each sample, in order."""
+    bytes. The tar is there when this ends well, and else not. lines: what it tells of each sample, in order, those that
+    are left out among them."""
     with (
         store.writing(layout.tar(unit.start)) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
@@ -127,7 +132,8 @@ def tar_of_unit(
         def add_sample(number: int, data: bytes) -> None:
             file = layout.file(number)
             add(file, data)
-            add(file.replace(".png", ".json"), (json.dumps(next(lines), ensure_ascii=False) + "\n").encode())
+            about = next(line for line in lines if line["index"] == number)
+            add(file.replace(".png", ".json"), (json.dumps(about, ensure_ascii=False) + "\n").encode())
 
         sink = Sink(writers, form, layout.file, add=add_sample)
         yield sink

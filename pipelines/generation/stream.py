@@ -133,7 +133,7 @@ def write_unit(work: Work, writers: Writers, start: int, samples: Iterable[Sampl
     unit = range(start, start + len(labels))
     known = None if None in labels else [label for label in labels if label is not None]
     if layout.format == "tar":
-        write_record(store, unit, Record(sink.sizes, tar_size(store, layout, unit), known))
+        write_record(store, unit, Record([*sink.sizes.values()], tar_size(store, layout, unit), known))
     else:
         write_record(store, unit, Record(sizes_of(store, layout, unit), None, known))
     return len(labels)

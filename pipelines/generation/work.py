@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from pipelines.generation.finishing import lines_in
 from pipelines.generation.layout import Layout, batches
 from pipelines.generation.plan import Plan
 from pipelines.generation.records import (
+    LEFT_OUT,
     Record,
     missing_of,
     passes_of,
@@ -42,11 +43,12 @@ BATCH_SIZE = 64  # when nothing else is said
 READ_AGAIN = 10_000  # images: a folder of more is gone through by sizes
 ALL = range(2**62)  # the part of a folder that a job without --range keeps
 
-Use = Callable[[int, Image.Image], None]
+Use = Callable[[int, Image.Image | None], None]
 Draw = Callable[[range, Sequence[int], Use], list[int] | None]
 """(a batch, those of its samples that are wanted, what is done with the picture of one): makes the batch as a whole, as
-a sample's last bits may depend on those beside it, and hands over the wanted ones, in any thread. Returns how many
-passes through the prior each sample of the batch took, where that is worth to be recorded."""
+a sample's last bits may depend on those beside it, and hands over the wanted ones, in any thread: None for one that
+cannot be made, which is left out. Returns how many passes through the prior each sample of the batch took, where that
+is worth to be recorded."""
 
 
 class Work(NamedTuple):
@@ -58,6 +60,7 @@ class Work(NamedTuple):
     asked: int | None  # images of a batch; None: BATCH_SIZE, or one batch of fewer images than that
     part: range | None = None  # of the samples; None: all of them, in a folder that no other job writes to
     form: Form = Form("png")
+    stale: Callable[[range], Collection[int]] = lambda unit: ()  # samples of a unit to make anew, whatever is there
 
     @property
     def batch_size(self) -> int:
@@ -69,9 +72,10 @@ class Work(NamedTuple):
         return isinstance(self.store, FolderStore) and self.plan.num <= READ_AGAIN
 
     def grown(self) -> Work:
-        """With the samples that are there beyond those asked for, if they all are."""
+        """With the samples that are there beyond those asked for, if they all are. Those with names are as many as
+        there are names."""
         num, there = self.plan.num, lines_in(self.store)
-        if there <= num:
+        if there <= num or self.layout.stems is not None:
             return self
         first = num - num % self.layout.per_shard
         units = self.layout.units(range(first, there), there)
@@ -82,6 +86,13 @@ class Work(NamedTuple):
 
     def units(self) -> Iterator[range]:
         return self.layout.units(self.part or range(self.plan.num), self.plan.num)
+
+    def missing(self, unit: range, record: Record | None) -> list[int]:
+        """The samples of a unit that are to be made."""
+        stale = set(self.stale(unit))
+        if stale and self.layout.format == "tar":
+            return list(unit)
+        return sorted(stale.union(missing_of(self.store, self.layout, unit, record, self.closely)))
 
 
 class Missing(NamedTuple):
@@ -97,7 +108,7 @@ def find_missing(work: Work) -> Missing:
     ends = recorded_ends(work.store)
     units: list[tuple[int, int]] = []
     for unit, record in with_records(work.store, work.units(), ends):
-        missing = missing_of(work.store, work.layout, unit, record, work.closely)
+        missing = work.missing(unit, record)
         if missing or record is None or len(record.sizes) < len(unit):
             units.append((unit.start, len(missing)))
     return Missing(work, units, sum(count for _, count in units))
@@ -118,9 +129,11 @@ def make_units(work: Work, starts: Sequence[tuple[int, int]], draw: Draw, *, sho
                 begun.popleft().finish(work, ends)
 
         for unit, record in with_records(work.store, units, ends):
-            missing = missing_of(work.store, work.layout, unit, record, work.closely)
-            begun.append(Begun(unit, {}, *open_sink(work, unit, writers, stack)))
-            for made in make_batches(work, unit, set(missing), draw, begun[-1].sink, begun[-1].passes):
+            missing = set(work.missing(unit, record))
+            known = [] if record is None else record.sizes
+            left_out = {i for i, size in zip(unit, known, strict=False) if size == LEFT_OUT} - missing
+            begun.append(Begun(unit, {}, left_out, *open_sink(work, unit, writers, stack)))
+            for made in make_batches(work, unit, missing, draw, begun[-1].sink, begun[-1].passes):
                 progress.update(made)
                 finish(1, wait=False)
             finish(1, wait=True)
@@ -132,17 +145,21 @@ class Begun(NamedTuple):
 
     unit: range
     passes: dict[int, int]  # through the prior that samples took, where that is worth to be recorded
+    left_out: set[int]  # by an earlier run
     sink: Sink
     opened: ExitStack
 
     def finish(self, work: Work, ends: Mapping[int, int]) -> None:
         self.opened.close()
+        left_out = self.left_out | self.sink.left_out
         if work.layout.format == "tar":
-            record = Record(self.sink.sizes, tar_size(work.store, work.layout, self.unit))
+            sizes = [LEFT_OUT if i in left_out else self.sink.sizes[i] for i in self.unit]
+            record = Record(sizes, tar_size(work.store, work.layout, self.unit))
         else:
-            record = Record(sizes_of(work.store, work.layout, self.unit))
-        if min(record.sizes) < 0:  # somebody has taken one away again: the next run makes it
-            return
+            found = zip(self.unit, sizes_of(work.store, work.layout, self.unit), strict=True)
+            record = Record([LEFT_OUT if i in left_out else size for i, size in found])
+            if any(size < 0 and i not in left_out for i, size in zip(self.unit, record.sizes, strict=True)):
+                return  # somebody has taken one away again: the next run makes it
         write_record(work.store, self.unit, record)
         if self.passes:
             write_passes(work.store, self.unit, {**passes_of(work.store, self.unit), **self.passes})
@@ -191,6 +208,8 @@ def results_of(
     state: PartialState,
     defaults: Mapping[str, Any],
     may_change: Mapping[str, Callable[[], bool]],
+    part: range | None = None,
+    results: str = NUMBERED,
 ) -> Iterator[None]:
     """As `results_folder`, of a folder or a bucket. From here on no process waits for another: each keeps the folder as
     long as it lives."""
@@ -200,14 +219,14 @@ def results_of(
         return
     folder = work.store.folder
     opened = results_folder(
-        folder, command, settings, state, defaults=defaults, may_change=may_change, results=NUMBERED, part=work.part
+        folder, command, settings, state, defaults=defaults, may_change=may_change, results=results, part=part
     )
     with ExitStack() as stack:
         stack.enter_context(opened)
         refused: UserError | None = None
         if not state.is_main_process:
             try:
-                stack.enter_context(held_part(folder, command, work.part or ALL, state.process_index))
+                stack.enter_context(held_part(folder, command, part or ALL, state.process_index))
             except UserError as error:
                 refused = error
         if state.num_processes > 1 and (errors := [error for error in gather_object([refused]) if error]):

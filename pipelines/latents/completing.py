@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import sha256_of_file
 from pipelines.devices import open_device
-from pipelines.editing import Frame, View, check_mask, read_kept_view, read_view, write_variants
+from pipelines.editing import Frame, View, check_mask, read_kept_view, read_view
+from pipelines.generation.results import Output
 from pipelines.latents.models import load_vae
-from pipelines.masks import fitted_mask, white
+from pipelines.masks import PARTS, fitted_mask, white
+from pipelines.variants import each_alone, write_variants
 from stage1_vae.completing import check_knows_holes, complete
 from stage1_vae.holes import mask_of_file, open_mask
 
@@ -24,7 +27,7 @@ MASKS = "masks"  # as `keep`: each image's own mask beside it, white where pixel
 def complete_files(
     model: str,
     images: str,
-    out: str,
+    output: Output,
     *,
     keep: str,
     variants: int,
@@ -35,9 +38,9 @@ def complete_files(
 ) -> str:
     """Writes the variants of each image (`write_variants`), or its expected completion alone. Returns one line. Raises
     UserError. The arguments are the fields of `InpaintConfig`."""
+    _, place = open_device(device)
     if keep != MASKS:
         check_mask(keep, images)
-    _, place = open_device(device)
     vae = check_knows_holes(load_vae(model, device=place))
     frame = Frame(*vae.image_size, vae.config.channels)
     read: Callable[[Path], View] = partial(read_masked_view, frame=frame)
@@ -50,8 +53,17 @@ def complete_files(
         made = complete(vae, image, draws=draws, drawn=0 if expected else variants, seed=seed, first=number)
         return made.expected.cpu() if expected else made.drawn[:, 0].cpu()
 
-    settings = {"model": vae.fingerprint(), "keep": keep, "expected": expected, "draws": draws, "seed": seed}
-    return write_variants("inpaint", images, out, 1 if expected else variants, settings, read, draw)
+    settings = {
+        "model": vae.fingerprint(),
+        "keep": keep,
+        "mask": None if keep in (*PARTS, MASKS) else sha256_of_file(Path(keep)),
+        "expected": expected,
+        "draws": draws,
+        "seed": seed,
+    }
+    count = 1 if expected else variants
+    beside = (lambda path: [mask_of_file(path)]) if keep == MASKS else (lambda path: [])
+    return write_variants("inpaint", images, output, count, settings, read, each_alone(draw, count), beside=beside)
 
 
 def read_masked_view(path: Path, frame: Frame) -> View:

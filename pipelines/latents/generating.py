@@ -76,5 +76,5 @@ def generate_from_latents(
         state,
         turns=pipeline.num_classes if label is None and rows is None else 0,
         defaults=BEFORE,
-        labels_of_npz=lambda: classes_of(range(num)),
+        labels_of_npz=lambda count: classes_of(range(count)),
     )

@@ -11,10 +11,12 @@ from torch import Tensor
 from common.errors import UserError
 from common.precision import Precision
 from pipelines.devices import open_device
-from pipelines.editing import View, read_picture, write_variants
+from pipelines.editing import View, read_picture
+from pipelines.generation.results import Output
 from pipelines.image_folders import to_images
 from pipelines.image_input import fit
 from pipelines.latents.pipeline import LatentPipeline
+from pipelines.variants import each_alone, write_variants
 from stage1_vae.hierarchies.base import HierarchicalVAE
 
 
@@ -28,7 +30,9 @@ class Redrawing(NamedTuple):
     precision: Precision | None = None
 
 
-def vary_latents(model: str, images: str, out: str, variants: int, asked: Redrawing, device_name: str | None) -> str:
+def vary_latents(
+    model: str, images: str, output: Output, variants: int, asked: Redrawing, device_name: str | None
+) -> str:
     """Writes the variants of each image (`write_variants`). Returns one line. Raises UserError."""
     _, device = open_device(device_name)
     pipeline = LatentPipeline.from_pretrained(model).to(device)
@@ -62,4 +66,4 @@ def vary_latents(model: str, images: str, out: str, variants: int, asked: Redraw
         "seed": asked.seed,
         "precision": asked.precision,
     }
-    return write_variants("vary", images, out, variants, record, read, draw)
+    return write_variants("vary", images, output, variants, record, read, each_alone(draw, variants))

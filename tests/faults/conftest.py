@@ -31,7 +31,8 @@ def undisturbed(process_server: Processes, tmp_path_factory: pytest.TempPathFact
             ("encode", "reconstruct", "lossless"),
             ("train-stage2",),
             ("assemble", "report"),
-            ("generate", "compress", "archive", "evaluate"),
+            ("generate", "inpaint", "vary"),
+            ("compress", "archive", "evaluate"),
         ):
             started = [
                 process_server.start(counted, str(folder), f"{job}.events", run_zellige, *line(job, result(job)))

@@ -36,6 +36,8 @@ KINDS = [
     ("lossless/images.zlg", "lossless"),
     ("generate/000003.png", "generate"),
     ("generate/samples.jsonl", "generate"),
+    ("inpaint/part_000014/left/14_1.png", "inpaint"),
+    ("inpaint/.units/000014-000028.json", "inpaint"),
     ("reconstruct/psnr.json", "reconstruct"),
 ]
 

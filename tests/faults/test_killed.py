@@ -13,7 +13,7 @@ from tests.processes import Processes, instants, run_zellige, signalled
 
 KILLS = {"train-stage1": 3}
 CASES = ["train-stage1", "train-vae", "train-stage2", "encode", "compress", "archive", "lossless", "generate"]
-CASES += ["evaluate", "reconstruct", "assemble"]
+CASES += ["inpaint", "vary", "evaluate", "reconstruct", "assemble"]
 
 
 @pytest.mark.parametrize("job", CASES)

@@ -44,6 +44,7 @@ class Job(NamedTuple):
     out: str  # by which option it is told
 
 
+VARIANTS = ("--variants", "3", "--batch_size", "4", "--format", "tar", "--images_per_shard", "8")
 JOBS = {
     "train-stage1": Job(("train-stage1", "--config", "stage1.yaml"), "--run"),
     "train-vae": Job(("train-vae", "--config", "vae.yaml"), "--run"),
@@ -51,6 +52,10 @@ JOBS = {
     "train-stage2": Job(("train-stage2", "--config", "stage2.yaml", "--codes", "encode"), "--run"),
     "assemble": Job(("assemble", "--stage1", "train-stage1", "--stage2", "train-stage2", "--codes", "encode"), "--out"),
     "generate": Job(("generate", "--model", "assemble", "--num", "10", "--batch_size", "4"), "--out"),
+    "inpaint": Job(
+        ("inpaint", "--model", "assemble", "--images", "images", "--variants", "2", "--images_per_shard", "7"), "--out"
+    ),
+    "vary": Job(("vary", "--model", "assemble", "--images", "images", *VARIANTS), "--out"),
     "compress": Job(("compress", "--model", "assemble", "--images", "images", "--batch_size", "5"), "--out"),
     "archive": Job(
         ("compress", "--model", "assemble", "--images", "images", "--batch_size", "5", "--archive", "true"), "--out"

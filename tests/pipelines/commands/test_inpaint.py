@@ -37,9 +37,10 @@ def mask(path: Path, keep: np.ndarray) -> Path:
 def test_inpaint_writes_variants_and_a_sheet(model: Path, pictures: Path, tmp_path: Path):
     out = tmp_path / "out"
     line = inpaint_files(InpaintConfig(model=str(model), images=str(pictures), out=str(out), variants=2, seed=3))
-    assert line == f"2 variants of each of 3 images in {out}, the first on {out}/sheet.png"
-    names = sorted(path.name for path in out.iterdir())
-    assert names == [*(f"{i}_{variant}.png" for i in range(3) for variant in range(2)), "settings.json", "sheet.png"]
+    assert line == f"2 variants of each of 3 images in {out}, 6 of them new, the first on {out}/sheet.png"
+    names = sorted(path.name for path in out.iterdir() if path.name[0] != ".")
+    made = [f"{i}_{variant}.png" for i in range(3) for variant in range(2)]
+    assert names == [*made, "samples.jsonl", "settings.json", "sheet.png"]
     pipeline = make_pipeline()
     image = pipeline.images(pictures / "1.png")
     keep = torch.arange(16).expand(16, 16) < 8
@@ -183,9 +184,9 @@ def test_one_image_of_other_proportions_among_many_is_named_at_once(model: Path,
 def test_variants_of_other_settings_are_not_mixed(model: Path, pictures: Path, tmp_path: Path):
     config = InpaintConfig(model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=2)
     inpaint_files(config)
-    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    inpaint_files(config)
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "0 of them new" in inpaint_files(config)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match="keep was 'left' and is now 'top'"):
         inpaint_files(replace(config, keep="top"))
     with pytest.raises(UserError, match=r"temperature was 1.0 and is now 0.5"):

@@ -17,8 +17,8 @@ from tests.pipelines.conftest import make_pipeline
 def test_vary_writes_its_files(model: Path, pictures: Path, tmp_path: Path):
     line = vary_files(VaryConfig(model=str(model), images=str(pictures / "0.png"), out=str(tmp_path / "v"), variants=3))
     assert line.startswith("3 variants of 1 image in ")
-    names = [*(f"0_{variant}.png" for variant in range(3)), "settings.json", "sheet.png"]
-    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == names
+    names = [*(f"0_{variant}.png" for variant in range(3)), "samples.jsonl", "settings.json", "sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "v").iterdir() if path.name[0] != ".") == names
 
 
 def test_all_settings_of_sampling_are_taken(model: Path, pictures: Path, tmp_path: Path):

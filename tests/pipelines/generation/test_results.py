@@ -18,7 +18,7 @@ from PIL import Image
 from common.errors import UserError
 from common.folder_lock import LOCK_NAME, gate, held_part
 from pipelines.commands.generate import GenerateConfig, generate_files
-from pipelines.evaluation.made import generated
+from pipelines.evaluation.written import written
 from pipelines.generation import results, work
 from pipelines.generation.records import PASSES
 from pipelines.generation.store import FolderStore, ObjectStore
@@ -78,7 +78,7 @@ def test_thousands_lie_in_folders_of_their_own_and_each_begins_a_batch(config, t
     lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == images
     assert all((tmp_path / "out" / line["file"]).stat().st_size == line["bytes"] for line in lines)
-    assert len(generated(tmp_path / "out")) == 11  # as evaluate reads it
+    assert len(written(str(tmp_path / "out"))) == 11  # as evaluate reads it
 
 
 @pytest.mark.parametrize("harm", ["gone", "short", "other", "flipped", "no records"])
@@ -164,8 +164,12 @@ def test_tars_hold_the_images_of_a_folder_and_are_whole_or_absent(config, tmp_pa
         assert about == {"index": line["index"], "label": line["label"], "class_name": line["class_name"]}
         assert data in (files.get(line["file"]), files.get(f"{line['tar'][:-4]}/{line['file']}"))
     assert (out / "sheet.png").read_bytes() == files["sheet.png"]
-    with pytest.raises(UserError, match="holds tars, expected image files"):
-        generated(out)
+    read = written(str(out))
+    assert read.labels.tolist() == [line["label"] for line in lines]
+    for line in lines:
+        assert (
+            read.read(line["index"], 16, 16, 1) == written(str(tmp_path / "out")).read(line["index"], 16, 16, 1)
+        ).all()
 
     before = contents(out)
     (out / "000004.tar").write_bytes(before["000004.tar"][:-512])
@@ -266,6 +270,38 @@ def test_a_part_that_another_job_makes_is_refused_and_the_others_are_not(config,
         part.__exit__(None, None, None)
     assert "4 of them new" in generate_files(config)
     assert not [path for path in out.iterdir() if path.name.startswith(LOCK_NAME)]
+
+
+def test_jobs_at_once_go_on_in_the_batches_of_the_first(config, tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    generate_files(replace(config, range="0:4"))
+    for path in [*out.glob("0*.png"), *(out / ".units").iterdir()]:
+        path.unlink()  # it is at work, and has made nothing yet
+    with gate(out, "generate"):
+        part = held_part(out, "generate", range(4))
+        part.__enter__()
+    batches = sizes_of_batches(monkeypatch)
+    generate_files(replace(config, range="8:11", batch_size=None))
+    assert batches == [range(8, 11)]
+    generate_files(replace(config, range="4:8", batch_size=2))
+    assert "was begun in batches of 3; what is missing is made in batches of 2" in capsys.readouterr().out
+    monkeypatch.setattr(results, "recorded_of", lambda store: {})  # it came in the same moment
+    generate_files(replace(config, range="4:8", batch_size=2))
+    assert json.loads((out / "settings.json").read_text())["batch_size"] == 3
+    part.__exit__(None, None, None)
+
+
+def test_an_archive_of_fewer_images_is_made_anew_of_all(config, tmp_path: Path):
+    generate_files(replace(config, format="npz", num=5))
+    archive = tmp_path / "out" / "samples.npz"
+    five = archive.read_bytes()
+    generate_files(replace(config, num=5))
+    assert archive.read_bytes() == five
+    generate_files(config)
+    generate_files(replace(config, format="npz", out=str(tmp_path / "at_once")))
+    assert archive.read_bytes() == (tmp_path / "at_once" / "samples.npz").read_bytes()
+    with np.load(archive) as arrays:
+        assert (len(arrays["arr_0"]), arrays["arr_1"].tolist()) == (11, [i % 3 for i in range(11)])
 
 
 def test_settings_bind_other_parts_before_there_is_an_image(config, tmp_path: Path):

@@ -17,6 +17,9 @@ import s3fs  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
 from pipelines.commands.generate import GenerateConfig, generate_files  # noqa: E402
+from pipelines.commands.vary import VaryConfig, vary_files  # noqa: E402
+from pipelines.evaluation.written import written  # noqa: E402
+from pipelines.generation.records import PASSES  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,19 @@ def files() -> Iterator[s3fs.S3FileSystem]:
     running.stop()
 
 
+def objects_of(files: s3fs.S3FileSystem, place: str) -> dict[str, bytes]:
+    """All that is there, but how many passes images took, which timing decides."""
+    files.invalidate_cache()
+    found = files.cat([name for name in files.find(place) if PASSES not in name])
+    return {name.removeprefix(f"{place}/"): data for name, data in found.items()}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """As `objects_of`."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != PASSES]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 @pytest.mark.parametrize("kind", ["png", "tar"])
 def test_a_bucket_gets_the_objects_of_a_folder_and_is_completed(files, model: Path, tmp_path: Path, kind: str):
     config = GenerateConfig(
@@ -50,18 +66,40 @@ def test_a_bucket_gets_the_objects_of_a_folder_and_is_completed(files, model: Pa
     generate_files(replace(bucket, range="4:8"))
     assert "9 images in s3://pictures" in generate_files(bucket)
 
-    def objects() -> dict[str, bytes]:
-        files.invalidate_cache()
-        found = files.cat(files.find(f"pictures/{kind}"))
-        return {name.removeprefix(f"pictures/{kind}/"): data for name, data in found.items()}
-
-    before = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert objects() == before
+    before = files_of(tmp_path)
+    assert objects_of(files, f"pictures/{kind}") == before
     files.rm_file(f"pictures/{kind}/" + ("000004.tar" if kind == "tar" else "000004/000006.png"))
     assert ("4" if kind == "tar" else "1") + " of them new" in generate_files(bucket)
-    assert objects() == before
+    assert objects_of(files, f"pictures/{kind}") == before
     with pytest.raises(UserError, match="seed was 0 and is now 1"):
         generate_files(replace(bucket, seed=1))
+
+
+@pytest.mark.parametrize("kind", ["png", "tar"])
+def test_a_bucket_of_samples_is_judged(files, model: Path, tmp_path: Path, kind: str, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = GenerateConfig(model=str(model), out=str(tmp_path / "out"), num=9, images_per_shard=4, device="cpu")
+    generate_files(config)
+    generate_files(replace(config, out=f"s3://pictures/judged-{kind}", format=kind))
+    expected, source = written(config.out), written(f"s3://pictures/judged-{kind}")
+    assert source.labels.tolist() == [i % 3 for i in range(9)]
+    assert all((source.read(i, 16, 16, 1) == expected.read(i, 16, 16, 1)).all() for i in range(9))
+
+
+@pytest.mark.parametrize("kind", ["png", "tar"])
+def test_a_bucket_of_variants_is_completed(files, model: Path, pictures: Path, tmp_path: Path, kind: str):
+    config = VaryConfig(
+        model=str(model), images=str(pictures), out=str(tmp_path / "out"), variants=2, images_per_shard=2, format=kind
+    )
+    vary_files(config)
+    expected = files_of(tmp_path / "out")
+    bucket = replace(config, out=f"s3://pictures/varied-{kind}")
+    vary_files(replace(bucket, range="2:3"))
+    assert "4 of them new" in vary_files(bucket)
+    assert objects_of(files, f"pictures/varied-{kind}") == expected
+    files.rm_file(f"pictures/varied-{kind}/" + ("000000.tar" if kind == "tar" else "1_1.png"))
+    assert ("4" if kind == "tar" else "1") + " of them new" in vary_files(bucket)
+    assert objects_of(files, f"pictures/varied-{kind}") == expected
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(files, model: Path):
