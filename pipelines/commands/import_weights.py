@@ -50,6 +50,7 @@ class ImportConfig:
         "titok-maskgit",
         "vdvae",
         "nvae",
+        "titok-vae",
     ]  # the project and model that the weights are from
     weights: str  # the published file; for dalle encoder.pkl, or the folder of both files
     decoder: str | None = None  # dalle: decoder.pkl, if it is not beside the encoder
@@ -102,7 +103,7 @@ def import_vae(config: ImportConfig) -> str:
     taken = "" if averaged is None else f", of the averaged weights beside it, {averaged}"
     return (
         f"{', '.join(model.traits())}: the {model.kind} model is in {folder}{taken}; "
-        f"next: zellige generate --model {folder} --num 64 --out IMAGES"
+        f"next: zellige {kind.next.format(folder)}"
     )
 
 
