@@ -38,6 +38,7 @@ class ImportConfig:
         "ibq",
         "maskgit-vqgan",
         "open-magvit2",
+        "infinity-vae",
         "taming-gpt",
         "taming-net2net",
         "llamagen-gpt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
+from stage1_vq.autoencoders.infinity import InfinityTokenizer, InfinityTokenizerConfig
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from stage1_vq.autoencoders.tatitok import TATiTok, TATiTokConfig
@@ -25,6 +26,7 @@ AutoencoderConfig = (
     | OpenMAGVIT2Config
     | TwoStageTiTokConfig
     | TATiTokConfig
+    | InfinityTokenizerConfig
 )
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
@@ -38,6 +40,7 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "open_magvit2": OpenMAGVIT2,
     "titok_two_stage": TwoStageTiTok,
     "tatitok": TATiTok,
+    "infinity_tokenizer": InfinityTokenizer,
 }
 
 __all__ = [
@@ -49,6 +52,8 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "DVAEConfig",
+    "InfinityTokenizer",
+    "InfinityTokenizerConfig",
     "MaskGITVQGAN",
     "MaskGITVQGANConfig",
     "OpenMAGVIT2",

@@ -18,6 +18,7 @@ from stage1_vq.quantizers.gumbel import GumbelQuantizer, GumbelQuantizerConfig
 from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
 from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
+from stage1_vq.quantizers.multiscale_bsq import MultiscaleBSQConfig, MultiscaleBSQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from stage1_vq.quantizers.residual_scalar import ResidualScalarConfig, ResidualScalarQuantizer
@@ -40,6 +41,7 @@ QuantizerConfig = (
     | FVQConfig
     | BinaryMapperConfig
     | ResidualScalarConfig
+    | MultiscaleBSQConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -59,6 +61,7 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "fvq": FVQuantizer,
     "binary_mapper": BinaryMapper,
     "residual_scalar": ResidualScalarQuantizer,
+    "multiscale_bsq": MultiscaleBSQuantizer,
 }
 
 
@@ -95,6 +98,8 @@ __all__ = [
     "IBQuantizer",
     "LFQConfig",
     "LFQuantizer",
+    "MultiscaleBSQConfig",
+    "MultiscaleBSQuantizer",
     "MultiscaleQuantizer",
     "MultiscaleQuantizerConfig",
     "NearestQuantizer",

@@ -21,6 +21,7 @@ from stage1_vq.autoencoders import (
     Autoencoder,
     AutoencoderConfig,
     DVAEConfig,
+    InfinityTokenizerConfig,
     MaskGITVQGANConfig,
     OpenMAGVIT2Config,
     TATiTokConfig,
@@ -44,6 +45,7 @@ from stage1_vq.quantizers import (
     GumbelQuantizerConfig,
     IBQConfig,
     LFQConfig,
+    MultiscaleBSQConfig,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
     Quantizer,
@@ -146,6 +148,8 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "residual_scalar, lfq": ResidualScalarConfig(
         depth=3, layer=LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, orthogonal_rotation=True, soft_clamp=2.0)
     ),
+    "multiscale_bsq": MultiscaleBSQConfig(scales=(1, 2, 4), dim=DIM),
+    "multiscale_bsq, two grids a scale": MultiscaleBSQConfig(scales=(1, 3), dim=DIM, bits_per_code=4, diversity=0.5),
     "multiscale": MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, revive_after=2),
     "multiscale, by gradient": MultiscaleQuantizerConfig(
         scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=3, codebook_update="gradient"
@@ -269,6 +273,14 @@ AUTOENCODER_ROWS: dict[str, Any] = {
     ),
     "open_magvit2, grey, nearest": OpenMAGVIT2Config(
         channels=1, width=8, multipliers=(1, 1, 2), residual_blocks=2, norm_groups=2, quantizer=TINY_NEAREST
+    ),
+    "infinity_tokenizer": InfinityTokenizerConfig(
+        width=8,
+        multipliers=(1, 2, 2),
+        residual_blocks=1,
+        norm_groups=4,
+        l2_weight=0.5,
+        quantizer=MultiscaleBSQConfig(scales=(1, 2, 4), dim=4),
     ),
     "titok": TiTokConfig(
         patch=8,
