@@ -11,6 +11,7 @@ from PIL import Image
 
 from codes.spec import Codes
 from common.precision import Precision
+from pipelines.any_size import decoded
 from pipelines.latents.pipeline import LatentPipeline
 from pipelines.pictures import to_pil, to_pils
 from pipelines.two_stage import TwoStagePipeline
@@ -35,14 +36,15 @@ def decode_each(
     that reads captions. On a CPU each by
     itself and by one thread, several at a time: a convolution adds up in an order that depends on the number of
     threads."""
+    text = pipeline.captions.of(prompts)  # before there are threads
     if pipeline.device.type != "cpu":
-        pictures = to_pils(pipeline.decode(codes, precision=precision, prompts=prompts)[list(places)])
+        pictures = to_pils(decoded(pipeline.autoencoder, codes, precision, text)[list(places)])
         return list(map(use, places, pictures))
 
     def decode(place: int) -> Result:
         alone = tuple(grid[place : place + 1] for grid in codes)
-        text = None if prompts is None else prompts[place : place + 1]
-        return use(place, to_pil(pipeline.decode(alone, precision=precision, prompts=text)[0]))
+        own = None if text is None else text[place : place + 1]
+        return use(place, to_pil(decoded(pipeline.autoencoder, alone, precision, own)[0]))
 
     return by_one_thread_each(decode, places)
 

@@ -40,6 +40,7 @@ class ImportConfig:
         "ibq",
         "maskgit-vqgan",
         "open-magvit2",
+        "infinity-vae",
         "taming-gpt",
         "taming-net2net",
         "llamagen-gpt",
@@ -53,6 +54,7 @@ class ImportConfig:
         "titok-maskgit",
         "vdvae",
         "nvae",
+        "titok-vae",
     ]  # the project and model that the weights are from
     weights: str  # the published file; for dalle encoder.pkl, or the folder of both files
     decoder: str | None = None  # dalle: decoder.pkl, if it is not beside the encoder
@@ -105,7 +107,7 @@ def import_vae(config: ImportConfig) -> str:
     taken = "" if averaged is None else f", of the averaged weights beside it, {averaged}"
     return (
         f"{', '.join(model.traits())}: the {model.kind} model is in {folder}{taken}; "
-        f"next: zellige generate --model {folder} --num 64 --out IMAGES"
+        f"next: zellige {kind.next.format(folder)}"
     )
 
 

@@ -9,12 +9,12 @@ from stage1_vae.decoders.factorised import FactorisedDecoder
 from stage1_vae.decoders.interleaved import InterleavedConfig, InterleavedDecoder
 from stage1_vae.decoders.pixelcnn import PixelCNNDecoder
 from stage1_vae.likelihoods import Likelihood
-from stage1_vae.networks import ConvolutionalConfig, DenseConfig, build_decoder_network, network_config
+from stage1_vae.networks import NetworkConfig, build_decoder_network, network_config
 from stage1_vae.networks.pixelcnn import PixelCNNDecoderConfig
 from stage1_vae.networks.spatial import SpatialConfig, SpatialDecoder
 from stage1_vae.posteriors.base import LatentShape
 
-DecoderConfig = DenseConfig | ConvolutionalConfig | InterleavedConfig | PixelCNNDecoderConfig | SpatialConfig
+DecoderConfig = NetworkConfig | InterleavedConfig | PixelCNNDecoderConfig | SpatialConfig
 
 
 def decoder_config(fields: dict[str, Any]) -> DecoderConfig:

@@ -90,6 +90,12 @@ def check_parts(vae: VAE) -> None:
             "mode=lossless, but the decoder of this model draws pixel after pixel, and a file would take hours; name a "
             "model with another decoder, or take PNG"
         )
+    for half in ("encoder", "decoder"):
+        if getattr(config, half).kind == "titok":
+            raise UserError(
+                f"mode=lossless, but the {half} of this model is a vision transformer, expected dense or convolutional "
+                "networks; name a model of these, or take PNG"
+            )
     if not isinstance(vae.posterior_layer, DiagonalGaussianLayer) or not isinstance(vae.prior, StandardNormal):
         raise UserError(
             f"mode=lossless, but this model has the posterior {config.posterior.kind} and the prior "

@@ -8,13 +8,15 @@ from torch import nn
 
 from stage1_vae.networks.convolutional import ConvolutionalConfig, ConvolutionalDecoder, ConvolutionalEncoder
 from stage1_vae.networks.dense import DenseConfig, DenseDecoder, DenseEncoder
+from stage1_vae.networks.titok import TiTokDecoder, TiTokEncoder, TiTokNetworkConfig
 from stage1_vae.posteriors.base import LatentShape
 
-NetworkConfig = DenseConfig | ConvolutionalConfig
+NetworkConfig = DenseConfig | ConvolutionalConfig | TiTokNetworkConfig
 
 NETWORKS: dict[str, Any] = {  # an encoder, a decoder, and the config of both
     "dense": (DenseEncoder, DenseDecoder, DenseConfig),
     "convolutional": (ConvolutionalEncoder, ConvolutionalDecoder, ConvolutionalConfig),
+    "titok": (TiTokEncoder, TiTokDecoder, TiTokNetworkConfig),
 }
 
 
@@ -24,7 +26,10 @@ def network_config(fields: dict[str, Any]) -> NetworkConfig:
 
 
 def latent_shape(config: NetworkConfig, latents: int, image_size: tuple[int, int]) -> LatentShape:
-    """Of the latents of images (H, W), given their encoder's config: (latents,), or (latents, h, w) of a map."""
+    """Of the latents of images (H, W), given their encoder's config: (latents,), or (latents, h, w) of a map, which a
+    row of tokens is too."""
+    if isinstance(config, TiTokNetworkConfig):
+        return (latents, 1, config.tokens)
     if isinstance(config, ConvolutionalConfig) and config.map:
         return (latents, *config.lowest_size(image_size))
     return (latents,)
@@ -49,6 +54,9 @@ __all__ = [
     "DenseDecoder",
     "DenseEncoder",
     "NetworkConfig",
+    "TiTokDecoder",
+    "TiTokEncoder",
+    "TiTokNetworkConfig",
     "build_decoder_network",
     "build_encoder",
     "latent_shape",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
 from stage1_vq.autoencoders.flow_decoder import FlowDecoder, FlowDecoderConfig
+from stage1_vq.autoencoders.infinity import InfinityTokenizer, InfinityTokenizerConfig
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from stage1_vq.autoencoders.tatitok import TATiTok, TATiTokConfig
@@ -27,6 +28,7 @@ AutoencoderConfig = (
     | TwoStageTiTokConfig
     | TATiTokConfig
     | FlowDecoderConfig
+    | InfinityTokenizerConfig
 )
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
@@ -41,6 +43,7 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "titok_two_stage": TwoStageTiTok,
     "tatitok": TATiTok,
     "flow_decoder": FlowDecoder,
+    "infinity_tokenizer": InfinityTokenizer,
 }
 
 __all__ = [
@@ -54,6 +57,8 @@ __all__ = [
     "DVAEConfig",
     "FlowDecoder",
     "FlowDecoderConfig",
+    "InfinityTokenizer",
+    "InfinityTokenizerConfig",
     "MaskGITVQGAN",
     "MaskGITVQGANConfig",
     "OpenMAGVIT2",

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from codes.spec import Codes
 from common.errors import UserError
 from common.model_io import in_type_of
+from common.token_transformer import TokenTransformer, initialise_linear, normal
 from stage1_vq.autoencoders.base import CaptionSpec
-from stage1_vq.autoencoders.token_row import Encoder, TokenRow, Transformer, check_sizes, normal
+from stage1_vq.autoencoders.token_row import Encoder, TokenRow, check_sizes
 from stage1_vq.losses.pixel_errors import check_error_weights, pixel_errors
-from stage1_vq.networks.vit import initialise_linear
 from stage1_vq.quantizers import NearestQuantizerConfig, QuantizerConfig
 
 
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         self.input = nn.Linear(dim, width)
         self.text = nn.Linear(config.text_width, width)
         self.mask_token = normal(1, width)
-        self.transformer = Transformer(
+        self.transformer = TokenTransformer(
             patches=grid[0] * grid[1],
             tokens=config.tokens + config.text_length,
             width=width,

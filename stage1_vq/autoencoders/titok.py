@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from common.draws import uniform
 from common.errors import UserError
+from common.token_transformer import TokenTransformer, initialise_linear, normal
 from stage1_vq.autoencoders.base import Stage1Output
-from stage1_vq.autoencoders.token_row import Encoder, TokenRow, Transformer, check_sizes, default_quantizer, normal
+from stage1_vq.autoencoders.token_row import Encoder, TokenRow, check_sizes, default_quantizer
 from stage1_vq.losses.pixel_errors import check_error_weights, pixel_errors
-from stage1_vq.networks.vit import initialise_linear
 from stage1_vq.quantizers import QuantizerConfig
 
 Nested = Literal["powers-of-two", "uniform"]
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         self.input = nn.Linear(dim, width)
         self.mask_token = normal(1, width)
         self.absent = normal(1, width) if config.nested else None
-        self.transformer = Transformer(
+        self.transformer = TokenTransformer(
             patches=grid[0] * grid[1],
             tokens=config.tokens,
             width=width,

@@ -16,12 +16,12 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.token_transformer import TokenTransformer, initialise_linear, normal
 from stage1_vq.autoencoders.maskgit_vqgan import Decoder as PixelDecoder
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGANConfig
 from stage1_vq.autoencoders.token_row import Encoder as TokenRowEncoder
-from stage1_vq.autoencoders.token_row import TokenRow, Transformer, check_sizes, default_quantizer, normal
+from stage1_vq.autoencoders.token_row import TokenRow, check_sizes, default_quantizer
 from stage1_vq.losses.pixel_errors import check_error_weights, pixel_errors
-from stage1_vq.networks.vit import initialise_linear
 from stage1_vq.quantizers import QuantizerConfig
 
 
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         self.grid = grid
         self.input = nn.Linear(dim, width)
         self.mask_token = normal(1, width)
-        self.transformer = Transformer(
+        self.transformer = TokenTransformer(
             patches=grid[0] * grid[1],
             tokens=config.tokens,
             width=width,

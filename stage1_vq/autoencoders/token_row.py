@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
-import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from codes.spec import Codes, CodeSpec
 from common.errors import UserError
+from common.token_transformer import TokenTransformer, initialise_linear, normal
 from stage1_vq.autoencoders.base import QuantizedAutoencoder
-from stage1_vq.networks.vit import MLP_RATIO, initialise_linear
 from stage1_vq.quantizers import NearestQuantizerConfig, build_quantizer
 
 HALVES = ("encoder", "decoder")
@@ -53,34 +52,6 @@ def check_sizes(config: TokenRowSettings, *further: str) -> None:
             raise UserError(f"model.{half}_width={width}, expected a multiple of model.{half}_heads={heads}")
 
 
-def normal(*shape: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
-
-
-class Transformer(nn.Module):
-    """A class token, tokens of patches and latent tokens, each with its position -> norm, blocks, norm -> b n d."""
-
-    def __init__(self, *, patches: int, tokens: int, width: int, blocks: int, heads: int) -> None:
-        super().__init__()
-        from timm.models.vision_transformer import Block  # seconds, which other models need not wait for
-
-        self.class_token = normal(1, width)
-        self.positions = normal(1 + patches, width)  # of the class token and the patches
-        self.token_positions = normal(tokens, width)
-        self.norm_before = nn.LayerNorm(width)
-        made = (Block(width, heads, MLP_RATIO, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(blocks))
-        self.blocks = nn.Sequential(*made)  # the norms have the epsilon of torch, 1e-5, and not timm's
-        self.norm_after = nn.LayerNorm(width)
-
-    def forward(self, patches: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """patches: b m d; tokens: b n d. Returns both as they come out, likewise."""
-        first = repeat(self.class_token, "n d -> b n d", b=len(patches)).to(patches.dtype)
-        picture = torch.cat([first, patches], 1) + self.positions
-        x = self.norm_before(torch.cat([picture, tokens + self.token_positions], 1))
-        x = self.norm_after(self.blocks(x))
-        return x[:, 1 : picture.shape[1]], x[:, picture.shape[1] :]
-
-
 class Encoder(nn.Module):
     """Images, b c H W -> z, b d 1 n: what becomes of n learned tokens that attend to the patches."""
 
@@ -89,7 +60,7 @@ class Encoder(nn.Module):
         width = config.encoder_width
         self.patches = nn.Conv2d(config.channels, width, config.stride, stride=config.stride)
         self.tokens = normal(config.tokens, width)
-        self.transformer = Transformer(
+        self.transformer = TokenTransformer(
             patches=grid[0] * grid[1],
             tokens=config.tokens,
             width=width,

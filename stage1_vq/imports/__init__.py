@@ -9,6 +9,7 @@ from typing import NamedTuple
 from stage1_vq.autoencoders.base import Autoencoder
 from stage1_vq.imports.diffusers import import_diffusers
 from stage1_vq.imports.ibq import import_ibq
+from stage1_vq.imports.infinity import import_infinity
 from stage1_vq.imports.llamagen import import_llamagen
 from stage1_vq.imports.maskgit_vqgan import import_maskgit_vqgan
 from stage1_vq.imports.open_magvit2 import import_open_magvit2
@@ -36,6 +37,7 @@ KINDS = {
     "ibq": Kind(import_ibq, ("state_dict",)),
     "maskgit-vqgan": Kind(import_maskgit_vqgan),
     "open-magvit2": Kind(import_open_magvit2, ("state_dict",)),
+    "infinity-vae": Kind(import_infinity, ("vae", "ema")),
 }
 
 __all__ = ["KINDS", "Kind"]

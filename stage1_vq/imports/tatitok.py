@@ -8,17 +8,16 @@ from torch import Tensor
 from common.errors import UserError
 from common.foreign_weights import Arguments, look_up
 from common.renaming import Weights, load_renamed
+from common.titok_weights import of_our_pixels, own_patch, own_side, shape
 from stage1_vq.autoencoders.tatitok import TATiTok, TATiTokConfig
 from stage1_vq.imports.titok import (
     IGNORED,
     check_codes_are_discrete,
     name_in_titok,
-    of_our_pixels,
-    own_image_size,
     own_quantizer,
     own_sizes,
-    shape,
 )
+from stage1_vq.imports.vqgan import image_size
 
 TEXT_POSITIONS = "decoder.text_guidance_positional_embedding"
 TOKEN_POSITIONS = "decoder.latent_token_positional_embedding"
@@ -44,13 +43,13 @@ def import_tatitok(
     model = TATiTok(
         TATiTokConfig(
             **own_sizes(weights, arguments),
-            patch=shape(weights, "encoder.patch_embed.weight")[2],
+            patch=own_patch(weights),
             text_length=text_length,
             text_width=shape(weights, "decoder.text_guidance_proj.weight")[1],
             text_encoder=encoder or TATiTokConfig.text_encoder,
             quantizer=own_quantizer(weights, vq, refresh=refresh),
         ),
-        own_image_size(weights, arguments),
+        image_size(arguments, own_side(weights)),
     )
     # The tokens of a caption stand behind those of the image, and so do their positions.
     changed = of_our_pixels(weights)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-MLP_RATIO = 4  # width of the hidden layer of an MLP, as a multiple of the width of the tokens
+from common.token_transformer import MLP_RATIO, initialise_linear
 
 PositionKind = Literal["learned", "sincos"]
 
@@ -63,13 +63,6 @@ def tanh_mlp(width: int, width_out: int) -> nn.Sequential:
     """The head of encoder and decoder: two layers with tanh in the middle, and no activation at the end."""
     hidden = MLP_RATIO * width
     return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width_out))
-
-
-def initialise_linear(module: nn.Module) -> None:
-    """As ViT's authors do: variances stay the same forwards and backwards."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
 
 
 class ViTEncoder(nn.Module):

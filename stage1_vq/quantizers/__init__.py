@@ -20,6 +20,7 @@ from stage1_vq.quantizers.ibq import IBQConfig, IBQuantizer
 from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
 from stage1_vq.quantizers.multiscale_bits import MultiscaleBitsConfig, MultiscaleBitsQuantizer
+from stage1_vq.quantizers.multiscale_bsq import MultiscaleBSQConfig, MultiscaleBSQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from stage1_vq.quantizers.residual_scalar import ResidualScalarConfig, ResidualScalarQuantizer
@@ -44,6 +45,7 @@ QuantizerConfig = (
     | ResidualScalarConfig
     | MultiscaleBitsConfig
     | HierarchicalQuantizerConfig
+    | MultiscaleBSQConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -65,6 +67,7 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "residual_scalar": ResidualScalarQuantizer,
     "multiscale_bits": MultiscaleBitsQuantizer,
     "hierarchical": HierarchicalQuantizer,
+    "multiscale_bsq": MultiscaleBSQuantizer,
 }
 
 
@@ -103,6 +106,8 @@ __all__ = [
     "IBQuantizer",
     "LFQConfig",
     "LFQuantizer",
+    "MultiscaleBSQConfig",
+    "MultiscaleBSQuantizer",
     "MultiscaleBitsConfig",
     "MultiscaleBitsQuantizer",
     "MultiscaleQuantizer",

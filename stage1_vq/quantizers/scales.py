@@ -103,12 +103,7 @@ class ScaleQuantizer(Quantizer):
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of each scale's grid: those of the config for square latents of its last size, in
         proportion for any others; the last one is `height` x `width`."""
-        finest = self.config.scales[-1]
-
-        def side(scale: int, of: int) -> int:
-            return max(1, int(scale * of / finest + 0.5))
-
-        return [(side(scale, height), side(scale, width)) for scale in self.config.scales]
+        return scale_sizes(self.config.scales, height, width)
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """One per scale, `scale0` first."""
@@ -222,6 +217,16 @@ class ScaleQuantizer(Quantizer):
         other than the code vectors also `gains`, s d: what it adds of each of their numbers."""
         parts = self.scale_parts()
         return None if parts is None or len(self.config.scales) == 1 else without_last_phi(parts)
+
+
+def scale_sizes(scales: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
+    """Of each scale, a side for square latents of the last one's size, height and width of its grid: in proportion for
+    any others; the last one is `height` x `width`."""
+
+    def side(scale: int, of: int) -> int:
+        return max(1, int(scale * of / scales[-1] + 0.5))
+
+    return [(side(scale, height), side(scale, width)) for scale in scales]
 
 
 def without_last_phi(parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from stage1_vq.autoencoders import (
     AutoencoderConfig,
     DVAEConfig,
     FlowDecoderConfig,
+    InfinityTokenizerConfig,
     MaskGITVQGANConfig,
     OpenMAGVIT2Config,
     TATiTokConfig,
@@ -47,6 +48,7 @@ from stage1_vq.quantizers import (
     IBQConfig,
     LFQConfig,
     MultiscaleBitsConfig,
+    MultiscaleBSQConfig,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
     Quantizer,
@@ -153,6 +155,8 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "residual_scalar, lfq": ResidualScalarConfig(
         depth=3, layer=LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1, orthogonal_rotation=True, soft_clamp=2.0)
     ),
+    "multiscale_bsq": MultiscaleBSQConfig(scales=(1, 2, 4), dim=DIM),
+    "multiscale_bsq, two grids a scale": MultiscaleBSQConfig(scales=(1, 3), dim=DIM, bits_per_code=4, diversity=0.5),
     "multiscale": MultiscaleQuantizerConfig(scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=2, revive_after=2),
     "multiscale, by gradient": MultiscaleQuantizerConfig(
         scales=(1, 2, 4), codebook_size=24, dim=DIM, phis=3, codebook_update="gradient"
@@ -354,6 +358,14 @@ AUTOENCODER_ROWS: dict[str, Any] = {
             blocks=1,
             quantizer=ResidualQuantizerConfig(depth=2, layer=TINY_NEAREST),
         ),
+    ),
+    "infinity_tokenizer": InfinityTokenizerConfig(
+        width=8,
+        multipliers=(1, 2, 2),
+        residual_blocks=1,
+        norm_groups=4,
+        l2_weight=0.5,
+        quantizer=MultiscaleBSQConfig(scales=(1, 2, 4), dim=4),
     ),
     "titok": TiTokConfig(
         patch=8,
