@@ -24,6 +24,7 @@ from common.float32 import float32_island, full_precision
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.codebook import codes_of_map, look_up
 from stage1_vq.quantizers.counting import CountingQuantizer
+from stage1_vq.quantizers.diveq import directional_step
 from stage1_vq.quantizers.gradients import GRADIENTS, Gradient, pass_gradient
 
 
@@ -39,7 +40,9 @@ class FVQConfig:
     blocks: int = 2  # of the bridge
     heads: int = 4  # of its attention
     commitment_weight: float = 0.25  # beta: pulls the encoder's output to its code vector
-    gradient: Gradient = "straight-through"  # how gradients pass from z_q to z
+    # How gradients pass from z_q to z; by DiVeQ's step (arXiv:2509.26469) also to the table, with no loss of its own.
+    gradient: Gradient | Literal["diveq"] = "straight-through"
+    noise: float = 1e-3  # standard deviation of what that step's direction is changed by (gradient=diveq)
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
@@ -51,7 +54,8 @@ class FVQConfig:
             ("width", self.width >= 1 and self.width % self.heads == 0, "a multiple of heads"),
             ("blocks", self.blocks >= 0, "0 (compress and recover alone) or more"),
             ("commitment_weight", self.commitment_weight >= 0, "0 or more; 0.25 is common"),
-            ("gradient", self.gradient in GRADIENTS, "straight-through or rotation"),
+            ("gradient", self.gradient in (*GRADIENTS, "diveq"), "straight-through, rotation or diveq"),
+            ("noise", self.noise >= 0, "0 (straight to the code vector) or more; 0.001 is common"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
         ]
         check_fields(self, rules)
@@ -113,7 +117,7 @@ class FVQuantizer(CountingQuantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. Losses, squared errors per element: `commitment_loss`, times its weight, and `codebook_loss`;
-        statistics: `quantization_error`, the same without weight."""
+        with gradient=diveq none. Statistics: `quantization_error`, the same without weight."""
         self.check_latents(z)
         with float32_island(z.device.type):
             latents, vectors = z.float(), self.code_vectors()
@@ -121,6 +125,11 @@ class FVQuantizer(CountingQuantizer):
             if self.training:
                 self.usage.note(codes)
             nearest = look_up(codes, vectors)
+            if self.config.gradient == "diveq":
+                error = F.mse_loss(nearest.detach(), latents.detach())
+                if self.training:
+                    nearest = latents + directional_step(latents, nearest, self.config.noise)
+                return Quantized(nearest.to(z.dtype), (codes,), {}, {"quantization_error": error})
             z_q = pass_gradient(self.config.gradient, latents, nearest.detach()).to(z.dtype)
             losses = {"codebook_loss": F.mse_loss(nearest, latents.detach())}
             if self.config.commitment_weight:

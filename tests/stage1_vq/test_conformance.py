@@ -127,6 +127,8 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "diveq": DiVeQConfig(codebook_size=16, dim=DIM, revive_after=2),
     "diveq, space-filling": DiVeQConfig(codebook_size=16, dim=DIM, space_filling=True, noise=0.05, revive_after=0),
     "diveq, residual": DiVeQConfig(codebook_size=16, dim=DIM, depth=3, noise=0.0, revive_after=2),
+    "diveq, groups": DiVeQConfig(codebook_size=16, dim=DIM, groups=2, revive_after=2),
+    "diveq, residual groups": DiVeQConfig(codebook_size=16, dim=DIM, depth=2, groups=3, revive_after=2),
     "diveq, random direction": DiVeQConfig(codebook_size=16, dim=DIM, direction="random"),
     "fsp": FSPConfig(levels=(5, 4, 3, 2, 2, 2), dim=DIM),
     "fsp, projected, as latents": FSPConfig(
@@ -136,6 +138,7 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "fvq, rotation, no blocks": FVQConfig(
         codebook_size=24, dim=DIM, patch=1, width=8, heads=1, blocks=0, gradient="rotation"
     ),
+    "fvq, directional step": FVQConfig(codebook_size=24, dim=DIM, patch=4, width=8, heads=2, gradient="diveq"),
     "binary_mapper": BinaryMapperConfig(bits=5, dim=DIM),
     "binary_mapper, no projection": BinaryMapperConfig(
         bits=DIM, dim=DIM, embedding_dim=4, temperature=0.7, free_nats=0.1
