@@ -21,6 +21,7 @@ from stage1_vq.quantizers.lfq import LFQConfig, LFQuantizer
 from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuantizerConfig
 from stage1_vq.quantizers.multiscale_bits import MultiscaleBitsConfig, MultiscaleBitsQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
+from stage1_vq.quantizers.qinco import QINCoConfig, QINCoQuantizer
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from stage1_vq.quantizers.residual_scalar import ResidualScalarConfig, ResidualScalarQuantizer
 from stage1_vq.quantizers.simvq import SimVQConfig, SimVQuantizer
@@ -44,6 +45,7 @@ QuantizerConfig = (
     | ResidualScalarConfig
     | MultiscaleBitsConfig
     | HierarchicalQuantizerConfig
+    | QINCoConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -65,6 +67,7 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "residual_scalar": ResidualScalarQuantizer,
     "multiscale_bits": MultiscaleBitsQuantizer,
     "hierarchical": HierarchicalQuantizer,
+    "qinco": QINCoQuantizer,
 }
 
 
@@ -109,6 +112,8 @@ __all__ = [
     "MultiscaleQuantizerConfig",
     "NearestQuantizer",
     "NearestQuantizerConfig",
+    "QINCoConfig",
+    "QINCoQuantizer",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",

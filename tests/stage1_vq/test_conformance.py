@@ -47,6 +47,7 @@ from stage1_vq.quantizers import (
     MultiscaleBitsConfig,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
+    QINCoConfig,
     Quantizer,
     QuantizerConfig,
     ResidualQuantizerConfig,
@@ -170,6 +171,10 @@ QUANTIZER_ROWS: dict[str, Any] = {
         inverse_temperature=1,
         entropy_bits=1,
         diversity=0.5,
+    ),
+    "qinco": QINCoConfig(depth=3, codebook_size=16, dim=DIM, hidden=5, revive_after=2),
+    "qinco, beam, dropout": QINCoConfig(
+        depth=3, codebook_size=16, dim=DIM, blocks=1, hidden=5, beam=3, quantizer_dropout=0.5, gradient="rotation"
     ),
     "hierarchical": HierarchicalQuantizerConfig(
         scales=(1, 2, 4), layer=NearestQuantizerConfig(codebook_size=40, dim=DIM, revive_after=2), phis=2
@@ -467,7 +472,15 @@ def test_after_a_beginning_of_its_own_come_its_own_codes_and_after_another_none_
                 for codes in (made_up, (*other[:number], *own[number:]))
             )
         dependent = row.startswith(
-            ("residual", "multiscale", "hierarchical", "grouped residual", "grouped multiscale", "diveq, residual")
+            (
+                "residual",
+                "qinco",
+                "multiscale",
+                "hierarchical",
+                "grouped residual",
+                "grouped multiscale",
+                "diveq, residual",
+            )
         )
         assert error < former if dependent else error == former
 

@@ -45,6 +45,8 @@ from stage1_vq.quantizers import (
     LFQConfig,
     LFQuantizer,
     NearestQuantizerConfig,
+    QINCoConfig,
+    QINCoQuantizer,
     ResidualQuantizer,
     ResidualQuantizerConfig,
     ResidualScalarConfig,
@@ -267,6 +269,51 @@ def test_residual_vq_with_a_beam_or_a_rotation_in_each_layer(variant, monkeypatc
             assert not torch.equal(book.codebook, after)
         else:
             close(book.codebook, after)
+
+
+def test_residual_vq_with_implicit_neural_codebooks():
+    """Their loss of a layer is one squared error with gradients to both sides: our two, of weight 1 each, and means."""
+    config, weights, inputs, outputs = variant_of("vqp132_residual", "rvq_qinco")
+    arguments = config["args"]
+    depth, sizes = arguments["num_quantizers"], arguments["mlp_kwargs"]
+    quantizer = QINCoQuantizer(
+        QINCoConfig(
+            depth=depth,
+            codebook_size=arguments["codebook_size"],
+            dim=arguments["dim"],
+            blocks=sizes["depth"],
+            hidden=sizes["dim_hidden"],
+            commitment_weight=1.0,
+        )
+    )
+    names = {"project_in.weight": "proj_in.weight", "project_in.bias": "proj_in.bias"}
+    for block in range(sizes["depth"]):
+        for inner in (f"{block}.0", f"{block}.2"):
+            names |= {f"blocks.{inner}.{kind}": f"layers.{inner}.{kind}" for kind in ("weight", "bias")}
+    with torch.no_grad():
+        for number, layer in enumerate(quantizer.stack()):
+            layer.codebook.copy_(weights[f"layers.{number}._codebook.embed"][0])
+        for number, network in enumerate(quantizer.networks):
+            for ours, theirs in names.items():
+                network.get_parameter(ours).copy_(weights[f"mlps.{number}.{theirs}"])
+    z = as_latents(inputs["x"]).requires_grad_()
+    found = quantizer.eval()(z)
+    assert torch.equal(torch.stack([grid.squeeze(-1) for grid in found.codes], -1), outputs["eval/indices"])
+    close(found.z_q, as_latents(outputs["eval/quantized"]))
+    close(quantizer.codes_to_latents(found.codes), as_latents(outputs["eval/output_from_indices"]))
+
+    quantized = quantizer.train()(z)
+    assert torch.equal(torch.stack([grid.squeeze(-1) for grid in quantized.codes], -1), outputs["train/indices"])
+    close(quantized.z_q, as_latents(outputs["train/quantized"]))
+    close(depth * quantized.losses["codebook_loss"], outputs["train/losses"].sum())
+    losses = depth * (quantized.losses["codebook_loss"] + quantized.losses["commitment_loss"])
+    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + losses).backward()
+    close(z.grad, as_latents(outputs["grad/x"]))
+    for number, layer in enumerate(quantizer.stack()):
+        close(layer.codebook.grad, outputs[f"grad/layers.{number}._codebook.embed"][0])
+    for number, network in enumerate(quantizer.networks):
+        for ours, theirs in names.items():
+            close(network.get_parameter(ours).grad, outputs[f"grad/mlps.{number}.{theirs}"])
 
 
 # ---- FSP ------------------------------------------------------------------------------------------------------------
