@@ -22,6 +22,7 @@ from stage1_vq.quantizers.multiscale import MultiscaleQuantizer, MultiscaleQuant
 from stage1_vq.quantizers.multiscale_bits import MultiscaleBitsConfig, MultiscaleBitsQuantizer
 from stage1_vq.quantizers.multiscale_bsq import MultiscaleBSQConfig, MultiscaleBSQuantizer
 from stage1_vq.quantizers.nearest import NearestQuantizer, NearestQuantizerConfig
+from stage1_vq.quantizers.qinco import QINCoConfig, QINCoQuantizer
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from stage1_vq.quantizers.residual_scalar import ResidualScalarConfig, ResidualScalarQuantizer
 from stage1_vq.quantizers.simvq import SimVQConfig, SimVQuantizer
@@ -46,6 +47,7 @@ QuantizerConfig = (
     | MultiscaleBitsConfig
     | HierarchicalQuantizerConfig
     | MultiscaleBSQConfig
+    | QINCoConfig
 )
 
 QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class of its own
@@ -68,6 +70,7 @@ QUANTIZERS: dict[str, Any] = {  # classes of Quantizer, each with a config class
     "multiscale_bits": MultiscaleBitsQuantizer,
     "hierarchical": HierarchicalQuantizer,
     "multiscale_bsq": MultiscaleBSQuantizer,
+    "qinco": QINCoQuantizer,
 }
 
 
@@ -114,6 +117,8 @@ __all__ = [
     "MultiscaleQuantizerConfig",
     "NearestQuantizer",
     "NearestQuantizerConfig",
+    "QINCoConfig",
+    "QINCoQuantizer",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",

@@ -43,6 +43,7 @@ class DiVeQConfig:
     codebook_size: int = 1024  # k
     dim: int = 64  # d, width of z and z_q
     depth: int = 1  # residual layers, whose code vectors add up to one step
+    groups: int = 1  # parts of equal width that the channels are split into, each with a codebook; one step for all
     direction: Literal["code", "random"] = "code"  # of the step: to the code vector and noise, or noise alone (NSVQ)
     noise: float = 1e-3  # standard deviation of what is added to e - z before it gives the direction (direction=code)
     space_filling: bool = False  # in training, e is a random point between two code vectors that follow each other
@@ -65,9 +66,14 @@ class DiVeQConfig:
             *codebook_rules(self),
             ("dim", self.dim >= 1, "at least 1"),
             ("depth", self.depth >= 1, "at least 1"),
+            ("groups", self.groups >= 1 and self.dim % self.groups == 0, f"a divisor of dim={self.dim}"),
             ("direction", self.direction in ("code", "random"), "code or random"),
             ("noise", self.noise >= 0, "0 (straight to the code vector) or more; 0.001 is common"),
-            ("space_filling", not self.space_filling or self.depth == 1, "False where depth is above 1"),
+            (
+                "space_filling",
+                not self.space_filling or self.depth == self.groups == 1,
+                "False where depth or groups are above 1",
+            ),
             (
                 "space_filling",
                 not self.space_filling or self.direction == "code",
@@ -77,8 +83,18 @@ class DiVeQConfig:
         check_fields(self, rules)
 
 
+def directional_step(latents: Tensor, target: Tensor, noise: float | None) -> Tensor:
+    """b d h w: as long as the way to the target, in a direction that passes no gradient: that of the way and of noise
+    of this deviation, or where it is None of noise alone."""
+    way, direction = target - latents, normal_like(latents)
+    if noise is not None:
+        direction = way.detach() + noise * direction
+    return way.norm(dim=1, keepdim=True) * F.normalize(direction, dim=1)
+
+
 class DiVeQuantizer(Quantizer):
-    """z -> nearest code vector e, or the sum of those of `depth` residual layers -> in training z + |e - z| u, else e.
+    """z -> nearest code vector e, or the sum of those of `depth` residual layers, of each of `groups` of channels -> in
+    training z + |e - z| u, else e.
 
     Codes are those of the nearest code vectors, in the space-filling variant too. The gradient of z_q reaches z by
     itself and by |e - z|, and code vectors by |e - z|. All in float32, also under autocast; z_q has the type of z.
@@ -91,7 +107,7 @@ class DiVeQuantizer(Quantizer):
         self.config = config
         settings = CodebookSettings(
             size=config.codebook_size,
-            width=config.dim,
+            width=config.dim // config.groups,
             update="gradient",
             decay=config.decay,
             init=config.init,
@@ -99,14 +115,32 @@ class DiVeQuantizer(Quantizer):
             revive_after=config.revive_after,
             warn_usage_below=config.warn_usage_below,
         )
-        self.layers = nn.ModuleList(Codebook(settings) for _ in range(config.depth))
+        self.layers = nn.ModuleList(Codebook(settings) for _ in range(config.depth * config.groups))
 
     def stack(self) -> list[Codebook]:
         return [layer for layer in self.layers if isinstance(layer, Codebook)]
 
+    def names(self) -> list[str]:
+        """Of the codebooks: layer after layer, and of each layer the groups."""
+        depth, groups = self.config.depth, self.config.groups
+        if groups == 1:
+            return [f"depth{number}" for number in range(depth)]
+        layers = [""] if depth == 1 else [f"depth{number}_" for number in range(depth)]
+        return [f"{layer}group{group}" for layer in layers for group in range(groups)]
+
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        names = ["codes"] if self.config.depth == 1 else [f"depth{number}" for number in range(self.config.depth)]
+        names = self.names() if len(self.layers) > 1 else ["codes"]
         return tuple(Grid(name, height, width, self.config.codebook_size) for name in names)
+
+    def part(self, x: Tensor, number: int) -> Tensor:
+        """The channels of x, b d h w, that codebook `number` is of."""
+        return x.chunk(self.config.groups, 1)[number % self.config.groups]
+
+    def placed(self, vectors: Tensor, number: int) -> Tensor:
+        """Vectors of codebook `number` among zeros in the other channels: b d h w."""
+        width = vectors.shape[1]
+        start = number % self.config.groups * width
+        return F.pad(vectors, (0, 0, 0, 0, start, self.config.dim - start - width))
 
     # ---- latents to codes and back ----------------------------------------------------------------------------------
 
@@ -118,9 +152,10 @@ class DiVeQuantizer(Quantizer):
             latents = z.float()
             residual, total = latents.detach(), torch.zeros_like(latents)
             codes: list[Tensor] = []
-            for layer in self.stack():
-                codes.append(layer.nearest(residual, layer.codebook.detach(), note=self.training))
-                nearest = look_up(codes[-1], layer.codebook)
+            for number, layer in enumerate(self.stack()):
+                part = self.part(residual, number)
+                codes.append(layer.nearest(part, layer.codebook.detach(), note=self.training))
+                nearest = self.placed(look_up(codes[-1], layer.codebook), number)
                 residual, total = residual - nearest.detach(), total + nearest
             error = residual.square().mean()
             if not self.training:
@@ -132,11 +167,7 @@ class DiVeQuantizer(Quantizer):
             return Quantized(z_q.to(z.dtype), tuple(codes), {}, {"quantization_error": error})
 
     def step_to(self, latents: Tensor, target: Tensor) -> Tensor:
-        """b d h w: as long as the way to the target, in a direction that passes no gradient."""
-        way, noise = target - latents, normal_like(latents)
-        if self.config.direction == "code":
-            noise = way.detach() + self.config.noise * noise
-        return way.norm(dim=1, keepdim=True) * F.normalize(noise, dim=1)
+        return directional_step(latents, target, self.config.noise if self.config.direction == "code" else None)
 
     def on_the_line(self, latents: Tensor) -> Tensor:
         """b d h w: the segment whose random point is nearest, and a part of a step to each of its ends, so long that
@@ -162,12 +193,13 @@ class DiVeQuantizer(Quantizer):
             residual = z.float()
             found: list[Tensor] = []
             for number, layer in enumerate(self.stack()):
-                found.append(chosen[number] if number < len(chosen) else layer.codes(residual))
-                residual = residual - layer.look_up(found[-1])
+                found.append(chosen[number] if number < len(chosen) else layer.codes(self.part(residual, number)))
+                residual = residual - self.placed(layer.look_up(found[-1]), number)
         return tuple(found)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
-        parts = [layer.look_up(grid) for layer, grid in zip(self.stack(), codes, strict=True)]
+        books = enumerate(zip(self.stack(), codes, strict=True))
+        parts = [self.placed(layer.look_up(grid), number) for number, (layer, grid) in books]
         return torch.stack(parts).sum(0)
 
     # ---- the codebooks, once per step -------------------------------------------------------------------------------
@@ -177,26 +209,30 @@ class DiVeQuantizer(Quantizer):
         """k-means layer by layer, each over the residuals that the ones before it leave."""
         with float32_island(batches[0].device.type):
             residuals = [z.float() for z in batches]
-            for layer in self.stack():
-                layer.initialise(residuals)
-                residuals = [residual - layer.look_up(layer.codes(residual)) for residual in residuals]
+            for number, layer in enumerate(self.stack()):
+                parts = [self.part(residual, number) for residual in residuals]
+                layer.initialise(parts)
+                residuals = [
+                    residual - self.placed(layer.look_up(layer.codes(part)), number)
+                    for residual, part in zip(residuals, parts, strict=True)
+                ]
 
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """Health: of `Codebook.update`, or with depth `parts.health_over` the layers."""
         healths = [layer.update(steps_per_epoch) for layer in self.stack()]
         if len(healths) == 1:
             return healths[0]
-        return health_over({f"depth{number}": health for number, health in enumerate(healths)})
+        return health_over(dict(zip(self.names(), healths, strict=True)))
 
     def discard(self) -> None:
         for layer in self.stack():
             layer.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        if self.config.depth == 1:
+        if len(self.layers) == 1:
             return self.stack()[0].warnings(metrics, steps_per_epoch, self.path)
         return [
-            f"depth{number}: {line}"
-            for number, layer in enumerate(self.stack())
-            for line in layer.warnings(figures_of(f"depth{number}", metrics), steps_per_epoch, self.path)
+            f"{name}: {line}"
+            for name, layer in zip(self.names(), self.stack(), strict=True)
+            for line in layer.warnings(figures_of(name, metrics), steps_per_epoch, self.path)
         ]

@@ -24,7 +24,8 @@ from common.float32 import float32_island, full_precision
 from stage1_vq.quantizers.base import Quantized
 from stage1_vq.quantizers.codebook import codes_of_map, look_up
 from stage1_vq.quantizers.counting import CountingQuantizer
-from stage1_vq.quantizers.gradients import Gradient
+from stage1_vq.quantizers.diveq import directional_step
+from stage1_vq.quantizers.gradients import GRADIENTS, Gradient
 from stage1_vq.quantizers.mapped import mapped_rules, nearest_mapped
 
 
@@ -40,16 +41,19 @@ class FVQConfig:
     blocks: int = 2  # of the bridge
     heads: int = 4  # of its attention
     commitment_weight: float = 0.25  # beta: pulls the encoder's output to its code vector
-    gradient: Gradient = "straight-through"  # how gradients pass from z_q to z
+    # How gradients pass from z_q to z; by DiVeQ's step (arXiv:2509.26469) also to the table, with no loss of its own.
+    gradient: Gradient | Literal["diveq"] = "straight-through"
+    noise: float = 1e-3  # standard deviation of what that step's direction is changed by (gradient=diveq)
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
     def __post_init__(self) -> None:
         rules = [
-            *mapped_rules(self),
+            *mapped_rules(self, (*GRADIENTS, "diveq")),
             ("patch", self.patch >= 1 and self.codebook_size % self.patch == 0, "a divisor of codebook_size"),
             ("heads", self.heads >= 1, "at least 1"),
             ("width", self.width >= 1 and self.width % self.heads == 0, "a multiple of heads"),
             ("blocks", self.blocks >= 0, "0 (compress and recover alone) or more"),
+            ("noise", self.noise >= 0, "0 (straight to the code vector) or more; 0.001 is common"),
         ]
         check_fields(self, rules)
 
@@ -109,10 +113,21 @@ class FVQuantizer(CountingQuantizer):
         self.bridge: nn.Module = Bridge(config)
 
     def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. Losses and statistics: those of `nearest_mapped`."""
+        """z: b d h w. Losses and statistics: those of `nearest_mapped`; with gradient=diveq no losses."""
         self.check_latents(z)
+        usage = self.usage if self.training else None
         with float32_island(z.device.type):
-            return nearest_mapped(self.config, z, self.code_vectors(), self.usage if self.training else None)
+            if self.config.gradient != "diveq":
+                return nearest_mapped(self.config, z, self.code_vectors(), usage)
+            latents, vectors = z.float(), self.code_vectors()
+            codes = codes_of_map(latents, vectors)
+            if usage is not None:
+                usage.note(codes)
+            nearest = look_up(codes, vectors)
+            statistics = {"quantization_error": F.mse_loss(nearest.detach(), latents.detach())}
+            if self.training:
+                nearest = latents + directional_step(latents, nearest, self.config.noise)
+            return Quantized(nearest.to(z.dtype), (codes,), {}, statistics)
 
     def codes(self, z: Tensor) -> Codes:
         self.check_latents(z)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,18 +24,18 @@ class MappedFields(Protocol):
     @property
     def commitment_weight(self) -> float: ...
     @property
-    def gradient(self) -> Gradient: ...
+    def gradient(self) -> str: ...
     @property
     def warn_usage_below(self) -> float: ...
 
 
-def mapped_rules(config: MappedFields) -> list[tuple[str, bool, str]]:
-    """For `common.errors.check_fields`."""
+def mapped_rules(config: MappedFields, gradients: Sequence[str] = tuple(GRADIENTS)) -> list[tuple[str, bool, str]]:
+    """For `common.errors.check_fields`. gradients: those that it knows."""
     return [
         ("codebook_size", config.codebook_size >= 2, "at least 2: one code carries no bits"),
         ("dim", config.dim >= 1, "at least 1"),
         ("commitment_weight", config.commitment_weight >= 0, "0 or more; 0.25 is common"),
-        ("gradient", config.gradient in GRADIENTS, "straight-through or rotation"),
+        ("gradient", config.gradient in gradients, f"one of {', '.join(gradients)}"),
         ("warn_usage_below", 0 <= config.warn_usage_below <= 1, "a share from 0 to 1"),
     ]
 
@@ -42,15 +43,16 @@ def mapped_rules(config: MappedFields) -> list[tuple[str, bool, str]]:
 def nearest_mapped(config: MappedFields, z: Tensor, vectors: Tensor, usage: CodeUsage | None) -> Quantized:
     """z: b d h w; vectors: k d, float32, with their graph; usage: what notes the codes, None: nobody.
 
-    To be called inside `float32_island`; z_q has the type of z. Losses, squared errors per element:
-    `commitment_loss`, times its weight, and `codebook_loss`; statistics: `quantization_error`, the same without weight.
+    config.gradient: one of `GRADIENTS`. To be called inside `float32_island`; z_q has the type of z. Losses, squared
+    errors per element: `commitment_loss`, times its weight, and `codebook_loss`; statistics: `quantization_error`, the
+    same without weight.
     """
     latents = z.float()
     codes = codes_of_map(latents, vectors)
     if usage is not None:
         usage.note(codes)
     nearest = look_up(codes, vectors)
-    z_q = pass_gradient(config.gradient, latents, nearest.detach()).to(z.dtype)
+    z_q = pass_gradient(cast(Gradient, config.gradient), latents, nearest.detach()).to(z.dtype)
     losses = {"codebook_loss": F.mse_loss(nearest, latents.detach())}
     if config.commitment_weight:
         losses["commitment_loss"] = config.commitment_weight * F.mse_loss(latents, nearest.detach())

@@ -51,6 +51,7 @@ from stage1_vq.quantizers import (
     MultiscaleBSQConfig,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
+    QINCoConfig,
     Quantizer,
     QuantizerConfig,
     ResidualQuantizerConfig,
@@ -135,6 +136,8 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "diveq": DiVeQConfig(codebook_size=16, dim=DIM, revive_after=2),
     "diveq, space-filling": DiVeQConfig(codebook_size=16, dim=DIM, space_filling=True, noise=0.05, revive_after=0),
     "diveq, residual": DiVeQConfig(codebook_size=16, dim=DIM, depth=3, noise=0.0, revive_after=2),
+    "diveq, groups": DiVeQConfig(codebook_size=16, dim=DIM, groups=2, revive_after=2),
+    "diveq, residual groups": DiVeQConfig(codebook_size=16, dim=DIM, depth=2, groups=3, revive_after=2),
     "diveq, random direction": DiVeQConfig(codebook_size=16, dim=DIM, direction="random"),
     "fsp": FSPConfig(levels=(5, 4, 3, 2, 2, 2), dim=DIM),
     "fsp, projected, as latents": FSPConfig(
@@ -144,6 +147,7 @@ QUANTIZER_ROWS: dict[str, Any] = {
     "fvq, rotation, no blocks": FVQConfig(
         codebook_size=24, dim=DIM, patch=1, width=8, heads=1, blocks=0, gradient="rotation"
     ),
+    "fvq, directional step": FVQConfig(codebook_size=24, dim=DIM, patch=4, width=8, heads=2, gradient="diveq"),
     "binary_mapper": BinaryMapperConfig(bits=5, dim=DIM),
     "binary_mapper, no projection": BinaryMapperConfig(
         bits=DIM, dim=DIM, embedding_dim=4, temperature=0.7, free_nats=0.1
@@ -177,6 +181,10 @@ QUANTIZER_ROWS: dict[str, Any] = {
         inverse_temperature=1,
         entropy_bits=1,
         diversity=0.5,
+    ),
+    "qinco": QINCoConfig(depth=3, codebook_size=16, dim=DIM, hidden=5, revive_after=2),
+    "qinco, beam, dropout": QINCoConfig(
+        depth=3, codebook_size=16, dim=DIM, blocks=1, hidden=5, beam=3, quantizer_dropout=0.5, gradient="rotation"
     ),
     "hierarchical": HierarchicalQuantizerConfig(
         scales=(1, 2, 4), layer=NearestQuantizerConfig(codebook_size=40, dim=DIM, revive_after=2), phis=2
@@ -526,7 +534,15 @@ def test_after_a_beginning_of_its_own_come_its_own_codes_and_after_another_none_
                 for codes in (made_up, (*other[:number], *own[number:]))
             )
         dependent = row.startswith(
-            ("residual", "multiscale", "hierarchical", "grouped residual", "grouped multiscale", "diveq, residual")
+            (
+                "residual",
+                "qinco",
+                "multiscale",
+                "hierarchical",
+                "grouped residual",
+                "grouped multiscale",
+                "diveq, residual",
+            )
         )
         assert error < former if dependent else error == former
 

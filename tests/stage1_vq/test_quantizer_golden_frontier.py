@@ -8,7 +8,7 @@ What theirs draw is drawn by ours from the same numbers. Not among ours:
 | space-filling inference: the nearest point of the line | the nearest code vector, so that codes say all of z_q |
 | SFDIVEQDetach: the direction to the first end of a segment, twice | to each of its ends |
 | SFDIVEQ's `skip_iters`: no quantization at first | k-means on the first batch |
-| residual and product space-filling; product DiVeQ with one step for all groups | `grouped` has a step for each group |
+| residual and product space-filling | the space-filling variant has one codebook |
 | VectorQuantize `vq_bridge`: codes are looked up in the table before the bridge | after it |
 | BinaryMapper: bit 0 is the least significant | the first bit is the most significant, as elsewhere here |
 | ResidualFSQ and ResidualLFQ with rotations: looked up without turning back | turned back |
@@ -45,6 +45,8 @@ from stage1_vq.quantizers import (
     LFQConfig,
     LFQuantizer,
     NearestQuantizerConfig,
+    QINCoConfig,
+    QINCoQuantizer,
     ResidualQuantizer,
     ResidualQuantizerConfig,
     ResidualScalarConfig,
@@ -96,7 +98,8 @@ def diveq_of(weights: dict[str, Tensor], **settings: Any) -> DiVeQuantizer:
     """With the codebooks of a reference: k d, or one for each layer."""
     codebook = weights["codebook"]
     books = codebook if codebook.ndim == 3 else codebook.unsqueeze(0)
-    settings = {"codebook_size": books.shape[1], "dim": books.shape[2], "depth": len(books), **settings}
+    count = settings.get("groups", 1)
+    settings = {"codebook_size": books.shape[1], "dim": count * books.shape[2], "depth": len(books) // count} | settings
     quantizer = DiVeQuantizer(DiVeQConfig(**settings))
     with torch.no_grad():
         for layer, book in zip(quantizer.stack(), books, strict=True):
@@ -113,6 +116,8 @@ def codebook_gradients(quantizer: DiVeQuantizer, like: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("file", "variant"),
     [
+        ("diveq", "product"),
+        ("nsvq", "product"),
         ("diveq", "plain"),
         ("diveq", "detach"),
         ("diveq", "residual"),
@@ -130,6 +135,8 @@ def test_diveq_and_nsvq(file, variant, monkeypatch):
         settings = {"noise": arguments["diveq_noise_var"]}
     else:
         settings = {"direction": "random"}
+    if variant == "product":
+        settings["groups"] = arguments["num_codebooks"]
     quantizer = diveq_of(weights, **settings)
     draws_from(monkeypatch, diveq, "normal_like", [rows_as_latents(inputs["normal"][0])])
 
@@ -262,6 +269,51 @@ def test_residual_vq_with_a_beam_or_a_rotation_in_each_layer(variant, monkeypatc
             assert not torch.equal(book.codebook, after)
         else:
             close(book.codebook, after)
+
+
+def test_residual_vq_with_implicit_neural_codebooks():
+    """Their loss of a layer is one squared error with gradients to both sides: our two, of weight 1 each, and means."""
+    config, weights, inputs, outputs = variant_of("vqp132_residual", "rvq_qinco")
+    arguments = config["args"]
+    depth, sizes = arguments["num_quantizers"], arguments["mlp_kwargs"]
+    quantizer = QINCoQuantizer(
+        QINCoConfig(
+            depth=depth,
+            codebook_size=arguments["codebook_size"],
+            dim=arguments["dim"],
+            blocks=sizes["depth"],
+            hidden=sizes["dim_hidden"],
+            commitment_weight=1.0,
+        )
+    )
+    names = {"project_in.weight": "proj_in.weight", "project_in.bias": "proj_in.bias"}
+    for block in range(sizes["depth"]):
+        for inner in (f"{block}.0", f"{block}.2"):
+            names |= {f"blocks.{inner}.{kind}": f"layers.{inner}.{kind}" for kind in ("weight", "bias")}
+    with torch.no_grad():
+        for number, layer in enumerate(quantizer.stack()):
+            layer.codebook.copy_(weights[f"layers.{number}._codebook.embed"][0])
+        for number, network in enumerate(quantizer.networks):
+            for ours, theirs in names.items():
+                network.get_parameter(ours).copy_(weights[f"mlps.{number}.{theirs}"])
+    z = as_latents(inputs["x"]).requires_grad_()
+    found = quantizer.eval()(z)
+    assert torch.equal(torch.stack([grid.squeeze(-1) for grid in found.codes], -1), outputs["eval/indices"])
+    close(found.z_q, as_latents(outputs["eval/quantized"]))
+    close(quantizer.codes_to_latents(found.codes), as_latents(outputs["eval/output_from_indices"]))
+
+    quantized = quantizer.train()(z)
+    assert torch.equal(torch.stack([grid.squeeze(-1) for grid in quantized.codes], -1), outputs["train/indices"])
+    close(quantized.z_q, as_latents(outputs["train/quantized"]))
+    close(depth * quantized.losses["codebook_loss"], outputs["train/losses"].sum())
+    losses = depth * (quantized.losses["codebook_loss"] + quantized.losses["commitment_loss"])
+    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + losses).backward()
+    close(z.grad, as_latents(outputs["grad/x"]))
+    for number, layer in enumerate(quantizer.stack()):
+        close(layer.codebook.grad, outputs[f"grad/layers.{number}._codebook.embed"][0])
+    for number, network in enumerate(quantizer.networks):
+        for ours, theirs in names.items():
+            close(network.get_parameter(ours).grad, outputs[f"grad/mlps.{number}.{theirs}"])
 
 
 # ---- FSP ------------------------------------------------------------------------------------------------------------
@@ -508,6 +560,28 @@ def test_codebook_bridge(variant):
     assert torch.equal(found.codes[0], as_codes(outputs["eval/indices"]))
     close(found.z_q, as_latents(outputs["eval/quantized"]))
     torch.testing.assert_close(quantizer.codes_to_latents(found.codes), found.z_q)
+
+
+def test_codebook_bridge_with_the_directional_step(monkeypatch):
+    _, weights, inputs, outputs = variant_of("vqp132_vectorquantize", "both")
+    k, d = weights["_codebook.embed"].shape[1:]
+    quantizer = FVQuantizer(FVQConfig(codebook_size=k, dim=d, patch=1, gradient="diveq", noise=5e-3**0.5))
+    quantizer.bridge = StandIn(part(weights, "_codebook.vq_bridge.net."))
+    with torch.no_grad():
+        quantizer.table.copy_(weights["_codebook.embed"][0])
+    noise = rearrange(inputs["noise"], "(b n d) -> b d n 1", b=2, n=12)
+    draws_from(monkeypatch, diveq, "normal_like", [noise])
+    z = as_latents(inputs["x"]).requires_grad_()
+    quantized = quantizer(z)
+    assert torch.equal(quantized.codes[0], as_codes(outputs["train/indices"]))
+    close(quantized.z_q, as_latents(outputs["train/quantized"]))
+    assert not quantized.losses
+    (quantized.z_q * as_latents(inputs["cotangent"])).sum().backward()
+    close(z.grad, as_latents(outputs["grad/x"]))
+    close(quantizer.table.grad, outputs["grad/_codebook.embed"][0])
+    for name, parameter in quantizer.bridge.net.named_parameters():
+        close(parameter.grad, outputs[f"grad/_codebook.vq_bridge.net.{name}"])
+    close(quantizer.eval()(z).z_q, as_latents(outputs["eval/quantized"]))
 
 
 # ---- IBQ ------------------------------------------------------------------------------------------------------------

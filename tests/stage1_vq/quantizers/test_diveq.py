@@ -94,8 +94,9 @@ def test_a_codebook_learns_where_the_latents_are_without_a_loss_of_its_own(space
     [
         ({"noise": -1.0}, "noise=-1.0, expected 0"),
         ({"depth": 0}, "depth=0, expected at least 1"),
+        ({"groups": 5}, "groups=5, expected a divisor of dim="),
         ({"direction": "down"}, "direction=down, expected code or random"),
-        ({"space_filling": True, "depth": 2}, "space_filling=True, expected False where depth is above 1"),
+        ({"space_filling": True, "depth": 2}, "space_filling=True, expected False where depth or groups are above 1"),
         ({"space_filling": True, "direction": "random"}, "space_filling=True, expected False where direction=random"),
     ],
 )
