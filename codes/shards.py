@@ -39,11 +39,13 @@ class CodeIndex(ShardIndex):
 
     code_spec: CodeSpec
     latents_sha256: str | None = None  # of LATENTS_NAME; None: there is none
+    codes_are_bits: bool | None = None  # each bit of a code's number says something by itself; None: not recorded
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], **own: Any) -> Self:
         spec = CodeSpec.from_json(value["code_spec"])
-        return super().from_json(value, code_spec=spec, latents_sha256=value.get("latents_sha256"), **own)
+        found = {name: value.get(name) for name in ("latents_sha256", "codes_are_bits")}
+        return super().from_json(value, code_spec=spec, **found, **own)
 
 
 class CodeShardWriter(ShardWriter[CodeIndex]):
@@ -60,10 +62,11 @@ class CodeShardWriter(ShardWriter[CodeIndex]):
         source: Mapping[str, Any] | None = None,
         source_defaults: Mapping[str, Any] | None = None,
         latents: Mapping[str, Tensor] | None = None,
+        codes_are_bits: bool | None = None,
     ):
         """splits: what each shard is for, as many as there will be; source: see CodeIndex; source_defaults: what a
         folder stands for that does not name one of these; latents: tensors that a next-scale prior takes
-        (stage2_prior/priors/scale_latents.py), None for codes of another kind.
+        (stage2_prior/priors/scale_latents.py), None for codes of another kind; codes_are_bits: see CodeIndex.
 
         Raises UserError when the folder holds codes of anything else.
         """
@@ -74,6 +77,7 @@ class CodeShardWriter(ShardWriter[CodeIndex]):
             stage1_fingerprint=stage1_fingerprint,
             source=as_read(source),
             shards=planned_shards("codes", splits),
+            codes_are_bits=codes_are_bits,
         )
         super().__init__(folder, plan, source_defaults)
 

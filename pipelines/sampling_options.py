@@ -53,6 +53,9 @@ class SamplingOptions:
         # Another way than the model's, and nothing of that.
         if any(name in given and given[name] != getattr(default, name) for name in ("order", "remask")):
             default = replace(default, **{name: getattr(SamplingConfig(), name) for name in WAY})
+        # A schedule that the model does not have, and not how late its own rises.
+        if given.get("guidance_schedule", default.guidance_schedule) != default.guidance_schedule:
+            default = replace(default, guidance_power=SamplingConfig().guidance_power)
         return replace(default, **given)
 
 

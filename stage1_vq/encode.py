@@ -72,6 +72,7 @@ def encode_images(
             source=source,
             source_defaults=defaults,
             latents=autoencoder.scale_latents(),
+            codes_are_bits=autoencoder.codes_are_bits(),
         )
 
     def encode_one(piece: Piece, batches: PieceBatches) -> tuple[Codes, Tensor, list[str]]:

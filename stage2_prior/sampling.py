@@ -87,6 +87,7 @@ def sample_codes(
     kept = None if known is None else prior.sequence(tuple(grid.to(device) for grid in known), condition)  # b n
     if kept is None or len({(grid.height, grid.width) for grid in prior.code_spec.grids}) == 1:
         complete = None
+    check_single_step(prior, sampling, kept)
     with computing_in(sampling.precision, device, remember_casts=recorded is None):
         if isinstance(prior, AutoregressivePrior):
             uniforms = uniforms_of(seed, indices, prior.code_spec.codes_per_image, device)
@@ -94,6 +95,12 @@ def sample_codes(
             if prior.draws_in_any_order:
                 condition, kept = with_order(prior, indices, condition, seed, kept)
             if prior.draws_in_any_order and in_groups(prior, sampling, kept):
+                if not isinstance(sampling.lookahead, str) and sampling.lookahead > 1:
+                    raise UserError(
+                        f"got lookahead={sampling.lookahead} and several codes at a step, or codes that are kept, of a "
+                        f"{prior.kind} prior, expected one code at a step, as windows guess them; leave lookahead out, "
+                        "or steps and codes"
+                    )
                 if recorded is not None:
                     raise UserError(
                         f"got cuda_graph and several codes at a step, or codes that are kept, of a {prior.kind} prior, "
@@ -133,6 +140,17 @@ def check_request(prior: Prior, batch: int, condition: Condition, sampling: Samp
     prior.check(batch, condition)
     condition.check_range(prior.num_classes)
     sampling.check_fits(prior)
+
+
+def check_single_step(prior: Prior, sampling: SamplingConfig, known: Tensor | None) -> None:
+    """Raises UserError for a guidance that is to rise in a single step: there it is none. That of a prior that
+    `draws_in_any_order` rises with the codes that are known, some of which may be so beforehand."""
+    rises = sampling.guidance != 1 and sampling.guidance_schedule != "constant"
+    if sampling.steps == 1 and rises and (known is None or not prior.draws_in_any_order):
+        raise UserError(
+            f"steps=1 with guidance_schedule={sampling.guidance_schedule}, which rises from none at the first step: a "
+            "single one would have no guidance; give guidance_schedule=constant, or more steps"
+        )
 
 
 def check_finite(finite: Tensor, sampling: SamplingConfig) -> None:

@@ -181,6 +181,11 @@ class SamplingConfig:
                 f"lookahead={self.lookahead} for a {prior.kind} prior, which takes no windows of codes; leave it out, "
                 "or take a transformer, mingpt, llamagen or randar prior"
             )
+        if self.guidance_power != 1 and self.guidance_schedule == "constant":
+            raise UserError(
+                f"guidance_power={self.guidance_power} with guidance_schedule=constant, which does not rise; give "
+                "guidance_schedule=linear or cosine too, or leave guidance_power out"
+            )
         if self.guidance != 1 and not (prior.num_classes or prior.reads_prompts):
             raise UserError(
                 "got guidance for a prior without classes, expected guidance=1: it has no label and no text to follow"

@@ -27,6 +27,7 @@ from common.wording import counted
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, VAR, AutoregressivePrior, HierarchicalConfig, Prior, PriorConfig
+from stage2_prior.priors.bitwise import BitOutput
 from stage2_prior.priors.hierarchical import prior_of_level
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.text import FILE_NAMES, captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
@@ -331,6 +332,7 @@ def train_stage2(
             f"flipped_codes={config.flipped_codes}, but {codes} has no code vectors beside its codes, with which later "
             "scales could mend a mistake; leave it out, or encode with an autoencoder of quantizer.kind=multiscale"
         )
+    on_bits = notes_on_bits(prior, train_codes)
     prior.tokenizer = None if encoder else tokenizer  # an encoder brings its own
     prior.training_images = TrainingImages.of(train_codes)
     training, validation = (in_company(config, codes, split, tokenizer) for split in ("train", "validation"))
@@ -345,7 +347,7 @@ def train_stage2(
         samples="encoded images",
         defaults=defaults_of(config),
         data=lambda: fingerprints(config, train_codes, given),
-        notes=(*begun, *notes_on_size(prior, len(train_codes)), *notes),
+        notes=(*begun, *on_bits, *notes_on_size(prior, len(train_codes)), *notes),
     )
     evaluation = None if judge is None else task.evaluation(validation, config.train.evaluate_images, judge)
     return fit(task, training, validation, config.train, run, asdict(config), run_facts, evaluation)
@@ -358,6 +360,22 @@ def begin_from(prior: Prior, folder: str) -> tuple[str, ...]:
     if prior.stage1_fingerprint != other.stage1_fingerprint:
         said.append(f"{folder} knows the codes of another autoencoder: what it learned of each code is of no use here")
     return tuple(said)
+
+
+def notes_on_bits(prior: Prior, codes: CodeDataset) -> tuple[str, ...]:
+    """A line where a prior tells codes bit by bit that may be no bits. Raises UserError where they are none: of numbers
+    by chance, bits that do not know of each other make others."""
+    if codes.index.codes_are_bits or not any(isinstance(module, BitOutput) for module in prior.modules()):
+        return ()
+    if codes.index.codes_are_bits is None:
+        return (
+            f"bitwise: {codes.folder} does not say whether its codes are bits, as of quantizer.kind=lfq or bsq; of "
+            "others they cannot be told bit by bit (encode anew to have it checked)",
+        )
+    raise UserError(
+        f"bitwise for {codes.folder}, whose codes are numbers of code vectors and no bits, expected those of "
+        "quantizer.kind=lfq or bsq; leave bitwise out, or take an autoencoder of these"
+    )
 
 
 def notes_on_size(prior: Prior, images: int) -> tuple[str, ...]:

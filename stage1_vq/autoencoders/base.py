@@ -156,6 +156,12 @@ class Autoencoder(PretrainedModel):
             "model of kind flow_decoder"
         )
 
+    def codes_are_bits(self) -> bool:
+        """Whether each bit of a code's number says something by itself, as a prior wants it that tells bit by bit."""
+        quantizers = [module for module in self.modules() if isinstance(module, Quantizer)]
+        inner = [one for one in quantizers if not any(isinstance(part, Quantizer) for part in [*one.modules()][1:])]
+        return bool(inner) and all(one.codes_are_bits for one in inner)
+
     def forward(self, images: Tensor) -> Stage1Output:
         """One training or validation pass. images: b c H W in [-1, 1]."""
         raise NotImplementedError

@@ -35,6 +35,7 @@ class Quantizer(nn.Module):
     dim: int  # d, width of z
     dim_out: int  # width of z_q; that of z for all but a few
     stays_whole = True  # on each process (training/sharding.py): what moves code vectors reads all of them
+    codes_are_bits: ClassVar[bool] = False  # each bit of a code's number says something by itself
     path: str = "model.quantizer"  # where its config stands in a recipe: what messages call its fields by
 
     def __init__(self, dim: int, dim_out: int | None = None) -> None:

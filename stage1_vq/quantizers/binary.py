@@ -54,6 +54,7 @@ class BinaryQuantizer(Quantizer):
     """
 
     config_class = BinaryQuantizerConfig
+    codes_are_bits = True
 
     def __init__(self, config: BinaryQuantizerConfig) -> None:
         super().__init__(config.dim)

@@ -64,6 +64,7 @@ class BinaryMapper(CountingQuantizer):
     """
 
     config_class = BinaryMapperConfig
+    codes_are_bits = True
     remedies = ("a higher {path}.free_nats", "fewer {path}.bits")
 
     def __init__(self, config: BinaryMapperConfig) -> None:

@@ -89,6 +89,7 @@ class LFQuantizer(CountingQuantizer):
     """
 
     config_class: ClassVar[type] = LFQConfig
+    codes_are_bits = True
     config: Any  # LFQConfig, or BSQ's
     remedies = ("a higher {path}.entropy_weight", "fewer {path}.bits")
 

@@ -81,6 +81,7 @@ class MultiscaleBitsQuantizer(ScaleQuantizer):
 
     config_class = MultiscaleBitsConfig
     config: MultiscaleBitsConfig
+    codes_are_bits = True
     remedies = ("a higher {path}.entropy_weight", "fewer {path}.bits")
 
     def __init__(self, config: MultiscaleBitsConfig) -> None:

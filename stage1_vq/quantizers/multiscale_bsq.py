@@ -70,6 +70,7 @@ class MultiscaleBSQuantizer(Quantizer):
     """
 
     config_class = MultiscaleBSQConfig
+    codes_are_bits = True
 
     def __init__(self, config: MultiscaleBSQConfig) -> None:
         super().__init__(config.dim)

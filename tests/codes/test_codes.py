@@ -124,7 +124,7 @@ def test_the_format_is_what_the_documentation_says(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "index.json").read_text())
     assert list(index) == [
         *("zellige_version", "images", "code_spec", "class_names", "stage1_fingerprint", "source", "shards"),
-        *("latents_sha256", "sha256"),
+        *("latents_sha256", "codes_are_bits", "sha256"),
     ]
     assert index["images"] == {"train": 8, "validation": 4}
     assert [(shard["split"], shard["images"]) for shard in index["shards"]] == [

@@ -37,6 +37,13 @@ def test_another_way_to_fill_in_leaves_nothing_of_the_models_own(own, asked, exp
     assert found.mask_schedule == own.mask_schedule
 
 
+def test_another_schedule_of_guidance_does_not_rise_as_late_as_the_models():
+    own = SamplingConfig(guidance=3.0, guidance_schedule="cosine", guidance_power=2.75)
+    assert SamplingOptions(guidance_schedule="constant").sampling(own).guidance_power == 1
+    assert SamplingOptions(guidance_schedule="linear", guidance_power=2.0).sampling(own).guidance_power == 2
+    assert SamplingOptions(guidance_schedule="cosine", guidance=2.0).sampling(own).guidance_power == 2.75
+
+
 @pytest.mark.parametrize(
     ("own", "asked"),
     [(OWN, {"order": "confidence"}), (OWN, {"remask": "off"}), (REMASKING, {"remask": "loop"})],

@@ -25,7 +25,16 @@ from images.datasets import DataConfig, image_datasets, to_float
 from images.encoding import EncodeConfig, EncodeDataConfig
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.encode import encode, encode_images
-from stage1_vq.quantizers import MultiscaleQuantizerConfig, NearestQuantizerConfig, ResidualQuantizerConfig
+from stage1_vq.quantizers import (
+    BinaryQuantizerConfig,
+    BSQConfig,
+    FSQConfig,
+    GroupedQuantizerConfig,
+    LFQConfig,
+    MultiscaleQuantizerConfig,
+    NearestQuantizerConfig,
+    ResidualQuantizerConfig,
+)
 from tests.processes import Processes
 
 
@@ -469,3 +478,26 @@ def test_two_processes_write_what_one_writes(processes: Processes, tmp_path: Pat
     said = processes.together(encode_and_tell, run, tmp_path / "two")
     assert "wrote" not in said[0] + said[1]
     assert ("read" in said[0], "read" in said[1]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "expected"),
+    [
+        (NearestQuantizerConfig(codebook_size=16, dim=4), False),
+        (FSQConfig(levels=(4, 4), dim=4), False),
+        (ResidualQuantizerConfig(depth=2, layer=NearestQuantizerConfig(codebook_size=16, dim=4)), False),
+        (GroupedQuantizerConfig(layer=NearestQuantizerConfig(codebook_size=16, dim=2)), False),
+        (GroupedQuantizerConfig(layer=LFQConfig(bits=3, dim=2)), True),
+        (LFQConfig(bits=4, dim=4), True),
+        (BSQConfig(bits=4, dim=4), True),
+        (BinaryQuantizerConfig(dim=4), True),
+    ],
+)
+def test_shards_say_whether_their_codes_are_bits(quantizer: Any, expected: bool, tmp_path: Path) -> None:
+    sizes = VQVAEConfig(channels=1, width=8, residual_width=8, residual_blocks=1, quantizer=quantizer)
+    model = VQVAE(sizes, (8, 8))
+    assert model.codes_are_bits() is expected
+    train, validation = image_datasets(data_of(save_set(tmp_path / "set", 2)), seed=0)
+    index = encode_images(model, train, validation, tmp_path / "codes")
+    assert index.codes_are_bits is expected
+    assert json.loads((tmp_path / "codes" / "index.json").read_text())["codes_are_bits"] is expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -174,6 +175,37 @@ def test_guidance_rises_late_with_a_power_above_one():
     assert [sampling.guidance_at(step, 5) for step in range(5)] == pytest.approx([1, 1.125, 1.5, 2.125, 3])
     with pytest.raises(UserError, match="guidance_power=0, expected above 0; 1 rises evenly, more rises late"):
         SamplingConfig(guidance_power=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        ("transformer", {"guidance_power": 2.0}, "guidance_power=2.0 with guidance_schedule=constant, which does not"),
+        ("maskgit", {"guidance": 1.0, "guidance_power": 0.5}, "give guidance_schedule=linear or cosine too, or leave"),
+        ("randar", {"guidance_schedule": "linear", "steps": 1}, "steps=1 with guidance_schedule=linear, which rises"),
+        (
+            "diffusion",
+            {"guidance_schedule": "cosine", "steps": 1},
+            "a single one would have no guidance; give guidance",
+        ),
+    ],
+)
+def test_settings_of_guidance_that_change_nothing_are_refused(kind, setting, message):
+    prior = tiny_prior(kind)
+    with pytest.raises(UserError, match=message):
+        sample_codes(prior, [0], labelled(1, prior), 0, SamplingConfig(**{"guidance": 3.0, **setting}))
+
+
+@pytest.mark.parametrize("kind", ["randar", "diffusion"])
+def test_one_step_has_constant_guidance_and_a_schedule_needs_none(kind):
+    prior, condition = tiny_prior(kind), labelled(6, tiny_prior(kind))
+
+    def drawn(**setting: Any) -> Tensor:
+        codes = sample_codes(prior, range(6), condition, 0, SamplingConfig(steps=1, temperature=0, **setting))
+        return prior.sequence(codes, condition)
+
+    assert not torch.equal(drawn(guidance=4.0), drawn())
+    assert torch.equal(drawn(guidance_schedule="linear"), drawn())
 
 
 def test_guidance_is_off_outside_its_interval():

@@ -31,11 +31,17 @@ NAMES = ("ash", "birch", "cedar", "dogwood")
 
 
 def write_codes(
-    folder: Path, spec: CodeSpec | None = None, names: tuple[str, ...] | None = NAMES, fingerprint: str = "f00d"
+    folder: Path,
+    spec: CodeSpec | None = None,
+    names: tuple[str, ...] | None = NAMES,
+    fingerprint: str = "f00d",
+    **told: Any,
 ) -> Path:
     """48 training and 16 validation images: every code is that of the first, which is the label's or the next one."""
     spec = spec or tiny_spec()
-    writer = CodeShardWriter(folder, spec, ["train", "validation"], class_names=names, stage1_fingerprint=fingerprint)
+    writer = CodeShardWriter(
+        folder, spec, ["train", "validation"], class_names=names, stage1_fingerprint=fingerprint, **told
+    )
     for number, count in enumerate((48, 16)):
         labels = torch.arange(count) % CLASSES
         first = labels + torch.randint(2, (count,), generator=torch.Generator().manual_seed(number))
@@ -353,3 +359,26 @@ def test_a_decoder_may_be_named_for_a_run_that_goes_on(codes: Path, tmp_path: Pa
     draw = Drawn()
     assert train_stage2(longer, codes, tmp_path / "run", draw).steps_done == 3
     assert len(draw.calls) == 1
+
+
+def test_codes_that_are_no_bits_are_not_told_bit_by_bit(tmp_path, capsys):
+    config = replace(
+        make_config(train={"steps": 1}), model=TransformerConfig(layers=1, width=16, heads=2, bitwise=True)
+    )
+    for told, message in (
+        (False, "no bits, expected those of quantizer.kind=lfq or bsq; leave bitwise out"),
+        (True, ""),
+    ):
+        folder = write_codes(tmp_path / str(told), tiny_spec(vocabulary=16), codes_are_bits=told)
+        assert CodeDataset(folder, "train").index.codes_are_bits is told
+        if message:
+            with pytest.raises(UserError, match=message):
+                train_stage2(config, folder, tmp_path / "refused")
+        else:
+            train_stage2(config, folder, tmp_path / "run")
+    assert "does not say whether its codes are bits" not in capsys.readouterr().out
+    folder = write_codes(tmp_path / "unknown", tiny_spec(vocabulary=16))
+    train_stage2(config, folder, tmp_path / "of_unknown")
+    assert "does not say whether its codes are bits" in capsys.readouterr().out
+    numbers = write_codes(tmp_path / "plain", tiny_spec(vocabulary=16), codes_are_bits=False)
+    train_stage2(make_config(train={"steps": 1}), numbers, tmp_path / "plain_run")  # which tells whole codes

@@ -20,6 +20,17 @@ from tests.stage2_prior.tiny import condition_for, labelled, random_codes, tiny_
 CONFIG = RandARConfig(layers=2, width=32, heads=4)
 
 
+def test_windows_are_refused_where_several_codes_are_drawn_together():
+    prior, condition = tiny_prior("randar"), labelled(2, tiny_prior("randar"))
+    known = (torch.full((2, 3, 5), -1),)
+    for sampling, kept in ((SamplingConfig(steps=4, lookahead=3), None), (SamplingConfig(lookahead=3), known)):
+        with pytest.raises(UserError, match=r"got lookahead=3 and several codes at a step, .* leave lookahead out, or"):
+            sample_codes(prior, range(2), condition, 0, sampling, kept)
+    for lookahead in ("auto", "off", 1):
+        prior.code_spec.check(sample_codes(prior, range(2), condition, 0, SamplingConfig(steps=4, lookahead=lookahead)))
+    assert sample_codes(prior, range(2), condition, 0, SamplingConfig(steps=15, lookahead=3))
+
+
 def order_for(batch: int) -> Tensor:
     return torch.rand(batch, 15, generator=torch.Generator().manual_seed(3)).argsort(dim=1)
 
