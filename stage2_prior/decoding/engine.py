@@ -16,13 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage2_prior.decoding.column_blocks import in_blocks, join
+from stage2_prior.decoding.prepared import for_a_single_row
 
 BLOCK_COLUMNS = 32  # at least, of a matrix on a CPU
+BLOCK_BYTES = 64  # at least, of a row of a block that a single row is multiplied with: a line of the cache
 
 
-def blocks_of(columns: int) -> int:
+def blocks_of(columns: int, dtype: torch.dtype) -> int:
     """Into how many blocks of columns a matrix of so many is cut on a CPU: the narrowest that are wide enough."""
-    return next(columns // width for width in range(min(BLOCK_COLUMNS, columns), columns + 1) if columns % width == 0)
+    least = BLOCK_BYTES // dtype.itemsize if for_a_single_row() else BLOCK_COLUMNS
+    return next(columns // width for width in range(min(least, columns), columns + 1) if columns % width == 0)
+
+
+def blocks_of_heads(heads: int, width: int, dtype: torch.dtype) -> int:
+    """Likewise of one that makes so many heads of some width: one for each head, or for parts of it."""
+    return heads * (blocks_of(width, dtype) if for_a_single_row() else 1)
 
 
 class Product:
@@ -30,11 +38,12 @@ class Product:
 
     On a CPU a product with few rows takes as long as the matrix takes to be read. BLAS libraries stride through it, on
     one thread; narrow blocks that lie one after the other are read from end to end, and of a batch of them each thread
-    takes whole ones. With one row that is twice as fast. A GPU is better off with one matrix."""
+    takes whole ones. With one row that is twice as fast, and with blocks of 16 columns as fast as memory is read; more
+    rows want wider ones. A GPU is better off with one matrix."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, blocks: int | None = None):
         """weight: out in, as nn.Linear keeps it; blocks: on a CPU, a number that divides out; None: `blocks_of` it."""
-        self.blocks = 1 if weight.device.type != "cpu" else blocks or blocks_of(len(weight))
+        self.blocks = 1 if weight.device.type != "cpu" else blocks or blocks_of(len(weight), dtype)
         self.columns = len(weight) // self.blocks
         matrix = weight.to(dtype).unflatten(0, (self.blocks, -1)).transpose(1, 2)
         self.matrix = (matrix if self.blocks > 1 else matrix[0]).contiguous()
@@ -72,7 +81,7 @@ class Product:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    qkv: Product  # in one block, or in one for each head: those of the queries, of the keys, of the values
+    qkv: Product  # in one block, or `blocks_of_heads`: those of the queries, of the keys, of the values
     out: Product
     up: Product  # of a gated feed-forward the gates, then what they open
     down: Product
@@ -121,14 +130,12 @@ class Room:
         self.rows_like_stream = self.rows if self.stream.dim() == 2 else in_blocks(self.rows, len(self.stream))
         self.to_project, self.to_open = block.qkv.factor(self.rows), block.up.factor(self.rows)
         self.projected = like.new_empty(block.qkv.shape(rows))
-        self.exact = self.projected.float()  # the same tensor where that is float32
-        by_head = self.exact.view(-1, rows, block.qkv.columns).unflatten(2, (-1, weights.head_width))
-        by_head = by_head.transpose(1, 2).flatten(0, 1)  # heads r d
+        by_head = self._by_head(weights, block.qkv.columns, rows)  # heads r d, float32
         self.pairs = as_pairs(by_head[: heads + shared])
         self.key_value = by_head[heads:].view(2, shared, batch, places, -1)
         # The heads that share keys are rows of one product with them: as they are projected, or copied there.
         self.query_by_head = by_head[:heads].view(shared, group, batch, places, -1)
-        self.query_in_place = self.exact is self.projected and by_head.is_contiguous() and 1 in (group, batch)
+        self.query_in_place = like.dtype == torch.float32 and by_head.is_contiguous() and 1 in (group, batch)
         if self.query_in_place:
             self.query = by_head[:heads].view(shared * batch, group * places, -1)
         else:
@@ -147,6 +154,22 @@ class Room:
 
         # What is added to the scores of places that follow each other: -inf for those after a row's own; 1 rows places.
         self.later = like.new_full((1, places, places), -math.inf).triu_(1).repeat(1, group, 1)
+
+    def _by_head(self, weights: Weights, columns: int, rows: int) -> Tensor:
+        """Queries, keys and values, `heads r d` in float32: what was projected, or what it is copied to."""
+        heads, width = weights.heads + 2 * weights.shared, weights.head_width
+        parts = max(1, width // columns)  # blocks that a head comes in
+        blocks = self.projected.view(-1, rows, columns)
+        if parts > 1:
+            in_parts = blocks.unflatten(0, (heads, parts)).transpose(1, 2)  # heads r parts d/parts
+        else:
+            in_parts = blocks.unflatten(2, (-1, width)).transpose(1, 2).flatten(0, 1)[:, :, None]
+        self.to_copy: tuple[Tensor, Tensor] | None = None  # where to, and what
+        if self.projected.dtype == torch.float32 and 1 in (parts, rows):
+            return in_parts.view(heads, rows, width)
+        by_head = torch.empty(heads, rows, width, device=self.projected.device)
+        self.to_copy = by_head.view(in_parts.shape), in_parts
+        return by_head
 
     def enter(self, x: Tensor) -> None:
         """x: `r d`, the embedded tokens."""
@@ -275,8 +298,9 @@ class Decoder:
     def _project(self, room: Room, block: BlockWeights, turns: Tensor | None) -> None:
         self.weights.normalise(room)
         block.qkv(room.to_project, out=room.projected)
-        if room.exact is not room.projected:
-            room.exact.copy_(room.projected)
+        if room.to_copy is not None:
+            by_head, projected = room.to_copy
+            by_head.copy_(projected)
         if turns is not None:
             room.pairs.mul_(turns)
         if not room.query_in_place:

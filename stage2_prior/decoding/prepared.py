@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -15,16 +16,25 @@ Made = TypeVar("Made")
 
 class Kept(NamedTuple):
     state: list[object]  # of the weights that `made` was made of
-    made: dict[Hashable, Any]
+    made: dict[Hashable, tuple[bool, Any]]  # of each kind, whether for a single row
 
 
 KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()  # beside the models: no state dict or copy has it
 
 
+SINGLE: ContextVar[bool] = ContextVar("SINGLE", default=False)
+
+
+def for_a_single_row() -> bool:
+    """Whether matrices that are laid out now will be multiplied with one row at a time."""
+    return SINGLE.get()
+
+
 @torch.inference_mode()
-def prepared(model: nn.Module, kind: Hashable, make: Callable[[], Made]) -> Made:
+def prepared(model: nn.Module, kind: Hashable, make: Callable[[], Made], rows: int | None = None) -> Made:
     """`make()`, which reads nothing but the weights of `model`, or what it made earlier of the same weights, once for
-    each `kind`. What it makes is never written to.
+    each `kind`. What it makes is never written to. rows: of a step, where matrices lie otherwise for one than for more
+    (`for_a_single_row`); what was made last for either is kept.
 
     On a GPU it is made each time, at the cost of a few of its kernels: whether a weight has changed could only be known
     by waiting for the device, and a recorded graph is to follow weights that change between its replays."""
@@ -36,9 +46,15 @@ def prepared(model: nn.Module, kind: Hashable, make: Callable[[], Made]) -> Made
         kept = KEPT.get(model)
         if kept is None or kept.state != state:
             kept = KEPT[model] = Kept(state, {})
-        if kind not in kept.made:
-            kept.made[kind] = make()
-        return kept.made[kind]
+        single = rows == 1
+        if kind not in kept.made or kept.made[kind][0] != single:
+            kept.made.pop(kind, None)  # its memory is free before it is needed again
+            token = SINGLE.set(single)
+            try:
+                kept.made[kind] = single, make()
+            finally:
+                SINGLE.reset(token)
+        return kept.made[kind][1]
 
 
 def state_of(weight: Tensor) -> object:

@@ -25,7 +25,17 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from stage2_prior.condition import Condition
-from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Room, Weights, blocks_of, norm_of, turn_table
+from stage2_prior.decoding.engine import (
+    BlockWeights,
+    Decoder,
+    Product,
+    Room,
+    Weights,
+    blocks_of,
+    blocks_of_heads,
+    norm_of,
+    turn_table,
+)
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.stepping import step_dtype
@@ -287,9 +297,9 @@ class StepWeights:
         qkv[: config.width] /= math.sqrt(config.head_width)
         gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.weight * self.root
         return BlockWeights(
-            qkv=Product(qkv, None, dtype, 3 * config.heads),
+            qkv=Product(qkv, None, dtype, blocks_of_heads(3 * config.heads, config.head_width, dtype)),
             out=Product(block.attention.out.weight, None, dtype),
-            up=Product(gate_up, None, dtype, 2 * blocks_of(config.hidden)),
+            up=Product(gate_up, None, dtype, 2 * blocks_of(config.hidden, dtype)),
             down=Product(block.feed_forward.down.weight, None, dtype),
         )
 
@@ -307,7 +317,7 @@ class LlamaGenStepper:
         prior.check(batch, condition)
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
         condition = condition.to(device)
-        weights = prepared(prior, dtype, lambda: StepWeights(prior, prior.config, dtype))
+        weights = prepared(prior, dtype, lambda: StepWeights(prior, prior.config, dtype), rows=batch)
         self.embedding, self.output = weights.embedding, weights.output
         prefix = prior.prefix(batch, condition).to(dtype)  # b p d
         self.start = prefix[:, -1]

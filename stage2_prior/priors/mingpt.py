@@ -23,7 +23,7 @@ from codes.spec import Codes, CodeSpec
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.column_blocks import join
-from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Room, Weights
+from stage2_prior.decoding.engine import BlockWeights, Decoder, Product, Room, Weights, blocks_of_heads
 from stage2_prior.decoding.prepared import prepared
 from stage2_prior.priors.base import AutoregressivePrior, Places
 from stage2_prior.stepping import step_dtype
@@ -224,7 +224,13 @@ def block_weights(block: Block, dtype: torch.dtype) -> BlockWeights:
     scale[:width] /= math.sqrt(width // attention.heads)
     qkv, bias = attention.qkv.weight * scale[:, None], attention.qkv.bias * scale
     return BlockWeights(
-        qkv=after_norm(block.attention_norm, qkv, bias, dtype, 3 * attention.heads),
+        qkv=after_norm(
+            block.attention_norm,
+            qkv,
+            bias,
+            dtype,
+            blocks_of_heads(3 * attention.heads, width // attention.heads, dtype),
+        ),
         out=Product(attention.out.weight, attention.out.bias, dtype),
         up=after_norm(block.feed_forward_norm, block.up.weight, block.up.bias, dtype),
         down=Product(block.down.weight, block.down.bias, dtype),
@@ -253,7 +259,7 @@ class MinGPTStepper:
     def __init__(self, prior: MinGPT, batch: int, condition: Condition):
         prior.check(batch, condition)
         device, dtype = prior.positions.device, step_dtype(prior.positions)
-        weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype))
+        weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype), rows=batch)
         self.embedding, self.positions, self.output = weights.embedding, weights.positions, weights.output
         prefix = prior.prefix(batch, condition.to(device))
         self.start = prefix[:, -1:]

@@ -189,7 +189,7 @@ class RQTransformerStepper:
     def __init__(self, prior: RQTransformer, batch: int, condition: Condition):
         prior.check(batch, condition)
         device, dtype = prior.embedding.weight.device, step_dtype(prior.embedding.weight)
-        self.weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype))
+        self.weights = prepared(prior, dtype, lambda: StepWeights(prior, dtype), rows=batch)
         self.depth = prior.depth
         places = prior.code_spec.grids[0].size
         self.spatial = Decoder(self.weights.spatial.weights, batch, places, dtype, device)

@@ -208,7 +208,7 @@ class TransformerStepper:
     def __init__(self, prior: Transformer, batch: int, condition: Condition):
         prior.check(batch, condition)
         device, dtype = prior.classes.weight.device, step_dtype(prior.classes.weight)
-        weights = prepared(prior, dtype, lambda: StepWeights.of(prior, dtype))
+        weights = prepared(prior, dtype, lambda: StepWeights.of(prior, dtype), rows=batch)
         self.stack, self.embedding, self.next_grid, self.grid_of, self.first_number = weights
         self.outputs = weights.stack.outputs
         self.grid_at = [grid for grid, size in enumerate(prior.sizes) for _ in range(size)]

@@ -16,7 +16,16 @@ from torch.autograd.function import once_differentiable
 
 from codes.spec import Grid
 from common.errors import UserError
-from stage2_prior.decoding.engine import BlockWeights, Product, Room, Weights, blocks_of, norm_of, turn_table
+from stage2_prior.decoding.engine import (
+    BlockWeights,
+    Product,
+    Room,
+    Weights,
+    blocks_of,
+    blocks_of_heads,
+    norm_of,
+    turn_table,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +241,9 @@ class StackWeights:
         qkv[: config.width] /= math.sqrt(config.head_width)
         gate_up = block.feed_forward.gate_up.weight.float() * block.feed_forward_norm.gain * self.root
         return BlockWeights(
-            qkv=Product(qkv, None, dtype, sum(block.attention.split)),
+            qkv=Product(qkv, None, dtype, blocks_of_heads(sum(block.attention.split), config.head_width, dtype)),
             out=Product(block.attention.out.weight, None, dtype),
-            up=Product(gate_up, None, dtype, 2 * blocks_of(config.hidden_width)),
+            up=Product(gate_up, None, dtype, 2 * blocks_of(config.hidden_width, dtype)),
             down=Product(block.feed_forward.down.weight, None, dtype),
         )
 

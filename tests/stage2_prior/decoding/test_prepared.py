@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from stage2_prior.decoding.prepared import KEPT, prepared
+from stage2_prior.decoding.prepared import KEPT, for_a_single_row, prepared
 from stage2_prior.priors import Prior
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import labelled, tiny_prior
@@ -62,6 +62,18 @@ def test_it_is_made_anew_when_a_weight_has_changed(change: Callable[[Prior], Non
     assert len(made) == 2
     prepared(prior, "another", make)
     assert len(made) == 3
+
+
+def test_what_was_made_last_for_one_row_or_for_more_is_kept_alone():
+    prior, made = tiny_prior("transformer"), list[bool]()
+
+    def make() -> int:
+        made.append(for_a_single_row())
+        return len(made)
+
+    assert [prepared(prior, "kind", make, rows) for rows in (4, 8, None, 1, 1, 2)] == [1, 1, 1, 2, 2, 3]
+    assert made == [False, True, False]
+    assert not for_a_single_row()
 
 
 @pytest.mark.parametrize("kind", PREPARING)
