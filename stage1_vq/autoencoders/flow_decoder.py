@@ -210,11 +210,13 @@ class FlowDecoder(QuantizedAutoencoder):
         """x: b c H W float32; t: b; returns float32."""
         return self.decoder(in_type_of(self.decoder, x), t, in_type_of(self.decoder, z_q)).float()
 
-    def walk(self, noise: Tensor, z_q: Tensor, steps: int) -> Tensor:
-        """From noise, b c H W float32, to images, not clamped."""
-        x = noise
+    def walk(self, noise: Tensor, z_q: Tensor, steps: int, first: Tensor | None = None) -> Tensor:
+        """From noise, b c H W float32, to images, not clamped. first: the velocity there, where it is known."""
+        x, velocity = noise, first
         for now, then in pairwise(times_of(steps)):
-            x = x + (now - then) * self.velocity(x, torch.full((len(x),), now, device=x.device), z_q)
+            if velocity is None:
+                velocity = self.velocity(x, torch.full((len(x),), now, device=x.device), z_q)
+            x, velocity = x + (now - then) * velocity, None
         return x
 
     def forward(self, images: Tensor, noise: Tensor | None = None, target: Tensor | None = None) -> Stage1Output:
@@ -226,9 +228,9 @@ class FlowDecoder(QuantizedAutoencoder):
         z_q = self.laid_out(z_q, images)
         if not self.training:
             noise = self.noise_of(codes, z_q)
-            whole = torch.ones(len(images), device=images.device)
-            error = F.mse_loss(self.velocity(noise, whole, z_q), images.float() - noise)
-            reconstruction = self.walk(noise, z_q, self.config.steps)
+            first = self.velocity(noise, torch.ones(len(images), device=images.device), z_q)
+            error = F.mse_loss(first, images.float() - noise)
+            reconstruction = self.walk(noise, z_q, self.config.steps, first)
             return Stage1Output(reconstruction, codes, {"flow_loss": error, **losses}, statistics)
         if noise is not None and target is not None:
             name, x, t = "distillation_loss", target, torch.ones(len(images), device=images.device)

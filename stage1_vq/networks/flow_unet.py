@@ -22,6 +22,7 @@ PERIODS = 10_000  # of the slowest of the sines that tell the time, to the faste
 TIME_SCALE = 1000  # time runs from 0 to 1
 SMALL = 0.1  # of the usual size, what ends a block begins with: at first a block changes little
 MLP_RATIO = 4
+STRIP = 1024  # places whose attention is computed at a time
 
 
 class FlowFeatures(NamedTuple):
@@ -98,21 +99,32 @@ class WindowAttention(nn.Module):
             self.output.weight.mul_(SMALL)
 
     def forward(self, x: Tensor) -> Tensor:
-        """b h w d."""
+        """b h w d. Strip after strip of rows, so that memory grows with the places and not with their square."""
         h, w = x.shape[1:3]
-        q, k, v = rearrange(self.qkv(x), "b h w (three heads d) -> three b heads (h w) d", three=3, heads=self.heads)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self.biases(h, w).to(q.dtype))
-        return self.output(rearrange(attended, "b heads (h w) d -> b h w (heads d)", h=h))
+        q, k, v = rearrange(self.qkv(x), "b h w (three heads d) -> three b heads h w d", three=3, heads=self.heads)
+        tall, attended = max(1, STRIP // w), []
+        for first in range(0, h, tall):
+            asking = range(first, min(h, first + tall))
+            asked = range(max(0, first - self.window), min(h, asking.stop + self.window))
+            mine, keys, values = (
+                part[:, :, rows.start : rows.stop].flatten(2, 3) for part, rows in ((q, asking), (k, asked), (v, asked))
+            )
+            biases = self.biases(asking, asked, w).to(q.dtype)
+            attended.append(F.scaled_dot_product_attention(mine, keys, values, biases))  # b heads (rows w) d
+        return self.output(rearrange(torch.cat(attended, 2), "b heads (h w) d -> b h w (heads d)", h=h))
 
-    def biases(self, h: int, w: int) -> Tensor:
-        """heads (h w) (h w), of the place that asks and the one that is asked; -inf outside of the window."""
-        rows, columns = (torch.arange(side, device=self.bias.device) for side in (h, w))
-        down = (rows - rows.unsqueeze(1))[:, None, :, None].expand(h, w, h, w)
-        across = (columns - columns.unsqueeze(1))[None, :, None, :].expand(h, w, h, w)
+    def biases(self, asking: range, asked: range, w: int) -> Tensor:
+        """heads (rows w) (rows w), of the place that asks and the one that is asked; -inf outside of the window."""
+        device = self.bias.device
+        columns = torch.arange(w, device=device)
+        rows, others = (torch.arange(each.start, each.stop, device=device) for each in (asking, asked))
+        shape = (len(asking), w, len(asked), w)
+        down = (others - rows.unsqueeze(1))[:, None, :, None].expand(shape)
+        across = (columns - columns.unsqueeze(1))[None, :, None, :].expand(shape)
         far = torch.maximum(down.abs(), across.abs()) > self.window
-        offsets = (down.clamp(-self.window, self.window), across.clamp(-self.window, self.window))
-        bias = self.bias[:, offsets[0] + self.window, offsets[1] + self.window]
-        return bias.masked_fill(far, -torch.inf).reshape(-1, h * w, h * w)
+        offsets = [each.clamp(-self.window, self.window) + self.window for each in (down, across)]
+        bias = self.bias[:, offsets[0], offsets[1]].masked_fill(far, -torch.inf)
+        return bias.reshape(self.heads, len(asking) * w, len(asked) * w)
 
 
 class TransformerBlock(nn.Module):

@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.starting import take_weights
 from stage1_vq.autoencoders import VQVAE, FlowDecoder, FlowDecoderConfig, VQGANConfig, VQVAEConfig, flow_decoder
 from stage1_vq.autoencoders.flow_decoder import noise_by_codes, scrambled, times_of
+from stage1_vq.networks import flow_unet
 from stage1_vq.networks.flow_unet import FlowFeatures, WindowAttention
 from stage1_vq.quantizers import NearestQuantizerConfig
 from tests.golden import golden_frontier
@@ -316,6 +317,18 @@ def test_attention_sees_its_window_with_the_bias_of_each_offset():
                 heads.append(torch.stack(logits).softmax(0) @ torch.stack(values))
             expected = attention.output(torch.cat(heads))
             torch.testing.assert_close(attention(x)[0, row, column], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strip", [1, 8, 13])
+def test_attention_in_strips_is_attention(monkeypatch: pytest.MonkeyPatch, strip: int):
+    torch.manual_seed(0)
+    attention, x = WindowAttention(6, heads=2, window=2), torch.randn(2, 9, 4, 6)
+    whole = attention(x)
+    (gradient,) = torch.autograd.grad(whole.square().sum(), [attention.bias])
+    monkeypatch.setattr(flow_unet, "STRIP", strip)
+    parts = attention(x)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), [attention.bias])[0], gradient)
 
 
 def test_time_noise_and_codes_all_count():
