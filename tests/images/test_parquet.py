@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,16 @@ pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
+from common.model_io import load_pretrained  # noqa: E402
 from images import parquet  # noqa: E402
 from images.datasets import DataConfig, image_datasets  # noqa: E402
 from images.parquet import ParquetSource, make_room  # noqa: E402
 from images.sources import open_source  # noqa: E402
+from pipelines.trainings import train_stage1  # noqa: E402
+from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig  # noqa: E402
+from stage1_vq.quantizers import NearestQuantizerConfig  # noqa: E402
+from stage1_vq.train import Stage1Config  # noqa: E402
+from training.config import TrainConfig  # noqa: E402
 from training.data import BlockOrder, sample_order  # noqa: E402
 
 
@@ -156,6 +164,26 @@ def test_what_a_step_sees_is_a_function_of_the_step(two: str):
     assert batch["images"][:, 0, 0, 0].tolist() == held_out.indices.tolist()
 
 
+def test_a_run_continues_as_if_it_had_not_been_interrupted(two: str, tmp_path: Path, cache: Path):
+    settings = {"channels": 1, "width": 8, "residual_width": 8, "residual_blocks": 1, "downsamplings": 1}
+    model = VQVAEConfig(quantizer=NearestQuantizerConfig(codebook_size=8, dim=4), **settings)
+    data = DataConfig(path=two, image_size=8, channels=1, validation_count=4, crop="random", shift=1)
+    often = {"log_every": 2, "validate_every": 4, "preview_every": 0, "save_every": 4}
+
+    def config(steps: int) -> Stage1Config:
+        train = TrainConfig(steps=steps, batch_size=6, schedule="constant", tracker="none", workers=0, **often)
+        return Stage1Config(model=model, data=data, train=train)
+
+    train_stage1(config(8), tmp_path / "whole")
+    train_stage1(config(4), tmp_path / "continued")
+    shutil.rmtree(cache / "row_groups")  # of another machine
+    train_stage1(config(8), tmp_path / "continued")
+    whole, continued = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "continued"))
+    assert whole == continued
+    models = [load_pretrained(tmp_path / name, AUTOENCODERS).fingerprint() for name in ("whole", "continued")]
+    assert models[0] == models[1]
+
+
 def test_a_damaged_row_group_on_the_disk_is_fetched_again(two: str, fetched: list, cache: Path):
     grey(opened(two), 0)
     (kept,) = (cache / "row_groups").rglob("*.arrow")
@@ -172,9 +200,6 @@ def test_where_nothing_can_be_kept_row_groups_are_in_memory(two: str, monkeypatc
 
 
 def test_with_little_room_what_was_not_needed_for_longest_goes(tmp_path: Path, monkeypatch):
-    import os
-    import shutil
-
     for number in range(4):
         path = tmp_path / "set" / f"{number}.arrow"
         path.parent.mkdir(exist_ok=True)
