@@ -1,10 +1,11 @@
-"""Resident memory of long runs against short ones: training, encoding and generating 1,000 and 20,000 images.
+"""Resident memory of long runs against short ones: training, encoding, generating and varying 1,000 and 20,000 images.
 
     python -m benchmarks.flat_memory
     python -m benchmarks.flat_memory --of train,encode --few 200 --many 2000
 
 Each row is two runs of the command line, of a new process each, over images of 28x28 in a folder: a training that sees
-so many (and validates, saves and logs as often in proportion), `encode` of a folder of so many, `generate` of so many.
+so many (and validates, saves and logs as often in proportion), `encode` of a folder of so many, `generate` of so many,
+`vary` of a folder of so many.
 Memory is the peak of the largest process of the command, loader processes among them, as the kernel has it (`wait4`).
 """
 
@@ -23,7 +24,7 @@ from PIL import Image
 
 BOUND = 1.05  # the long run may take so much of the short one's memory
 BATCH = 50
-OF = ("train", "encode", "generate")
+OF = ("train", "encode", "generate", "vary")
 
 
 def save_images(folder: Path, count: int) -> Path:
@@ -82,16 +83,24 @@ def measure(of: Sequence[str], few: int, many: int, work: Path) -> list[tuple[st
     ]
     if "encode" in of:
         rows.append(("encoding", *codes))
-    if "generate" in of:
+    if "generate" in of or "vary" in of:
         prior = ("--codes", work / f"codes{few}", "--train.steps", 2, "--train.batch_size", 8, "--run", work / "prior")
         peak("train-stage2", "--config", "mnist_quickstart", *prior)
         pipeline = work / "pipeline"
         peak("assemble", "--stage1", model, "--stage2", work / "prior", "--out", pipeline)
-        made = [
-            peak("generate", "--model", pipeline, "--num", count, "--out", work / f"out{count}")
-            for count in (few, many)
-        ]
-        rows.append(("generating", *made))
+        if "generate" in of:
+            made = [
+                peak("generate", "--model", pipeline, "--num", count, "--out", work / f"out{count}")
+                for count in (few, many)
+            ]
+            rows.append(("generating", *made))
+        if "vary" in of:
+            options = ("--variants", 1, "--batch_size", BATCH)
+            varied = [
+                peak("vary", "--model", pipeline, "--images", folders[n], *options, "--out", work / f"varied{n}")
+                for n in (few, many)
+            ]
+            rows.append(("varying", *varied))
     return rows
 
 

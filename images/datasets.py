@@ -20,7 +20,7 @@ from images.crops import part_of_draw, seen_part
 from images.files import JPEG_MARGIN, MAX_BAD_SHARE, MAX_PIXELS, BadImageError, BadImages, Crop, covering_size
 from images.random_numbers import uniforms
 from images.sources import ArraySource, open_source
-from images.splitting import some_labels, split_indices, take_classes_of
+from images.splitting import some_labels, split_blocks, split_indices, take_classes_of
 from training.task import Batch
 
 TRIES = 10  # of a random part to fit into its image
@@ -151,7 +151,10 @@ def image_datasets(
     source = open_images(config)
     if config.validation_path is None:
         count = held_out_count(config, len(source))
-        train, held_out = split_indices(len(source), source.labels, count, config.validation_seed)
+        if (blocks := blocks_of(source)) is None:
+            train, held_out = split_indices(len(source), source.labels, count, config.validation_seed)
+        else:
+            train, held_out = split_blocks(blocks, count, config.validation_seed)
         validation_source = source
     else:
         validation_source = open_images(replace(config, path=config.validation_path, split="train"))
@@ -182,6 +185,11 @@ def image_datasets(
         train_data,
         ImageDataset(validation_source, config, indices=held_out, buckets=validation_buckets, bad_images=bad_images),
     )
+
+
+def blocks_of(source: ImageSource) -> np.ndarray | None:
+    """Which images of a source are fetched together, n numbers; None: each by itself."""
+    return getattr(source, "blocks", None)
 
 
 def held_out_count(config: DataConfig, images: int) -> int:
@@ -226,6 +234,8 @@ class ImageDataset:
         self.augment_seed = augment_seed
         self.buckets = buckets
         self.groups = None if buckets is None else buckets.numbers[self.indices]  # n, int64
+        blocks = blocks_of(source)
+        self.blocks = None if blocks is None else blocks[self.indices]  # n, int64
         self.bad_images = bad_images or BadImages(
             len(source), max_share=config.max_bad_share, still_bad=source.still_bad
         )

@@ -31,6 +31,7 @@ from images.files import (
     to_array,
 )
 from images.listing import PACKED_SUFFIXES, listing_of
+from images.parquet import is_parquet_address, open_parquet
 from images.tables import is_table, open_table
 from images.tar_files import is_tars
 from images.tars import open_tars
@@ -208,8 +209,11 @@ def open_source(path: str, split: Split, download_folder: Path, settings: Source
     if is_table(path):
         return open_table(path, split, settings)
     if not has_parts(path) and split != "train" and is_there(path):
-        what = "a folder" if place.is_dir() else "a set of tars"
+        tars_or_parquet = "parquet files" if is_parquet_address(path) else "a set of tars"
+        what = "a folder" if place.is_dir() else tars_or_parquet
         raise UserError(f"data.split={split}, but {path} is {what}, without such a part: name that of those images")
+    if is_parquet_address(path):
+        return open_parquet(path, settings)
     if is_tars(path):
         return open_tars(path, settings)
     if place.is_dir():

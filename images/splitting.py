@@ -19,6 +19,16 @@ def split_indices(images: int, labels: np.ndarray | None, held_out: int, seed: i
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
+def split_blocks(blocks: np.ndarray, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_indices`, of images that lie in blocks, n numbers from 0 on: those of random whole blocks, and a part
+    of one, so that neither is read for the other."""
+    count = int(blocks.max()) + 1
+    ranks = np.random.default_rng(seed).permutation(count)[blocks]
+    mask = np.zeros(len(blocks), dtype=bool)
+    mask[np.argsort(ranks, kind="stable")[:held_out]] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
 def some_labels(labels: np.ndarray, of_each: int, seed: int, path: str) -> np.ndarray:
     """`labels`, n, but -1 for all images except `of_each` random ones of every class. path: of these images, for
     messages. Raises UserError for classes that have fewer."""

@@ -23,6 +23,7 @@ from common.processes import process_state
 from images.contract import SourceSettings, check_labels
 from images.encoded import EncodedImages
 from images.files import BadImageError, File, is_readable
+from images.tar_files import is_url
 
 PREFIX = "hf:"
 SAVED = ("dataset_dict.json", "state.json")  # in folders that `save_to_disk` wrote
@@ -105,7 +106,9 @@ class TableSource(EncodedImages):
 
 
 def is_table(path: str) -> bool:
-    """Whether a path names a data set that `datasets` reads."""
+    """Whether a path names a data set that `datasets` reads: none at an address."""
+    if is_url(path):
+        return False
     place = Path(path).expanduser()
     return path.startswith(PREFIX) or path.endswith(".parquet") or any((place / name).is_file() for name in SAVED)
 

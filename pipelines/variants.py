@@ -307,7 +307,10 @@ def write_sheet(
     rows: list[Sequence[Image.Image]] = []
     shown = [i for i in range(min(len(folder), SHEET_ROWS + len(unread))) if i not in unread][:SHEET_ROWS]
     for number in shown:
-        view = read(folder.path(number))
+        try:
+            view = read(folder.path(number))
+        except BadImageError:  # it came to harm since it was read
+            continue
         made = pictures_of(store, layout, range(number * variants, (number + 1) * variants))
         row = [view.original(), *([view.shown()] if view.keep is not None else []), *made]
         rows.append([scale_within(picture, SHEET_SIDE) for picture in row])

@@ -4,8 +4,9 @@ Every epoch is a fresh permutation; the epochs stand one after another in an end
 takes draws [s * batch_size, (s + 1) * batch_size), also across the end of an epoch. So nothing about the
 position in the data needs saving, and neither restarts nor workers, processes or accumulation change what a
 step sees. Where not all samples fit into one batch, images of several shapes say, each group of those that do
-has such a row of its own, and every step takes its samples from one of them. Where rare samples are to have a part of
-every batch, they and the others have such rows, and every step takes so many samples from each of the two.
+has such a row of its own, and every step takes its samples from one of them. Where samples are fetched by blocks of
+many, an epoch goes through these, and mixes those that stand together. Where rare samples are to have a part of every
+batch, they and the others have such rows, and every step takes so many samples from each of the two.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from common.errors import UserError
 from training.signals import outlive_stop_signals
 from training.task import Batch, Dataset
 
+MIXED = 64  # blocks of samples that are mixed
+
 Sample = tuple[int, int]
 """Index into the dataset, and number of the draw in the whole run."""
 
@@ -45,6 +48,31 @@ class SampleOrder:
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, epoch]).permutation(self.size)
+
+    def samples(self, draws: range) -> list[Sample]:
+        return [(int(self._epoch(draw // self.size)[draw % self.size]), draw) for draw in draws]
+
+
+class BlockOrder:
+    """The endless row of draws over samples in blocks, such as row groups of parquet files, which are fetched as a
+    whole: near one another are samples of few blocks.
+
+    An epoch goes through the blocks in random order, and moves each of their samples back by a random number of up to
+    `MIXED` blocks. So a block is needed for a while and then not again before the next epoch, and what stands in a
+    batch is of about `MIXED` blocks.
+    """
+
+    def __init__(self, blocks: NDArray[np.int64], seed: int):
+        """blocks: n, the block of each sample."""
+        check_not_empty(len(blocks))
+        self.size, self.seed = len(blocks), seed
+        self.blocks = np.unique(blocks, return_inverse=True)[1]
+        self._epoch = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        chance = np.random.default_rng([self.seed, epoch])
+        ranks = chance.permutation(int(self.blocks.max()) + 1)[self.blocks]
+        return np.argsort(ranks + MIXED * chance.random(self.size), kind="stable")
 
     def samples(self, draws: range) -> list[Sample]:
         return [(int(self._epoch(draw // self.size)[draw % self.size]), draw) for draw in draws]
@@ -147,13 +175,15 @@ class MixedOrder:
         return int(self.kinds[kind][index])
 
 
-def sample_order(dataset: Dataset, batch_size: int, seed: int) -> SampleOrder | GroupedOrder | MixedOrder:
+def sample_order(dataset: Dataset, batch_size: int, seed: int) -> SampleOrder | BlockOrder | GroupedOrder | MixedOrder:
     """What a run of this seed draws from `dataset`. Raises UserError for an empty one."""
     mixture: Mixture | None = getattr(dataset, "mixture", None)
     if mixture is not None:
         return MixedOrder(mixture, batch_size, seed)
-    groups = groups_of(dataset)
-    return SampleOrder(len(dataset), seed) if groups is None else GroupedOrder(groups, batch_size, seed)
+    if (groups := groups_of(dataset)) is not None:
+        return GroupedOrder(groups, batch_size, seed)
+    blocks: NDArray[np.int64] | None = getattr(dataset, "blocks", None)
+    return SampleOrder(len(dataset), seed) if blocks is None else BlockOrder(blocks, seed)
 
 
 def groups_of(dataset: Dataset) -> NDArray[np.int64] | None:

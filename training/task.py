@@ -126,7 +126,8 @@ class Dataset(Protocol):
 
     One whose samples cannot all share a batch, such as images of several shapes, has an attribute `groups` besides, n
     integers: a batch then holds samples of one group only (training.data.groups_of). One that wants some of its samples
-    in every batch, however rare they are, has an attribute `mixture` instead (training.data.Mixture).
+    in every batch, however rare they are, has an attribute `mixture` instead (training.data.Mixture). One whose samples
+    are fetched by blocks of many has an attribute `blocks`, n integers (training.data.BlockOrder).
     """
 
     def __len__(self) -> int: ...

@@ -57,7 +57,9 @@ class Store(Protocol):
         """The files, which are there."""
         ...
 
-    def remove(self, name: str) -> None: ...
+    def remove(self, name: str) -> None:
+        """Whether it is there or not."""
+        ...
 
 
 def is_address(out: str) -> bool:
@@ -220,7 +222,7 @@ class ObjectStore:
             return [found[self.place(name)] for name in names]
 
     def remove(self, name: str) -> None:
-        with explained(self.title):
+        with explained(self.title), suppress(FileNotFoundError, KeyError):
             self.fs.rm_file(self.place(name))
 
 

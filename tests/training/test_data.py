@@ -12,6 +12,8 @@ import torch
 from common.errors import UserError
 from tests.training.toy import ToyData
 from training.data import (
+    MIXED,
+    BlockOrder,
     GroupedOrder,
     Loader,
     MixedOrder,
@@ -71,6 +73,27 @@ each_grouping = pytest.mark.parametrize("sizes", GROUP_SIZES)
 def grouping(sizes: tuple[int, ...]) -> np.ndarray:
     """The group of each sample, shuffled; 5, 6 ... rather than 0, 1 ..."""
     return np.random.default_rng(0).permutation(np.repeat(5 + np.arange(len(sizes)), sizes))
+
+
+def test_samples_of_a_block_stand_near_one_another_and_an_epoch_shows_all_once():
+    blocks = np.repeat(np.arange(1000), np.random.default_rng(0).integers(5, 15, 1000))
+    order, size = BlockOrder(blocks, seed=1), len(blocks)
+    epochs = [[index for index, _ in order.samples(range(e * size, (e + 1) * size))] for e in range(2)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(size))
+        places = np.argsort(epoch)
+        spread = [np.ptp(places[blocks == block]) for block in range(0, 1000, 20)]
+        assert max(spread) < 1.3 * MIXED * size / 1000
+        batches = [len(set(blocks[epoch[start : start + 256]])) for start in range(0, size - 256, 256)]
+        assert min(batches) > 40  # of some 25 blocks' samples, not those of 25 blocks alone
+        assert max(batches) < 2 * MIXED
+    assert epochs[0] != epochs[1]
+    assert order.samples(range(5, 9)) == BlockOrder(blocks, seed=1).samples(range(5, 9))
+    assert order.samples(range(5, 9)) != BlockOrder(blocks, seed=2).samples(range(5, 9))
+    few = BlockOrder(np.array([7, 7, 9]), seed=0)
+    assert sorted(index for index, _ in few.samples(range(3))) == [0, 1, 2]
+    with pytest.raises(UserError, match="holds no samples"):
+        BlockOrder(np.zeros(0, dtype=np.int64), seed=0)
 
 
 def step_of(order: GroupedOrder, step: int) -> list[int]:
