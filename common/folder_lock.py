@@ -103,7 +103,7 @@ def parts_of(folder: Path) -> list[tuple[Path, range]]:
     """The lock files of parts, of dead processes too, and what they keep."""
     try:
         names = sorted(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = [(Path(folder).resolve() / name, match) for name in names if (match := PART_NAME.fullmatch(name))]
     return [(path, range(int(match[1]), int(match[2]))) for path, match in found]
