@@ -20,7 +20,7 @@ from common.precision import Precision
 from common.processes import usable_device
 from common.short_repr import weights_of
 from pipelines.any_size import decoded, encode_any_size, in_one_layout, reconstruct
-from pipelines.captions import DecoderCaptions
+from pipelines.captions import CaptionEncoder, DecoderCaptions
 from pipelines.codec.codec import Codec
 from pipelines.codec.tables import CodeTables
 from pipelines.encoded_prompts import EncodedPrompts
@@ -220,9 +220,12 @@ class TwoStagePipeline:
         """What the prior goes by, on its device. Raises UserError where a prior of given codes is given none."""
         return condition_of(self.prior, labels, prompts, given, partial(self.prompts.of, self.prior))
 
-    def load_text_encoder(self, source: str | None = None) -> TextEncoder:
-        """The encoder whose vectors the prior reads, loaded once. source and errors: those of
-        `prior_requests.text_encoder_of`. That of a decoder which reads captions is `captions.load`."""
+    def load_text_encoder(self, source: str | None = None) -> TextEncoder | CaptionEncoder:
+        """The encoder whose vectors the prior reads, or, where it reads none, the decoder, loaded once. source: its
+        folder or hub id; left out: as the model records. Where both read vectors, `captions.load` loads the decoder's.
+        Raises UserError where neither does, and for an encoder of other vectors."""
+        if self.prior.embeddings is None and self.autoencoder.captions() is not None:
+            return self.captions.load(source)
         return self.prompts.load(self.prior, source)
 
     def images(self, pictures: Pictures) -> Tensor:

@@ -119,6 +119,9 @@ class TATiTok(TokenRow):
         self.encoder = Encoder(config, self.grid, self.quantizer.dim)
         self.decoder = Decoder(config, self.grid, self.quantizer.dim_out)
 
+    def traits(self) -> list[str]:
+        return [*super().traits(), f"reads captions by {self.config.text_encoder}"]
+
     def captions(self) -> CaptionSpec:
         return CaptionSpec(self.config.text_length, self.config.text_width, self.config.text_encoder)
 

@@ -12,7 +12,7 @@ from common.titok_weights import of_our_pixels, own_patch, own_side, shape
 from stage1_vq.autoencoders.tatitok import TATiTok, TATiTokConfig
 from stage1_vq.imports.titok import (
     IGNORED,
-    check_codes_are_discrete,
+    has_codes,
     name_in_titok,
     own_quantizer,
     own_sizes,
@@ -38,7 +38,11 @@ def import_tatitok(
     arguments = config or {}
     vq = look_up(arguments, "model.vq_model") or {}
     text_length = text_length_of(weights)
-    check_codes_are_discrete(weights, vq)
+    if not has_codes(weights, vq):
+        raise UserError(
+            "these are weights of a TA-TiTok of continuous tokens (quantize_mode: vae): decoders of VAEs here read "
+            "latents alone, so that is not supported; give one of quantize_mode: vq, such as tatitok_bl32_vq"
+        )
     refresh = bool(vq.get("clustering_vq", False)) and SHARES in weights
     model = TATiTok(
         TATiTokConfig(

@@ -121,12 +121,13 @@ def check_supported(weights: Weights, vq: Mapping[str, Any]) -> None:
         raise UserError(
             "these are weights of a TA-TiTok, whose decoder reads a caption beside the codes: give --kind tatitok"
         )
-    check_codes_are_discrete(weights, vq)
-
-
-def check_codes_are_discrete(weights: Weights, vq: Mapping[str, Any]) -> None:
-    if vq.get("quantize_mode", "vq") != "vq" or CODEBOOK not in weights:
+    if not has_codes(weights, vq):
         raise UserError(
             "these are weights of a TiTok of continuous tokens (quantize_mode: vae), which has no codes: give --kind "
             "titok-vae, or weights of quantize_mode: vq, such as titok_bl64_vq8k_imagenet"
         )
+
+
+def has_codes(weights: Weights, vq: Mapping[str, Any]) -> bool:
+    """Whether the tokens are discrete."""
+    return vq.get("quantize_mode", "vq") == "vq" and CODEBOOK in weights

@@ -11,20 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from codes.spec import Codes, Grid
 from common.errors import check_fields
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
-from stage1_vq.quantizers.bits import bits_to_codes, codes_to_bits
+from stage1_vq.quantizers.bit_groups import MOST_BITS_PER_CODE, BitGroups
 from stage1_vq.quantizers.gradients import StraightThrough
-from stage1_vq.quantizers.parts import figures_of, health_over
-from stage1_vq.quantizers.usage import CodeUsage
-
-MOST_BITS_PER_CODE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +54,11 @@ class BinaryQuantizer(Quantizer):
     def __init__(self, config: BinaryQuantizerConfig) -> None:
         super().__init__(config.dim)
         self.config = config
-        starts = range(0, config.dim, config.bits_per_code)
-        self.bits = [min(config.bits_per_code, config.dim - start) for start in starts]  # of each grid
-        self.usage = nn.ModuleList(CodeUsage(2**bits, config.warn_usage_below) for bits in self.bits)
+        self.usage = BitGroups(config.dim, config.bits_per_code, config.warn_usage_below, "codes")
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        names = ["codes"] if len(self.bits) == 1 else [f"codes{number}" for number in range(len(self.bits))]
-        return tuple(Grid(name, height, width, 2**bits) for name, bits in zip(names, self.bits, strict=True))
+        names = ["codes"] if len(self.usage) == 1 else self.usage.names
+        return tuple(Grid(name, height, width, 2**bits) for name, bits in zip(names, self.usage.sizes, strict=True))
 
     def forward(self, z: Tensor) -> Quantized:
         """z: b d h w. Losses: `commitment_loss`, the squared error of z beside -1 and 1 per bit, times its weight;
@@ -73,10 +66,9 @@ class BinaryQuantizer(Quantizer):
         self.check_latents(z)
         with float32_island(z.device.type):
             bits = z.detach() > 0
-            codes = self.codes_of(bits)
+            codes = self.usage.codes(bits)
             if self.training:
-                for usage, grid in zip(self.usages(), codes, strict=True):
-                    usage.note(grid)
+                self.usage.note(codes)
             sides = 2 * bits.float() - 1
             losses, statistics = {}, {"quantization_error": F.mse_loss(z.detach().float(), sides)}
             if self.config.commitment_weight:
@@ -85,36 +77,17 @@ class BinaryQuantizer(Quantizer):
 
     def codes(self, z: Tensor) -> Codes:
         self.check_latents(z)
-        return self.codes_of(z > 0)
+        return self.usage.codes(z > 0)
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
-        grids = [codes_to_bits(grid, bits) for grid, bits in zip(codes, self.bits, strict=True)]
-        return torch.cat(grids, 1).float()
-
-    def codes_of(self, bits: Tensor) -> Codes:
-        """bits: b d h w, bool."""
-        return tuple(bits_to_codes(group) for group in bits.split(self.bits, 1))
-
-    def usages(self) -> list[CodeUsage]:
-        return [usage for usage in self.usage if isinstance(usage, CodeUsage)]
+        return self.usage.bits(codes).float()
 
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `CodeUsage.health`, or with several grids `parts.health_over` them."""
-        healths = [usage.health(usage.step(), steps_per_epoch) for usage in self.usages()]
-        if len(healths) == 1:
-            return healths[0]
-        return health_over({f"codes{number}": health for number, health in enumerate(healths)})
+        """Health: that of `BitGroups`."""
+        return self.usage.update(steps_per_epoch)
 
     def discard(self) -> None:
-        for usage in self.usages():
-            usage.discard()
+        self.usage.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        remedies = [f"a smaller {self.path}.dim"]
-        if len(self.bits) == 1:
-            return self.usages()[0].warnings(metrics, steps_per_epoch, remedies)
-        return [
-            f"codes{number}: {line}"
-            for number, usage in enumerate(self.usages())
-            for line in usage.warnings(figures_of(f"codes{number}", metrics), steps_per_epoch, remedies)
-        ]
+        return self.usage.warnings(metrics, steps_per_epoch, [f"a smaller {self.path}.dim"])

@@ -12,19 +12,17 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from codes.spec import Codes, Grid
 from common.distributed import global_mean
 from common.errors import check_fields
 from common.float32 import float32_island
 from stage1_vq.quantizers.base import Quantized, Quantizer
-from stage1_vq.quantizers.binary import MOST_BITS_PER_CODE
-from stage1_vq.quantizers.bits import bit_entropy, bits_to_codes, codes_to_bits, entropy
+from stage1_vq.quantizers.bit_groups import MOST_BITS_PER_CODE, BitGroups
+from stage1_vq.quantizers.bits import bit_entropy, entropy
 from stage1_vq.quantizers.gradients import StraightThrough
-from stage1_vq.quantizers.parts import figures_of, health_over
 from stage1_vq.quantizers.scales import scale_sizes
-from stage1_vq.quantizers.usage import CodeUsage
 from stage1_vq.squared_error import squared_error
 
 
@@ -76,17 +74,15 @@ class MultiscaleBSQuantizer(Quantizer):
         super().__init__(config.dim)
         self.config = config
         self.corner = config.dim**-0.5
-        starts = range(0, config.dim, config.bits_per_code)
-        self.bits = [min(config.bits_per_code, config.dim - start) for start in starts]  # of each grid of a scale
-        self.usage = nn.ModuleList(CodeUsage(2**bits, config.warn_usage_below) for bits in self.bits)
+        self.usage = BitGroups(config.dim, config.bits_per_code, config.warn_usage_below, "bits")  # of each scale
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """Of each scale one or several, `scale0` or `scale0_bits0` first."""
-        several = len(self.bits) > 1
+        groups = [""] if len(self.usage) == 1 else [f"_{name}" for name in self.usage.names]
         return tuple(
-            Grid(f"scale{scale}_bits{group}" if several else f"scale{scale}", h, w, 2**bits)
+            Grid(f"scale{scale}{group}", h, w, 2**bits)
             for scale, (h, w) in enumerate(scale_sizes(self.config.scales, height, width))
-            for group, bits in enumerate(self.bits)
+            for group, bits in zip(groups, self.usage.sizes, strict=True)
         )
 
     # ---- latents to codes and back ----------------------------------------------------------------------------------
@@ -100,10 +96,9 @@ class MultiscaleBSQuantizer(Quantizer):
         self.check_latents(z)
         with float32_island(z.device.type):
             latents, config = z.float(), self.config
-            rests, sums, bits = self.walk(latents)
-            codes = self.codes_of(bits)
+            rests, sums, codes = self.walk(latents)
             if self.training:
-                self.note(codes)
+                self.usage.note(codes)
             statistics = {"quantization_error": squared_error(latents, sums[-1]).detach()}
             losses: dict[str, Tensor] = {}
             if config.commitment_weight:
@@ -118,21 +113,18 @@ class MultiscaleBSQuantizer(Quantizer):
             z_q = StraightThrough.apply(latents, sums[-1]).to(z.dtype)
             return Quantized(z_q, codes, losses, statistics)
 
-    def walk(self, z: Tensor, chosen: Codes = ()) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Of each scale what it has to describe, b d h_s w_s with a gradient to z, the sum after it, b d h w without
-        one, and its bits, b d h_s w_s bool. chosen: as for `codes_after`."""
-        total = torch.zeros_like(z)
-        rests, sums, found = list[Tensor](), list[Tensor](), list[Tensor]()
-        groups = len(self.bits)
+    def walk(self, z: Tensor, chosen: Codes = ()) -> tuple[list[Tensor], list[Tensor], Codes]:
+        """Of each scale what it has to describe, b d h_s w_s with a gradient to z, and the sum after it, b d h w
+        without one; and all codes. chosen: as for `codes_after`."""
+        total, codes = torch.zeros_like(z), chosen
+        rests, sums = list[Tensor](), list[Tensor]()
         for scale, size in enumerate(scale_sizes(self.config.scales, *z.shape[2:])):
             rests.append(self.shrink(z - total, size))
-            bits = (rests[-1].detach() > 0).split(self.bits, 1)
-            given = chosen[scale * groups : (scale + 1) * groups]
-            own = [codes_to_bits(grid, count) for grid, count in zip(given, self.bits, strict=False)]
-            found.append(torch.cat([*own, *bits[len(own) :]], 1))
-            total = total + self.grow(found[-1], z.shape[2:])
+            own, first = self.usage.codes(rests[-1].detach() > 0), scale * len(self.usage)
+            codes = (*codes, *own[max(0, len(codes) - first) :])
+            total = total + self.grow(self.usage.bits(codes[first : first + len(own)]), z.shape[2:])
             sums.append(total)
-        return rests, sums, found
+        return rests, sums, codes
 
     def codes(self, z: Tensor) -> Codes:
         return self.codes_after(z, ())
@@ -143,20 +135,15 @@ class MultiscaleBSQuantizer(Quantizer):
         these are the labels of bitwise self-correction (section 3.4)."""
         self.check_latents(z)
         with float32_island(z.device.type):
-            return (*chosen, *self.codes_of(self.walk(z.float(), chosen)[2])[len(chosen) :])
+            return self.walk(z.float(), chosen)[2]
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
         with float32_island(codes[0].device.type):
-            size, groups = codes[-1].shape[1:], len(self.bits)
+            size, groups = codes[-1].shape[1:], len(self.usage)
             total = torch.zeros(len(codes[0]), self.dim, *size, device=codes[0].device)
             for start in range(0, len(codes), groups):
-                grids = zip(codes[start : start + groups], self.bits, strict=True)
-                total = total + self.grow(torch.cat([codes_to_bits(grid, count) for grid, count in grids], 1), size)
+                total = total + self.grow(self.usage.bits(codes[start : start + groups]), size)
             return total
-
-    def codes_of(self, bits: Sequence[Tensor]) -> Codes:
-        """bits: of each scale, b d h w bool."""
-        return tuple(bits_to_codes(group) for scale in bits for group in scale.split(self.bits, 1))
 
     def shrink(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """x, b d h w, averaged on a grid of `size`."""
@@ -177,30 +164,13 @@ class MultiscaleBSQuantizer(Quantizer):
 
     # ---- the use of codes, once per step ----------------------------------------------------------------------------
 
-    def note(self, codes: Codes) -> None:
-        for number, grid in enumerate(codes):
-            self.usages()[number % len(self.bits)].note(grid)
-
-    def usages(self) -> list[CodeUsage]:
-        return [usage for usage in self.usage if isinstance(usage, CodeUsage)]
-
     def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health of all scales together: `CodeUsage.health`, or of several grids a scale `parts.health_over` them."""
-        healths = [usage.health(usage.step(), steps_per_epoch) for usage in self.usages()]
-        if len(healths) == 1:
-            return healths[0]
-        return health_over({f"bits{number}": health for number, health in enumerate(healths)})
+        """Health: that of `BitGroups`."""
+        return self.usage.update(steps_per_epoch)
 
     def discard(self) -> None:
-        for usage in self.usages():
-            usage.discard()
+        self.usage.discard()
 
     def warnings(self, metrics: dict[str, float], steps_per_epoch: int) -> list[str]:
-        remedies = [f"a higher {self.path}.entropy_weight", f"a smaller {self.path}.dim"]
-        if len(self.bits) == 1:
-            return self.usages()[0].warnings(metrics, steps_per_epoch, remedies)
-        return [
-            f"bits{number}: {line}"
-            for number, usage in enumerate(self.usages())
-            for line in usage.warnings(figures_of(f"bits{number}", metrics), steps_per_epoch, remedies)
-        ]
+        remedies = (f"a higher {self.path}.entropy_weight", f"a smaller {self.path}.dim")
+        return self.usage.warnings(metrics, steps_per_epoch, remedies)

@@ -17,6 +17,7 @@ from stage1_vq.quantizers import (
     GroupedQuantizerConfig,
     IBQConfig,
     LFQConfig,
+    MultiscaleBSQConfig,
     MultiscaleQuantizerConfig,
     NearestQuantizerConfig,
     QuantizerConfig,
@@ -84,6 +85,7 @@ def train(name: str, images: slice) -> dict[str, Tensor]:
 ENTROPY_CONFIGS: dict[str, Any] = {
     "lfq": LFQConfig(bits=4, dim=4, inverse_temperature=0.5),
     "ibq": IBQConfig(codebook_size=12, dim=4, temperature=0.5),
+    "multiscale_bsq": MultiscaleBSQConfig(scales=(1, 3), dim=4, inverse_temperature=1.5),
 }
 
 

@@ -4,6 +4,7 @@ and the pipeline hand it over."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,19 @@ def test_images_are_made_of_codes_and_of_the_prompts_own_vectors(clip: Path, tmp
     for place in range(2):
         picture = to_images(Image.open(tmp_path / "made" / f"00000{place}.png"))
         assert (picture[0] - again.images[place]).abs().max() < 0.01
+
+
+def test_another_place_of_the_decoders_clip_is_named_when_generating(clip: Path, tmp_path: Path):
+    pipeline = pipeline_of(tiny("nowhere"))
+    saved = pipeline.save_pretrained(tmp_path / "model")
+    config = GenerateConfig(model=str(saved), out=str(tmp_path / "made"), prompt="a red fox", num=1)
+    with pytest.raises(UserError, match="nowhere cannot be read"):
+        generate_files(config)
+    generate_files(replace(config, text_encoder=str(clip)))
+    assert pipeline.load_text_encoder(str(clip)) is pipeline.captions.encoder
+    made = pipeline.generate(1, prompts="a red fox").images
+    picture = to_images(Image.open(tmp_path / "made" / "000000.png"))
+    assert (picture - made).abs().max() < 0.01
 
 
 def test_reconstruct_reads_a_caption_of_all_or_of_each(clip: Path, tmp_path: Path):

@@ -24,6 +24,7 @@ def test_the_default_is_the_published_model_of_32_tokens():
         model = TATiTok(TATiTokConfig(), (256, 256))
     assert model.code_spec().describe() == "1x32 codes of 8192 (256x256x3 images)"
     assert model.captions() == (77, 768, "openai/clip-vit-large-patch14-336")
+    assert "reads captions by openai/clip-vit-large-patch14-336" in repr(model)
     assert (len(model.encoder.transformer.blocks), len(model.decoder.transformer.blocks)) == (12, 24)
     assert model.encoder.transformer.token_positions.shape == (32, 768)
     assert model.decoder.transformer.token_positions.shape == (32 + 77, 1024)

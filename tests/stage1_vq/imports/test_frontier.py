@@ -288,7 +288,7 @@ def test_weights_that_are_not_tatitoks_are_refused():
     with pytest.raises(UserError, match="they are not those of a TA-TiTok; give --kind titok"):
         KINDS["tatitok"].build(golden_frontier("titok_vq").weights, reference.config)
     vae = {**reference.config, "model": {"vq_model": {"quantize_mode": "vae"}}}
-    with pytest.raises(UserError, match="weights of a TiTok of continuous tokens"):
+    with pytest.raises(UserError, match=r"weights of a TA-TiTok of continuous tokens .* such as tatitok_bl32_vq"):
         KINDS["tatitok"].build(reference.weights, vae)
     message = "tells of a caption in 4 vectors of 12 numbers, expected 5 of 12: name the CLIP"
     with pytest.raises(UserError, match=message):
