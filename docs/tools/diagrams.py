@@ -178,11 +178,11 @@ PICTURES = {
         [("z", "r"), ("r", "q"), ("q", "codes"), ("q", "e"), ("e", "sum"), ("sum", "r", "less e_i"), ("sum", "decoder")],
     ),
     "quantizers": picture(
-        "Sixteen quantizers: three ways to choose a code",
+        "Nineteen quantizers: three ways to choose a code",
         {
             "z": (0, 1, "z|b d h w", "data"), "nearest": (1, 0, "nearest vector", "choice"), "names0": (2, 0, "nearest simvq fvq|diveq ibq gumbel", "network"),
             "round": (1, 1, "rounding, signs", "choice"), "names1": (2, 1, "fsq fsp lfq bsq|binary, mapper", "network"),
-            "several": (1, 2, "several codes", "choice"), "names2": (2, 2, "residual grouped|multiscale", "network"), "z_q": (3, 1, "z_q, codes", "data"),
+            "several": (1, 2, "several codes", "choice"), "names2": (2, 2, "residual, qinco|grouped, scales", "network"), "z_q": (3, 1, "z_q, codes", "data"),
         },
         [("z", "nearest"), ("z", "round"), ("z", "several"), ("nearest", "names0"), ("round", "names1"), ("several", "names2"),
          ("names1", "z_q"), ("names0", "z_q"), ("names2", "z_q")],
