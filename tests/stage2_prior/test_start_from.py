@@ -31,7 +31,19 @@ def test_a_prior_of_the_same_codes_takes_all_and_says_the_same(kind: str):
     assert torch.equal(fresh.nll(codes, condition), prior.nll(codes, condition))
 
 
-@pytest.mark.parametrize("kind", ["transformer", "maskgit", "pixelcnn", "llamagen", "halton_maskgit", "titok_maskgit"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "transformer",
+        "maskgit",
+        "pixelcnn",
+        "llamagen",
+        "open_magvit2_gpt",
+        "halton_maskgit",
+        "titok_maskgit",
+        "mdm_prime",
+    ],
+)
 def test_classes_are_found_by_their_names_and_new_ones_begin_as_any(kind: str):
     prior = tiny_prior(kind, num_classes=3, class_names=("cat", "dog", "owl"))
     other = tiny_prior(kind, num_classes=4, class_names=("owl", "ant", "cat", "bee"))
@@ -51,6 +63,7 @@ def test_classes_are_found_by_their_names_and_new_ones_begin_as_any(kind: str):
     ("kind", "name", "grids"),
     [
         ("maskgit", "places.weight", ((2, 3), (4, 6))),
+        ("mdm_prime", "places.weight", ((2, 3), (4, 6))),
         ("var", "places", ((1, 2), (2, 4), (4, 8))),
         ("mingpt", "positions", ((6, 4),)),
     ],
