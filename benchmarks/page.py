@@ -101,7 +101,8 @@ SECTIONS: tuple[Section, ...] = (
         "Encoding",
         "encode_speed --photos {photos} --threads {threads}",
         "`zellige encode` of JPEG photos, from the start of Python to its last line, against decoding and the network "
-        "alone. Without `--photos` the photos are made up: smooth noise of 500x375 pixels.",
+        "alone: as a share of the slower one, and of what the cores allow on which both must run. Without `--photos` "
+        "these are made up: smooth noise of 500x375 pixels.",
         threads=(2,),
     ),
     Section(
