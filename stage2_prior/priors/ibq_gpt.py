@@ -11,7 +11,6 @@ more scale and shift are of the norm before the logits.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.prepared import prepared
+from stage2_prior.decoding.stepping_copy import stepping_copy
 from stage2_prior.priors.base import AutoregressivePrior
 from stage2_prior.priors.llamagen import EPSILON, Attention, FeedForward, LlamaGenConfig, place_turns
 from stage2_prior.priors.var import Modulation
@@ -156,9 +156,7 @@ class StepWeights(NamedTuple):
 
     @classmethod
     def of(cls, prior: IBQGPT, dtype: torch.dtype) -> StepWeights:
-        same = all(weight.dtype == dtype for weight in prior.parameters()) and not prior.training
-        own = prior if same else copy.deepcopy(prior).to(dtype).eval()  # a stepper drops nothing out
-        return cls(own, prior.turns())
+        return cls(stepping_copy(prior, dtype), prior.turns())  # a stepper drops nothing out
 
 
 class IBQGPTStepper:
@@ -171,7 +169,9 @@ class IBQGPTStepper:
         prior.check(batch, condition)
         config, weight = prior.config, prior.embedding.weight
         device, dtype = weight.device, step_dtype(weight)
-        self.prior, self.turns = prepared(prior, (dtype, prior.training), lambda: StepWeights.of(prior, dtype))
+        self.prior, self.turns = prepared(
+            prior, (dtype, prior.training), lambda: StepWeights.of(prior, dtype), rows=batch
+        )
         self.blocks = cast("list[Block]", self.prior.blocks)
         self.cache = torch.empty(
             config.layers, 2, batch, config.heads, prior.grid.size, prior.network.head_width, dtype=dtype, device=device

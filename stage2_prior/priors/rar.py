@@ -16,7 +16,6 @@ Guidance as published is `guidance_schedule: cosine` with `guidance_power: 2.75`
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -30,6 +29,7 @@ from common.draws import uniform
 from common.errors import UserError
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.prepared import prepared
+from stage2_prior.decoding.stepping_copy import stepping_copy
 from stage2_prior.priors.base import AutoregressivePrior, Places
 from stage2_prior.stepping import step_dtype
 
@@ -242,8 +242,7 @@ class StepWeights(NamedTuple):
 
     @classmethod
     def of(cls, prior: RAR, dtype: torch.dtype) -> StepWeights:
-        same = all(weight.dtype == dtype for weight in prior.parameters()) and not prior.training
-        own = prior if same else copy.deepcopy(prior).to(dtype).eval()  # a stepper drops nothing out
+        own = stepping_copy(prior, dtype)  # a stepper drops nothing out
         return cls(own, own.places.detach(), own.targets.detach())
 
 
@@ -257,7 +256,7 @@ class RARStepper:
         config, (weight, *_) = prior.config, prior.parameters()
         device, dtype = weight.device, step_dtype(weight)
         condition = condition.to(device)
-        weights = prepared(prior, (dtype, prior.training), lambda: StepWeights.of(prior, dtype))
+        weights = prepared(prior, (dtype, prior.training), lambda: StepWeights.of(prior, dtype), rows=batch)
         self.prior, self.places, self.targets = weights
         self.order = condition.order  # b n; None: raster
         self.cache = torch.empty(
