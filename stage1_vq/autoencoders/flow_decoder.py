@@ -50,8 +50,7 @@ TOKENIZERS: dict[str, type[QuantizedAutoencoder]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FlowDecoderConfig:
-    """The defaults are the paper's smallest decoder, S, for images of 256x256 pixels; its B has width=64 and
-    transformer_blocks=10, M width=96 and 12."""
+    """The defaults are of the size of the paper's smallest decoder, S, of 13.4 million weights."""
 
     kind: Literal["flow_decoder"] = "flow_decoder"
     width: int = 48  # channels at the resolution of the images
