@@ -316,6 +316,7 @@ def begun_from(folder: str | None, model: Autoencoder, run: Path, frozen: Sequen
         source = load_pretrained(folder, model.sources())
         taken = take_weights(model, source)
         model.started = not any("quantizer" in name for name in taken.new)
+        model.encoder_started = not any(name.startswith("encoder.") for name in taken.new)
         notes = (taken.describe(folder, source),)
     freeze_parts(model, frozen)
     others = [part for name, part in model.named_children() if name != DECODER]

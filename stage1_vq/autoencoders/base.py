@@ -57,6 +57,9 @@ class Autoencoder(PretrainedModel):
     config_class: ClassVar[type]  # a frozen dataclass of AutoencoderSettings, with a field `quantizer`
     codes_maker: str | None = None  # fingerprint of the model whose encoder and code vectors this one has unchanged
     started = False  # whether the code vectors are those of another model, which `initialise` leaves as they are
+    encoder_started = (
+        False  # whether the encoder's weights are, in the place of ones that were published for its network
+    )
     codes_have_places: ClassVar[bool] = True  # in the image; False: they tell of all of it, and of its own size alone
 
     def __init__(self, config: Any, image_size: tuple[int, int]) -> None:

@@ -145,8 +145,9 @@ class VQGAN(QuantizedAutoencoder):
 
     def initialise(self, batches: Sequence[Tensor]) -> None:
         # Here, not in the constructor: a model that is loaded, or a run that continues, has its weights elsewhere.
-        if self.config.backbone_pretrained is not None and isinstance(self.encoder.body, TimmBackbone):
-            self.encoder.body.load_pretrained(self.config.backbone_pretrained)
+        pretrained, body = self.config.backbone_pretrained, self.encoder.body
+        if pretrained is not None and isinstance(body, TimmBackbone) and not self.encoder_started:
+            body.load_pretrained(pretrained)
         super().initialise(batches)
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:

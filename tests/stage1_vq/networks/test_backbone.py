@@ -16,6 +16,7 @@ from stage1_vq.autoencoders import AUTOENCODERS, VQGAN, VQGANConfig
 from stage1_vq.networks import timm_features
 from stage1_vq.networks.backbone import TimmBackbone
 from stage1_vq.quantizers import NearestQuantizerConfig
+from stage1_vq.train import begun_from
 
 
 def make(name: str = "test_convnext", channels: int = 3, stride: int = 8, width_out: int = 5) -> TimmBackbone:
@@ -215,3 +216,16 @@ def test_saved_models_have_the_network_under_the_names_that_they_had():
             tensor.zero_()
     other.load_state_dict(state)
     assert torch.equal(other(images()), make()(images()))
+
+
+def test_weights_of_another_model_are_not_replaced_by_published_ones(tmp_path):
+    config = vqgan_config(backbone="test_convnext", backbone_pretrained=str(published(tmp_path)))
+    torch.manual_seed(1)
+    trained = VQGAN(config, (32, 48))
+    trained.save_pretrained(tmp_path / "trained")
+    model = VQGAN(config, (32, 48))
+    begun_from(str(tmp_path / "trained"), model, tmp_path / "run", ())
+    with torch.no_grad():
+        model.initialise([images()])
+    for name, weight in trained.encoder.state_dict().items():
+        assert torch.equal(model.encoder.state_dict()[name], weight), name
