@@ -168,6 +168,7 @@ def test_no_recipe_is_left_out_of_these_tests():
         "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
         "mnist_multiscale", "imagenet256_multiscale", "mnist_xqgan",
         "mnist_vqvae2", "mnist_lfq", "mnist_titok", "cifar10_maskgit_vqgan", "cifar10_open_magvit2",
+        "cifar10_infinity",
         "mnist_flow", "mnist_flow_one_step", "folder_flow", "folder_flow_one_step",
     }  # fmt: skip
     assert set(recipes("stage2")) == STAGE1_OF.keys() | LATENTS_OF.keys()
