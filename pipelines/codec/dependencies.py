@@ -22,7 +22,7 @@ from stage2_prior.priors import Prior
 
 # Parts of the names of tensors that an autoencoder's `decode` and a prior's logits do not read.
 ENCODING_ONLY = {"encoder", "encoders", "to_latents", "conditioners", "project_in", "logits"}
-TRAINING_ONLY = {"cluster_sizes", "vector_sums", "steps_since_revival", "usage", "updates", "text_output"}
+TRAINING_ONLY = {"cluster_sizes", "vector_sums", "steps_since_revival", "usage", "shares", "updates", "text_output"}
 # Fields of configs that neither of them goes by.
 NOT_READ = {
     # of autoencoders

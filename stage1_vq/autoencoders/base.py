@@ -293,13 +293,14 @@ class QuantizedAutoencoder(Autoencoder):
         replace(spec, grids=spec.grids[: len(codes)]).check(codes)
         finest = spec.grids[-1]  # as large as the latents
         z_q = self.quantizer.latents_of_first(codes, finest.height, finest.width)
-        return self.images_of(self.decoded_latents(z_q)).clamp(-1, 1)
+        return self.images_of(self.decoded_latents(z_q, codes)).clamp(-1, 1)
 
     def decoded(self, codes: Codes) -> Tensor:
         """The decoder's output, float32, of codes that are known to fit."""
-        return self.decoded_latents(self.quantizer.codes_to_latents(codes))
+        return self.decoded_latents(self.quantizer.codes_to_latents(codes), codes)
 
-    def decoded_latents(self, z_q: Tensor) -> Tensor:
+    def decoded_latents(self, z_q: Tensor, codes: Codes) -> Tensor:
+        """Likewise, of code vectors, b d h w, which are those of `codes`, all or the first grids."""
         return self.decoder(self.laid_out(in_type_of(self.decoder, z_q))).float()
 
     def forward(self, images: Tensor) -> Stage1Output:

@@ -192,7 +192,9 @@ class FlowDecoder(QuantizedAutoencoder):
         return self.decoder.conv_out.weight
 
     def decoded(self, codes: Codes) -> Tensor:
-        z_q = self.quantizer.codes_to_latents(codes)
+        return self.decoded_latents(self.quantizer.codes_to_latents(codes), codes)
+
+    def decoded_latents(self, z_q: Tensor, codes: Codes) -> Tensor:
         return self.walk(self.noise_of(codes, z_q), z_q, self.config.steps)
 
     def decode_in_steps(self, steps: int) -> None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from codes.spec import Codes, Grid
 from common.distributed import global_mean
-from common.errors import check_fields
+from common.errors import UserError, check_fields
 from common.float32 import float32_island
+from common.wording import counted
 from stage1_vq.quantizers.base import Quantized, Quantizer
 from stage1_vq.quantizers.bit_groups import MOST_BITS_PER_CODE, BitGroups
 from stage1_vq.quantizers.bits import bit_entropy, entropy
@@ -138,11 +139,20 @@ class MultiscaleBSQuantizer(Quantizer):
             return self.walk(z.float(), chosen)[2]
 
     def codes_to_latents(self, codes: Codes) -> Tensor:
+        height, width = codes[-1].shape[1:]
+        return self.latents_of_first(codes, height, width)
+
+    def latents_of_first(self, codes: Codes, height: int, width: int) -> Tensor:
+        groups = len(self.usage)
+        if len(codes) % groups:
+            raise UserError(
+                f"got codes of {counted(len(codes), 'grid')}, expected a multiple of {groups}: the bits of each "
+                f"scale of this model lie in {groups} grids"
+            )
         with float32_island(codes[0].device.type):
-            size, groups = codes[-1].shape[1:], len(self.usage)
-            total = torch.zeros(len(codes[0]), self.dim, *size, device=codes[0].device)
+            total = torch.zeros(len(codes[0]), self.dim, height, width, device=codes[0].device)
             for start in range(0, len(codes), groups):
-                total = total + self.grow(self.usage.bits(codes[start : start + groups]), size)
+                total = total + self.grow(self.usage.bits(codes[start : start + groups]), (height, width))
             return total
 
     def shrink(self, x: Tensor, size: tuple[int, int]) -> Tensor:

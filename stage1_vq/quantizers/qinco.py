@@ -81,20 +81,20 @@ class Network(nn.Module):
     def __init__(self, config: QINCoConfig) -> None:
         super().__init__()
         d, hidden = config.dim, config.hidden
-        self.project_in = nn.Linear(2 * d, d)
+        self.joined = nn.Linear(2 * d, d)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(d, hidden), nn.SiLU(), nn.Linear(hidden, d)) for _ in range(config.blocks)
         )
         with torch.no_grad():
-            self.project_in.weight.mul_(0.01)[:, d:].add_(torch.eye(d))
-            self.project_in.bias.zero_()
+            self.joined.weight.mul_(0.01)[:, d:].add_(torch.eye(d))
+            self.joined.bias.zero_()
             for block in self.blocks:
                 last: Any = block[-1]  # type: ignore[index]
                 last.weight.mul_(0.1)
                 last.bias.zero_()
 
     def forward(self, vectors: Tensor, total: Tensor) -> Tensor:
-        x = self.project_in(torch.cat([total, vectors], -1))
+        x = self.joined(torch.cat([total, vectors], -1))
         for block in self.blocks:
             x = x + block(x)
         return x

@@ -208,7 +208,7 @@ def test_help_of_a_training_command_shows_the_fields_of_its_recipe(recipes, caps
         ("info x.zlg", "unexpected argument 'x.zlg'; options are given as --NAME VALUE, did you mean --file x.zlg?"),
         ("train-stage1 folder --data.path x",
          "train-stage1 needs a recipe, got none; did you mean --config folder?"),
-        ("train-stage1 --config foldr", "there is no recipe foldr; did you mean folder?"),
+        ("train-stage1 --config foldr", "there is no recipe foldr; did you mean folder or folder_flow?"),
         ("train-stage1 --config stage2.yaml", "stage2.yaml is a recipe of stage two; use train-stage2, or name another "
          "--config"),
         ("train-stage2 --config stage1.yaml", "stage1.yaml is a recipe of stage one; use train-stage1, or name another "

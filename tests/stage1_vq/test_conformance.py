@@ -803,7 +803,13 @@ def test_codes_that_are_none_are_refused(row):
         autoencoder.decode(())
 
 
-SUMS = ("vqvae, multiscale", "vqvae, grouped multiscale", "titok, grey, nested, residual")
+SUMS = (
+    "vqvae, multiscale",
+    "vqvae, grouped multiscale",
+    "titok, grey, nested, residual",
+    "flow_decoder, grey, one step, two grids",
+    "infinity_tokenizer",
+)
 
 
 @each_autoencoder

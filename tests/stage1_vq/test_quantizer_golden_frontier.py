@@ -286,7 +286,7 @@ def test_residual_vq_with_implicit_neural_codebooks():
             commitment_weight=1.0,
         )
     )
-    names = {"project_in.weight": "proj_in.weight", "project_in.bias": "proj_in.bias"}
+    names = {"joined.weight": "proj_in.weight", "joined.bias": "proj_in.bias"}
     for block in range(sizes["depth"]):
         for inner in (f"{block}.0", f"{block}.2"):
             names |= {f"blocks.{inner}.{kind}": f"layers.{inner}.{kind}" for kind in ("weight", "bias")}

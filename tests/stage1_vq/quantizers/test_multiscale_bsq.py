@@ -39,6 +39,16 @@ def test_each_scale_has_the_signs_of_what_the_sum_before_it_leaves():
     torch.testing.assert_close(quantizer.codes_to_latents((first, second))[1], expected)
 
 
+def test_the_first_scales_are_the_first_of_the_sums_also_where_a_scale_has_several_grids():
+    quantizer, z = make(bits_per_code=2), latents()
+    codes, (_, sums, _) = quantizer.codes(z), quantizer.walk(z)
+    assert len(codes) == 6
+    for scale, expected in enumerate(sums):
+        torch.testing.assert_close(quantizer.latents_of_first(codes[: 2 * scale + 2], 4, 4), expected)
+    with pytest.raises(UserError, match="got codes of 3 grids, expected a multiple of 2"):
+        quantizer.latents_of_first(codes[:3], 4, 4)
+
+
 def test_gradients_pass_straight_through_and_the_commitment_pulls_to_each_sum():
     quantizer, z = make(entropy_weight=0.0, commitment_weight=0.5), latents().requires_grad_()
     quantized = quantizer(z)
