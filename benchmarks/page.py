@@ -161,8 +161,8 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "Memory over time",
-        "flat_memory --few 500 --many 5000",
-        "Peak resident memory of short and of long runs of the command line.",
+        "flat_memory",
+        "Peak resident memory of the command line, of 1,000 images and of 20,000.",
         threads=(1,),
     ),
     Section(
