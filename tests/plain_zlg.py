@@ -133,7 +133,7 @@ def width_of(k: int) -> int:
 
 # ---- fingerprints ---------------------------------------------------------------------------------------------------
 
-LEFT_OUT = {"cluster_sizes", "vector_sums", "steps_since_revival", "usage", "updates", "text_output"}
+LEFT_OUT = {"cluster_sizes", "vector_sums", "steps_since_revival", "usage", "shares", "updates", "text_output"}
 OF_ENCODING = {"encoder", "encoders", "to_latents", "conditioners", "project_in", "logits"}
 
 
