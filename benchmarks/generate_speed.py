@@ -36,6 +36,7 @@ from pipelines.one_by_one import decode_each
 from pipelines.pictures import to_pils
 from pipelines.prior_requests import labels_of
 from pipelines.two_stage import TwoStagePipeline
+from stage1_vq.autoencoders import VQVAE
 
 SIDE, PICTURES, BATCH = 256, 64, 64
 WRITERS = 2  # processes
@@ -84,11 +85,11 @@ def generate_freely(model: str, out: str, num: int) -> None:
     def sample(self, indices, *arguments, **settings):
         return (torch.tensor(list(indices))[:, None, None] % PICTURES,)
 
-    def decode(self, codes, *arguments, **settings):
+    def decode(self, codes):
         numbers = codes[0].flatten().tolist()
         return ready[numbers[0]][None] if len(numbers) == 1 else ready[numbers]
 
-    TwoStagePipeline.sample, TwoStagePipeline.decode = sample, decode  # type: ignore[method-assign, assignment]
+    TwoStagePipeline.sample, VQVAE.decode = sample, decode  # type: ignore[method-assign, assignment]
     generate_files(GenerateConfig(model=model, out=out, num=num, device="cpu"))
 
 

@@ -50,10 +50,10 @@ def generate(model: str, out: str, num: int, options: list[str]) -> dict[str, fl
     def sample(self, indices, *arguments, **settings):
         return (torch.tensor(list(indices))[:, None, None] % 256,)
 
-    def decode(self, codes, *arguments, **settings):
+    def decode(self, codes):
         return pictures[codes[0].flatten()]
 
-    TwoStagePipeline.sample, TwoStagePipeline.decode = sample, decode  # type: ignore[method-assign, assignment]
+    TwoStagePipeline.sample, VQVAE.decode = sample, decode  # type: ignore[method-assign, assignment]
     config = GenerateConfig(model=model, out=out, num=num, device="cpu", **dict(zip(*[iter(options)] * 2, strict=True)))
     begin, processor = time.perf_counter(), time.process_time()
     generate_files(config)
