@@ -105,3 +105,14 @@ def golden_file(name: str, folder: Path = GOLDEN) -> Path:
     if not path.is_file():
         pytest.skip(f"needs {path}")
     return path
+
+
+def of_theirs(images: Tensor) -> Tensor:
+    """Their pixels, from 0 to 1, as ours."""
+    return 2 * images - 1
+
+
+def without_values(name: str) -> dict[str, Tensor]:
+    """Tensors of the names and shapes of published weights."""
+    shapes = real_shapes_frontier(name)
+    return {key: torch.empty([side for side in shape if isinstance(side, int)]) for key, shape in shapes.items()}

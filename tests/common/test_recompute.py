@@ -26,7 +26,7 @@ from stage1_vq.autoencoders import AUTOENCODERS, Stage1Output, VQGANConfig
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, TransformerConfig
 from tests.stage1_vae.hierarchies.test_conformance import ROWS as HIERARCHIES
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, IMAGE_SIZE, TINY_NEAREST
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS, IMAGE_SIZE, TINY_NEAREST
 from tests.stage2_prior.tiny import TINY, random_codes, spec_of
 
 

@@ -25,7 +25,7 @@ from stage1_vq.losses.adversarial import AdversarialConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, train_stage1
 from tests.processes import Processes
-from tests.stage1_vq.test_conformance import (
+from tests.stage1_vq.tiny import (
     DIM,
     OF_ANY_SIZE,
     QUANTIZER_ROWS,

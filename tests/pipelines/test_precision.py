@@ -26,8 +26,8 @@ from stage2_prior.sampling import sample_codes
 from stage2_prior.sampling_config import SamplingConfig
 from tests.pipelines.conftest import make_pipeline, some_images
 from tests.pipelines.latents.test_judging import small_vae
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS
-from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS
+from tests.stage1_vq.tiny import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import TINY, condition_for, tiny_prior
 
 CPU = torch.device("cpu")

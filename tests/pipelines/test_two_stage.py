@@ -23,8 +23,8 @@ from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.priors import Transformer
 from stage2_prior.sampling import SamplingConfig, draw_in_order
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
-from tests.stage1_vq.test_conformance import OF_ANY_SIZE, images_for
-from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
+from tests.stage1_vq.tiny import OF_ANY_SIZE, images_for
+from tests.stage1_vq.tiny import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import tiny_prior
 
 

@@ -28,8 +28,8 @@ from stage1_vq.losses.perceptual import TimmPerceptualConfig
 from stage1_vq.quantizers import GumbelQuantizerConfig, NearestQuantizerConfig
 from stage1_vq.train import Stage1Config, Stage1Task, companions, train_stage1
 from tests.processes import Processes
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for, make_autoencoder
 from tests.stage1_vq.test_train import lines
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS, images_for, make_autoencoder
 from tests.training.runs import assert_same_run
 from training.loop import TrainConfig
 

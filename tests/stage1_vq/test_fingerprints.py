@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stage1_vq.autoencoders import VQVAE, VQVAEConfig
-from tests.stage1_vq.test_conformance import QUANTIZER_ROWS
+from tests.stage1_vq.tiny import QUANTIZER_ROWS
 
 FROZEN = Path(__file__).with_name("fingerprints.json")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stage1_vq.autoencoders import AUTOENCODERS, Autoencoder, VQVAEConfig
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, QUANTIZER_ROWS
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS, QUANTIZER_ROWS
 
 SIDE, TILE = 16, 8  # pixels
 NOISE = 0.05  # standard deviation: without any, the likelihood of a flat tile has no bound

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stage1_vq.quantizers import FSQConfig, FSQuantizer, Quantizer
 from stage1_vq.quantizers.bits import codes_to_bits
-from tests.stage1_vq.test_conformance import DIM, QUANTIZER_ROWS, make_quantizer
+from tests.stage1_vq.tiny import DIM, QUANTIZER_ROWS, make_quantizer
 
 LOW = (torch.bfloat16, torch.float16)
 

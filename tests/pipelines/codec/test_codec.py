@@ -22,8 +22,8 @@ from pipelines.codec.tables import fit_tables
 from stage1_vq.autoencoders import Autoencoder, VQVAEConfig
 from stage2_prior.priors import AutoregressivePrior, MaskGIT, MaskGITConfig
 from tests.pipelines.conftest import make_autoencoder, make_pipeline, make_prior
-from tests.stage1_vq.test_conformance import OF_ANY_SIZE, images_for
-from tests.stage1_vq.test_conformance import make_autoencoder as autoencoder_of
+from tests.stage1_vq.tiny import OF_ANY_SIZE, images_for
+from tests.stage1_vq.tiny import make_autoencoder as autoencoder_of
 from tests.stage2_prior.tiny import TINY, tiny_prior
 
 MODES = ("prior", "table", "packed")

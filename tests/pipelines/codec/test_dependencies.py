@@ -17,7 +17,7 @@ from pipelines.codec.prior_coding import encode_with_prior
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAEConfig
 from stage2_prior.condition import TextSpec
 from stage2_prior.priors import PRIORS, Transformer, TransformerConfig
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, IMAGE_SIZE, QUANTIZER_ROWS
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS, IMAGE_SIZE, QUANTIZER_ROWS
 from tests.stage2_prior.tiny import CLASSES, TINY, condition_for, random_codes, tiny_prior, tiny_spec
 
 ROWS = AUTOENCODER_ROWS | {

@@ -26,7 +26,7 @@ from stage1_vq.autoencoders import TiTok, TiTokConfig
 from stage1_vq.quantizers import FSQConfig, QuantizerConfig, ResidualQuantizerConfig
 from stage2_prior.priors import MinGPT, MinGPTConfig, PixelCNN, PixelCNNConfig, Transformer, TransformerConfig
 from tests.pipelines.conftest import make_pipeline
-from tests.stage1_vq.test_conformance import TINY_NEAREST
+from tests.stage1_vq.tiny import TINY_NEAREST
 
 TOKENS = 6
 

@@ -23,7 +23,7 @@ from pipelines.report.pictures import LEVELS, Picture, encoded, heat, sources_of
 from pipelines.report.samples import draw
 from tests.pipelines.conftest import make_autoencoder, make_pipeline
 from tests.stage1_vq import test_conformance as conformance
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS
 
 SPEC = CodeSpec((Grid("codes", 2, 2, 4),), 8, 8, 1)
 

@@ -1,5 +1,5 @@
 """The published size, what decoder and encoder see, and that text tokens have positions of their own; wrong configs are
-refused. More in test_conformance.py and, beside the original, imports/test_frontier.py."""
+refused. More in test_conformance.py and, beside the original, imports/test_titok.py."""
 
 from __future__ import annotations
 

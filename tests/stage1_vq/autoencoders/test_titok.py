@@ -13,7 +13,7 @@ import torch
 from common.errors import UserError
 from stage1_vq.autoencoders.titok import TiTok, TiTokConfig, kept_tokens
 from stage1_vq.quantizers import FSQConfig, MultiscaleQuantizerConfig, NearestQuantizerConfig
-from tests.stage1_vq.test_conformance import make_autoencoder
+from tests.stage1_vq.tiny import make_autoencoder
 
 SIZES = {f"{half}_{size}": 1 for half in ("encoder", "decoder") for size in ("blocks", "heads")}
 SIZES |= {"encoder_width": 16, "decoder_width": 12}

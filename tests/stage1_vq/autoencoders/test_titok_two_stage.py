@@ -1,5 +1,5 @@
 """What the encoder and the decoder are made of, beside slow references; wrong configs and sizes are refused. More in
-test_conformance.py and, beside the original, imports/test_frontier.py."""
+test_conformance.py and, beside the original, imports/test_titok.py."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from common.errors import UserError
 from stage1_vq.losses.alignment import Alignment, AlignmentConfig
 from stage1_vq.train import Stage1Task, alignment_of, train_stage1
 from tests.stage1_vq.test_adversarial_runs import ImageStub, make_config, squares  # noqa: F401
-from tests.stage1_vq.test_conformance import AUTOENCODER_ROWS, images_for, make_autoencoder
 from tests.stage1_vq.test_train import lines
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS, images_for, make_autoencoder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.float32 import full_precision
 from stage1_vq.quantizers import build_quantizer, float32
 from stage1_vq.quantizers.float32 import ProductConv2d
-from tests.stage1_vq.test_conformance import DIM, QUANTIZER_ROWS
+from tests.stage1_vq.tiny import DIM, QUANTIZER_ROWS
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear"}
 MKLDNN: Any = torch.backends.mkldnn
