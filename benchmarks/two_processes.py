@@ -71,11 +71,14 @@ def compare_generating(folder: Path, model: Path, num: int) -> None:
                 str(folder / name),
             ],
         )
-    names = sorted(path.name for path in (folder / "one").iterdir())
-    same, different, missing = filecmp.cmpfiles(folder / "one", folder / "two", names, shallow=False)
-    extra = {path.name for path in (folder / "two").iterdir()} - set(names)
+    one, two = (files_in(folder / name) for name in ("one", "two"))
+    same, different, _ = filecmp.cmpfiles(folder / "one", folder / "two", sorted(one & two), shallow=False)
     print(f"generate, {num} images: {len(same)} files equal, {len(different)} different {different[:3]}, "
-          f"{len(missing) + len(extra)} in one folder only")  # fmt: skip
+          f"{len(one ^ two)} in one folder only")  # fmt: skip
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def main() -> None:
