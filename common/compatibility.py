@@ -3,7 +3,9 @@ the tests of this module."""
 
 from __future__ import annotations
 
+import functools
 import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -22,9 +24,17 @@ Result = TypeVar("Result")
 
 def never_compiled(function: Callable[P, Result]) -> Callable[P, Result]:
     """`function` as it is, also inside a compiled one: as `torch.compiler.disable`, which imports the compiler as soon
-    as it decorates something, a second or more that each command would wait for. What torch has for functions of its
-    own imports it at the first call."""
-    return torch._disable_dynamo(function)
+    as it decorates something, and what torch has for functions of its own, at the first call: a second or two that each
+    command would wait for. Here a process that has no compiler yet calls the function itself."""
+    disabled = torch._disable_dynamo(function)
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> Result:
+        if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return called
 
 
 def forget_accelerator_settings() -> None:
