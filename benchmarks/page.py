@@ -115,6 +115,14 @@ SECTIONS: tuple[Section, ...] = (
         threads=(2,),
     ),
     Section(
+        "Systems of 2025 and 2026",
+        "beside_standard --threads {threads}",
+        "Each beside the system of this toolkit that it would take the place of, the first row of its family: a "
+        "training step and its use, as multiples of the first row's time, and what either takes of memory at its peak "
+        "over what stays. Fresh weights, small sizes.",
+        threads=(1,),
+    ),
+    Section(
         "The training loop",
         "training_loop",
         "`fit` beside a bare forward and backward pass and fused optimiser step on batches in memory: what checks, "
