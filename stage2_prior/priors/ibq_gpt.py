@@ -44,15 +44,7 @@ class IBQGPTConfig:
 
     @property
     def network(self) -> LlamaGenConfig:
-        """The sizes as LlamaGen's layers want them."""
-        return LlamaGenConfig(
-            layers=self.layers,
-            width=self.width,
-            heads=self.heads,
-            hidden_width=self.hidden_width,
-            dropout=self.dropout,
-            residual_dropout=self.residual_dropout,
-        )
+        return LlamaGenConfig.sizes_of(self)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,11 @@ class LlamaGenConfig:
         for name in ("dropout", "residual_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}, expected a share from 0 to below 1")
+
+    @classmethod
+    def sizes_of(cls, relative: Any) -> Self:
+        """Of a config that names its sizes alike: RandAR's and others, made of the same layers."""
+        return cls(**{size.name: getattr(relative, size.name) for size in fields(cls) if size.name != "kind"})
 
     @property
     def head_width(self) -> int:

@@ -47,15 +47,7 @@ class RandARConfig:
 
     @property
     def network(self) -> LlamaGenConfig:
-        """The sizes as LlamaGen's blocks want them."""
-        return LlamaGenConfig(
-            layers=self.layers,
-            width=self.width,
-            heads=self.heads,
-            hidden_width=self.hidden_width,
-            dropout=self.dropout,
-            residual_dropout=self.residual_dropout,
-        )
+        return LlamaGenConfig.sizes_of(self)
 
 
 class RandAR(AutoregressivePrior):
