@@ -192,14 +192,11 @@ class SamplingConfig:
                 f"guidance_power={self.guidance_power} with guidance_schedule=constant, which does not rise; give "
                 "guidance_schedule=linear or cosine too, or leave guidance_power out"
             )
-        if self.guidance_layer:
-            layers = getattr(prior, "guided_layers", 0)
-            if self.guidance == 1 or self.guidance_layer > layers:
-                expected = f"one of 1 to {layers} beside a guidance" if layers else "an infinity prior"
-                raise UserError(
-                    f"guidance_layer={self.guidance_layer} for a {prior.kind} prior with guidance={self.guidance}, "
-                    f"expected {expected}; or 0, to guide the logits"
-                )
+        if self.guidance_layer > (layers := getattr(prior, "guided_layers", 0)):
+            raise UserError(
+                f"guidance_layer={self.guidance_layer} for a {prior.kind} prior, expected "
+                f"{f'0 to {layers}' if layers else 'an infinity prior'}; leave it out to guide the logits"
+            )
         if self.guidance != 1 and not (prior.num_classes or prior.reads_prompts):
             raise UserError(
                 "got guidance for a prior without classes, expected guidance=1: it has no label and no text to follow"

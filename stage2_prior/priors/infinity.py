@@ -180,26 +180,24 @@ class Infinity(AutoregressivePrior):
         places = [code_spec.grids[scale.start] for scale in self.scales]
         self.sizes = [grid.size for grid in places]
         self.latent_width = latent_width
-        self.latents: BitLatents | ScaleLatents
-        if latent_width is None:
-            self.latents, latent_width = BitLatents(code_spec), BitLatents(code_spec).width
-        else:
+        of_bits = BitLatents(code_spec)
+        self.latents: BitLatents | ScaleLatents = of_bits
+        if latent_width is not None:
             self.latents = ScaleLatents(code_spec, latent_width, latent_gains)
         words = width if self.embeddings is None else self.embeddings.width
         self.sentence = Sentence(words, num_classes, config.class_words, self.text, self.embeddings)
         self.word_norm = nn.RMSNorm(words, EPSILON)
         self.pool = Pool(width, words)
         self.words = nn.Sequential(nn.Linear(words, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
-        self.latent = nn.Linear(latent_width, width)
+        self.latent = nn.Linear(latent_width or of_bits.width, width)
         self.start = nn.Parameter(torch.empty(1, 1, width))
         self.scale_vectors = nn.Embedding(len(self.scales), width)
         self.shared = Modulation(width, 6)
         self.drop_paths = rising(config.drop_path, config.layers)
         self.blocks = nn.ModuleList(Block(self.network) for _ in range(config.layers))
         self.output_modulation = Modulation(width, 2)
-        bits = [bits_of_vocabulary(code_spec.grids[number]) for number in self.scales[0]]
-        self.bits = [slice(sum(bits[:number]), sum(bits[: number + 1])) for number in range(len(bits))]  # of each grid
-        self.output = nn.Linear(width, 2 * sum(bits))
+        self.bits = of_bits.channels[: len(self.scales[0])]  # of each grid of a scale
+        self.output = nn.Linear(width, 2 * of_bits.width)
         scale_of = [number for number, size in enumerate(self.sizes) for _ in range(size)]
         self.register_buffer("scale_of", torch.tensor(scale_of), persistent=False)
         self.register_buffer("place_of", torch.tensor(places_on_last(places)), persistent=False)

@@ -14,10 +14,16 @@ from torch import Tensor
 from codes.spec import Codes, CodeSpec, Grid
 from common import exact
 from common.errors import UserError
+from common.model_io import load_pretrained
+from pipelines import TwoStagePipeline
+from pipelines.commands.import_weights import ImportConfig, import_weights
+from stage1_vq.autoencoders import InfinityTokenizer, InfinityTokenizerConfig
+from stage1_vq.quantizers import MultiscaleBSQConfig
 from stage2_prior.condition import Condition, EmbeddingSpec
 from stage2_prior.exact import exact_stepper
 from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.infinity import build_infinity, null_words
+from stage2_prior.priors import PRIORS
 from stage2_prior.priors.bit_latents import BitLatents
 from stage2_prior.priors.infinity import Infinity, InfinityConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
@@ -237,3 +243,25 @@ def test_what_cannot_be_read_is_refused():
     layer_scale = {**weights, "block_chunks.0.module.0.ca_gamma": torch.ones(32)}
     with pytest.raises(UserError, match=r"not expected: blocks\.0\.ca_gamma"):
         build_infinity(layer_scale, None, stage1)
+
+
+def test_the_command_makes_the_prior_of_its_tokenizer(tmp_path):
+    reference = golden_frontier("infinity_transformer")
+    quantizer = MultiscaleBSQConfig(scales=(1, 2, 3, 4), dim=5)
+    config = InfinityTokenizerConfig(
+        width=8, multipliers=(1, 2, 2), residual_blocks=1, norm_groups=4, quantizer=quantizer
+    )
+    tokenizer = InfinityTokenizer(config, (16, 16)).eval()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    torch.save(reference.weights, tmp_path / "infinity.pth")
+    files = {"weights": str(tmp_path / "infinity.pth"), "out": str(tmp_path / "prior")}
+    line = import_weights(ImportConfig(kind="infinity", stage1=str(tmp_path / "tokenizer"), **files))
+    assert line.startswith(
+        "1x1 codes of 32 + 2x2 codes of 32 + 3x3 codes of 32 + 4x4 codes of 32 (16x16x3 images): the"
+    )
+    prior = load_pretrained(tmp_path / "prior", PRIORS)
+    pipeline = TwoStagePipeline(tokenizer, prior)  # which refuses codes of another
+    sampling = SamplingConfig(temperature=0, guidance=reference.config["cfg"], guidance_layer=1)
+    codes = sample_codes(pipeline.prior, [0], captions(prior, reference.inputs["gen_text"]), 0, sampling)
+    assert torch.equal(codes[-1], codes_of(reference.outputs["greedy_cfg_layer/bits_3"][:, 0]))
+    assert pipeline.decode(codes).shape == (1, 3, 16, 16)
