@@ -52,8 +52,11 @@ class ExactInfinity:
         self.first = (vector[:, None] + prior.start.double()).expand(-1, prior.sizes[0], -1)
         self.scale_vectors = prior.scale_vectors.weight.double()
         self.turns = place_turns(prior)
-        latents = prior.latents
-        self.latents = ExactBitLatents(latents) if isinstance(latents, BitLatents) else ExactLatents(latents)
+        self.latents: ExactBitLatents | ExactLatents
+        if isinstance(prior.latents, BitLatents):
+            self.latents = ExactBitLatents(prior.latents, prior.output.weight.device)
+        else:
+            self.latents = ExactLatents(prior.latents)
         self.latent, self.output = Product.of(prior.latent), Product.of(prior.output)
         places = sum(prior.sizes)
         self.blocks = [ExactBlock(block, shared, words, hidden, places) for block in cast("list[Block]", prior.blocks)]
@@ -159,20 +162,21 @@ def place_turns(prior: Infinity) -> tuple[Tensor, Tensor]:
 class ExactBitLatents:
     """`BitLatents`, one grid after the other."""
 
-    def __init__(self, latents: BitLatents):
+    def __init__(self, latents: BitLatents, device: torch.device):
         self.latents, self.corner = latents, exact.power(latents.width, -0.5)
         self.total: Tensor | None = None  # the sum so far, b (h w) d
+        last, shapes = latents.shapes[-1], set(latents.shapes)
+        self.grow = {shape: Product(over_grid(bilinear, shape, last, device)) for shape in shapes}
+        self.shrink = {shape: Product(over_grid(bilinear, last, shape, device)) for shape in shapes}
 
     def after(self, codes: Tensor, number: int) -> Tensor:
         """What grid `number + 1` sees, b m d; codes: b m', of grid `number`."""
-        latents = self.latents
-        old, finest, new = latents.shapes[number], latents.shapes[-1], latents.shapes[number + 1]
-        channels = latents.channels[number]
+        latents, channels = self.latents, self.latents.channels[number]
         vectors = latents.signs(codes, number).double() * self.corner
-        grown = Product(over_grid(bilinear, old, finest, codes.device))(vectors.mT).mT
+        grown = self.grow[latents.shapes[number]](vectors.mT).mT
         grown = F.pad(grown, (channels.start, latents.width - channels.stop))
         self.total = grown if self.total is None else self.total + grown
-        return Product(over_grid(bilinear, finest, new, codes.device))(self.total.mT).mT
+        return self.shrink[latents.shapes[number + 1]](self.total.mT).mT
 
 
 def bilinear(old: int, new: int) -> list[list[Fraction]]:
