@@ -20,7 +20,7 @@ sentences alone, whatever they are made of. Any sentence is learned words again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self, cast
 
@@ -325,7 +325,7 @@ class Infinity(AutoregressivePrior):
             x = block(x, shared, asked, turns, mask, kept)
         return self.output(modulated(x, *self.output_modulation(asked.vector).unbind(2)))
 
-    def of_grids(self, logits: Tensor) -> Iterable[Tensor]:
+    def of_grids(self, logits: Tensor) -> list[Tensor]:
         """Of each grid of a scale, from its places' logits `b m 2d`: `b m 2bits`, the least of its bits first."""
         pairs = logits.unflatten(-1, (-1, 2))
         return [pairs[..., bits, :].flip(-2).flatten(-2) for bits in self.bits]
@@ -434,11 +434,11 @@ class InfinityStepper:
         as 1; the condition is then of 2 batch samples, see `Prior.doubled_for_guidance`."""
         config = prior.config
         device, dtype = prior.output.weight.device, step_dtype(prior.output.weight)
-        rows = 2 * batch if guidance else batch
+        self.copies = 2 if guidance else 1  # of each sample that go in
+        rows = self.copies * batch
         prior.check(rows, condition)
         self.prior, self.latents, self.scales = prior, prior.latents, prior.scales
         self.guidance, self.guided_layer = guidance, config.layers - guided_layer
-        self.copies = rows // batch  # of each sample that go in
         weights = prepared(prior, dtype, lambda: StepWeights.of(prior, dtype))
         self.latent, self.output = weights.latent, weights.output
         self.scale_vectors, self.turns = weights.scale_vectors, weights.turns
