@@ -36,11 +36,11 @@ class ExactInfinity:
         prior.check(batch, condition)
         condition = condition.to(prior.output.weight.device)
         self.prior, self.scale, self.done = prior, 0, 0
-        words, count = sentence(prior.sentence, batch, condition)
+        words, there = sentence(prior.sentence, batch, condition)
         words = (words / exact.square_root(exact.mean_square(words).add_(EPSILON))).mul_(
             prior.word_norm.weight.double()
         )
-        hidden = None if count is None else ~count[:, None]  # b 1 t
+        hidden = None if there is None else ~there[:, None]  # b 1 t
         pool = ExactReading(prior.pool.attention, words, hidden)
         question = prior.pool.question.double()[0].expand(batch, -1, -1, -1)  # b heads 1 d
         vector = pool(question)[:, 0]  # b d

@@ -271,9 +271,9 @@ class Infinity(AutoregressivePrior):
         return replace(forgotten, embeddings=embeddings, embedding_mask=condition.embedding_mask)
 
     def asked(self, batch: int, condition: Condition) -> Asked:
-        vectors, count = self.sentence(batch, condition)
+        vectors, there = self.sentence(batch, condition)
         vectors = self.word_norm(vectors)
-        mask = None if count is None else count[:, None, None]
+        mask = None if there is None else there[:, None, None]
         return Asked(self.pool(vectors, mask), self.words(vectors), mask)
 
     # ---- training ---------------------------------------------------------------------------------------------------
@@ -487,5 +487,6 @@ class InfinityStepper:
             x = x + reading(x, *words)
             x = x + gain2 * feed_forward(modulated(x, scale2, shift2))
             if self.guidance and number == self.guided_layer:
-                x = guided(*x.chunk(2), self.guidance[self.scale])
+                label, null = x.chunk(2)
+                x = guided(label, null, self.guidance[self.scale])
         return x

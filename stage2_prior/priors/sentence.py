@@ -18,7 +18,7 @@ from stage2_prior.priors.prefix import Prefix
 
 class Words(NamedTuple):
     vectors: Tensor  # b t c
-    count: Tensor | None  # b t, True for a word that is there; None: all are
+    there: Tensor | None  # b t, True for a word that is there; None: all are
 
 
 class Sentence(nn.Module):
