@@ -39,6 +39,7 @@ from stage2_prior.priors import (
     PRIORS,
     AutoregressivePrior,
     HierarchicalConfig,
+    InfinityConfig,
     LlamaGenConfig,
     MinGPTConfig,
     PixelCNNConfig,
@@ -64,6 +65,10 @@ PRIORS_TRIED: dict[str, tuple[Any, CodeSpec]] = {
     "var": (
         VARConfig(layers=4, width=128, heads=4),
         CodeSpec(tuple(Grid(f"scale{n}", n, n, 128) for n in (1, 2, 3, 5, 7)), 28, 28, 1),
+    ),
+    "infinity": (
+        InfinityConfig(layers=4, width=128, heads=4),
+        CodeSpec(tuple(Grid(f"scale{n}_bits{bits}", n, n, 64) for n in (1, 2, 3, 5, 7) for bits in (0, 1)), 28, 28, 1),
     ),
     "hierarchical": (
         HierarchicalConfig(

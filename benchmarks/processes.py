@@ -73,6 +73,7 @@ from stage2_prior.priors import (
     PRIORS,
     DiffusionConfig,
     HierarchicalConfig,
+    InfinityConfig,
     LlamaGenConfig,
     MaskGITConfig,
     MinGPTConfig,
@@ -126,6 +127,7 @@ GRID = CodeSpec((Grid("codes", 3, 5, 11),), 12, 20, 3)
 LEVELS = CodeSpec((Grid("level0", 2, 2, 7), Grid("level1", 2, 4, 11), Grid("level2", 4, 4, 9)), 16, 16, 3)
 DEPTHS = CodeSpec(tuple(Grid(f"depth{i}", 2, 3, k) for i, k in enumerate((11, 7, 9))), 8, 12, 3)
 SCALES = CodeSpec(tuple(Grid(f"scale{i}", i, 2 * i - 1, 11) for i in (1, 2, 3)), 12, 20, 3)
+BITS = CodeSpec(tuple(Grid(f"scale{i}_bits{n}", i, 2 * i - 1, 4) for i in (1, 2, 3) for n in (0, 1)), 12, 20, 3)
 NARROW = PixelCNNConfig(layers=3, width=16, first_kernel_size=3, kernel_size=3, output_width=24)
 PRIORS_OF: dict[str, tuple[PriorConfig, CodeSpec]] = {
     "transformer": (TransformerConfig(layers=2, width=32, heads=4), GRID),
@@ -138,6 +140,7 @@ PRIORS_OF: dict[str, tuple[PriorConfig, CodeSpec]] = {
     "llamagen": (LlamaGenConfig(layers=2, width=24, heads=3, hidden_width=32), GRID),
     "rq_transformer": (RQTransformerConfig(layers=2, depth_layers=1, width=32, heads=4), DEPTHS),
     "var": (VARConfig(layers=2, width=32, heads=2), SCALES),
+    "infinity": (InfinityConfig(layers=2, width=32, heads=2), BITS),
     "hierarchical": (
         HierarchicalConfig(
             top=NARROW,

@@ -27,6 +27,7 @@ class SamplingOptions:
     guidance_power: float | None = None  # of the share of steps done, by which it rises; above 1: late, as RAR's 2.75
     guidance_start: float | None = None  # share of an image's steps before which there is none
     guidance_end: float | None = None  # share of an image's steps after which there is none
+    guidance_layer: int | None = None  # of infinity: guide what this layer puts out, 1 the last; 0: the logits
     steps: int | None = None  # for an image, of maskgit (12), diffusion (64), randar (its codes): fewer are faster
     order: Order | None = None  # in which a masked prior fills in its codes; left out: as it learned to
     choice_temperature: float | None = None  # of the orders confidence and entropy: chance in what stays; 0 is none

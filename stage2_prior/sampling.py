@@ -168,8 +168,10 @@ def stepper_of(prior: AutoregressivePrior, batch: int, condition: Condition, sam
     """With guidance, if that is asked for."""
     if sampling.guidance == 1:
         return prior.stepper(batch, condition)
-    doubled = prior.stepper(2 * batch, prior.doubled_for_guidance(condition))
     weights = [sampling.guidance_at(step, prior.steps) for step in range(prior.steps)]
+    if sampling.guidance_layer:
+        return prior.stepper_guided_inside(batch, condition, weights, sampling.guidance_layer)
+    doubled = prior.stepper(2 * batch, prior.doubled_for_guidance(condition))
     return (GuidedWindowStepper if prior.takes_windows else GuidedStepper)(doubled, weights)
 
 

@@ -34,6 +34,7 @@ class SamplingConfig:
     guidance_power: float = 1.0  # of the share of steps that is done, by which it rises; 2.75 of RAR: late
     guidance_start: float = 0.0  # share of an image's steps before which there is none
     guidance_end: float = 1.0  # share of an image's steps after which there is none
+    guidance_layer: int = 0  # of infinity, from the last layer as 1: guides its output; 0 = the logits
     steps: int | None = None  # for an image; None = the prior's own: 12 of maskgit, 64 of diffusion, n codes of randar
     order: Order | None = None  # in which a masked prior fills in its codes; None = its own (confidence, random)
     choice_temperature: float | None = None  # chance in the orders confidence (None = 4.5, as published), entropy (0)
@@ -66,6 +67,11 @@ class SamplingConfig:
             raise UserError(
                 f"guidance_start={self.guidance_start} and guidance_end={self.guidance_end}, expected shares of the "
                 "steps from 0 to 1, the start not after the end"
+            )
+        if self.guidance_layer < 0:
+            raise UserError(
+                f"guidance_layer={self.guidance_layer}, expected 0 (the logits) or more: 1 is what the last layer puts "
+                "out"
             )
         check_precision("precision", self.precision)
         check_precision("decoder_precision", self.decoder_precision, get_args(AnyPrecision))
@@ -185,6 +191,11 @@ class SamplingConfig:
             raise UserError(
                 f"guidance_power={self.guidance_power} with guidance_schedule=constant, which does not rise; give "
                 "guidance_schedule=linear or cosine too, or leave guidance_power out"
+            )
+        if self.guidance_layer > (layers := getattr(prior, "guided_layers", 0)):
+            raise UserError(
+                f"guidance_layer={self.guidance_layer} for a {prior.kind} prior, expected "
+                f"{f'0 to {layers}' if layers else 'an infinity prior'}; leave it out to guide the logits"
             )
         if self.guidance != 1 and not (prior.num_classes or prior.reads_prompts):
             raise UserError(

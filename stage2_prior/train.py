@@ -27,7 +27,6 @@ from common.wording import counted
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, VAR, AutoregressivePrior, HierarchicalConfig, Prior, PriorConfig
-from stage2_prior.priors.bitwise import BitOutput
 from stage2_prior.priors.hierarchical import prior_of_level
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.text import FILE_NAMES, captions_of, read_tokenizer, tokenize, train_tokenizer, vocabulary_of
@@ -365,16 +364,19 @@ def begin_from(prior: Prior, folder: str) -> tuple[str, ...]:
 def notes_on_bits(prior: Prior, codes: CodeDataset) -> tuple[str, ...]:
     """A line where a prior tells codes bit by bit that may be no bits. Raises UserError where they are none: of numbers
     by chance, bits that do not know of each other make others."""
-    if codes.index.codes_are_bits or not any(isinstance(module, BitOutput) for module in prior.modules()):
+    if codes.index.codes_are_bits or not prior.tells_bits:
         return ()
+    kinds, instead = "lfq or bsq", "leave bitwise out"
+    if len(prior.code_spec.grids) > 1:
+        kinds, instead = "multiscale_bsq or multiscale_bits", "take a var prior"
     if codes.index.codes_are_bits is None:
         return (
-            f"bitwise: {codes.folder} does not say whether its codes are bits, as of quantizer.kind=lfq or bsq; of "
+            f"bitwise: {codes.folder} does not say whether its codes are bits, as of quantizer.kind={kinds}; of "
             "others they cannot be told bit by bit (encode anew to have it checked)",
         )
     raise UserError(
         f"bitwise for {codes.folder}, whose codes are numbers of code vectors and no bits, expected those of "
-        "quantizer.kind=lfq or bsq; leave bitwise out, or take an autoencoder of these"
+        f"quantizer.kind={kinds}; {instead}, or take an autoencoder of these"
     )
 
 

@@ -307,6 +307,15 @@ PICTURES = {
         },
         [("class", "blocks"), ("blocks", "logits"), ("logits", "codes"), ("codes", "grow"), ("grow", "sums", "next scale"), ("sums", "blocks")],
     ),
+    "infinity": picture(
+        "Infinity: the bits of a whole scale at each step",
+        {
+            "words": (0, 0, "words of text|or class", "data"), "blocks": (1, 0, "blocks: scales|so far, words", "network"),
+            "logits": (2, 0, "two logits of|each bit", "choice"), "bits": (3, 0, "bits of|scale s", "data"),
+            "sums": (1, 1, "sum of scales|so far", "data"), "grow": (3, 1, "±1/√d,|up-sampled", "network"),
+        },
+        [("words", "blocks"), ("blocks", "logits"), ("logits", "bits"), ("bits", "grow"), ("grow", "sums", "next scale"), ("sums", "blocks")],
+    ),
     "spatial": picture(
         "Space: places that are turned and shifted",
         {

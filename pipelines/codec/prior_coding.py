@@ -94,7 +94,8 @@ def ready_to_code(prior: AutoregressivePrior) -> AutoregressivePrior:
 def images_at_once(prior: AutoregressivePrior) -> int:
     """As many images as code together fast and within BYTES, but not less than FEWEST."""
     grids = prior.code_spec.grids
-    codes = 1 if prior.steps == prior.code_spec.codes_per_image else max(grid.size for grid in grids)  # of a step
+    codes = max(grid.size for grid in grids) * -(-len(grids) // prior.steps)  # of a step: of a grid, or of several
+    codes = 1 if prior.steps == prior.code_spec.codes_per_image else codes
     logits = LOGIT_BYTES * codes * max(grid.vocabulary for grid in grids)
     return max(FEWEST, min(MOST, BYTES // (cache_bytes(prior) + logits)))
 

@@ -49,6 +49,7 @@ class ImportConfig:
         "ibq-gpt",
         "open-magvit2-gpt",
         "var",
+        "infinity",
         "pixelsnail",
         "halton-maskgit",
         "titok-maskgit",

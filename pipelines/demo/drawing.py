@@ -58,7 +58,7 @@ def asked_of(pipeline: TwoStagePipeline, values: Mapping[str, Any]) -> Asked:
     known = {field.name for field in fields(SamplingConfig)}
     given = {name: value for name, value in values.items() if name in known and value is not None}
     own, most = pipeline.sampling, max(grid.vocabulary for grid in pipeline.prior.code_spec.grids)
-    for name in ("top_k", "steps"):
+    for name in ("top_k", "steps", "guidance_layer"):
         if name in given:
             given[name] = int(given[name])
     if given.get("top_k") == 0:

@@ -277,6 +277,18 @@ class Settings:
                     ),
                 )
                 add("guidance_end", gr.Slider(0, 1, own.guidance_end, step=0.05, label="Guidance up to"))
+                if layers := getattr(prior, "guided_layers", 0):
+                    add(
+                        "guidance_layer",
+                        gr.Slider(
+                            0,
+                            layers,
+                            own.guidance_layer,
+                            step=1,
+                            label="Guidance of a layer",
+                            info="1: the last; 0: none",
+                        ),
+                    )
             if (usual := usual_steps(prior)) is not None:
                 add(
                     "steps",

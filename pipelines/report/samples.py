@@ -145,6 +145,7 @@ def in_words(sampling: SamplingConfig) -> str:
         "min_p",
         "guidance_schedule",
         "guidance_power",
+        "guidance_layer",
         "steps",
         "order",
         "choice_temperature",

@@ -39,7 +39,7 @@ class MultiscaleBSQConfig:
     entropy_weight: float = 0.1  # of both entropy terms: each bit sure of its side, both sides in use
     diversity: float = 1.0  # gamma: weight of the second entropy term relative to the first
     inverse_temperature: float = 10.0  # of the soft assignment that the entropies are those of
-    bits_per_code: int = 16  # at most: a grid of codes for the first so many bits of a scale, another one for the next
+    bits_per_code: int = 8  # at most: a grid of codes for the first so many bits of a scale, another one for the next
     warn_usage_below: float = 0.0  # share of codes used in an epoch below which the log warns; of many bits few are
 
     def __post_init__(self) -> None:

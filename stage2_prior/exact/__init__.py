@@ -11,6 +11,7 @@ from torch import Tensor
 from stage2_prior.condition import Condition
 from stage2_prior.exact.hierarchical import exact_hierarchical
 from stage2_prior.exact.ibq_gpt import ExactIBQGPT
+from stage2_prior.exact.infinity import ExactInfinity
 from stage2_prior.exact.llamagen import ExactLlamaGen
 from stage2_prior.exact.mingpt import ExactMinGPT
 from stage2_prior.exact.open_magvit2_gpt import ExactOpenMAGVIT2GPT
@@ -37,6 +38,7 @@ WALKS: dict[str, Callable[[Any, int, Condition], Stepper]] = {
     "open_magvit2_gpt": ExactOpenMAGVIT2GPT,
     "mingpt": ExactMinGPT,
     "var": ExactVAR,
+    "infinity": ExactInfinity,
 }
 
 

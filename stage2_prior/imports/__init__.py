@@ -12,6 +12,7 @@ from common.renaming import Weights
 from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.halton_maskgit import build_halton_maskgit
 from stage2_prior.imports.ibq_gpt import build_ibq_gpt
+from stage2_prior.imports.infinity import build_infinity
 from stage2_prior.imports.llamagen import build_llamagen
 from stage2_prior.imports.open_magvit2_gpt import build_open_magvit2_gpt
 from stage2_prior.imports.pixelsnail import build_pixelsnail
@@ -53,6 +54,7 @@ KINDS = {
     "ibq-gpt": Kind(build_ibq_gpt, ("state_dict",)),
     "open-magvit2-gpt": Kind(build_open_magvit2_gpt, ("state_dict",)),
     "var": Kind(build_var, ("trainer.var_wo_ddp",)),
+    "infinity": Kind(build_infinity),
     "pixelsnail": Kind(build_level, ("model",)),
     "halton-maskgit": Kind(build_halton_maskgit, ("model_state_dict",)),
     "titok-maskgit": Kind(build_titok_maskgit, ("model_state_dict", "state_dict")),

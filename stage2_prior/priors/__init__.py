@@ -7,6 +7,7 @@ from stage2_prior.priors.diffusion import Diffusion, DiffusionConfig
 from stage2_prior.priors.halton_maskgit import HaltonMaskGIT, HaltonMaskGITConfig
 from stage2_prior.priors.hierarchical import Hierarchical, HierarchicalConfig
 from stage2_prior.priors.ibq_gpt import IBQGPT, IBQGPTConfig
+from stage2_prior.priors.infinity import Infinity, InfinityConfig
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig
@@ -35,6 +36,7 @@ PRIORS: dict[str, type[Prior]] = {
     "open_magvit2_gpt": OpenMAGVIT2GPT,
     "rq_transformer": RQTransformer,
     "var": VAR,
+    "infinity": Infinity,
     "hierarchical": Hierarchical,
     "maskgit": MaskGIT,
     "diffusion": Diffusion,
@@ -54,6 +56,7 @@ PriorConfig = (
     | OpenMAGVIT2GPTConfig
     | RQTransformerConfig
     | VARConfig
+    | InfinityConfig
     | HierarchicalConfig
     | MaskGITConfig
     | DiffusionConfig
@@ -75,6 +78,8 @@ __all__ = [
     "Hierarchical",
     "HierarchicalConfig",
     "IBQGPTConfig",
+    "Infinity",
+    "InfinityConfig",
     "LlamaGen",
     "LlamaGenConfig",
     "MDMPrime",

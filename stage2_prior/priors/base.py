@@ -263,6 +263,11 @@ class Prior(PretrainedModel):
         )
 
     @property
+    def tells_bits(self) -> bool:
+        """Whether it tells codes bit by bit, which those of bits alone can be."""
+        return False
+
+    @property
     def reads_prompts(self) -> bool:
         return self.text is not None or self.embeddings is not None
 
@@ -330,6 +335,15 @@ class AutoregressivePrior(Prior):
     def steps(self) -> int:
         """Calls of a stepper's `next` for a whole image: one for each code, unless a prior predicts many at once."""
         return self.code_spec.codes_per_image
+
+    @property
+    def guided_layers(self) -> int:
+        """How many of its last layers guidance can be of (`stepper_guided_inside`); 0 where it is of logits alone."""
+        return 0
+
+    def stepper_guided_inside(self, batch: int, condition: Condition, guidance: Sequence[float], layer: int) -> Stepper:
+        """As a `GuidedStepper`, but guidance, of each step, moves what a layer puts out, counted from the last as 1."""
+        raise NotImplementedError
 
     def nll(self, codes: Codes, condition: Condition) -> Tensor:
         return nll_of(self.logits(codes, condition), self.sequence(codes, condition))

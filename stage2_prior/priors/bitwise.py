@@ -45,6 +45,16 @@ def nll_of_bits(logits: Tensor, codes: Tensor) -> Tensor:
     return F.softplus(torch.where(right, -ahead, ahead)).sum(dim=-1)
 
 
+def logits_of_codes(logits: Tensor) -> Tensor:
+    """Of all codes, `... 2^d`, from those of their bits, `... 2d`: of each, that it is 0 and that it is 1. In float32,
+    or float64 where they are."""
+    pairs = (logits if logits.dtype == torch.float64 else logits.float()).unflatten(-1, (-1, 2))
+    total = torch.zeros_like(pairs[..., :1, 0])
+    for ahead in (pairs[..., 1] - pairs[..., 0]).split(1, dim=-1):  # each bit doubles the table
+        total = torch.cat([total, total + ahead], dim=-1)
+    return total
+
+
 class OfBits(nn.Module):
     """What is a sum of what the bits of a code add, 0 or 1 times a vector of each."""
 

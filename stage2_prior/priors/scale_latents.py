@@ -7,7 +7,8 @@ tensors that this takes lie beside the codes: see `latents.safetensors` in docs/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -75,26 +76,17 @@ class ScaleLatents(nn.Module):
         return torch.cat(seen, dim=1)
 
     def corrected(self, codes: Codes, flips: Sequence[Tensor], by: Sequence[Tensor]) -> tuple[Codes, Codes]:
-        """Codes, b h w each, to be told and to be given, of which those that are `flips` (bool) are given as in `by`.
+        """Codes, b h w each, to be told and to be given, of which those that are `flips` (bool) are given as in `by`:
+        see the function `corrected`."""
+        return corrected(self, codes, lambda number, wanted: torch.where(flips[number], by[number], wanted))
 
-        What a flip leaves in the sum, the later scales are to mend: they are quantised anew, as the tokenizer would
-        have from what is then missing (Han et al. 2024, arXiv:2412.04431, section 3.4). Of that the codes tell all but
-        the rounding of each to a code vector: at a place of scale s are missing the vector of its code and, averaged
-        on its grid, what the sum of the scales before would be less what it is."""
-        told, given = list[Tensor](), list[Tensor]()
-        was, now = None, None
-        for number, grid in enumerate(codes):
-            wanted = grid
-            if was is not None and now is not None:
-                missing = self.seen_by(number, was - now)  # b n d
-                found = self.nearest(self.vectors(grid.flatten(1), number) + missing, number)
-                wanted = torch.where((missing == 0).all(dim=-1), grid.flatten(1), found).view_as(grid)
-            shown = torch.where(flips[number], by[number], wanted)
-            told.append(wanted)
-            given.append(shown)
-            if number < len(codes) - 1:
-                was, now = self.add(was, grid, number), self.add(now, shown, number)
-        return tuple(told), tuple(given)
+    def missing(self, number: int, rest: Tensor) -> Tensor:
+        """Of latents b d h w what grid `number` has to describe, b n d: an average, as the tokenizer takes it."""
+        return self.seen_by(number, rest)
+
+    def wanted(self, codes: Tensor, missing: Tensor, number: int) -> Tensor:
+        """The codes, b n, nearest to the vectors of these and what is missing beside them, b n d."""
+        return self.nearest(self.vectors(codes, number) + missing, number)
 
     def vectors(self, codes: Tensor, number: int) -> Tensor:
         """Of codes, b n, of scale `number`: b n d, float32."""
@@ -126,3 +118,40 @@ class ScaleLatents(nn.Module):
     def seen_by(self, number: int, total: Tensor) -> Tensor:
         """The sum before scale `number`, averaged on its grid: b n d."""
         return rearrange(F.interpolate(total, size=self.shapes[number], mode="area"), "b d h w -> b (h w) d")
+
+
+class SummedScales(Protocol):
+    """Latents that are sums of what each grid of codes adds: `ScaleLatents`, or those of bits."""
+
+    shapes: list[tuple[int, int]]
+
+    def add(self, total: Tensor | None, codes: Tensor, number: int) -> Tensor: ...
+
+    def seen_by(self, number: int, total: Tensor) -> Tensor: ...
+
+    def missing(self, number: int, rest: Tensor) -> Tensor: ...
+
+    def wanted(self, codes: Tensor, missing: Tensor, number: int) -> Tensor: ...
+
+
+def corrected(latents: SummedScales, codes: Codes, shown: Callable[[int, Tensor], Tensor]) -> tuple[Codes, Codes]:
+    """Codes, b h w each, to be told and to be given. shown: (number of a grid, its codes to be told, b h w) -> those
+    given, with mistakes.
+
+    What a mistake leaves in the sum, the later scales are to mend: they are quantised anew, as the tokenizer would have
+    from what is then missing (Han et al. 2024, arXiv:2412.04431, section 3.4). Of that the codes tell all but the
+    rounding of each to a code vector: at a place of scale s are missing the vector of its code and, averaged on its
+    grid, what the sum of the scales before would be less what it is."""
+    told, given = list[Tensor](), list[Tensor]()
+    was, now = None, None
+    for number, grid in enumerate(codes):
+        wanted = grid
+        if was is not None and now is not None:
+            missing = latents.missing(number, was - now)  # b n d
+            found = latents.wanted(grid.flatten(1), missing, number)
+            wanted = torch.where((missing == 0).all(dim=-1), grid.flatten(1), found).view_as(grid)
+        told.append(wanted)
+        given.append(shown(number, wanted))
+        if number < len(codes) - 1:
+            was, now = latents.add(was, grid, number), latents.add(now, given[-1], number)
+    return tuple(told), tuple(given)

@@ -76,6 +76,10 @@ class Transformer(AutoregressivePrior):
             assert isinstance(self.embedding, nn.Embedding)
             self.output.weight = self.embedding.weight
 
+    @property
+    def tells_bits(self) -> bool:
+        return self.config.bitwise
+
     def initialise(self) -> None:
         """As GPT-2: normal of 0.02, and less for what adds to the residual stream, so that its variance does not
         grow with the depth."""

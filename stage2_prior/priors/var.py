@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, TypeVar, cast
 
@@ -64,6 +65,22 @@ class VARConfig:
             raise UserError(f"mlp_ratio={self.mlp_ratio}, expected above 0; published: 4")
         if not self.initial_gain > 0:
             raise UserError(f"initial_gain={self.initial_gain}, expected above 0; published: 1e-3 to 5e-6")
+
+
+def rising(share: float, layers: int) -> list[float]:
+    """From 0 for the first layer to `share` for the last."""
+    return [share * number / max(1, layers - 1) for number in range(layers)]
+
+
+def kept_paths(x: Tensor, dropped: Sequence[float]) -> Tensor:
+    """Which samples, x: b n d, take the two paths of each block and not the way around (Huang et al. 2016,
+    arXiv:1603.09382): `layers 2 b 1 1`, 0 or the inverse of the share that does. dropped: share that does not, of each
+    block."""
+    if not any(dropped):
+        return x.new_ones(len(dropped), 2, len(x), 1, 1)
+    share = 1 - torch.tensor(dropped, device=x.device)[:, None]
+    drawn = uniform(len(x), len(dropped), 2, device=x.device)
+    return ((drawn < share) / share).permute(1, 2, 0)[..., None, None].to(x.dtype)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -202,8 +219,7 @@ class VAR(AutoregressivePrior):
         self.places = nn.Parameter(torch.empty(1, sum(sizes), width))
         self.scales = nn.Embedding(len(sizes), width)
         self.shared: nn.Module = Modulation(width, 6) if config.shared_adaln else nn.Identity()
-        rise = max(1, config.layers - 1)
-        self.drop_paths = [config.drop_path * n / rise for n in range(config.layers)]
+        self.drop_paths = rising(config.drop_path, config.layers)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.output_modulation = Modulation(width, 2)
         self.output = nn.Linear(width, vocabularies[0])
@@ -269,13 +285,8 @@ class VAR(AutoregressivePrior):
         return self.latents.corrected(codes, flipped(codes, share), others(self.code_spec, codes))
 
     def kept_paths(self, x: Tensor) -> Tensor:
-        """Which samples, x: b n d, take the two paths of each block and not the way around (Huang et al. 2016,
-        arXiv:1603.09382): `layers 2 b 1 1`, 0 or the inverse of the share that does."""
-        if not self.training or not self.config.drop_path:
-            return x.new_ones(len(self.blocks), 2, len(x), 1, 1)
-        share = 1 - torch.tensor(self.drop_paths, device=x.device)[:, None]
-        drawn = uniform(len(x), len(self.blocks), 2, device=x.device)
-        return ((drawn < share) / share).permute(1, 2, 0)[..., None, None].to(x.dtype)
+        """See the function `kept_paths`."""
+        return kept_paths(x, self.drop_paths if self.training else [0.0] * len(self.blocks))
 
     def positions(self) -> Tensor:
         """What tells the places of all scales apart: 1 n d."""

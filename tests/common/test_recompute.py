@@ -103,7 +103,10 @@ FAMILIES: dict[str, Family] = {
         f"autoencoder, {row}": autoencoder(row)
         for row in ("vqvae", "vqvae2, three levels, grey, residual", "vqvae, multiscale", "dvae", "vqgan", "vit_vqgan")
     },
-    **{f"prior, {kind}": prior(kind) for kind in ("pixelcnn", "rq_transformer", "hierarchical", "var", "maskgit")},
+    **{
+        f"prior, {kind}": prior(kind)
+        for kind in ("pixelcnn", "rq_transformer", "hierarchical", "var", "infinity", "maskgit")
+    },
     "prior, transformer with dropout": prior(TransformerConfig(layers=2, width=16, heads=2, residual_dropout=0.3)),
     "VAE, convolutional": vae(VAEConfig(encoder=CONVOLUTIONAL, decoder=CONVOLUTIONAL, latents=3), (8, 8), 1),
     # Batch norms in NVAE and in the ladder; blocks of VD-VAE hand out more than they return.

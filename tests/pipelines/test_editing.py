@@ -13,13 +13,21 @@ from pipelines import TwoStagePipeline
 from pipelines.known_codes import codes_at, codes_of_kept_pixels, random_places
 from pipelines.pictures import to_pil
 from stage1_vq.autoencoders import VQVAE, VQVAE2, VQVAE2Config, VQVAEConfig
-from stage1_vq.quantizers import MultiscaleQuantizerConfig, NearestQuantizerConfig, ResidualQuantizerConfig
+from stage1_vq.quantizers import (
+    MultiscaleBSQConfig,
+    MultiscaleQuantizerConfig,
+    NearestQuantizerConfig,
+    QuantizerConfig,
+    ResidualQuantizerConfig,
+)
 from stage2_prior.drawing import noise
 from stage2_prior.priors import (
     PRIORS,
     VAR,
     Hierarchical,
     HierarchicalConfig,
+    Infinity,
+    InfinityConfig,
     MaskGITConfig,
     RQTransformer,
     RQTransformerConfig,
@@ -132,22 +140,25 @@ def smooth_images(count: int, seed: int) -> torch.Tensor:
     return F.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
 
 
-@pytest.fixture(scope="module")
-def ten_scales() -> VQVAE:
-    """With VAR's ten scales up to 16x16: fresh weights, but latents of mean 0 and variance 1 and a codebook that fits
-    them."""
+def of_scales(quantizer: QuantizerConfig, size: float = 1.0) -> VQVAE:
+    """Fresh weights, but latents of mean 0 and standard deviation `size`, and a codebook that fits them."""
     torch.manual_seed(0)
-    quantizer = MultiscaleQuantizerConfig(codebook_size=128, dim=4)
     config = VQVAEConfig(channels=1, width=16, residual_width=8, residual_blocks=1, quantizer=quantizer)
     autoencoder, images = VQVAE(config, (64, 64)), smooth_images(8, 9)
     last = autoencoder.encoder[-1]
     with torch.no_grad():
         z = autoencoder.latents(images)
-        mean, deviation = z.mean((0, 2, 3)), z.std((0, 2, 3))
+        mean, deviation = z.mean((0, 2, 3)), z.std((0, 2, 3)) / size
         last.weight /= deviation[:, None, None, None]
         last.bias.copy_((last.bias - mean) / deviation)
     autoencoder.initialise([images])
     return autoencoder.eval()
+
+
+@pytest.fixture(scope="module")
+def ten_scales() -> VQVAE:
+    """VAR's, up to 16x16."""
+    return of_scales(MultiscaleQuantizerConfig(codebook_size=128, dim=4))
 
 
 def errors(autoencoder: VQVAE, images: torch.Tensor, codes: Codes) -> torch.Tensor:
@@ -171,6 +182,22 @@ def test_the_kept_half_of_ten_scales_is_as_good_as_encoded_away_from_the_border(
     assert inpainted[8:].mean() > 0.5
     literal = pipeline.redraw(codes_of_kept_pixels(own, keep), seed=1).codes
     assert errors(ten_scales, images, literal)[:6].mean() > 3 * encoded[:6].mean()
+
+
+def test_the_kept_half_of_bits_on_scales_is_as_good_as_encoded_away_from_the_border():
+    """All grids of a scale at once, each told from what was chosen before."""
+    quantizer = MultiscaleBSQConfig(scales=(1, 2, 4, 8, 12, 16), dim=6, bits_per_code=4)
+    tokenizer = of_scales(quantizer, 0.8)
+    prior = Infinity(InfinityConfig(layers=1, width=32, heads=2), tokenizer.code_spec(), 0)
+    images, keep = smooth_images(6, 1), torch.arange(64).expand(64, 64) < 32
+    made, own = TwoStagePipeline(tokenizer, prior).inpaint(images, keep, seed=1), tokenizer.encode(images)
+    assert not torch.equal(made.codes[0], own[0])
+    encoded, inpainted = errors(tokenizer, images, own), errors(tokenizer, images, made.codes)
+    assert encoded.mean() < 0.2
+    assert inpainted[:6].mean() < 1.1 * encoded[:6].mean()
+    assert inpainted[8:].mean() > 1.0
+    literal = TwoStagePipeline(tokenizer, prior).redraw(codes_of_kept_pixels(own, keep), seed=1).codes
+    assert errors(tokenizer, images, literal)[:6].mean() > 3 * encoded[:6].mean()
 
 
 def test_a_walk_between_ten_scales_passes_from_one_image_to_the_other_place_by_place(ten_scales):

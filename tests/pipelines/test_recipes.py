@@ -48,6 +48,7 @@ STAGE1_OF = {
     "cifar10_pixelsnail_short": ("cifar10_vqvae_short", 10),
     "mnist_var_short": ("mnist_multiscale", 10),
     "mnist_xqgan_var_short": ("mnist_xqgan", 10),
+    "mnist_infinity_short": ("mnist_infinity", 10),
     "cifar10_var_short": ("cifar10_multiscale", 10),
     "imagenet256_var_d16": ("imagenet256_multiscale", 1000),
     "cifar10_rq_short": ("cifar10_residual", 10),
@@ -102,6 +103,7 @@ def code_spec(name: str) -> CodeSpec:
         "mnist_multiscale": " + ".join(f"{n}x{n} codes of 128" for n in (1, 2, 3, 4, 5, 7)) + " (28x28x1 images)",
         "mnist_xqgan": " + ".join(f"{n}x{n} codes of 128" for n in (1, 2, 3, 4, 5, 7) for _ in range(2))
         + " (28x28x1 images)",
+        "mnist_infinity": " + ".join(f"{n}x{n} codes of 256" for n in (1, 2, 3, 4, 5, 7)) + " (28x28x1 images)",
         "imagenet256_multiscale": " + ".join(f"{n}x{n} codes of 4096" for n in VAR_SCALES) + " (256x256x3 images)",
         "mnist_binary": "7x7 codes of 256 (28x28x1 images)",
         "cifar10_vqvae": "8x8 codes of 512 (32x32x3 images)",
@@ -168,7 +170,7 @@ def test_no_recipe_is_left_out_of_these_tests():
         "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
         "mnist_multiscale", "imagenet256_multiscale", "mnist_xqgan",
         "mnist_vqvae2", "mnist_lfq", "mnist_titok", "cifar10_maskgit_vqgan", "cifar10_open_magvit2",
-        "cifar10_infinity",
+        "cifar10_infinity", "mnist_infinity",
         "mnist_flow", "mnist_flow_one_step", "folder_flow", "folder_flow_one_step",
     }  # fmt: skip
     assert set(recipes("stage2")) == STAGE1_OF.keys() | LATENTS_OF.keys()

@@ -22,7 +22,19 @@ EXACT = {
     "relu_", "round", "sign", "where",
 }  # fmt: skip
 SUMS_OF_NUMBERS_ON_A_GRID = {"sum", "mm", "bmm", "matmul"}
-ON_WHOLE_NUMBERS = {"__and__", "__or__", "eq", "lt", "gt", "ge", "le", "bitwise_and", "bitwise_or", "logical_not"}
+ON_WHOLE_NUMBERS = {
+    "__and__",
+    "__or__",
+    "__rshift__",
+    "eq",
+    "lt",
+    "gt",
+    "ge",
+    "le",
+    "bitwise_and",
+    "bitwise_or",
+    "logical_not",
+}
 MOVES = {
     "_to_copy", "_unsafe_view", "alias", "arange", "as_strided", "cat", "chunk", "clone", "constant_pad_nd",
     "contiguous", "copy_", "detach", "detach_", "embedding", "empty", "expand", "fill_", "flatten", "flip", "full",

@@ -354,7 +354,9 @@ def test_known_codes_of_grids_of_equal_sides_stay_as_they_are():
         assert torch.equal(grid[..., keep], kept[..., keep])
 
 
-@pytest.mark.parametrize("kind", ["transformer", "mingpt", "llamagen", "rq_transformer", "var", "hierarchical"])
+@pytest.mark.parametrize(
+    "kind", ["transformer", "mingpt", "llamagen", "rq_transformer", "var", "infinity", "hierarchical"]
+)
 def test_a_batch_that_keeps_too_much_is_drawn_in_parts(kind, monkeypatch):
     prior, seen = tiny_prior(kind), list[int]()
     sampling, condition = SamplingConfig(guidance=2.0), labelled(10, prior)

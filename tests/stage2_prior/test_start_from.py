@@ -39,6 +39,7 @@ def test_a_prior_of_the_same_codes_takes_all_and_says_the_same(kind: str):
         "pixelcnn",
         "llamagen",
         "open_magvit2_gpt",
+        "infinity",
         "halton_maskgit",
         "titok_maskgit",
         "mdm_prime",

@@ -150,8 +150,8 @@ def test_images_without_a_class_have_the_null_label():
 # ---- whole runs -----------------------------------------------------------------------------------------------------
 
 
-# Of several grids: priors/test_hierarchical.py, priors/test_var.py.
-@pytest.mark.parametrize("kind", sorted({*TINY} - {"hierarchical", "var"}))
+# Of several grids: priors/test_hierarchical.py, priors/test_var.py, priors/test_infinity.py.
+@pytest.mark.parametrize("kind", sorted({*TINY} - {"hierarchical", "var", "infinity"}))
 def test_a_run_learns_and_leaves_a_prior_that_knows_what_it_was_trained_on(kind, codes, tmp_path):
     # Which learn from one of many ways to hide codes, or orders, at a time.
     masked = issubclass(PRIORS[kind], MaskedPrior) or PRIORS[kind].draws_in_any_order

@@ -14,6 +14,7 @@ from stage2_prior.priors import (
     HaltonMaskGITConfig,
     HierarchicalConfig,
     IBQGPTConfig,
+    InfinityConfig,
     LlamaGenConfig,
     MaskGITConfig,
     MDMPrimeConfig,
@@ -45,6 +46,7 @@ TINY: dict[str, PriorConfig] = {
     "open_magvit2_gpt": OpenMAGVIT2GPTConfig(layers=2, factor_layers=2, width=32, heads=4, hidden_width=48),
     "rq_transformer": RQTransformerConfig(layers=2, depth_layers=1, width=32, heads=4),
     "var": VARConfig(layers=2, width=32, heads=2),
+    "infinity": InfinityConfig(layers=2, width=32, heads=2),
     "hierarchical": HierarchicalConfig(
         top=PixelCNNConfig(layers=3, width=16, first_kernel_size=3, kernel_size=3, output_width=24),
         middle=TransformerConfig(layers=1, width=16, heads=2),
@@ -76,6 +78,9 @@ SPECS: dict[str, CodeSpec] = {
     "open_magvit2_gpt": CodeSpec(tuple(Grid(f"factor{i}", 2, 3, k) for i, k in enumerate((4, 16, 8))), 8, 12, 3),
     "rq_transformer": CodeSpec(tuple(Grid(f"depth{i}", 2, 3, k) for i, k in enumerate((11, 7, 9))), 8, 12, 3),
     "var": CodeSpec(tuple(Grid(f"scale{i}", i, 2 * i - 1, 11) for i in (1, 2, 3)), 12, 20, 3),
+    "infinity": CodeSpec(
+        tuple(Grid(f"scale{i}_bits{group}", i, 2 * i - 1, 4) for i in (1, 2, 3) for group in (0, 1)), 12, 20, 3
+    ),
 }
 
 

@@ -35,6 +35,7 @@ from stage2_prior.priors import (
     AutoregressivePrior,
     HierarchicalConfig,
     IBQGPTConfig,
+    InfinityConfig,
     LlamaGenConfig,
     MinGPTConfig,
     OpenMAGVIT2GPTConfig,
@@ -68,6 +69,7 @@ SMALL = {
     "open_magvit2_gpt": OpenMAGVIT2GPTConfig(layers=1, factor_layers=1, width=16, heads=2, hidden_width=24),
     "rq_transformer": RQTransformerConfig(layers=1, depth_layers=1, width=16, heads=2),
     "var": VARConfig(layers=1, width=16, heads=2),
+    "infinity": InfinityConfig(layers=1, width=16, heads=2),
     "hierarchical": HierarchicalConfig(
         top=PixelCNNConfig(layers=2, width=8, first_kernel_size=3, kernel_size=3, output_width=12, given_width=4),
         middle=TransformerConfig(layers=1, width=8, heads=1),

@@ -198,3 +198,7 @@ def test_large_vocabularies_are_coded_a_few_images_at_once():
     scales = tiny_prior("var")
     scales.code_spec = replace(scales.code_spec, grids=(*scales.code_spec.grids[:2], Grid("last", 32, 32, 4096)))
     assert images_at_once(scales) == 8
+    bits = tiny_prior("infinity")  # both grids of a scale in one step
+    last = [Grid(name, 40, 40, 256) for name in "ab"]
+    bits.code_spec = replace(bits.code_spec, grids=(*bits.code_spec.grids[:4], *last))
+    assert images_at_once(bits) == 2**30 // (16 * (1 + 2 * (1 + 6 + 1600)) * 2 * 32 + 40 * 2 * 1600 * 256)

@@ -52,6 +52,7 @@ def test_images_sheet_and_record(model: Path, tmp_path: Path):
         "images_per_shard": 1000,
         "seed": 3, "batch_size": 4, "temperature": 1.0, "top_k": 5, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0,
         "guidance_schedule": "constant", "guidance_power": 1.0, "guidance_start": 0.0, "guidance_end": 1.0,
+        "guidance_layer": 0,
         "steps": None, "order": None, "choice_temperature": None, "mask_schedule": None, "remask": "off",
         "remask_rate": None, "remask_start": None, "remask_end": None, "remask_filled": None,
         "precision": None, "decoder_precision": None, "candidates": 1,

@@ -89,8 +89,8 @@ def test_the_published_size_is_told_by_the_weights():
     assert taken.config == model.config
     assert weights["encoder.down.1.block.0.nin_shortcut.conv.weight"].shape == (256, 128, 1, 1)
     assert "decoder.up.4.upsample.conv.conv.bias" in weights
-    assert [grid.height for grid in larger.code_spec().grids][-2:] == [64, 64]  # two grids of 16 bits each
-    assert len(larger.code_spec().grids) == 26
+    assert [grid.height for grid in larger.code_spec().grids][-4:] == [64] * 4  # of 8 bits each
+    assert len(larger.code_spec().grids) == 52
 
 
 @pytest.mark.parametrize(

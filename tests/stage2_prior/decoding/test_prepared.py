@@ -16,7 +16,7 @@ from stage2_prior.priors import Prior
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.stage2_prior.tiny import labelled, tiny_prior
 
-PREPARING = ["transformer", "mingpt", "llamagen", "rq_transformer", "var"]
+PREPARING = ["transformer", "mingpt", "llamagen", "rq_transformer", "var", "infinity"]
 
 
 def in_place(prior: Prior) -> None:
