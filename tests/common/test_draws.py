@@ -194,6 +194,7 @@ DRAWING: dict[str, Callable[[], Callable[[slice], Tensor]]] = {
     "points of a line": lambda: of_quantizer(DiVeQConfig(codebook_size=16, dim=6, noise=0.0, space_filling=True)),
     "perturbed scalars": lambda: of_quantizer(FSPConfig(levels=(3, 3), dim=6, quantized_share=0.5, moments=0)),
     "noise of FSQ": lambda: of_quantizer(FSQConfig(levels=(3, 3), dim=6, preserve_symmetry=True, noise_dropout=0.5)),
+    "codes of FSQ drawn anew": lambda: of_quantizer(FSQConfig(levels=(3, 3), dim=6, unrounded=0.3, corruption=0.8)),
     "bits": lambda: of_quantizer(BinaryMapperConfig(bits=4, dim=6)),
     "labels left out": lambda: of_prior(TransformerConfig(layers=1, width=16, heads=2), GRID),
     "masks of MaskGIT": lambda: of_prior(*PRIORS_OF["maskgit"]),

@@ -72,6 +72,7 @@ QUANTIZER_ROWS: dict[str, Any] = {
         codebook_size=16, dim=DIM, codebook_update="gradient", revive_after=0, refresh=True
     ),
     "fsq": FSQConfig(levels=(5, 4, 3, 2, 2, 2), dim=DIM),
+    "fsq, unrounded": FSQConfig(levels=(5, 4, 3, 2, 2, 2), dim=DIM, unrounded=0.5),
     "fsq, projected, symmetric": FSQConfig(levels=(4, 3), dim=DIM, preserve_symmetry=True),
     "lfq": LFQConfig(bits=DIM, dim=DIM, inverse_temperature=1),
     "lfq, projected": LFQConfig(bits=5, dim=DIM, inverse_temperature=1, entropy_bits=3, diversity=0.5),
