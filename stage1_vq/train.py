@@ -376,7 +376,7 @@ def alignment_of(config: Stage1Config, model: Autoencoder) -> Alignment | None:
     if not config.alignment.weight:
         return None
     width = model.aligned_width()
-    return Alignment(config.alignment, config.data.channels, width, places=model.codes_have_places)
+    return Alignment(config.alignment, config.data.channels, width, places=model.aligned_has_places)
 
 
 def teacher_of(config: Stage1Config) -> Teacher | None:

@@ -11,7 +11,7 @@ stage1_vq/losses/distillation.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -198,9 +198,7 @@ class FlowDecoder(QuantizedAutoencoder):
         return self.walk(self.noise_of(codes, z_q), z_q, self.config.steps)
 
     def decode_in_steps(self, steps: int) -> None:
-        codes_maker = self.codes_fingerprint()
-        self.config = replace(self.config, steps=steps)
-        self.codes_maker = codes_maker
+        self.decode_otherwise(steps=steps)
 
     def noise_of(self, codes: Codes, z_q: Tensor) -> Tensor:
         """Standard normal numbers, b c H W float32, that images of these codes are decoded from."""
