@@ -110,7 +110,7 @@ def kept_tokens(nested: Nested, uniforms: Tensor, tokens: int) -> Tensor:
     """How many of its first tokens each image keeps, int64 from 1 to `tokens`: of uniform numbers in [0, 1), any shape.
 
     uniform: each number as likely. powers-of-two: 1, 2, 4 and so on, and all, each as likely. uniform-powers-of-two:
-    the first power of two that is no less than a uniform one, so that half of the images keep all or nearly all.
+    the first power of two that is no less than a uniform one, so that many images keep all.
     """
     if nested == "uniform":
         return (uniforms * tokens).long() + 1
@@ -190,9 +190,10 @@ class Decoder(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)  # of the last norm
         self.head = nn.Linear(width, numbers)
         self.apply(initialise_linear)
-        for layer in (self.modulation, self.head, *(block.modulation for block in self.blocks)):
-            with torch.no_grad():  # not 0, as DiT has them: other weights would have no gradient in the first step
-                layer.get_parameter("weight").mul_(SMALL)
+        for name, module in self.named_modules():
+            if name.endswith(("modulation", "head")):
+                with torch.no_grad():  # not 0, as DiT has them: other weights would have no gradient in the first step
+                    module.get_parameter("weight").mul_(SMALL)
         self.register_buffer("places", places_of(*grid, width), persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
