@@ -102,7 +102,7 @@ class Stage1Config:
         asked = f"distillation.teacher_steps={teacher_steps}"
         if not isinstance(self.model, FlowDecoderConfig):
             raise UserError(
-                f"{asked} with model.kind={self.model.kind}, expected flow_decoder: no other kind decodes in steps"
+                f"{asked} with model.kind={self.model.kind}, expected flow_decoder: no other kind learns it"
             )
         if self.model.steps != 1:
             raise UserError(

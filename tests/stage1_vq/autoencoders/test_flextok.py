@@ -261,6 +261,29 @@ def test_a_model_that_was_not_trained_for_it_decodes_all_tokens_alone():
     assert tiny(nested=None, unconditional=0.0).decoder.absent is None
 
 
+def test_it_learns_which_picture_is_meant_from_any_number_of_tokens():
+    """Two pictures, dark and bright: what is wrong with the decoded ones is a small share of their variance, where one
+    for the other would be four times all of it."""
+    sizes = {f"{half}_{size}": number for half in ("encoder", "decoder") for size, number in
+             (("width", 16), ("blocks", 1), ("heads", 2))}  # fmt: skip
+    config = FlexTokConfig(channels=1, patch=2, tokens=4, steps=8, time_shift=3.0,
+                           quantizer=FSQConfig(levels=(5, 4, 3), dim=3), **sizes)  # fmt: skip
+    torch.manual_seed(0)
+    model, images = FlexTok(config, (4, 4)), torch.tensor([-0.9, 0.9]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        model(images.repeat(8, 1, 1, 1)).losses["flow_loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        (codes,) = model.encode(images)
+        for count in range(1, 5):
+            error = (model.decode((codes[..., :count],)) - images).square().mean() / images.square().mean()
+            assert error < 0.1, count
+
+
 # ---- decoding -------------------------------------------------------------------------------------------------------
 
 
