@@ -109,8 +109,7 @@ def spread(count: int, device: torch.device) -> Tensor:
 def stratified(count: int, device: torch.device) -> Tensor:
     """Numbers in [0, 1), float32 `count`, each uniform: one in each of as many equal parts as a step has samples."""
     now = _state.micro_batch
-    own = now is None or now.size != count
-    first, total = (0, count) if own else (now.first, now.total)
+    first, total = (0, count) if now is None or now.size != count else (now.first, now.total)
     places = torch.arange(first, first + count, device=device)
     return (places + uniform(count, device=device)) / total
 

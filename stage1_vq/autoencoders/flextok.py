@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         middle = x
         for number, block in enumerate(self.blocks):
             x = block(x, time, n)
-            if 2 * (number + 1) <= len(self.blocks):
+            if 2 * number < len(self.blocks):
                 middle = x
         scale, shift = self.modulation(F.silu(time)).unsqueeze(1).chunk(2, -1)
         last = normalised(x[:, :count]) * (1 + scale) + shift
