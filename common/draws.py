@@ -104,6 +104,16 @@ def spread(count: int, device: torch.device) -> Tensor:
     return (offset + places / now.total) % 1
 
 
+@never_compiled
+@torch.no_grad()
+def stratified(count: int, device: torch.device) -> Tensor:
+    """Numbers in [0, 1), float32 `count`, each uniform: one in each of as many equal parts as a step has samples."""
+    now = _state.micro_batch
+    first, total = (0, count) if now is None or now.size != count else (now.first, now.total)
+    places = torch.arange(first, first + count, device=device)
+    return (places + uniform(count, device=device)) / total
+
+
 def filled(empty: Tensor, fill: Callable[[Tensor, torch.Generator | None], Tensor]) -> Tensor:
     """A tensor like `empty`, whose first axis is that of the samples, with the numbers that `fill` puts into one."""
     now = _state.micro_batch

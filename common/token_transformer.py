@@ -14,7 +14,8 @@ def initialise_linear(module: nn.Module) -> None:
     """As ViT's authors do: variances stay the same forwards and backwards."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def normal(*shape: int) -> nn.Parameter:

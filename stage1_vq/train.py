@@ -102,7 +102,7 @@ class Stage1Config:
         asked = f"distillation.teacher_steps={teacher_steps}"
         if not isinstance(self.model, FlowDecoderConfig):
             raise UserError(
-                f"{asked} with model.kind={self.model.kind}, expected flow_decoder: no other kind decodes in steps"
+                f"{asked} with model.kind={self.model.kind}, expected flow_decoder: no other kind learns it"
             )
         if self.model.steps != 1:
             raise UserError(
@@ -376,7 +376,7 @@ def alignment_of(config: Stage1Config, model: Autoencoder) -> Alignment | None:
     if not config.alignment.weight:
         return None
     width = model.aligned_width()
-    return Alignment(config.alignment, config.data.channels, width, places=model.codes_have_places)
+    return Alignment(config.alignment, config.data.channels, width, places=model.aligned_has_places)
 
 
 def teacher_of(config: Stage1Config) -> Teacher | None:

@@ -32,7 +32,8 @@ class AssembleConfig(SamplingOptions):
     stage2: tuple[str, ...] | str | None = None  # of the prior; "[RUN, RUN ...]" of levels; left out: the VAE's own
     out: str  # the model folder to write
     codes: str | None = None  # code shards of this autoencoder, for tables that compress images without the prior
-    decoder_steps: int | None = None  # of a model of kind flow_decoder; left out: as many as its settings say
+    decoder_steps: int | None = None  # of a model of kind flow_decoder or flextok; left out: as its settings say
+    decoder_guidance: float | None = None  # of a model of kind flextok, 1: none; left out: as its settings say
 
 
 def assemble(config: AssembleConfig) -> str:
@@ -46,6 +47,8 @@ def assemble(config: AssembleConfig) -> str:
     autoencoder = load_pretrained(stage_folder(config.stage1, "stage1"), AUTOENCODERS)
     if config.decoder_steps is not None:
         autoencoder.decode_in_steps(config.decoder_steps)
+    if config.decoder_guidance is not None:
+        autoencoder.decode_guided(config.decoder_guidance)
     names = (config.stage2,) if isinstance(config.stage2, str) else config.stage2
     if not all(names):
         raise UserError("stage2 is empty, expected: run or model folder of the prior, or [RUN, RUN ...] of its levels")
@@ -65,7 +68,7 @@ def assemble(config: AssembleConfig) -> str:
 def assemble_vae(config: AssembleConfig) -> str:
     """As `assemble`, of a VAE and a prior over its latents, or its own. Raises UserError."""
     asked = [field.name for field in fields(SamplingOptions) if getattr(config, field.name) is not None]
-    asked += [name for name in ("codes", "decoder_steps") if getattr(config, name) is not None]
+    asked += [name for name in ("codes", "decoder_steps", "decoder_guidance") if getattr(config, name) is not None]
     if asked:
         raise UserError(f"got {', '.join(asked)} for a VAE, expected none: they are of priors over codes")
     if config.stage2 is not None and not isinstance(config.stage2, str):

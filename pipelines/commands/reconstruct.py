@@ -56,7 +56,7 @@ SHEET_SIDE = 1024  # pixels: longer pictures are scaled down for the sheet
 @dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
     """Encodes and decodes images with the autoencoder of a model, each at its own size; with a VAE or a model of kind
-    titok at that of the model, to which they are scaled and cut."""
+    titok or flextok at that of the model, to which they are scaled and cut."""
 
     model: str  # assembled model, or model or run folder of an autoencoder or a VAE, or a hub id
     images: str  # folder of images, or one image file
@@ -67,7 +67,8 @@ class ReconstructConfig:
     prompt: str | None = None  # what all images show, for a decoder that reads captions; left out: nothing is said
     captions: str | None = None  # what each shows: a file of captions, as train-stage2 has it, or `file-names`
     text_encoder: str | None = None  # folder or hub id of the captions' CLIP; left out: as the model records
-    decoder_steps: int | None = None  # of a model of kind flow_decoder; left out: as many as its settings say
+    decoder_steps: int | None = None  # of a model of kind flow_decoder or flextok; left out: as its settings say
+    decoder_guidance: float | None = None  # of a model of kind flextok, 1: none; left out: as its settings say
     alone: bool = False  # leave out the originals: else each file shows original and reconstruction side by side
     max_bad_share: float = MAX_BAD_SHARE  # of the images may be unreadable; 0 stops at the first, else a few may be
     precision: AnyPrecision | None = None  # what the decoder computes in, not the encoder; left out: as its weights are
@@ -79,7 +80,8 @@ class ReconstructConfig:
             raise UserError(f"grids={self.grids}, expected at least 1, or leave it out for all")
         if self.grids is not None and self.tokens is not None:
             raise UserError(
-                f"grids={self.grids} with tokens={self.tokens}: give one of them, tokens for a model of kind titok"
+                f"grids={self.grids} with tokens={self.tokens}: give one of them, tokens for a model of kind titok or "
+                "flextok"
             )
         if self.prompt is not None and self.captions is not None:
             raise UserError(f"got a prompt and captions={self.captions}, expected one: of all images, or of each")
@@ -99,7 +101,7 @@ def reconstruct_files(config: ReconstructConfig) -> str:
     precision = chosen_precision(config.precision)
     check_device(device, precision)
     if is_vae(config.model):
-        for name in ("tokens", "grids", "decoder_steps", "prompt", "captions"):
+        for name in ("tokens", "grids", "decoder_steps", "decoder_guidance", "prompt", "captions"):
             if (given := getattr(config, name)) is not None:
                 raise UserError(
                     f"{name}={given}, but {config.model} is a VAE: its latents are all of use, it decodes in one pass "
@@ -189,6 +191,8 @@ def decoder_of_codes(config: ReconstructConfig, device: torch.device, precision:
     autoencoder = load_autoencoder(config.model).to(device)
     if config.decoder_steps is not None:
         autoencoder.decode_in_steps(config.decoder_steps)
+    if config.decoder_guidance is not None:
+        autoencoder.decode_guided(config.decoder_guidance)
     if config.tokens is not None:
         autoencoder.prefix_spec(config.tokens)
     if config.grids is not None and config.grids > (count := len(autoencoder.code_spec().grids)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stage1_vq.autoencoders.base import Autoencoder, Stage1Output
 from stage1_vq.autoencoders.dvae import DVAE, DVAEConfig
+from stage1_vq.autoencoders.flextok import FlexTok, FlexTokConfig
 from stage1_vq.autoencoders.flow_decoder import FlowDecoder, FlowDecoderConfig
 from stage1_vq.autoencoders.infinity import InfinityTokenizer, InfinityTokenizerConfig
 from stage1_vq.autoencoders.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -29,6 +30,7 @@ AutoencoderConfig = (
     | TATiTokConfig
     | FlowDecoderConfig
     | InfinityTokenizerConfig
+    | FlexTokConfig
 )
 
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
@@ -44,6 +46,7 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "tatitok": TATiTok,
     "flow_decoder": FlowDecoder,
     "infinity_tokenizer": InfinityTokenizer,
+    "flextok": FlexTok,
 }
 
 __all__ = [
@@ -55,6 +58,8 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "DVAEConfig",
+    "FlexTok",
+    "FlexTokConfig",
     "FlowDecoder",
     "FlowDecoderConfig",
     "InfinityTokenizer",

@@ -24,7 +24,7 @@ class Stage1Output(NamedTuple):
     losses: dict[str, Tensor]  # scalars, means per element, already weighted: the loss is their sum
     statistics: dict[str, Tensor]  # scalars, detached, for the log line
     # b d h w with its graph, what a further loss compares with features of another network (losses/alignment.py): code
-    # vectors, of levels the coarsest; of a decoder that learns alone what lies in its middle
+    # vectors, of levels the coarsest; of a decoder by flow matching what lies in its middle
     aligned: Tensor | None = None
 
 
@@ -115,7 +115,7 @@ class Autoencoder(PretrainedModel):
         Raises UserError where the first codes do not tell of the whole image, and for a number out of range."""
         raise UserError(
             f"{tokens} tokens, but the codes of a {self.kind} model are all of use: each tells of a place of its own; "
-            "leave their number out, or name a titok model that was trained with model.nested"
+            "leave their number out, or name a titok or flextok model that was trained with model.nested"
         )
 
     def encode(self, images: Tensor) -> Codes:
@@ -156,8 +156,22 @@ class Autoencoder(PretrainedModel):
         decoder is of one pass, and for less than 1."""
         raise UserError(
             f"{steps} steps of the decoder, but a {self.kind} model decodes in one pass; leave them out, or name a "
-            "model of kind flow_decoder"
+            "model of kind flow_decoder or flextok"
         )
+
+    def decode_guided(self, guidance: float) -> None:
+        """From now on `decode` is guided so much by the codes, 1 for none: another model, of the same codes. Raises
+        UserError where the decoder knows nothing else to be guided away from, and for less than 1."""
+        raise UserError(
+            f"a guidance of {guidance}, but the decoder of a {self.kind} model was never without codes; leave it out, "
+            "or name a flextok model that was trained with model.unconditional"
+        )
+
+    def decode_otherwise(self, **settings: Any) -> None:
+        """Changes settings of the config that are of decoding alone: the codes are still the same model's."""
+        codes_maker = self.codes_fingerprint()
+        self.config = replace(self.config, **settings)
+        self.codes_maker = codes_maker
 
     def codes_are_bits(self) -> bool:
         """Whether each bit of a code's number says something by itself, as a prior wants it that tells bit by bit."""
@@ -172,6 +186,11 @@ class Autoencoder(PretrainedModel):
     def aligned_width(self) -> int:
         """d of `Stage1Output.aligned`."""
         raise NotImplementedError
+
+    @property
+    def aligned_has_places(self) -> bool:
+        """Whether its h w are places in the image; else their mean tells of it."""
+        return self.codes_have_places
 
     def decoder_bits(self, images: Tensor, codes: Codes) -> Tensor | None:
         """Bits of each 8-bit image given its codes, `b` float64, where the decoder is a likelihood; else None. With the

@@ -10,9 +10,8 @@ stage1_vq/losses/distillation.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -33,6 +32,7 @@ from stage1_vq.autoencoders.open_magvit2 import OpenMAGVIT2, OpenMAGVIT2Config
 from stage1_vq.autoencoders.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from stage1_vq.autoencoders.vqgan import VQGAN, VQGANConfig
 from stage1_vq.autoencoders.vqvae import VQVAE, VQVAEConfig
+from stage1_vq.flow_matching import noise_by_codes, normal_of
 from stage1_vq.networks.flow_unet import FlowUNet
 from stage1_vq.quantizers import Quantizer, QuantizerConfig, quantizer_config
 
@@ -198,9 +198,7 @@ class FlowDecoder(QuantizedAutoencoder):
         return self.walk(self.noise_of(codes, z_q), z_q, self.config.steps)
 
     def decode_in_steps(self, steps: int) -> None:
-        codes_maker = self.codes_fingerprint()
-        self.config = replace(self.config, steps=steps)
-        self.codes_maker = codes_maker
+        self.decode_otherwise(steps=steps)
 
     def noise_of(self, codes: Codes, z_q: Tensor) -> Tensor:
         """Standard normal numbers, b c H W float32, that images of these codes are decoded from."""
@@ -251,56 +249,6 @@ class FlowDecoder(QuantizedAutoencoder):
         return x_t + t[:, None, None, None] * found, F.mse_loss(found, velocity)
 
 
-def normal_of(uniform: Tensor) -> Tensor:
-    """The inverse CDF of the standard normal distribution."""
-    return math.sqrt(2) * torch.erfinv(2 * uniform - 1)  # not ndtri, which not every device has
-
-
 def times_of(steps: int) -> list[float]:
     """From 1, noise, to 0, the image: squares, so that steps are short where the image is nearly there."""
     return [(1 - step / steps) ** 2 for step in range(steps + 1)]
-
-
-# ---- noise that is a function of codes ------------------------------------------------------------------------------
-
-MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)  # of splitmix64 (Steele et al. 2014)
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-BITS = 23  # of a uniform number: with half a step more it is exact in float32
-
-
-def scrambled(x: Tensor) -> Tensor:
-    """int64, as if of random bits: neighbours share nothing. Products wrap around, on every device alike."""
-    x = x * GOLDEN + GOLDEN
-    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        x = (x ^ shifted(x, shift)) * multiplier
-    return x ^ shifted(x, 31)
-
-
-def shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros from the left."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-@torch.no_grad()
-def noise_by_codes(codes: Codes, size: tuple[int, int, int], seed: int) -> Tensor:
-    """Standard normal numbers, b c H W float32, each a function of the seed, its place in the image, the codes there.
-
-    codes: one b h w per grid; size: c, H and W. Of a grid whose sides do not divide those of the image all codes count
-    at every place.
-    """
-    channels, height, width = size
-    device = codes[0].device
-    key = scrambled(torch.full((1, 1, 1), seed, dtype=torch.int64, device=device))
-    for number, grid in enumerate(codes):
-        h, w = grid.shape[1:]
-        if height % h or width % w:
-            places = scrambled(torch.arange(h * w, device=device)).view(h, w)
-            told = scrambled(grid + places).sum((1, 2), keepdim=True)
-        else:
-            told = grid.repeat_interleave(height // h, 1).repeat_interleave(width // w, 2)
-        key = scrambled(key ^ scrambled(told + number))
-    rows, columns = (torch.arange(side, device=device) for side in (height, width))
-    place = scrambled(rows.unsqueeze(1) ^ scrambled(columns))  # H W
-    key = scrambled(key ^ place).unsqueeze(1) + torch.arange(channels, device=device).view(-1, 1, 1)  # b c H W
-    uniform = (shifted(scrambled(key), 64 - BITS).float() + 0.5) / 2**BITS
-    return normal_of(uniform)

@@ -110,7 +110,9 @@ class TATiTok(TokenRow):
     kind = "tatitok"
     config_class = TATiTokConfig
     config: TATiTokConfig
-    whole_row_because = "name a titok model that was trained with model.nested for one whose first tokens decode"
+    whole_row_because = (
+        "name a titok or flextok model that was trained with model.nested for one whose first tokens decode"
+    )
     encoder: Encoder
     decoder: Decoder
 

@@ -16,12 +16,11 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from codes.spec import Codes, CodeSpec
 from common.draws import uniform
 from common.errors import UserError
 from common.token_transformer import TokenTransformer, initialise_linear, normal
 from stage1_vq.autoencoders.base import Stage1Output
-from stage1_vq.autoencoders.token_row import Encoder, TokenRow, check_sizes, default_quantizer
+from stage1_vq.autoencoders.token_row import Encoder, TokenRow, check_sizes, completed, default_quantizer
 from stage1_vq.losses.pixel_errors import check_error_weights, pixel_errors
 from stage1_vq.quantizers import QuantizerConfig
 
@@ -110,23 +109,13 @@ class Decoder(nn.Module):
     def trunk(self, z_q: Tensor, kept: Tensor | None = None) -> Tensor:
         """The image, b c H W, before the last convolution. kept: b, how many of its first tokens are taken of each
         image, None for all that there are."""
-        tokens = self.completed(self.input(rearrange(z_q, "b d 1 n -> b n d")), kept)
+        tokens = self.input(rearrange(z_q, "b d 1 n -> b n d"))
+        if self.absent is not None:
+            tokens = completed(tokens, self.absent, len(self.transformer.token_positions), kept)
         masks = repeat(self.mask_token, "1 d -> b m d", b=len(tokens), m=self.grid[0] * self.grid[1])
         patches, _ = self.transformer(masks.to(tokens.dtype), tokens)
         h, w = self.grid
         return rearrange(self.head(patches), "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=self.patch, q=self.patch)
-
-    def completed(self, tokens: Tensor, kept: Tensor | None) -> Tensor:
-        """All tokens of an image, b n d, of its first ones."""
-        if self.absent is None:
-            return tokens
-        there, count = tokens.shape[1], len(self.transformer.token_positions)
-        tokens = torch.cat([tokens, self.absent.to(tokens.dtype).expand(len(tokens), count - there, -1)], 1)
-        if kept is None:
-            return tokens
-        places = torch.arange(count, device=tokens.device)
-        taken = rearrange(places < kept.unsqueeze(1), "b n -> b n 1")
-        return torch.where(taken, tokens, self.absent.to(tokens.dtype))
 
     def last(self, features: Tensor) -> Tensor:
         return self.conv_out(features)
@@ -151,17 +140,9 @@ class TiTok(TokenRow):
         self.encoder = Encoder(config, self.grid, self.quantizer.dim)
         self.decoder = Decoder(config, self.grid, self.quantizer.dim_out)
 
-    def prefix_spec(self, tokens: int) -> CodeSpec:
-        if self.config.nested is None:
-            return super().prefix_spec(tokens)
-        if not 1 <= tokens <= self.config.tokens:
-            raise UserError(f"{tokens} tokens, expected 1 to {self.config.tokens}, which this model has")
-        return CodeSpec(self.quantizer.grids(1, tokens), *self.image_size, self.channels)
-
-    def check_codes(self, codes: Codes, stride: int) -> None:
-        rows = codes[0].shape[-1] if codes and codes[0].ndim == 3 else self.config.tokens
-        fits = self.config.nested is not None and 1 <= rows <= self.config.tokens
-        (self.prefix_spec(rows) if fits else self.code_spec()).check(codes)
+    @property
+    def is_nested(self) -> bool:
+        return self.config.nested is not None
 
     def forward(self, images: Tensor) -> Stage1Output:
         z_q, codes, losses, statistics = self.quantizer(self.latents(images))

@@ -140,7 +140,9 @@ class TwoStageTiTok(TokenRow):
     kind = "titok_two_stage"
     config_class = TwoStageTiTokConfig
     config: TwoStageTiTokConfig
-    whole_row_because = "name a titok model that was trained with model.nested for one whose first tokens decode"
+    whole_row_because = (
+        "name a titok or flextok model that was trained with model.nested for one whose first tokens decode"
+    )
     encoder: Encoder
     decoder: Decoder
 

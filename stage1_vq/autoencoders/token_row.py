@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
+import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -104,13 +105,21 @@ class TokenRow(QuantizedAutoencoder):
         self.check_image_size(*size)
         return CodeSpec(self.quantizer.grids(1, self.config.tokens), *size, self.channels)
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether any number of the first tokens decodes."""
+        return False
+
     def prefix_spec(self, tokens: int) -> CodeSpec:
-        if tokens != self.config.tokens:
+        count = self.config.tokens
+        if not self.is_nested and tokens != count:
             raise UserError(
-                f"{tokens} tokens, expected {self.config.tokens}: this model was trained with all of them alone; "
+                f"{tokens} tokens, expected {count}: this model was trained with all of them alone; "
                 f"{self.whole_row_because}"
             )
-        return self.code_spec()
+        if not 1 <= tokens <= count:
+            raise UserError(f"{tokens} tokens, expected 1 to {count}, which this model has")
+        return CodeSpec(self.quantizer.grids(1, tokens), *self.image_size, self.channels)
 
     def check_image_size(self, height: int, width: int) -> None:
         """Raises UserError unless this is the size of the training images."""
@@ -123,4 +132,17 @@ class TokenRow(QuantizedAutoencoder):
             )
 
     def check_codes(self, codes: Codes, stride: int) -> None:
-        self.code_spec().check(codes)
+        rows = codes[0].shape[-1] if codes and codes[0].ndim == 3 else self.config.tokens
+        fits = self.is_nested and 1 <= rows <= self.config.tokens
+        (self.prefix_spec(rows) if fits else self.code_spec()).check(codes)
+
+
+def completed(tokens: Tensor, absent: Tensor, count: int, kept: Tensor | None = None) -> Tensor:
+    """All `count` tokens of an image, of its first ones, b n d. absent: 1 d, what stands in the place of the others.
+    kept: b, how many of the first are taken of each image, None for all that there are."""
+    absent = absent.to(tokens.dtype)
+    tokens = torch.cat([tokens, absent.expand(len(tokens), count - tokens.shape[1], -1)], 1)
+    if kept is None:
+        return tokens
+    places = torch.arange(count, device=tokens.device)
+    return torch.where(rearrange(places < kept.unsqueeze(1), "b n -> b n 1"), tokens, absent)

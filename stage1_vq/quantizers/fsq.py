@@ -3,7 +3,8 @@ of a few levels, and the codebook is the grid of all combinations. It has no cod
 
 With, by choice, the levels spread evenly from -1 to 1, and noise in their place now and then (Parker et al. 2024,
 arXiv:2411.19842, section 3.2), and a rotation before the rounding, so that no number has the large ones for itself (the
-incoherence of Chee et al. 2023, arXiv:2307.13304).
+incoherence of Chee et al. 2023, arXiv:2307.13304). And, as Bachmann et al. 2025 (FlexTok, arXiv:2502.13967) have it,
+images that training does not round, and codes that it draws anew.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class FSQConfig:
     preserve_symmetry: bool = False  # levels evenly from -1 to 1, also where their number is even
     bound: Literal["tanh", "clamp"] = "tanh"  # how numbers come to lie between the outermost levels (clamp: symmetric)
     noise_dropout: float = 0.0  # share of numbers to which training adds -0.5 to 0.5 (preserve_symmetry only)
+    unrounded: float = 0.0  # share of images whose numbers training bounds, but does not round
+    corruption: float = 0.0  # most of an image's codes that training draws anew: each image's share is from 0 to it
     orthogonal_rotation: bool = False  # numbers are turned by a fixed random rotation before, and back after
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
 
@@ -57,6 +60,8 @@ class FSQConfig:
                 not self.noise_dropout or self.preserve_symmetry,
                 "0 where preserve_symmetry=false: the noise is of the size of levels from -1 to 1",
             ),
+            ("unrounded", 0 <= self.unrounded <= 1, "a share from 0 to 1; 0.1 is common"),
+            ("corruption", 0 <= self.corruption <= 1, "a share from 0 to 1"),
             ("warn_usage_below", 0 <= self.warn_usage_below <= 1, "a share from 0 to 1"),
         ]
         check_fields(self, rules)
@@ -113,7 +118,8 @@ class FSQuantizer(CountingQuantizer):
         self.register_buffer("places", torch.tensor(places).view(-1, 1, 1), persistent=False)
 
     def forward(self, z: Tensor) -> Quantized:
-        """z: b d h w. With noise_dropout training mode draws noise (common/draws.py). No losses; statistics:
+        """z: b d h w. With noise_dropout, unrounded or corruption training mode draws (common/draws.py): a code that is
+        drawn anew is in `codes` and in z_q, and z has no gradient there. No losses; statistics:
         `quantization_error`, the squared error per number of the narrow latent, on the scale of its levels in z_q."""
         with float32_island(z.device.type):
             bounded = self.bounded(z)
@@ -122,6 +128,15 @@ class FSQuantizer(CountingQuantizer):
             if self.training:
                 self.usage.note(codes)
             values = self.values(StraightThrough.apply(bounded, digits))
+            if self.training and self.config.unrounded:
+                left = uniform(len(z), 1, 1, 1, device=z.device) < self.config.unrounded
+                values = torch.where(left, self.values(bounded), values)
+            if self.training and self.config.corruption:
+                share = self.config.corruption * uniform(len(z), 1, 1, 1, device=z.device)
+                drawn = self.digits_of((uniform(*codes.shape, device=z.device) * self.usage.codebook_size).long())
+                corrupt = uniform(len(z), 1, *codes.shape[1:], device=z.device) < share
+                values = torch.where(corrupt, self.values(drawn), values)
+                codes = self.codes_of(torch.where(corrupt, drawn, digits))
             if self.training and self.config.noise_dropout:
                 noisy = uniform(*values.shape, device=z.device) < self.config.noise_dropout
                 noise = uniform(*values.shape, device=z.device) - 0.5
@@ -137,8 +152,7 @@ class FSQuantizer(CountingQuantizer):
     def codes_to_latents(self, codes: Codes) -> Tensor:
         (only,) = codes
         with float32_island(only.device.type):
-            digits = rearrange(only, "b h w -> b 1 h w") // self.places % self.levels
-            return self.project_out(self.turned_back(self.values(digits.float())))
+            return self.project_out(self.turned_back(self.values(self.digits_of(only))))
 
     def bounded(self, z: Tensor) -> Tensor:
         """b levels h w: where on the line of digits each number lies."""
@@ -156,6 +170,10 @@ class FSQuantizer(CountingQuantizer):
     def digits(self, bounded: Tensor) -> Tensor:
         """b levels h w, whole numbers as floats: 0 to the number's levels - 1."""
         return bounded.detach().nan_to_num().round()
+
+    def digits_of(self, codes: Tensor) -> Tensor:
+        """b h w, int64 -> b levels h w, whole numbers as floats."""
+        return (rearrange(codes, "b h w -> b 1 h w") // self.places % self.levels).float()
 
     def values(self, digits: Tensor) -> Tensor:
         """The numbers of z_q, before the last projection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,16 @@ from torch import Tensor, nn
 from benchmarks.processes import AUTOENCODERS, BATCH, GRID, PRIORS_OF, SMALL, difference, images, train
 from codes.latents import LatentSpec
 from common import draws
-from common.draws import MicroBatch, draws_of, exponential_like, normal_like, spread, uniform, uniform_of_step
+from common.draws import (
+    MicroBatch,
+    draws_of,
+    exponential_like,
+    normal_like,
+    spread,
+    stratified,
+    uniform,
+    uniform_of_step,
+)
 from common.recompute import Recomputation, blocks_of
 from stage1_vae.likelihoods import BernoulliConfig
 from stage1_vae.networks import DenseConfig
@@ -37,6 +47,7 @@ from stage2_prior.train_latents import Stage2LatentTask
 from tests.processes import Processes
 from tests.stage1_vae.objectives.reference import facts, objective
 from tests.stage1_vae.sequences.test_sequences import DECODERS, model_of, some
+from tests.stage1_vq.tiny import AUTOENCODER_ROWS
 from tests.stage2_prior.tiny import random_codes
 
 CPU = torch.device("cpu")
@@ -49,6 +60,7 @@ DRAWN: dict[str, Callable[[int], Tensor]] = {
     "normal along another axis": lambda count: normal_like(torch.empty(2, count, 3), axis=1).movedim(1, 0),
     "exponential": lambda count: exponential_like(torch.empty(count, 33)),
     "spread": lambda count: spread(count, CPU),
+    "stratified": lambda count: stratified(count, CPU),
 }
 
 
@@ -100,6 +112,10 @@ def test_numbers_are_of_their_distributions(monkeypatch, few: int):
     torch.testing.assert_close(means, torch.tensor([0.5, 0.0, 1.0, 1.0, 1.0]), atol=0.04, rtol=0)
     steps = even.sort().values.diff()
     assert ((steps - 1 / 400).abs() < 1e-5).sum() >= 198  # but where they begin anew
+    with draws_of(MicroBatch(3, 100, 200, 400)):
+        strata = 400 * stratified(200, CPU)
+    assert torch.equal(strata.floor(), torch.arange(100.0, 300.0))
+    assert abs(float((strata % 1).mean()) - 0.5) < 0.05
 
 
 def test_outside_of_a_step_and_for_another_number_of_samples_the_global_generator_draws():
@@ -187,6 +203,7 @@ def of_momenta() -> Callable[[slice], Tensor]:
 RESIDUAL = ResidualQuantizerConfig(
     depth=3, quantizer_dropout=0.7, layer=NearestQuantizerConfig(codebook_size=16, dim=6), shared_codebook=False
 )
+FLEXTOK = replace(AUTOENCODER_ROWS["flextok, grey, nested, residual"], times="stratified", unconditional=0.2)
 DRAWING: dict[str, Callable[[], Callable[[slice], Tensor]]] = {
     "Gumbel noise": lambda: of_autoencoder(AUTOENCODERS["dvae"][0]),
     "layers kept": lambda: of_autoencoder(VQVAEConfig(**SMALL, quantizer=RESIDUAL)),
@@ -194,6 +211,10 @@ DRAWING: dict[str, Callable[[], Callable[[slice], Tensor]]] = {
     "points of a line": lambda: of_quantizer(DiVeQConfig(codebook_size=16, dim=6, noise=0.0, space_filling=True)),
     "perturbed scalars": lambda: of_quantizer(FSPConfig(levels=(3, 3), dim=6, quantized_share=0.5, moments=0)),
     "noise of FSQ": lambda: of_quantizer(FSQConfig(levels=(3, 3), dim=6, preserve_symmetry=True, noise_dropout=0.5)),
+    "codes of FSQ drawn anew": lambda: of_quantizer(FSQConfig(levels=(3, 3), dim=6, unrounded=0.3, corruption=0.8)),
+    "tokens kept, times and noise": lambda: of_autoencoder(AUTOENCODER_ROWS["flextok, grey, nested, residual"]),
+    "times in strata": lambda: of_autoencoder(FLEXTOK),
+    "times of a normal logit": lambda: of_autoencoder(replace(FLEXTOK, times="logit-normal")),
     "bits": lambda: of_quantizer(BinaryMapperConfig(bits=4, dim=6)),
     "labels left out": lambda: of_prior(TransformerConfig(layers=1, width=16, heads=2), GRID),
     "masks of MaskGIT": lambda: of_prior(*PRIORS_OF["maskgit"]),

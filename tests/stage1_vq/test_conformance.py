@@ -373,6 +373,7 @@ SUMS = (
     "titok, grey, nested, residual",
     "flow_decoder, grey, one step, two grids",
     "infinity_tokenizer",
+    "flextok, grey, nested, residual",
 )
 
 

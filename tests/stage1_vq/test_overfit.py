@@ -63,10 +63,12 @@ def error_after_training(config: Any, steps: int = STEPS) -> float:
 
 # Of a model with nested tokens most steps see but a few: it learns the pictures too, in some thousands of them.
 # TiTok in two stages learns the codes of another tokenizer before it sees pixels, and from nothing next to nothing.
+# FlexTok's decoder knows these pictures by themselves, nearly always, however noisy they are, and is slow to ask the
+# tokens: autoencoders/test_flextok.py has pictures that noise hides.
 OF_ALL_CODES = [
     row
     for row, config in AUTOENCODER_ROWS.items()
-    if getattr(config, "nested", None) is None and config.kind != "titok_two_stage"
+    if getattr(config, "nested", None) is None and config.kind not in ("titok_two_stage", "flextok")
 ]
 
 

@@ -98,7 +98,7 @@ def test_every_autoencoder_learns_from_it(row, config):
         replace(config, weight=1.0),
         autoencoder.channels,
         autoencoder.aligned_width(),
-        places=autoencoder.codes_have_places,
+        places=autoencoder.aligned_has_places,
     )
     output = autoencoder(images_for(autoencoder, 3))
     assert output.aligned.shape[1] == autoencoder.aligned_width()
