@@ -217,9 +217,13 @@ class DiVeQuantizer(Quantizer):
                     for residual, part in zip(residuals, parts, strict=True)
                 ]
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: of `Codebook.update`, or with depth `parts.health_over` the layers."""
-        healths = [layer.update(steps_per_epoch) for layer in self.stack()]
+    def update(self, step: int) -> None:
+        for layer in self.stack():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """That of the codebook, or with depth `parts.health_over` the layers."""
+        healths = [layer.health(steps_per_epoch) for layer in self.stack()]
         if len(healths) == 1:
             return healths[0]
         return health_over(dict(zip(self.names(), healths, strict=True)))

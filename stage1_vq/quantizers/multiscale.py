@@ -171,9 +171,13 @@ class MultiscaleQuantizer(ScaleQuantizer):
             rows = [[rearrange(rest, "b d h w -> b d (h w) 1") for rest in rests] for rests in of_scales]
             self.layer.initialise([torch.cat(rests, 2) for rests in rows])
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Moves the codebook (ema) by what all scales saw, revives dead codes; health: of `Codebook.update`."""
-        return self.layer.update(steps_per_epoch)
+    def update(self, step: int) -> None:
+        """Moves the codebook (ema) by what all scales saw, and revives dead codes."""
+        self.layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """That of the codebook."""
+        return self.layer.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.layer.discard()

@@ -224,9 +224,12 @@ class NearestQuantizer(Quantizer):
         with float32_island(batches[0].device.type):
             self.entries.initialise([self.lookup_vectors(z) for z in batches])
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: of `Codebook.update`."""
-        return self.entries.update(steps_per_epoch)
+    def update(self, step: int) -> None:
+        self.entries.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """That of the codebook."""
+        return self.entries.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.entries.discard()

@@ -226,9 +226,13 @@ class QINCoQuantizer(Quantizer):
                 layer.initialise(residuals)
                 residuals = [residual - layer.look_up(layer.codes(residual)) for residual in residuals]
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `parts.health_over` the layers."""
-        return health_over({f"depth{n}": layer.update(steps_per_epoch) for n, layer in enumerate(self.stack())})
+    def update(self, step: int) -> None:
+        for layer in self.stack():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`parts.health_over` the layers."""
+        return health_over({f"depth{n}": layer.health(steps_per_epoch) for n, layer in enumerate(self.stack())})
 
     def discard(self) -> None:
         for layer in self.stack():
