@@ -11,7 +11,8 @@ RQ-Transformer, that of a spatial step of as many places and of one pass over al
 that such a pass can take: nothing is counted for guesses, and for what is kept of places that turn out wrong.
 
 The last column is how many times as fast as steps the windows would be, at best: below 1.1 or so they do not pay.
-Steps and passes take turns; medians. Batch 1, where lookahead has most to gain, and `--batch`.
+Whole images by steps and passes take turns, on one thread, whose own time is read, as others may have the core in
+between; medians. Batch 1, where lookahead has most to gain, and `--batch`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import medians
+from common.memory import keep_freed_memory
 from common.model_io import load_pretrained
 from stage2_prior.condition import Condition
 from stage2_prior.decoding.engine import Decoder
@@ -35,6 +37,7 @@ from stage2_prior.priors import PRIORS, AutoregressivePrior, PixelCNN, PixelSNAI
 from stage2_prior.sampling import SamplingConfig
 
 WINDOWS = (2, 4, 8, 16)
+PASSES = 20  # of a prior that are timed together
 
 
 class TeacherForced:
@@ -90,36 +93,33 @@ def condition_of(prior: AutoregressivePrior, batch: int) -> Condition:
     return Condition(torch.zeros(batch, dtype=torch.int64) if prior.num_classes else None)
 
 
-@torch.inference_mode()
-def image_by_steps(prior: AutoregressivePrior, batch: int) -> Callable[[], object]:
-    codes = torch.zeros(batch, 1, dtype=torch.int64)
-
-    def walk() -> None:
-        stepper, previous = prior.stepper(batch, condition_of(prior, batch)), None
-        for _ in range(prior.steps):
-            stepper.next(previous)
-            previous = codes
-
-    return walk
+def by_turns(works: Sequence[Callable[[], Sequence[float]]], repeats: int) -> list[tuple[float, ...]]:
+    """Of each work the medians of what it returns, taken in turns after one run that does not count."""
+    found: list[list[Sequence[float]]] = [[] for _ in works]
+    for repeat in range(repeats + 1):
+        for own, work in zip(found, works, strict=True):
+            times = work()
+            if repeat:
+                own.append(times)
+    return [tuple(map(statistics.median, zip(*own, strict=True))) for own in found]
 
 
-def seconds_of_rows(prior: AutoregressivePrior, batch: int, repeats: int) -> tuple[float, float]:
-    """Of a step inside a row, and how much longer the first one of a row takes."""
-    codes, columns = torch.zeros(batch, 1, dtype=torch.int64), row_of(prior)
-    inside, first = [], []
-    for _ in range(repeats + 1):
-        stepper, previous = prior.stepper(batch, condition_of(prior, batch)), None
-        for place in range(prior.steps):
-            begin = time.perf_counter()
-            stepper.next(previous)
-            (inside if place % columns else first).append(time.perf_counter() - begin)
-            previous = codes
-    step = statistics.median(inside)
-    return step, statistics.median(first) - step
+def seconds_of_rows(prior: AutoregressivePrior, batch: int) -> tuple[float, float]:
+    """Of a step inside a row, a mean over an image, and how much longer the first one of a row takes."""
+    codes, columns, seconds = torch.zeros(batch, 1, dtype=torch.int64), row_of(prior), [0.0, 0.0]
+    stepper, previous = prior.stepper(batch, condition_of(prior, batch)), None
+    for place in range(prior.steps):
+        begin = time.process_time()
+        stepper.next(previous)
+        seconds[place % columns == 0] += time.process_time() - begin
+        previous = codes
+    rows = -(-prior.steps // columns)
+    inside = seconds[0] / (prior.steps - rows)
+    return inside, seconds[1] / rows - inside
 
 
 @torch.inference_mode()
-def pass_over_places(prior: RQTransformer, batch: int, places: int) -> Callable[[], object]:
+def pass_over_places(prior: RQTransformer, batch: int, places: int) -> Callable[[], tuple[float]]:
     """All depths of so many places of each image: a spatial step, a pass over depths, logits."""
     rows, middle = batch * places, prior.code_spec.grids[0].size // 2
     stepper = prior.stepper(rows, condition_of(prior, rows))
@@ -129,11 +129,15 @@ def pass_over_places(prior: RQTransformer, batch: int, places: int) -> Callable[
     over_depth = Decoder(weights.over_depth.weights, rows, prior.depth, dtype, stepper.sum.device)
     x, first = torch.zeros(rows, prior.depth, width, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
 
-    def passing() -> None:
-        x[:, 0] = spatial.step(x[:, 0], middle) * weights.spatial_gain
-        states = over_depth.window(x, first)
-        for depth, output in enumerate(weights.over_depth.outputs):
-            output.joined(states[:, depth].contiguous()).float()
+    @torch.inference_mode()
+    def passing() -> tuple[float]:
+        begin = time.process_time()
+        for _ in range(PASSES):
+            x[:, 0] = spatial.step(x[:, 0], middle) * weights.spatial_gain
+            states = over_depth.window(x, first)
+            for depth, output in enumerate(weights.over_depth.outputs):
+                output.joined(states[:, depth].contiguous()).float()
+        return ((time.process_time() - begin) / PASSES,)
 
     return passing
 
@@ -143,20 +147,16 @@ def rows_of_table(prior: AutoregressivePrior, batch: int, images: int, repeats: 
     for length in WINDOWS:
         if length > min(n, 2 * row_of(prior)) or (isinstance(prior, RQTransformer) and length % prior.depth):
             continue
-        passes = passes_of(prior, length, images)
+        passes, steps = passes_of(prior, length, images), partial(seconds_of_rows, prior, batch)
         if isinstance(prior, RQTransformer):
-            window = pass_over_places(prior, batch, length // prior.depth)
-            found = medians({"image": image_by_steps(prior, batch), "pass": window}, repeats)
-            steps, each = found["image"], found["pass"]
-            total = passes * each
+            works = [steps, pass_over_places(prior, batch, length // prior.depth)]
         else:
-            places = min(length, row_of(prior))
-            steps = medians({"image": image_by_steps(prior, batch)}, repeats)["image"]
-            _, begin = seconds_of_rows(prior, batch, repeats)
-            each, _ = seconds_of_rows(prior, batch * places, repeats)
-            total = passes * each + n // row_of(prior) * begin
-        cells = [prior.kind, str(batch), str(length), str(n), f"{passes:.1f}", f"{each * n / steps:.2f}"]
-        rows.append(f"| {' | '.join([*cells, f'{steps / total:.2f}'])} |")
+            works = [steps, partial(seconds_of_rows, prior, batch * min(length, row_of(prior)))]
+        (step, begin), (each, *_) = by_turns(works, repeats)
+        of_rows = begin * -(-n // row_of(prior))
+        ratio = (n * step + of_rows) / (passes * each + of_rows)
+        cells = [prior.kind, str(batch), str(length), str(n), f"{passes:.1f}", f"{each / step:.2f}", f"{ratio:.2f}"]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
@@ -166,10 +166,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--images", type=int, default=64, help="whose passes are counted")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, medians of {options.repeats}\n")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    print(f"torch {torch.__version__}, one thread, medians of {options.repeats}\n")
     print("| prior | batch | window | codes | passes | a pass, in steps | times as fast as steps, at best |")
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for model in options.models:
