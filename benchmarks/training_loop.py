@@ -88,8 +88,8 @@ class WithBareBlocks:
         self.bare.start(self.bare.model, batches)
         self.begin = time.perf_counter()
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
-        health = self.task.after_step(step)
+    def after_step(self, step: int) -> None:
+        self.task.after_step(step)
         self.steps += 1
         if self.steps % self.block == 0:
             self.loop_seconds.append(time.perf_counter() - self.begin)
@@ -98,7 +98,6 @@ class WithBareBlocks:
                 self.bare_step(self.batches[number % len(self.batches)], step)
             self.begin = time.perf_counter()
             self.bare_seconds.append(self.begin - begin)
-        return health
 
     def bare_step(self, batch: Batch, step: int) -> None:
         self.bare.step(self.bare.model, batch, step).loss.backward()

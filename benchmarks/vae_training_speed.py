@@ -154,8 +154,8 @@ class ByTurns(Wrapped):
         self.recent.append(output.loss.detach())
         return output
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
-        health = self.task.after_step(step)
+    def after_step(self, step: int) -> None:
+        self.task.after_step(step)
         self.done += 1
         if self.done % self.steps == 0:
             self.count("ours")
@@ -164,7 +164,6 @@ class ByTurns(Wrapped):
             self.count("pythae")
             wall = {name: values[-1][0] for name, values in self.seconds.items()}
             print(f"turn {self.done // self.steps}: {wall['ours']:.1f} and {wall['pythae']:.1f} s", file=self.screen)
-        return health
 
     def count(self, name: str) -> None:
         now = clocks()
@@ -238,9 +237,9 @@ class FromHere(Wrapped):
         self.task.start(model, batches)
         self.before = fresh_peak()
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
         self.peak = resident("VmHWM") - self.before
-        return self.task.after_step(step)
+        self.task.after_step(step)
 
 
 def fresh_peak() -> int:

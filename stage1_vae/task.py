@@ -77,8 +77,10 @@ class VAETask:
         noise = noise.view(self.objective.draws, self.batch_size, *noise.shape[2:])
         return noise if len(images) == self.batch_size else noise[:, draws % self.batch_size]
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
         self.vae.after_step()
+
+    def health(self) -> dict[str, Tensor]:
         return {}
 
     def discard_step(self) -> None:

@@ -200,10 +200,13 @@ class Stage1Task:
         metrics = {name: value.detach() for name, value in losses.items()}
         return StepOutput(total(losses), {**metrics, **figures}, companion_losses)
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
         if self.adversary is not None:
             self.adversary.update()
-        return self.autoencoder.update(self.steps_per_epoch)
+        self.autoencoder.update(step)
+
+    def health(self) -> dict[str, Tensor]:
+        return self.autoencoder.health(self.steps_per_epoch)
 
     def discard_step(self) -> None:
         self.autoencoder.discard()

@@ -202,7 +202,10 @@ class Stage2Task:
             loss, nll = model(codes, condition)
         return StepOutput(loss.mean(), {} if nll is None else self.metrics(nll.mean()))
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
+        pass
+
+    def health(self) -> dict[str, Tensor]:
         return {}
 
     def discard_step(self) -> None:

@@ -114,8 +114,10 @@ class Stage2LatentTask:
         loss = model(latents_of(batch, noise)).mean()
         return StepOutput(loss, {"nll": loss.detach()})
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
         self.prior.update()
+
+    def health(self) -> dict[str, Tensor]:
         return {}
 
     def discard_step(self) -> None:

@@ -62,7 +62,9 @@ class Learner:
             scaler.unscale_(self.optimizer)
         if any(is_share(weight) for weight in self.weights):
             return clip_shares(self.weights, self.settings.max_grad_norm or math.inf)
-        return nn.utils.clip_grad_norm_(self.weights, self.settings.max_grad_norm or math.inf)
+        if not self.settings.max_grad_norm:  # PyTorch's would multiply all gradients by 1
+            return nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None])
+        return nn.utils.clip_grad_norm_(self.weights, self.settings.max_grad_norm)
 
     def move(self, step: int) -> None:
         """Moves the weights by their gradients, at the learning rate of this step."""
@@ -101,9 +103,10 @@ def clip_shares(weights: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     if whole:
         squares = squares + nn.utils.get_total_norm(whole).square()
     norm = squares.sqrt()
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # the sum and the bound of clip_grad_norm_
-    for gradient in (*shares, *whole):
-        gradient.mul_(factor)
+    if max_norm < math.inf:
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # the sum and the bound of clip_grad_norm_
+        for gradient in (*shares, *whole):
+            gradient.mul_(factor)
     return norm
 
 

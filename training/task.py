@@ -100,9 +100,13 @@ class Task(Protocol):
         compile)."""
         ...
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
-        """Called after the optimiser's part of this step, but not of a skipped one; returns more scalars for the
-        log."""
+    def after_step(self, step: int) -> None:
+        """Called after the optimiser's part of this step, but not of a skipped one."""
+        ...
+
+    def health(self) -> dict[str, Tensor]:
+        """More scalars for the log, which describe the step that the last `after_step` ended: called at log lines
+        alone, before the next step."""
         ...
 
     def discard_step(self) -> None:

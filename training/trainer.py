@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
@@ -78,7 +78,7 @@ class Trainer:
         self.save_clock = time.monotonic()  # of the last checkpoint; no clock of the day, which may be set back
         self.save_time = False  # whether on any process train.save_minutes have gone by since then
         self.held_out: Loader | None = None  # of validations, from the first one on
-        self.health: dict[str, Tensor] = {}  # what the task's last after_step returned
+        self.skipped = False  # whether the last step was
 
         in_training(task.model.to(self.accelerator.device))
         for companion in task.companions.values():
@@ -287,7 +287,8 @@ class Trainer:
                 del figures[f"{name}_grad_norm"]
                 self.progress.companion_skips[name] = self.progress.companion_skips.get(name, 0) + 1
         self._seed("all processes")
-        self.health = self.task.after_step(self.progress.step)
+        self.task.after_step(self.progress.step)
+        self.skipped = False
         if self.ema:
             self.ema.update(self.progress.step)
         self.progress.count(figures)
@@ -295,7 +296,7 @@ class Trainer:
     def _skip(self, norm: float | None) -> None:
         """norm: of a gradient that is too large; None: it or the loss is not finite."""
         self.task.discard_step()
-        self.health = {}
+        self.skipped = True
         self.progress.count_skipped(norm)
         saved = self.checkpoints.steps()
         good = f"the last good checkpoint is {self.checkpoints.path(saved[-1])}" if saved else "none is saved yet"
@@ -306,7 +307,7 @@ class Trainer:
         progress = self.progress
         return {
             **progress.means(),
-            **{name: float(value) for name, value in self.health.items()},
+            **({} if self.skipped else as_numbers(self.task.health())),
             "learning_rate": self.learner.schedule(progress.step - 1),
             "skipped_steps": progress.skipped_steps,
             **({"large_gradients": progress.large_gradients} if self.config.skip_grad_norm else {}),
@@ -436,6 +437,13 @@ class Trainer:
             device=self.accelerator.device,
             repeated=repeated,
         )
+
+
+def as_numbers(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    """All of them in one wait for the device."""
+    if not scalars:
+        return {}
+    return dict(zip(scalars, torch.stack([value.float() for value in scalars.values()]).tolist(), strict=True))
 
 
 def is_map(value: Any) -> bool:

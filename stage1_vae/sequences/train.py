@@ -82,7 +82,10 @@ class SequenceTask:
         noise = noise.view(self.objective.draws, self.batch_size, *noise.shape[2:])
         return noise if len(sequences) == self.batch_size else noise[:, draws % self.batch_size]
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
+        pass
+
+    def health(self) -> dict[str, Tensor]:
         return {}
 
     def discard_step(self) -> None:

@@ -91,8 +91,10 @@ class TableTask:
         noise = torch.randn(shape, device=rows.device, generator=generator)
         return noise if len(rows) == self.batch_size else noise[:, draws % self.batch_size]
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
         self.vae.after_step()
+
+    def health(self) -> dict[str, Tensor]:
         return {}
 
     def discard_step(self) -> None:

@@ -208,8 +208,11 @@ class Autoencoder(PretrainedModel):
     def begin_step(self, step: int) -> None:
         """Called before the forward passes of a training step with its number, counted from 0: schedules go by it."""
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Called after each optimiser step: codebooks move; returns their health, scalars for the log line."""
+    def update(self, step: int) -> None:
+        """Called after each optimiser step, with the number that `begin_step` was given: codebooks move."""
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """Of codebooks after the last `update`: scalars for the log line, asked for where there is one."""
         return {}
 
     def discard(self) -> None:
@@ -344,8 +347,12 @@ class QuantizedAutoencoder(Autoencoder):
     def begin_step(self, step: int) -> None:
         self.quantizer.begin_step(step)
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        return {} if stands_still(self.quantizer) else self.quantizer.update(steps_per_epoch)
+    def update(self, step: int) -> None:
+        if not stands_still(self.quantizer):
+            self.quantizer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        return {} if stands_still(self.quantizer) else self.quantizer.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.quantizer.discard()

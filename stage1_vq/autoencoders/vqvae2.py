@@ -221,13 +221,19 @@ class VQVAE2(Autoencoder):
         for quantizer in self.quantizer_of_levels():
             quantizer.begin_step(step)
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `parts.health_over` the levels, as `level0_perplexity` ..."""
+    def update(self, step: int) -> None:
+        for _, quantizer in self.moving():
+            quantizer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`parts.health_over` the levels, as `level0_perplexity` ..."""
+        healths = {f"level{level}": quantizer.health(steps_per_epoch) for level, quantizer in self.moving()}
+        return health_over(healths) if healths else {}
+
+    def moving(self) -> list[tuple[int, Quantizer]]:
+        """The quantizers that are not frozen, each with its level."""
         levels = enumerate(self.quantizer_of_levels())
-        quantizers = [(level, quantizer) for level, quantizer in levels if not stands_still(quantizer)]
-        if not quantizers:
-            return {}
-        return health_over({f"level{level}": quantizer.update(steps_per_epoch) for level, quantizer in quantizers})
+        return [(level, quantizer) for level, quantizer in levels if not stands_still(quantizer)]
 
     def discard(self) -> None:
         for quantizer in self.quantizer_of_levels():

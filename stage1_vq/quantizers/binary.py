@@ -82,9 +82,12 @@ class BinaryQuantizer(Quantizer):
     def codes_to_latents(self, codes: Codes) -> Tensor:
         return self.usage.bits(codes).float()
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: that of `BitGroups`."""
-        return self.usage.update(steps_per_epoch)
+    def update(self, step: int) -> None:
+        self.usage.step()
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """That of `BitGroups`."""
+        return self.usage.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.usage.discard()

@@ -43,9 +43,14 @@ class BitGroups(nn.ModuleList):
         for usage, grid in zip(cycle(self.usages()), codes, strict=False):
             usage.note(grid)
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `CodeUsage.health`, or with several groups `parts.health_over` them."""
-        healths = [usage.health(usage.step(), steps_per_epoch) for usage in self.usages()]
+    def step(self) -> None:
+        """Ends a step."""
+        for usage in self.usages():
+            usage.step()
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`CodeUsage.health`, or with several groups `parts.health_over` them."""
+        healths = [usage.health(steps_per_epoch) for usage in self.usages()]
         return healths[0] if len(healths) == 1 else health_over(dict(zip(self.names, healths, strict=True)))
 
     def discard(self) -> None:

@@ -23,6 +23,7 @@ from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
 from stage1_vq.quantizers.usage import CodeUsage, usage_remedies
 
+LOOKS = 10  # times in `revive_after` steps that dead codes are looked for: to know how many there are, the host waits
 REMEMBERED_BATCHES = 64  # micro-batches of one step that dead codes are revived from
 
 CodebookUpdate = Literal["ema", "gradient"]
@@ -179,21 +180,25 @@ class Codebook(nn.Module):
             self.vector_sums.copy_(self.codebook * self.cluster_sizes.unsqueeze(1))
 
     @torch.no_grad()
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Moves the vectors (ema), revives dead codes, and says how they do: `CodeUsage.health`, and the number of
-        codes revived over the last epoch (`revived_codes`)."""
+    def update(self, step: int) -> None:
+        """Moves the vectors (ema), and revives dead codes where it is time to look for them. step: as for
+        `Quantizer.update`."""
         counts = self.usage.step()
         self.steps_since_revival += 1
         if self.settings.update == "ema":
             self.move(counts, sum_over_processes(self.pending_sums))
-        if self.settings.revive_after:
+        if self.settings.revive_after and (step + 1) % max(1, self.settings.revive_after // LOOKS) == 0:
             self.revive_dead_codes()
         if self.settings.refresh and self.recent:
             self.refresh(counts)
 
         self.discard()
+
+    @torch.no_grad()
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`CodeUsage.health`, and the number of codes revived over the last epoch (`revived_codes`)."""
         revived = (self.steps_since_revival < self.usage.window(steps_per_epoch)).sum()
-        return {**self.usage.health(counts, steps_per_epoch), "revived_codes": revived}
+        return {**self.usage.health(steps_per_epoch), "revived_codes": revived}
 
     def move(self, counts: Tensor, sums: Tensor) -> None:
         """Moving averages of appendix A.1, with cluster sizes smoothed as in its authors' code (Sonnet)."""
@@ -257,7 +262,7 @@ class Codebook(nn.Module):
     def warnings(
         self, metrics: dict[str, float], steps_per_epoch: int, path: str, further_remedies: Sequence[str] = ()
     ) -> list[str]:
-        """What a person should know about these figures of `update`; path: where the config has the codebook's
+        """What a person should know about these figures of `health`; path: where the config has the codebook's
         fields."""
         settings = self.settings
         remedies = usage_remedies(settings.revive_after, settings.kmeans_iterations, steps_per_epoch, path)

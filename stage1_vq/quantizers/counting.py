@@ -25,8 +25,11 @@ class CountingQuantizer(Quantizer):
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         return (Grid("codes", height, width, self.usage.codebook_size),)
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        return self.usage.health(self.usage.step(), steps_per_epoch)
+    def update(self, step: int) -> None:
+        self.usage.step()
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        return self.usage.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.usage.discard()

@@ -48,7 +48,7 @@ class DiVeQConfig:
     noise: float = 1e-3  # standard deviation of what is added to e - z before it gives the direction (direction=code)
     space_filling: bool = False  # in training, e is a random point between two code vectors that follow each other
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
-    revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use (to a tenth), after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
 
@@ -217,9 +217,13 @@ class DiVeQuantizer(Quantizer):
                     for residual, part in zip(residuals, parts, strict=True)
                 ]
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: of `Codebook.update`, or with depth `parts.health_over` the layers."""
-        healths = [layer.update(steps_per_epoch) for layer in self.stack()]
+    def update(self, step: int) -> None:
+        for layer in self.stack():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """That of the codebook, or with depth `parts.health_over` the layers."""
+        healths = [layer.health(steps_per_epoch) for layer in self.stack()]
         if len(healths) == 1:
             return healths[0]
         return health_over(dict(zip(self.names(), healths, strict=True)))

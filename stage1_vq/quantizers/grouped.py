@@ -265,11 +265,15 @@ class GroupedQuantizer(Quantizer):
         for layer, of_layer in zip(self.different(), zip(*parts, strict=True), strict=True):
             layer.initialise(of_layer)
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `parts.health_over` the groups, or that of the one quantizer which they share."""
+    def update(self, step: int) -> None:
+        for layer in self.different():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`parts.health_over` the groups, or that of the one quantizer which they share."""
         if self.config.shared_codebook:
-            return self.different()[0].update(steps_per_epoch)
-        return health_over({f"group{n}": group.update(steps_per_epoch) for n, group in enumerate(self.groups())})
+            return self.different()[0].health(steps_per_epoch)
+        return health_over({f"group{n}": group.health(steps_per_epoch) for n, group in enumerate(self.groups())})
 
     def discard(self) -> None:
         for layer in self.different():

@@ -198,9 +198,9 @@ class GumbelQuantizer(CountingQuantizer):
         # it has been in that of every model, whose fingerprint it is part of.
         self.updates.fill_(step)
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
+    def update(self, step: int) -> None:
         self.updates += 1
-        return super().update(steps_per_epoch)
+        super().update(step)
 
 
 def divergence_from_uniform(logits: Tensor) -> Tensor:

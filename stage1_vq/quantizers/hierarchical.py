@@ -143,11 +143,16 @@ class HierarchicalQuantizer(ScaleQuantizer):
             for number, layer in enumerate(self.stack()):
                 layer.initialise([rows_of(self.walk(z)[0][number : number + 1]) for z in latents])
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Moves each codebook once, a shared one by what all scales saw; health: `parts.health_over` the scales."""
+    def update(self, step: int) -> None:
+        """Moves each codebook once, a shared one by what all scales saw."""
+        for layer in self.stack()[:1] if self.config.shared_codebook else self.stack():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`parts.health_over` the scales, or that of the codebook which they share."""
         if self.config.shared_codebook:
-            return self.stack()[0].update(steps_per_epoch)
-        return health_over({f"scale{n}": layer.update(steps_per_epoch) for n, layer in enumerate(self.stack())})
+            return self.stack()[0].health(steps_per_epoch)
+        return health_over({f"scale{n}": layer.health(steps_per_epoch) for n, layer in enumerate(self.stack())})
 
     def discard(self) -> None:
         for layer in self.stack():

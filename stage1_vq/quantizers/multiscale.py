@@ -59,7 +59,7 @@ class MultiscaleQuantizerConfig:
     phis: int = 4  # 3x3 convolutions after up-sampling, each shared by neighbouring scales
     phi_share: float = 0.5  # of the convolution in what phi adds; the rest is the up-sampled map itself
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
-    revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use (to a tenth), after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
     compare: Literal["distance", "direction"] = "distance"  # which code a rest takes: the nearest, or of its direction
@@ -171,9 +171,13 @@ class MultiscaleQuantizer(ScaleQuantizer):
             rows = [[rearrange(rest, "b d h w -> b d (h w) 1") for rest in rests] for rests in of_scales]
             self.layer.initialise([torch.cat(rests, 2) for rests in rows])
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Moves the codebook (ema) by what all scales saw, revives dead codes; health: of `Codebook.update`."""
-        return self.layer.update(steps_per_epoch)
+    def update(self, step: int) -> None:
+        """Moves the codebook (ema) by what all scales saw, and revives dead codes."""
+        self.layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """That of the codebook."""
+        return self.layer.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.layer.discard()

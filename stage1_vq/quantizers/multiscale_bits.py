@@ -192,9 +192,12 @@ class MultiscaleBitsQuantizer(ScaleQuantizer):
                 means = torch.stack([self.project_in(z.float()).mean((0, 2, 3)) for z in batches]).mean(0)
             self.project_in.get_parameter("bias").sub_(mean_over_processes(means))
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: of `CodeUsage.health`, of the codes of all scales."""
-        return self.usage.health(self.usage.step(), steps_per_epoch)
+    def update(self, step: int) -> None:
+        self.usage.step()
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`CodeUsage.health`, of the codes of all scales."""
+        return self.usage.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.usage.discard()

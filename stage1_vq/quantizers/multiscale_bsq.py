@@ -174,9 +174,12 @@ class MultiscaleBSQuantizer(Quantizer):
 
     # ---- the use of codes, once per step ----------------------------------------------------------------------------
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: that of `BitGroups`."""
-        return self.usage.update(steps_per_epoch)
+    def update(self, step: int) -> None:
+        self.usage.step()
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """That of `BitGroups`."""
+        return self.usage.health(steps_per_epoch)
 
     def discard(self) -> None:
         self.usage.discard()

@@ -44,7 +44,7 @@ class QINCoConfig:
     beam: int = 1  # beginnings that the search for codes keeps; 1: each layer takes its nearest
     quantizer_dropout: float = 0.0  # share of training images whose z_q ends after a random number of layers
     kmeans_iterations: int = 10  # on the first batch's residuals, to start the codebooks from; 0 starts from noise
-    revive_after: int = 100  # steps without use, after which a residual takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use (to a tenth), after which a residual takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
 
@@ -226,9 +226,13 @@ class QINCoQuantizer(Quantizer):
                 layer.initialise(residuals)
                 residuals = [residual - layer.look_up(layer.codes(residual)) for residual in residuals]
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `parts.health_over` the layers."""
-        return health_over({f"depth{n}": layer.update(steps_per_epoch) for n, layer in enumerate(self.stack())})
+    def update(self, step: int) -> None:
+        for layer in self.stack():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`parts.health_over` the layers."""
+        return health_over({f"depth{n}": layer.health(steps_per_epoch) for n, layer in enumerate(self.stack())})
 
     def discard(self) -> None:
         for layer in self.stack():

@@ -224,11 +224,16 @@ class ResidualQuantizer(Quantizer):
                 by_image = [torch.stack(batch[:-1], 1) for batch in residuals]
                 layer.initialise([rearrange(batch, "b depth d h w -> (b depth) d h w") for batch in by_image])
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Moves each codebook once, a shared one by what all layers saw; health: `parts.health_over` the layers."""
+    def update(self, step: int) -> None:
+        """Moves each codebook once, a shared one by what all layers saw."""
+        for layer in self.stack()[:1] if self.config.shared_codebook else self.stack():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`parts.health_over` the layers, or that of the codebook which they share."""
         if self.config.shared_codebook:
-            return self.stack()[0].update(steps_per_epoch)
-        return health_over({f"depth{n}": layer.update(steps_per_epoch) for n, layer in enumerate(self.stack())})
+            return self.stack()[0].health(steps_per_epoch)
+        return health_over({f"depth{n}": layer.health(steps_per_epoch) for n, layer in enumerate(self.stack())})
 
     def discard(self) -> None:
         for layer in self.stack():

@@ -146,9 +146,13 @@ class ResidualScalarQuantizer(Quantizer):
             parts = [layer.codes_to_latents((grid,)) * scale for layer, scale, grid in layers]
             return self.project_out(torch.stack(parts).sum(0))
 
-    def update(self, steps_per_epoch: int) -> dict[str, Tensor]:
-        """Health: `parts.health_over` the layers."""
-        return health_over({f"depth{n}": layer.update(steps_per_epoch) for n, layer in enumerate(self.stack())})
+    def update(self, step: int) -> None:
+        for layer in self.stack():
+            layer.update(step)
+
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`parts.health_over` the layers."""
+        return health_over({f"depth{n}": layer.health(steps_per_epoch) for n, layer in enumerate(self.stack())})
 
     def discard(self) -> None:
         for layer in self.stack():

@@ -21,6 +21,7 @@ class CodeUsage(nn.Module):
     """
 
     pending_counts: Tensor  # k, int64: uses since the last `step`
+    counts: Tensor  # k, int64: uses in the step that the last `step` ended, on all processes together
     steps_since_use: Tensor  # k, int64
     steps: Tensor  # scalar, int64: calls of `step`
 
@@ -29,6 +30,7 @@ class CodeUsage(nn.Module):
         super().__init__()
         self.codebook_size, self.warn_below = codebook_size, warn_below
         self.register_buffer("pending_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
+        self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
         self.register_buffer("steps_since_use", torch.zeros(codebook_size, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -43,21 +45,21 @@ class CodeUsage(nn.Module):
     @torch.no_grad()
     def step(self) -> Tensor:
         """Ends a step; returns how often each code was used in it, on all processes together: k, int64."""
-        counts = sum_over_processes(self.pending_counts).clone()
+        self.counts.copy_(sum_over_processes(self.pending_counts))
         self.steps += 1
-        self.steps_since_use.add_(1).masked_fill_(counts > 0, 0)
+        self.steps_since_use.add_(1).masked_fill_(self.counts > 0, 0)
         self.pending_counts.zero_()
-        return counts
+        return self.counts
 
     def discard(self) -> None:
         """Forgets what was noted since the last `step`."""
         self.pending_counts.zero_()
 
     @torch.no_grad()
-    def health(self, counts: Tensor, steps_per_epoch: int) -> dict[str, Tensor]:
-        """`perplexity` of the step's codes, and over the last epoch the share of codes that were used
+    def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
+        """`perplexity` of the last step's codes, and over the last epoch the share of codes that were used
         (`codes_used_share`) and the number of those that were not (`dead_codes`)."""
-        shares = counts / counts.sum().clamp(min=1)
+        shares = self.counts / self.counts.sum().clamp(min=1)
         used = (self.steps_since_use < self.window(steps_per_epoch)).sum()
         return {
             "perplexity": torch.special.entr(shares).sum().exp(),

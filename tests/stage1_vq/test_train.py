@@ -25,8 +25,11 @@ from metrics.similarity import psnr
 from stage1_vq.autoencoders import AUTOENCODERS, VQVAE, VQVAE2Config, VQVAEConfig
 from stage1_vq.losses.perceptual import LPIPSConfig
 from stage1_vq.quantizers import NearestQuantizerConfig
+from stage1_vq.quantizers.usage import CodeUsage
 from stage1_vq.train import Stage1Config, Stage1Task, fingerprints, train_stage1
 from tests.processes import Processes
+from tests.stage1_vq.tiny import assert_equal_states
+from tests.training.runs import metrics, newest_weights
 from training.loop import TrainConfig
 
 QUANTIZER = NearestQuantizerConfig(codebook_size=16, dim=4, revive_after=4, kmeans_iterations=3)
@@ -103,10 +106,10 @@ def test_after_a_step_the_codebook_has_moved_and_after_a_skipped_one_it_has_not(
     assert torch.equal(task.model.quantizer.codebook, before)
     for one in (task, other):
         one.step(one.model, first_batch(one), 0)
-        health = one.after_step(0)
+        one.after_step(0)
     assert not torch.equal(task.model.quantizer.codebook, before)
     assert torch.equal(task.model.quantizer.codebook, other.model.quantizer.codebook)
-    assert set(health) == {"perplexity", "codes_used_share", "dead_codes", "revived_codes"}
+    assert set(task.health()) == {"perplexity", "codes_used_share", "dead_codes", "revived_codes"}
 
 
 def test_validation_gives_the_error_of_each_clamped_reconstruction(squares):
@@ -218,6 +221,24 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(squares, tmp_path):
     one, other = (load_pretrained(tmp_path / name, AUTOENCODERS) for name in ("whole", "continued"))
     assert one.fingerprint() == other.fingerprint()
     assert lines(tmp_path / "whole") == lines(tmp_path / "continued")
+
+
+def test_figures_of_codes_are_computed_for_log_lines_alone_and_change_no_weights(squares, tmp_path, monkeypatch):
+    plain, asked = CodeUsage.health, []
+
+    def counted(usage: CodeUsage, steps_per_epoch: int) -> dict[str, torch.Tensor]:
+        asked.append(int(usage.steps))
+        return plain(usage, steps_per_epoch)
+
+    monkeypatch.setattr(CodeUsage, "health", counted)
+    for name, every in (("often", 1), ("seldom", 5)):
+        train_stage1(make_config(squares, log_every=every), tmp_path / name)
+    assert asked == [*range(1, 13), 5, 10, 12]
+    assert_equal_states(newest_weights(tmp_path / "often"), newest_weights(tmp_path / "seldom"))
+    often, seldom = (metrics(tmp_path / name, "train") for name in ("often", "seldom"))
+    health = ("perplexity", "codes_used_share", "dead_codes", "revived_codes")
+    for line in seldom:  # of the last step, not of all since the line before
+        assert [line[name] for name in health] == [often[line["step"] - 1][name] for name in health]
 
 
 @pytest.mark.slow

@@ -84,9 +84,9 @@ class CriticTask(ToyTask):
         factor = 1 + self.critic.factor * guess.detach().sigmoid()
         return StepOutput(loss * factor, metrics, {"critic": own})
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
         self.critic.steps += 1
-        return super().after_step(step)
+        super().after_step(step)
 
 
 def checkpoint(run: Path, step: int, name: str) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from tests.processes import Processes
 from tests.training.runs import assert_close_runs, metrics, newest_weights, weights
 from tests.training.toy import ToyData, ToyModel, ToyTask, toy_config, toy_fit, toy_program, toy_task
 from training.loop import FitResult, fit, in_words
-from training.optimizers import OptimizerSettings, make_optimizer
+from training.optimizers import Learner, OptimizerSettings, make_optimizer
 from training.task import Batch, StepOutput
 from training.trainer import Trainer
 
@@ -244,6 +244,19 @@ def test_clipping_bounds_the_update_but_reports_the_norm(tmp_path: Path):
         norms[clip] = (metrics(run, "train")[0]["grad_norm"], math.sqrt(squares / (1 - 0.999)))
     assert norms[0.0][1] == pytest.approx(norms[0.0][0], rel=1e-3)
     assert norms[1e-3] == pytest.approx((norms[0.0][0], 1e-3), rel=1e-2)
+
+
+def test_without_a_bound_gradients_stay_as_they_are_and_the_norm_is_the_same():
+    torch.manual_seed(0)
+    learner, bounded = (
+        Learner(nn.Linear(3, 2), OptimizerSettings(max_grad_norm=bound), lambda step: 0.1) for bound in (0.0, 1e9)
+    )
+    for one in (learner, bounded):
+        for number, weight in enumerate(one.weights):
+            weight.grad = torch.full_like(weight, 0.1 + number)
+    versions = [weight.grad._version for weight in learner.weights]
+    assert torch.equal(learner.clip(None), bounded.clip(None))
+    assert [weight.grad._version for weight in learner.weights] == versions  # nothing was written
 
 
 def test_weight_decay_spares_biases_and_norms(tmp_path: Path):

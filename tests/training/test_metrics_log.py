@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from tests.training.runs import metrics
+from tests.training.toy import toy_config, toy_fit, toy_task
 from training.metrics_log import RunLog, StepReport, Timing, duration, keep_lines
 
 
@@ -53,6 +55,14 @@ def test_speeds_are_of_what_the_samples_are_called_and_figures_keep_their_names(
     assert f"step 1/100  loss 1  2 {unit}/s, waiting for data 50%" in told
     assert ("or smaller image files" in told) == (unit == "images")
     assert lines(tmp_path / "timing.jsonl")[0]["images_per_second"] == 2
+
+
+def test_a_task_is_asked_how_it_does_where_a_line_says_so_and_after_no_skipped_step(tmp_path: Path):
+    task = toy_task(nan_draws=[61])  # in the eighth step
+    toy_fit(tmp_path, toy_config(log_every=4), task=task)
+    assert task.asked == [3, 11]
+    lines = metrics(tmp_path, "train")
+    assert ["input_mean_norm" in line for line in lines] == [True, False, True]
 
 
 def test_a_continued_run_takes_later_and_torn_lines_away_and_counts_on(tmp_path: Path):

@@ -25,10 +25,9 @@ class Watching(ToyTask):
     def copy(self) -> dict[str, torch.Tensor]:
         return {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
 
-    def after_step(self, step: int) -> dict[str, torch.Tensor]:
-        figures = super().after_step(step)
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
         self.history.append(self.copy())
-        return figures
 
 
 def newest(run: Path, name: str) -> dict[str, torch.Tensor]:

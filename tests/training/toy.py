@@ -89,6 +89,7 @@ class ToyTask:
         self.seen: list[list[int]] = []
         self.steps: list[int] = []  # of each micro-batch
         self.ended: list[int] = []  # of each step that was not skipped
+        self.asked: list[int] = []  # the last of these, whenever its health was asked for
         self.started: list[Batch] = []
         self.micro_batches = 0
         self.discarded = 0
@@ -106,7 +107,7 @@ class ToyTask:
         resting = tuple(self.model.layers[0].parameters()) if step % self.first_every else ()
         return StepOutput(loss, {"error": loss.detach().sqrt()}, resting=resting)
 
-    def after_step(self, step: int) -> dict[str, Tensor]:
+    def after_step(self, step: int) -> None:
         self.ended.append(step)
         mean = self.model.pending / max(self.micro_batches, 1)
         if torch.distributed.is_initialized():
@@ -117,6 +118,9 @@ class ToyTask:
         if self.raise_stop_at is not None and len(self.seen) >= self.raise_stop_at:
             self.raise_stop_at = None
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def health(self) -> dict[str, Tensor]:
+        self.asked.append(self.ended[-1])
         return {"input_mean_norm": self.model.input_mean.norm()}
 
     def discard_step(self) -> None:

@@ -81,12 +81,13 @@ def test_eight_pictures_are_learned_and_all_codes_put_to_use(settings):
     model, images = tiny(revive_after=20, **settings), pictures()
     model.initialise([images])
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(250):
+    for step in range(250):
         loss = torch.stack(list(model(images).losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        health = model.update(steps_per_epoch=20)
+        model.update(step)
+        health = model.health(steps_per_epoch=20)
     model.eval()
     error = (model.decode(model.encode(images)) - images).square().mean()
     assert error < 0.01, f"{error:.4f} of {images.var():.4f}, the variance of the pixels"

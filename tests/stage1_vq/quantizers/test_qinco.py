@@ -82,9 +82,9 @@ def test_it_begins_near_a_residual_quantizer_and_learns_to_be_better():
         quantizer(z).losses["codebook_loss"].backward()
         optimizer.step()
         plain.train()(z)
-        plain.update(1)
+        plain.update(0)
     after = [float(each.eval()(z).statistics["quantization_error"]) for each in (plain, quantizer)]
-    assert after[1] < 0.95 * after[0]
+    assert after[1] < 0.98 * after[0]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,8 @@ def test_a_config_survives_json_and_health_names_the_layer():
     quantizer = make(codebook_size=500)
     assert QINCoQuantizer.config_from(asdict(quantizer.config)) == quantizer.config
     quantizer(latents())
-    health = quantizer.update(1)
+    quantizer.update(0)
+    health = quantizer.health(steps_per_epoch=1)
     assert {"perplexity", "depth2_perplexity"} <= set(health)
     lines = quantizer.warnings({name: float(value) for name, value in health.items()}, 1)
     assert [line.split(": only")[0] for line in lines] == ["depth0", "depth1", "depth2"]
