@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,7 @@ from stage2_prior.priors import (
     DiffusionConfig,
     HaltonMaskGITConfig,
     IBQGPTConfig,
+    InfinityConfig,
     LlamaGenConfig,
     MaskGITConfig,
     MDMPrimeConfig,
@@ -99,7 +101,10 @@ MASKED_PRIORS = {
     "diffusion": Of(DiffusionConfig(**SIZE), sampling=TWELVE),
     "MDM-Prime, two parts of a code": Of(MDMPrimeConfig(**SIZE), sampling=TWELVE),
 }
-PRIORS_OF_SCALES = {"VAR": Of(VARConfig(**SIZE), grids=SCALES)}
+PRIORS_OF_SCALES = {
+    "VAR": Of(VARConfig(**SIZE), grids=SCALES),
+    "Infinity, ten bits to a code": Of(InfinityConfig(**SIZE), grids=SCALES),
+}
 CIFAR10 = {
     "VQ-GAN": "cifar10_vqgan",
     "ViT-VQGAN": "cifar10_vit_vqgan",
@@ -110,6 +115,7 @@ CIFAR10 = {
 MNIST = {
     "VQ-VAE": "mnist_vqvae",
     "TiTok, nested tokens": "mnist_titok",
+    "FlexTok": "mnist_flextok",
     "XQ-GAN's tokenizer": "mnist_xqgan",
     "flow decoder": "mnist_flow",
 }
@@ -165,11 +171,11 @@ def autoencoder_works(recipe: str) -> Works:
     def loss() -> torch.Tensor:
         return torch.stack(list(model(images).losses.values())).sum()
 
-    step = stepped(model, loss)
+    step, steps = stepped(model, loss), count(1)
 
     def trained() -> None:
         step()
-        model.update(steps_per_epoch=1000)
+        model.update(next(steps))
 
     @torch.inference_mode()
     def read_back() -> object:
@@ -188,12 +194,12 @@ def quantizer_works(name: str) -> Works:
         quantized = quantizer(z)
         return quantized.z_q.square().mean() + torch.stack(list(quantized.losses.values())).sum()
 
-    step = stepped(quantizer, loss)
+    step, steps = stepped(quantizer, loss), count(1)
 
     def trained() -> None:
         z.grad = None
         step()
-        quantizer.update(steps_per_epoch=1000)
+        quantizer.update(next(steps))
 
     @torch.inference_mode()
     def looked_up() -> object:
