@@ -1,5 +1,5 @@
 """Codebooks that depend on the codes before: the slow loop; the published numbers are in
-test_quantizer_golden_frontier.py."""
+../published/test_residual.py."""
 
 from __future__ import annotations
 

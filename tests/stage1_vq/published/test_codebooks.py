@@ -1,12 +1,10 @@
-"""Quantizers beside those of published code: codes equal, values and gradients within the tolerance of each file.
-
-vector-quantize-pytorch 1.31 (`vqp_*`), taming-transformers and LlamaGen; ResidualVQ's are in
+"""SimVQ, Gumbel-softmax and the nearest code beside vector-quantize-pytorch 1.31 (`vqp_*`), taming-transformers and
+LlamaGen: codes equal, values and gradients within the tolerance of each file. ResidualVQ's are in
 quantizers/test_residual.py and test_grouped.py. Every variant of theirs has its counterpart; these by another name:
 
 | theirs | ours |
 |---|---|
 | VectorQuantize `heads`, `heads_one` | `grouped` with `dim` for the projections, the latter with `shared_codebook` |
-| LFQ and FSQ with `num_codebooks` | `grouped` with `dim`, its layer an `lfq` or `fsq` |
 | ResidualVQ `shared_codebook` | averages decay once per step, theirs once per layer, which our parts can do too |
 | taming's `remap` to a list of used codes | an import keeps the codes as they are; a table says which is which |
 | taming's and diffusers' "legacy" loss | has beta on the codebook's term: our weights can say it |
@@ -14,223 +12,44 @@ quantizers/test_residual.py and test_grouped.py. Every variant of theirs has its
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from einops import rearrange
-from torch import Tensor, nn
 
 from stage1_vq.quantizers import (
-    BSQConfig,
-    FSQConfig,
-    FSQuantizer,
     GroupedQuantizer,
     GroupedQuantizerConfig,
     GumbelQuantizer,
     GumbelQuantizerConfig,
-    LFQConfig,
     NearestQuantizer,
     NearestQuantizerConfig,
     SimVQConfig,
     SimVQuantizer,
-    build_quantizer,
 )
-from stage1_vq.quantizers.bits import codes_to_bits, entropy
+from stage1_vq.quantizers.bits import entropy
 from stage1_vq.quantizers.codebook_losses import mean_soft_assignment
 from stage1_vq.quantizers.gradients import Rotation, StraightThrough
 from stage1_vq.quantizers.soft_codes import soft_statistics
 from tests.golden import golden
-
-
-def close(ours: Tensor, theirs: Tensor, atol: float) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=atol)
-
-
-def variant_of(
-    file: str, variant: str
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Config, weights, inputs and outputs of one of a file's variants; vectors as b d h w, codes as b h w."""
-    whole = golden(file)
-
-    def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    inputs, outputs = part(whole.inputs, f"{variant}."), part(whole.outputs, f"{variant}/")
-    return whole.config[variant], part(whole.weights, f"{variant}."), inputs, outputs
-
-
-def as_latents(vectors: Tensor) -> Tensor:
-    """b n d to b d n 1, where it is not b d h w already."""
-    return vectors if vectors.ndim == 4 else rearrange(vectors, "b n d -> b d n 1")
-
-
-def as_codes(indices: Tensor) -> Tensor:
-    return indices if indices.ndim == 3 else rearrange(indices, "b n -> b n 1")
-
-
-def side_by_side(codes: tuple[Tensor, ...]) -> Tensor:
-    """Grids b n 1 as indices b n g."""
-    return torch.stack([grid.squeeze(-1) for grid in codes], -1)
-
-
-def load_projections(quantizer: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Linear layers to 1x1 convolutions."""
-    with torch.no_grad():
-        for name, weight in quantizer.named_parameters():
-            if name.startswith("project"):
-                weight.copy_(weights[name].view(weight.shape))
-
-
-def check_projection_gradients(quantizer: nn.Module, outputs: dict[str, Tensor], atol: float) -> None:
-    for name, weight in quantizer.named_parameters():
-        if name.startswith("project"):
-            assert weight.grad is not None
-            close(weight.grad, outputs[f"grad/{name}"].view(weight.shape), atol)
-
-
-# ---- FSQ ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", ["l8555", "even", "proj", "sym", "image"])
-def test_fsq(variant):
-    config, weights, inputs, outputs = variant_of("vqp_fsq", variant)
-    levels = tuple(config["levels"])
-    symmetric = config.get("preserve_symmetry", False)
-    quantizer = FSQuantizer(FSQConfig(levels=levels, dim=config.get("dim", len(levels)), preserve_symmetry=symmetric))
-    load_projections(quantizer, weights)
-
-    z = as_latents(inputs["x"]).requires_grad_()
-    quantized = quantizer(z)
-    assert torch.equal(quantized.codes[0], as_codes(outputs["indices"]))
-    close(quantized.z_q, as_latents(outputs["quantized"]), 1e-5)
-    close(quantizer.codes_to_latents(quantized.codes), as_latents(outputs["codes_from_indices"]), 1e-5)
-    (quantized.z_q * as_latents(inputs["cotangent"])).sum().backward()
-    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
-    check_projection_gradients(quantizer, outputs, 1e-5)
-    if "codebook" in outputs:
-        every = torch.arange(math.prod(levels)).view(1, 1, -1)
-        close(quantizer.codes_to_latents((every,)), rearrange(outputs["codebook"], "k d -> 1 d 1 k"), 1e-5)
-
-
-def test_fsq_with_two_codebooks_is_grouped():
-    config, weights, inputs, outputs = variant_of("vqp_fsq", "multi")
-    levels = tuple(config["levels"])
-    layer = FSQConfig(levels=levels, dim=len(levels))
-    quantizer = GroupedQuantizer(GroupedQuantizerConfig(groups=config["num_codebooks"], dim=config["dim"], layer=layer))
-    load_projections(quantizer, weights)
-    z = as_latents(inputs["x"]).requires_grad_()
-    quantized = quantizer(z)
-    assert torch.equal(side_by_side(quantized.codes), outputs["indices"])
-    close(quantized.z_q, as_latents(outputs["quantized"]), 1e-5)
-    (quantized.z_q * as_latents(inputs["cotangent"])).sum().backward()
-    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
-    check_projection_gradients(quantizer, outputs, 1e-5)
-
-
-# ---- LFQ and BSQ ----------------------------------------------------------------------------------------------------
-
-
-FLOOR = 1e-5  # their logarithms in entropies are of at least this
-
-
-def floored_entropy(probabilities: Tensor) -> Tensor:
-    return -(probabilities * probabilities.clamp(min=FLOOR).log()).sum(-1)
-
-
-@pytest.mark.parametrize("variant", ["plain", "proj", "image", "spherical", "scaled"])
-def test_lfq(variant):
-    """Entropies with their floor from the dense table, which reproduces the file; ours, without it, are a little more:
-    each of k probabilities makes a difference from 0 to FLOOR / e. test_lfq.py has ours beside the table without it."""
-    config, weights, inputs, outputs = variant_of("vqp_lfq", variant)
-    kind = BSQConfig if config.get("spherical") else LFQConfig
-    k, entropy_weight = config["codebook_size"], config.get("entropy_loss_weight", 0.1)
-    diversity = config.get("diversity_gamma", 1.0)
-    bits = int(math.log2(k))
-    scaled = {"corner": "codebook_scale", "soft_clamp": "soft_clamp_input_value"}
-    quantizer = build_quantizer(
-        kind(
-            **{ours: config[theirs] for ours, theirs in scaled.items() if theirs in config},
-            bits=bits,
-            dim=config["dim"],
-            commitment_weight=config.get("commitment_loss_weight", 0.0),
-            entropy_weight=entropy_weight,
-            diversity=diversity,
-            inverse_temperature=10,
-            entropy_bits=bits,
-        )
-    )
-    load_projections(quantizer, weights)
-
-    z = as_latents(inputs["x"]).requires_grad_()
-    quantized = quantizer(z)
-    assert torch.equal(quantized.codes[0], as_codes(outputs["train/indices"]))
-    assert torch.equal(quantizer.codes(z)[0], as_codes(outputs["eval/indices"]))
-    close(quantized.z_q, as_latents(outputs["train/quantized"]), 1e-5)
-    close(quantizer.codes_to_latents(quantized.codes), as_latents(outputs["codes_from_indices"]), 1e-5)
-
-    rows = rearrange(quantizer.lookup_vectors(z), "b bits h w -> (b h w) bits")
-    every = quantizer.corners(codes_to_bits(torch.arange(k).view(k, 1, 1), bits)).flatten(1)
-    probabilities = (-10 * torch.cdist(rows, every).square()).softmax(1)
-    sample, batch = floored_entropy(probabilities).mean(), floored_entropy(probabilities.mean(0))
-    close(sample, outputs["train/per_sample_entropy"], 1e-5)
-    close(batch, outputs["train/batch_entropy"], 1e-5)
-    for ours, theirs in (("sample_entropy", sample), ("batch_entropy", batch)):
-        assert -1e-5 <= quantized.statistics[ours] - theirs <= k * FLOOR / math.e
-    torch.testing.assert_close(
-        quantized.losses["entropy_loss"], entropy_weight * quantized.statistics["sample_entropy"]
-    )
-    loss = entropy_weight * (sample - diversity * batch)
-    if "commitment_loss" in quantized.losses:
-        close(quantized.statistics["quantization_error"], outputs["train/commitment"], 1e-5)
-        loss = loss + quantized.losses["commitment_loss"]
-    close(loss, outputs["train/aux_loss"], 1e-5)
-
-    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
-    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
-    check_projection_gradients(quantizer, outputs, 1e-5)
-
-
-def test_lfq_with_two_codebooks_is_grouped():
-    """Entropies as in `test_lfq`: each codebook's, of which the file has the mean."""
-    config, weights, inputs, outputs = variant_of("vqp_lfq", "multi")
-    bits = int(math.log2(config["codebook_size"]))
-    layer = LFQConfig(bits=bits, dim=bits, commitment_weight=config["commitment_loss_weight"], inverse_temperature=10)
-    quantizer = GroupedQuantizer(GroupedQuantizerConfig(groups=config["num_codebooks"], dim=config["dim"], layer=layer))
-    load_projections(quantizer, weights)
-    z = as_latents(inputs["x"]).requires_grad_()
-    quantized = quantizer(z)
-    assert torch.equal(side_by_side(quantized.codes), outputs["train/indices"])
-    assert torch.equal(side_by_side(quantizer.codes(z)), outputs["eval/indices"])
-    close(quantized.z_q, as_latents(outputs["train/quantized"]), 1e-5)
-    close(quantizer.codes_to_latents(quantized.codes), as_latents(outputs["codes_from_indices"]), 1e-5)
-    close(quantized.statistics["quantization_error"], outputs["train/commitment"], 1e-5)
-
-    every = 2 * codes_to_bits(torch.arange(2**bits).view(-1, 1, 1), bits).flatten(1).float() - 1
-    found = []
-    for part in quantizer.parts(z):
-        rows = rearrange(part, "b d n 1 -> (b n) d")
-        probabilities = (-10 * torch.cdist(rows, every).square()).softmax(1)
-        found.append(torch.stack([floored_entropy(probabilities).mean(), floored_entropy(probabilities.mean(0))]))
-    sample, batch = torch.stack(found).mean(0)
-    close(sample, outputs["train/per_sample_entropy"], 1e-5)
-    close(batch, outputs["train/batch_entropy"], 1e-5)
-    for ours, theirs in (("sample_entropy", sample), ("batch_entropy", batch)):
-        assert -1e-5 <= quantized.statistics[ours] - theirs <= 2**bits * FLOOR / math.e
-    loss = 0.1 * (sample - batch) + quantized.losses["commitment_loss"]
-    close(loss, outputs["train/aux_loss"], 1e-5)
-    ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
-    close(z.grad, as_latents(outputs["grad/x"]), 1e-5)
-    check_projection_gradients(quantizer, outputs, 1e-5)
-
+from tests.stage1_vq.published.beside import (
+    as_codes,
+    as_latents,
+    check_projection_gradients,
+    close,
+    floored_entropy,
+    load_projections,
+    side_by_side,
+    variant_of,
+)
 
 # ---- SimVQ ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["rot", "ste", "frozen", "mlp", "image"])
 def test_simvq(variant):
-    config, weights, inputs, outputs = variant_of("vqp_simvq", variant)
+    config, weights, inputs, outputs = variant_of(golden("vqp_simvq"), variant)
     quantizer = SimVQuantizer(
         SimVQConfig(
             codebook_size=config["codebook_size"],
@@ -363,7 +182,7 @@ def test_nearest_by_ema():
 
 @pytest.mark.parametrize("variant", ["ste", "rot", "cosine", "cosine_rot", "image"])
 def test_nearest_by_ema_beside_vector_quantize(variant):
-    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", variant)
+    config, weights, inputs, outputs = variant_of(golden("vqp_vectorquantize"), variant)
     quantizer = plain(
         codebook_size=config["codebook_size"],
         dim=config["dim"],
@@ -401,7 +220,7 @@ def test_nearest_by_ema_beside_vector_quantize(variant):
 def test_nearest_by_gradient_beside_a_learnable_codebook():
     """Theirs is one squared error with gradients to both sides: our two losses, whose value is twice that. Its
     `sync_update_v` adds to the gradient of z_q that share of itself."""
-    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", "learnable")
+    config, weights, inputs, outputs = variant_of(golden("vqp_vectorquantize"), "learnable")
     quantizer = plain(
         codebook_size=config["codebook_size"], dim=config["dim"], commitment_weight=1.0, codebook_update="gradient"
     )
@@ -418,7 +237,7 @@ def test_nearest_by_gradient_beside_a_learnable_codebook():
 
 
 def test_a_mask_of_padding():
-    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", "masked")
+    config, weights, inputs, outputs = variant_of(golden("vqp_vectorquantize"), "masked")
     quantizer = plain(codebook_size=config["codebook_size"], dim=config["dim"], decay=0.8, commitment_weight=1.0)
     names = {"codebook": "embed", "cluster_sizes": "cluster_size", "vector_sums": "embed_avg"}
     quantizer.load_state_dict({ours: weights[f"_codebook.{name}"][0] for ours, name in names.items()}, strict=False)
@@ -444,7 +263,7 @@ def test_a_mask_of_padding():
 
 @pytest.mark.parametrize("variant", ["heads", "heads_one"])
 def test_heads_are_grouped(variant):
-    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", variant)
+    config, weights, inputs, outputs = variant_of(golden("vqp_vectorquantize"), variant)
     layer = NearestQuantizerConfig(
         codebook_size=config["codebook_size"],
         dim=config["codebook_dim"],
@@ -491,7 +310,7 @@ def test_heads_are_grouped(variant):
 
 def test_orthogonal_regularisation():
     """Of a codebook that learns by gradient. Theirs has one squared error: the value is half the sum of our two."""
-    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", "ortho")
+    config, weights, inputs, outputs = variant_of(golden("vqp_vectorquantize"), "ortho")
     quantizer = plain(
         codebook_size=config["codebook_size"],
         dim=config["dim"],
@@ -517,7 +336,7 @@ def test_orthogonal_regularisation():
 def test_losses_of_soft_assignments(variant):
     """Their codebooks stand still: an EMA without update here. Theirs has the entropy of each place's mean over the
     batch, with their floor as in `test_lfq`; ours that of the mean over all places."""
-    config, weights, inputs, outputs = variant_of("vqp_vectorquantize", variant)
+    config, weights, inputs, outputs = variant_of(golden("vqp_vectorquantize"), variant)
     weight = config.get("codebook_diversity_loss_weight", 0.0)
     quantizer = plain(
         codebook_size=config["codebook_size"],
