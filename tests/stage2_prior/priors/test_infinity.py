@@ -34,6 +34,8 @@ from stage2_prior.priors.base import NO_CODE
 from stage2_prior.priors.bit_latents import BitLatents, places_on_last
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from stage2_prior.stepping import Stepper, walk
+from stage2_prior.text import tokenize
+from stage2_prior.text_encoder import TextEncoder
 from stage2_prior.train import Stage2Config, Stage2Task, train_stage2
 from tests.stage2_prior.tiny import CLASSES, condition_for, random_codes, tiny_prior
 from tests.stage2_prior.tiny_text_encoder import WIDTH, save_text_encoder
@@ -544,10 +546,13 @@ def test_a_run_learns_from_captions_with_and_without_a_text_encoder(tmp_path, en
     prior = load_pretrained(tmp_path / "run", PRIORS)
     if encoded:
         assert prior.embeddings == EmbeddingSpec(4, WIDTH, str(tmp_path / "t5"))
+        encoder = TextEncoder.load(prior.embeddings.encoder)
+        vectors, mask = encoder.encode(tokenize(encoder.tokenizer, ["a", "d"], 4), prior.padded_left)
+        condition = Condition(embeddings=vectors, embedding_mask=mask)
     else:
         condition = Condition(text=prior.tokenize(["a", "d"]))
-        last = sample_codes(prior, range(2), condition, 0, SamplingConfig())[-1]
-        assert last[:, 0, 0].tolist() == [(3 * label + 11) % 2 for label in (0, 3)]
+    last = sample_codes(prior, range(2), condition, 0, SamplingConfig())[-2]
+    assert last[:, 0, 0].tolist() == [(3 * label + 10) % 8 for label in (0, 3)]
 
 
 def test_codes_that_are_not_said_to_be_bits_are_told_of_or_refused(tmp_path, capsys):
