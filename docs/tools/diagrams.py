@@ -132,6 +132,19 @@ PICTURES = {
         "TiTok: learned tokens gather the image, mask tokens become it", "patches + tokens|ViT", "z of tokens|b d 1 n", "quantizer|any of rows",
         "codes|b 1 n", "tokens + masks|ViT, patches", "images again|squared error",
     ),
+    "flextok": picture(
+        "FlexTok: registers gather the image, of the first of them it is drawn from noise",
+        {
+            "images": (0, 0, "images|b c H W", "data"), "encoder": (1, 0, "patches, registers|blocks", "network"),
+            "z": (2, 0, "z of registers|b d 1 n", "data"), "quantizer": (3, 0, "quantizer|any of rows", "choice"),
+            "codes": (3, 1, "codes|b 1 n", "data"), "kept": (3, 2, "first m of z_q|nested dropout", "choice"),
+            "noise": (2, 1, "noise|of the first code", "data"), "decoder": (2, 2, "noise, tokens|timed blocks", "network"),
+            "velocity": (1, 2, "velocity|guidance", "data"), "again": (0, 2, "image after|n steps", "loss"),
+        },
+        [("images", "encoder"), ("encoder", "z"), ("z", "quantizer"), ("quantizer", "codes"), ("codes", "kept"),
+         ("codes", "noise"), ("noise", "decoder"), ("kept", "decoder"), ("decoder", "velocity"), ("velocity", "again"),
+         ("images", "again")],
+    ),
     "flow_decoder": picture(
         "Flow decoder: from noise to an image, given the codes of a model that stays as it is",
         {

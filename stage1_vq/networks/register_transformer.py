@@ -84,8 +84,8 @@ class TimedBlock(nn.Module):
     """A block whose norms are scaled and shifted, and what it adds is scaled, by a vector that tells the time (DiT,
     Peebles & Xie 2023, arXiv:2212.09748), of patches and of registers otherwise.
 
-    Gates begin near 1 and not at 0, as DiT's do: short trainings with those learn to do without the registers, which at
-    first hardly tell anything.
+    Gates begin near 1 and not at 0, as DiT's do: with those the registers hardly reach the first velocities, and have
+    hardly a gradient.
     """
 
     def __init__(self, width: int, heads: int) -> None:

@@ -28,6 +28,8 @@ from stage1_vq.autoencoders import (
     VQVAE,
     VQVAE2,
     Autoencoder,
+    FlexTok,
+    FlexTokConfig,
     FlowDecoder,
     FlowDecoderConfig,
     TiTok,
@@ -153,6 +155,15 @@ def token_model(folder: Path) -> None:
     TwoStagePipeline(first, prior(first, ())).save_pretrained(folder)
 
 
+def flextok(folder: Path) -> None:
+    """Of 8 nested tokens."""
+    torch.manual_seed(0)
+    sizes = {f"{half}_{size}": 1 for half in ("encoder", "decoder") for size in ("blocks", "heads")}
+    sizes |= {"encoder_width": 16, "decoder_width": 16, "channels": 1, "patch": 4, "tokens": 8}
+    config = FlexTokConfig(steps=2, quantizer=FSQConfig(levels=(4, 4), dim=2), **sizes)
+    FlexTok(config, (28, 28)).eval().save_pretrained(folder)
+
+
 def flow_decoder(folder: Path) -> None:
     """On the codes of the digits' model."""
     first = autoencoder(28, 1)
@@ -230,6 +241,7 @@ SCENERY: dict[str, Callable[[Path], None]] = {
     "models/mnist": digit_model,
     "models/tokens": token_model,
     "runs/titok": token_model,
+    "runs/flextok": flextok,
     "runs/flow": flow_decoder,
     "runs/quickstart": quickstart_folder,
     "runs/quickstart/model": digit_model,
