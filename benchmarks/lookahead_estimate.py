@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -38,6 +38,7 @@ from stage2_prior.sampling import SamplingConfig
 
 WINDOWS = (2, 4, 8, 16)
 PASSES = 20  # of a prior that are timed together
+GUESSED_BY = 16  # images at least, by the codes of which first guesses are made
 
 
 class TeacherForced:
@@ -77,14 +78,14 @@ def passes_of(prior: AutoregressivePrior, length: int, images: int) -> float:
     vocabularies = [grid.vocabulary for grid in prior.code_spec.grids for _ in range(grid.size)]
     if isinstance(prior, RQTransformer):
         vocabularies = [k for _ in range(prior.code_spec.grids[0].size) for k in prior.vocabularies]
-    for number in range(images + 32):
+    for number in range(GUESSED_BY + images):
         condition = Condition(torch.tensor([number % prior.num_classes]) if prior.num_classes else None)
         uniforms = uniforms_of(0, [number], prior.steps, torch.device("cpu"))
         ahead = Windows(TeacherForced(prior, condition), uniforms, sampling, None, memory, vocabularies)
         ahead.row = row_of(prior)
         drawn = ahead.walk(length, prior.steps)
         memory.remember(drawn.codes)
-        if number >= 32:  # before, there are fewer images to guess by
+        if number >= GUESSED_BY:
             counts.append(int(drawn.passes))
     return statistics.mean(counts)
 
@@ -142,14 +143,19 @@ def pass_over_places(prior: RQTransformer, batch: int, places: int) -> Callable[
     return passing
 
 
-def rows_of_table(prior: AutoregressivePrior, batch: int, images: int, repeats: int) -> list[str]:
+def windows_of(prior: AutoregressivePrior) -> list[int]:
+    """Up to a row, or of whole places of an RQ-Transformer."""
+    depth = prior.depth if isinstance(prior, RQTransformer) else 1
+    return [length for length in WINDOWS if length <= min(prior.steps, 2 * row_of(prior)) and length % depth == 0]
+
+
+def rows_of_table(prior: AutoregressivePrior, batch: int, passes_of: Mapping[int, float], repeats: int) -> list[str]:
+    """passes_of: each length of a window."""
     rows, n = [], prior.steps
-    for length in WINDOWS:
-        if length > min(n, 2 * row_of(prior)) or (isinstance(prior, RQTransformer) and length % prior.depth):
-            continue
-        passes, steps = passes_of(prior, length, images), partial(seconds_of_rows, prior, batch)
+    for length, passes in passes_of.items():
+        steps = partial(seconds_of_rows, prior, batch)
         if isinstance(prior, RQTransformer):
-            works = [steps, pass_over_places(prior, batch, length // prior.depth)]
+            works: list[Callable[[], Sequence[float]]] = [steps, pass_over_places(prior, batch, length // prior.depth)]
         else:
             works = [steps, partial(seconds_of_rows, prior, batch * min(length, row_of(prior)))]
         (step, begin), (each, *_) = by_turns(works, repeats)
@@ -174,8 +180,9 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for model in options.models:
         prior = cast(AutoregressivePrior, load_pretrained(model, PRIORS)).eval()
+        passes = {length: passes_of(prior, length, options.images) for length in windows_of(prior)}
         for batch in options.batch:
-            print("\n".join(rows_of_table(prior, batch, options.images, options.repeats)), flush=True)
+            print("\n".join(rows_of_table(prior, batch, passes, options.repeats)), flush=True)
 
 
 if __name__ == "__main__":
