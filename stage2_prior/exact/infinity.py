@@ -23,7 +23,8 @@ from stage2_prior.exact.var import (
     qkv_bias,
 )
 from stage2_prior.priors.bit_latents import BitLatents, places_on_last
-from stage2_prior.priors.infinity import EPSILON, Block, Infinity
+from stage2_prior.priors.infinity import Infinity
+from stage2_prior.priors.infinity_layers import EPSILON, Block
 from stage2_prior.priors.llamagen import ROPE_BASE
 from stage2_prior.priors.sentence import CrossAttention, Sentence, told_of
 

@@ -14,7 +14,8 @@ from common.foreign_weights import Arguments, first_few, refuse
 from common.renaming import Weights, load_renamed, renamed
 from stage2_prior.condition import EmbeddingSpec
 from stage2_prior.imports.first_stage import FirstStage
-from stage2_prior.priors.infinity import Infinity, InfinityConfig
+from stage2_prior.priors.infinity import Infinity
+from stage2_prior.priors.infinity_layers import InfinityConfig
 
 TEXT_ENCODER = "google/flan-t5-xl"  # of the published models
 CHUNKED = r"^block_chunks\.(\d+)\.module\.(\d+)\."

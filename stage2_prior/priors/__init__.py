@@ -7,7 +7,8 @@ from stage2_prior.priors.diffusion import Diffusion, DiffusionConfig
 from stage2_prior.priors.halton_maskgit import HaltonMaskGIT, HaltonMaskGITConfig
 from stage2_prior.priors.hierarchical import Hierarchical, HierarchicalConfig
 from stage2_prior.priors.ibq_gpt import IBQGPT, IBQGPTConfig
-from stage2_prior.priors.infinity import Infinity, InfinityConfig
+from stage2_prior.priors.infinity import Infinity
+from stage2_prior.priors.infinity_layers import InfinityConfig
 from stage2_prior.priors.llamagen import LlamaGen, LlamaGenConfig
 from stage2_prior.priors.masked import MaskedPrior
 from stage2_prior.priors.maskgit import MaskGIT, MaskGITConfig

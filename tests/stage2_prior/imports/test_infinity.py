@@ -25,7 +25,8 @@ from stage2_prior.imports.first_stage import FirstStage
 from stage2_prior.imports.infinity import build_infinity, null_words
 from stage2_prior.priors import PRIORS
 from stage2_prior.priors.bit_latents import BitLatents
-from stage2_prior.priors.infinity import Infinity, InfinityConfig
+from stage2_prior.priors.infinity import Infinity
+from stage2_prior.priors.infinity_layers import InfinityConfig
 from stage2_prior.sampling import SamplingConfig, sample_codes
 from tests.golden import Golden, golden_frontier
 
