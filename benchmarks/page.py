@@ -64,6 +64,13 @@ SECTIONS: tuple[Section, ...] = (
         cuda="",
     ),
     Section(
+        "Training steps, stage one, compiled",
+        "stage1_step --peers {peers} --threads {threads} --systems vqgan --compile --no-convolutions",
+        "The same of VQ-GAN with `--train.compile true`, after the minute or two that compiling takes. "
+        "taming-transformers has no such setting and is as before.",
+        cuda="",
+    ),
+    Section(
         "Training steps, stage two",
         "stage2_step --threads {threads}",
         "A transformer of 8 layers, width 256, 256 codes, batch 16, beside Hugging Face's GPT-2 of the same size.",

@@ -4,6 +4,7 @@
     git clone https://github.com/CompVis/taming-transformers peers/taming-transformers        # at 3ba01b2
     python -m benchmarks.stage1_step --peers peers --threads 1
     python -m benchmarks.stage1_step --before FOLDER --systems dvae vit_vqgan multiscale --threads 1
+    python -m benchmarks.stage1_step --peers peers --systems vqgan --compile --no-convolutions
     python -m benchmarks.stage1_step --peers peers --device cuda
 
 A step of ours is `Trainer.step` itself: images from memory, forward pass, losses, backward pass, the norm of the
@@ -134,8 +135,9 @@ def our_trainer(config: Stage1Config, run: Path) -> Trainer:
 class OurStep:
     """With what a step costs that many steps share: a log line's figures are read once every `train.log_every`."""
 
-    def __init__(self, system: str, run: Path) -> None:
-        self.trainer = our_trainer(config_of(system), run)
+    def __init__(self, system: str, run: Path, *, compiled: bool = False) -> None:
+        config = config_of(system)
+        self.trainer = our_trainer(replace(config, train=replace(config.train, compile=compiled)), run)
         self.stop = StopRequest()
 
     def __call__(self) -> float:
@@ -351,7 +353,7 @@ def seconds_of_heavy(step: Step, repeats: int) -> float:
 @contextlib.contextmanager
 def sides(system: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as run:
-        found = {"ours": OurStep(system, Path(run))}
+        found = {"ours": OurStep(system, Path(run), compiled=options.compile)}
         if options.before is not None:
             other = OtherBuild(options.before, system, options.threads, options.device)
             yield {**found, "theirs": other}
@@ -383,6 +385,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="of both sides")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="ours with train.compile; the other side is as it is")
     parser.add_argument("--convolutions", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
