@@ -65,10 +65,9 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section(
         "Training steps, stage one, compiled",
-        "stage1_step --peers {peers} --threads {threads} --systems vqgan --compile --no-convolutions",
+        "stage1_step --peers {peers} --threads {threads} --compile --systems vqgan",
         "The same of VQ-GAN with `--train.compile true`, after the minute or two that compiling takes. "
         "taming-transformers has no such setting and is as before.",
-        cuda="",
     ),
     Section(
         "Training steps, stage two",

@@ -4,7 +4,7 @@
     git clone https://github.com/CompVis/taming-transformers peers/taming-transformers        # at 3ba01b2
     python -m benchmarks.stage1_step --peers peers --threads 1
     python -m benchmarks.stage1_step --before FOLDER --systems dvae vit_vqgan multiscale --threads 1
-    python -m benchmarks.stage1_step --peers peers --systems vqgan --compile --no-convolutions
+    python -m benchmarks.stage1_step --peers peers --systems vqgan --compile
     python -m benchmarks.stage1_step --peers peers --device cuda
 
 A step of ours is `Trainer.step` itself: images from memory, forward pass, losses, backward pass, the norm of the
@@ -391,7 +391,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = use_device(options.device).device
-    options.convolutions &= device.type == "cpu"
+    options.convolutions &= device.type == "cpu" and not options.compile  # a compiled step hides them
     if options.worker is not None:
         work(options.worker)
         return
