@@ -192,7 +192,7 @@ def quantizer_works(name: str) -> Works:
 
     def loss() -> torch.Tensor:
         quantized = quantizer(z)
-        return quantized.z_q.square().mean() + torch.stack(list(quantized.losses.values())).sum()
+        return sum(quantized.losses.values(), quantized.z_q.square().mean())
 
     step, steps = stepped(quantizer, loss), count(1)
 
