@@ -91,37 +91,25 @@ def draw_rows(parts: Sequence[Tensor], count: int) -> Tensor:
 
     parts: n d each, one per micro-batch, as many on each process. Rows are numbered micro-batch by micro-batch and
     within one process by process, as the loop deals samples out: the same global batch gives the same rows however many
-    processes share it. The numbers are drawn by PyTorch's global generator of the first process. One process does not
-    wait for its device here, and several do once.
+    processes share it. The numbers are drawn by PyTorch's global generator of the first process.
     """
-    device, sizes, process = parts[0].device, [[len(part)] for part in parts], 0  # micro-batches, processes
+    device, width = parts[0].device, parts[0].shape[1]
+    sizes = torch.tensor([[len(part) for part in parts]], device=device)  # processes, micro-batches
+    process = 0
     if several_processes():
         process = dist.get_rank()
-        own = torch.tensor(sizes, device=device)
-        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, own)
-        sizes = torch.cat(gathered, 1).tolist()
+        gathered = [torch.empty_like(sizes) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, sizes)
+        sizes = torch.cat(gathered)
+    ends = sizes.t().flatten().cumsum(0)  # micro-batches * processes
+    first_rows = (ends - sizes.t().flatten()).view(len(parts), len(sizes))[:, process].tolist()
 
-    total = sum(map(sum, sizes))
-    numbers = from_first_process(draw_numbers(total, min(count, total)).to(device))
-    rows = parts[0].new_zeros(len(numbers), parts[0].shape[1])
-    begin = 0
-    for part, of_processes in zip(parts, sizes, strict=True):
-        first = begin + sum(of_processes[:process])
-        begin += sum(of_processes)
-        if len(part):
-            here = (numbers >= first) & (numbers < first + len(part))
-            rows = torch.where(here.unsqueeze(1), part[(numbers - first).clamp(0, len(part) - 1)], rows)
+    numbers = from_first_process(torch.randperm(int(ends[-1]))[:count].to(device))
+    rows = parts[0].new_zeros(len(numbers), width)
+    for part, first in zip(parts, first_rows, strict=True):
+        here = ((numbers >= first) & (numbers < first + len(part))).nonzero().squeeze(1)
+        rows[here] = part[numbers[here] - first]
     return sum_over_processes(rows)
-
-
-def draw_numbers(total: int, count: int) -> Tensor:
-    """`count` different numbers below `total`, in random order: one from each of `count` parts as equal as can be, of
-    all numbers in that part alike. That takes as long as there are numbers to draw, where to shuffle all and take some
-    takes as long as there are numbers at all."""
-    borders = torch.arange(count + 1) * total // max(count, 1)
-    drawn = borders[:-1] + (torch.rand(count, dtype=torch.float64) * borders.diff()).long()
-    return drawn[torch.randperm(count)]
 
 
 def rows_of_least(rows: Tensor, scores: Tensor) -> Tensor:

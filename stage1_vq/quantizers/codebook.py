@@ -23,7 +23,6 @@ from stage1_vq.quantizers.kmeans import kmeans
 from stage1_vq.quantizers.search import nearest_codes
 from stage1_vq.quantizers.usage import CodeUsage, usage_remedies
 
-LOOKS = 10  # times in `revive_after` steps that dead codes are looked for: to know how many there are, the host waits
 REMEMBERED_BATCHES = 64  # micro-batches of one step that dead codes are revived from
 
 CodebookUpdate = Literal["ema", "gradient"]
@@ -181,13 +180,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves the vectors (ema), and revives dead codes where it is time to look for them. step: as for
-        `Quantizer.update`."""
+        """Moves the vectors (ema) and revives dead codes. step: as for `Quantizer.update`."""
         counts = self.usage.step()
         self.steps_since_revival += 1
         if self.settings.update == "ema":
             self.move(counts, sum_over_processes(self.pending_sums))
-        if self.settings.revive_after and (step + 1) % max(1, self.settings.revive_after // LOOKS) == 0:
+        if self.settings.revive_after:
             self.revive_dead_codes()
         if self.settings.refresh and self.recent:
             self.refresh(counts)

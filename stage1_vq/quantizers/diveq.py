@@ -48,7 +48,7 @@ class DiVeQConfig:
     noise: float = 1e-3  # standard deviation of what is added to e - z before it gives the direction (direction=code)
     space_filling: bool = False  # in training, e is a random point between two code vectors that follow each other
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
-    revive_after: int = 100  # steps without use (to a tenth), after which a latent takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
 

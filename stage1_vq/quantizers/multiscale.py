@@ -59,7 +59,7 @@ class MultiscaleQuantizerConfig:
     phis: int = 4  # 3x3 convolutions after up-sampling, each shared by neighbouring scales
     phi_share: float = 0.5  # of the convolution in what phi adds; the rest is the up-sampled map itself
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
-    revive_after: int = 100  # steps without use (to a tenth), after which a latent takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
     compare: Literal["distance", "direction"] = "distance"  # which code a rest takes: the nearest, or of its direction

@@ -60,7 +60,7 @@ class NearestQuantizerConfig:
     diversity_weight: float = 0.0  # of minus the entropy, in nats, of the codes' mean soft use in a batch
     diversity_temperature: float = 0.01  # of that soft use: a softmax of minus distance over this
     kmeans_iterations: int = 10  # on the first batch's latents, to start the codebook from; 0 starts from noise
-    revive_after: int = 100  # steps without use (to a tenth), after which a latent takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use, after which a latent takes the place of a code; 0 never
     revive_below: float = 0.0  # share of an even use, by moving average, below which a code is dead too (ema only)
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal

@@ -44,7 +44,7 @@ class QINCoConfig:
     beam: int = 1  # beginnings that the search for codes keeps; 1: each layer takes its nearest
     quantizer_dropout: float = 0.0  # share of training images whose z_q ends after a random number of layers
     kmeans_iterations: int = 10  # on the first batch's residuals, to start the codebooks from; 0 starts from noise
-    revive_after: int = 100  # steps without use (to a tenth), after which a residual takes the place of a code; 0 never
+    revive_after: int = 100  # steps without use, after which a residual takes the place of a code; 0 never
     warn_usage_below: float = 0.5  # share of codes used in an epoch below which the log warns
     init: CodebookInit = "unit"  # code vectors at first, without k-means: length 1 or so, +-1/codebook_size, normal
 

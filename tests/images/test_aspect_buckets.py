@@ -339,8 +339,7 @@ def test_every_quantizer_trains_at_grids_that_change_from_step_to_step(row):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(processes: Processes, photos: Path, tmp_path: Path):
-    # Sums of another order grow in more steps, and with other seeds a latent may lie between two codes.
-    config = run_config(photos, accumulate=2, steps=4, seed=1)
+    config = run_config(photos, accumulate=2, steps=4)  # sums of another order grow in more
     train_stage1(config, tmp_path / "one")
     processes.together(train_stage1, config, tmp_path / "two")
     one, two = (load_pretrained(tmp_path / name, AUTOENCODERS).state_dict() for name in ("one", "two"))

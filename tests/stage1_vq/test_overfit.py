@@ -77,8 +77,7 @@ def test_every_autoencoder_learns_eight_pictures(row):
     assert error_after_training(AUTOENCODER_ROWS[row]) < ERROR
 
 
-# Steps. Codes of the first two are soft, or drawn, at first; half of the images of the last one lose scales by chance.
-SLOWER = {"ibq, other weights": 2000, "binary_mapper": 2000, "grouped multiscale": 800}
+SLOWER = {"ibq, other weights": 2000, "binary_mapper": 2000}  # steps; their codes are soft, or drawn, at first
 # Whose bits may say 0.1 nats: too little for four colours.
 OF_FEW_NATS = {"binary_mapper, no projection"}
 

@@ -321,20 +321,6 @@ def test_dead_codes_are_revived_as_latents_of_the_step_and_stay_alive(update):
     assert used.all()
 
 
-def test_dead_codes_are_looked_for_ten_times_in_the_steps_after_which_they_are_revived():
-    quantizer = make(revive_after=40)
-    with torch.no_grad():
-        quantizer.codebook[2:] += 100
-        quantizer.entries.vector_sums.copy_(quantizer.codebook)
-    revived = []
-    for step in [*range(38), *range(39, 50)]:  # one was skipped
-        quantizer(latents(seed=step))
-        quantizer.update(step)
-        revived += [step] if (quantizer.entries.steps_since_revival == 0).any() else []
-    # 40 steps were taken by the one with number 40; of those after which it is looked, number 43 is the next.
-    assert revived == [43]
-
-
 def test_a_revived_code_does_not_fall_back_to_its_old_averages():
     quantizer = collapsed()
     for step in range(4):
@@ -556,17 +542,16 @@ def test_a_code_that_is_used_now_and_then_is_revived_if_its_share_is_below_the_b
     odd = torch.full((6,), 50.0)
     quantizer.codebook.copy_(torch.cat([odd.unsqueeze(0), centres]))
     quantizer.entries.vector_sums.copy_(quantizer.codebook)
-    moved, highest = False, 0.0
+    moved = False
     for step in range(20):
         rows = centres[torch.arange(63) % 15] + 0.01 * torch.randn(63, 6)
         last = odd if step % 2 else centres[0]
         quantizer(rearrange(torch.cat([rows, last.unsqueeze(0)]), "w d -> 1 d 1 w"))
         quantizer.update(step)
         moved |= bool((quantizer.codebook[0] - odd).norm() > 50)
-        sizes = quantizer.entries.cluster_sizes
-        highest = max(highest, float(sizes[0] / sizes.mean())) if moved else 0.0
     assert moved == (share > 0)
-    assert not share or highest > 0.26  # the code is of use where it is put: there its size is at the bar
+    if share:  # and the code is of use where it is now
+        assert quantizer.entries.cluster_sizes[0] > 0.25 * quantizer.entries.cluster_sizes.mean()
 
 
 def test_latents_of_another_width_are_refused():

@@ -84,7 +84,7 @@ def test_it_begins_near_a_residual_quantizer_and_learns_to_be_better():
         plain.train()(z)
         plain.update(0)
     after = [float(each.eval()(z).statistics["quantization_error"]) for each in (plain, quantizer)]
-    assert after[1] < 0.98 * after[0]
+    assert after[1] < 0.95 * after[0]
 
 
 @pytest.mark.parametrize(
