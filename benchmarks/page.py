@@ -55,6 +55,11 @@ class Section:
     bounds: str | None = None  # what is asked of it
 
 
+BESIDE = (
+    "Each beside the system of this toolkit that it would take the place of, the first row of its family: a training step "
+    "and its use, {what}, as multiples of the first row's time, and what either takes of memory at its peak over what "
+    "stays. Fresh weights, small sizes."
+)
 SECTIONS: tuple[Section, ...] = (
     Section(
         "Training steps, stage one",
@@ -121,11 +126,27 @@ SECTIONS: tuple[Section, ...] = (
         threads=(2,),
     ),
     Section(
-        "Systems of 2025 and 2026",
-        "beside_standard --threads {threads}",
-        "Each beside the system of this toolkit that it would take the place of, the first row of its family: a "
-        "training step and its use, as multiples of the first row's time, and what either takes of memory at its peak "
-        "over what stays. Fresh weights, small sizes.",
+        "Systems of 2025 and 2026, priors in an order",
+        "beside_standard --families priors --threads {threads}",
+        BESIDE.format(what="a draw of four images"),
+        threads=(1,),
+    ),
+    Section(
+        "Systems of 2025 and 2026, other priors",
+        "beside_standard --families masked scales --threads {threads}",
+        BESIDE.format(what="a draw of four images"),
+        threads=(1,),
+    ),
+    Section(
+        "Systems of 2025 and 2026, autoencoders",
+        "beside_standard --families cifar10 mnist --threads {threads}",
+        BESIDE.format(what="16 images coded and decoded"),
+        threads=(1,),
+    ),
+    Section(
+        "Systems of 2025 and 2026, quantizers",
+        "beside_standard --families quantizers --threads {threads}",
+        BESIDE.format(what="16,384 latents looked up"),
         threads=(1,),
     ),
     Section(
