@@ -56,9 +56,9 @@ class Section:
 
 
 BESIDE = (
-    "Each beside the system of this toolkit that it would take the place of, the first row of its family: a training step "
-    "and its use, {what}, as multiples of the first row's time, and what either takes of memory at its peak over what "
-    "stays. Fresh weights, small sizes."
+    "Each beside the system of this toolkit that it would take the place of, the first row of its family: a training "
+    "step and its use, {what}, as multiples of the first row's time, and what either takes of memory at its peak over "
+    "what stays. Fresh weights, small sizes."
 )
 SECTIONS: tuple[Section, ...] = (
     Section(
