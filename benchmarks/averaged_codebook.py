@@ -70,7 +70,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        model.update(step)
+        model.update()
         ema.update(step)
         live, revived = model.quantizer.codebook, model.quantizer.entries.steps_since_revival == 0
         average.lerp_(live, 1 - min(options.decay, (1 + step) / (10 + step)))

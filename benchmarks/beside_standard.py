@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -171,11 +170,11 @@ def autoencoder_works(recipe: str) -> Works:
     def loss() -> torch.Tensor:
         return torch.stack(list(model(images).losses.values())).sum()
 
-    step, steps = stepped(model, loss), count(1)
+    step = stepped(model, loss)
 
     def trained() -> None:
         step()
-        model.update(next(steps))
+        model.update()
 
     @torch.inference_mode()
     def read_back() -> object:
@@ -194,12 +193,12 @@ def quantizer_works(name: str) -> Works:
         quantized = quantizer(z)
         return sum(quantized.losses.values(), quantized.z_q.square().mean())
 
-    step, steps = stepped(quantizer, loss), count(1)
+    step = stepped(quantizer, loss)
 
     def trained() -> None:
         z.grad = None
         step()
-        quantizer.update(next(steps))
+        quantizer.update()
 
     @torch.inference_mode()
     def looked_up() -> object:

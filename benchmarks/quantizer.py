@@ -49,7 +49,7 @@ def train_step(quantizer: nn.Module, z: Tensor) -> None:
         z_q, _, loss = quantizer(z)  # the EMA update is part of its forward pass
     torch.autograd.backward([z_q, loss.sum()], [torch.ones_like(z_q), None])
     if isinstance(quantizer, NearestQuantizer):
-        quantizer.update(0)
+        quantizer.update()
 
 
 @torch.no_grad()

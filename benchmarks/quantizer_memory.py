@@ -34,7 +34,7 @@ def train_step(quantizer: Quantizer, images: int, side: int) -> None:
     z = torch.randn(images, quantizer.dim, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
     quantized = quantizer(z)
     (quantized.z_q.square().mean() + torch.stack(list(quantized.losses.values())).sum()).backward()
-    quantizer.update(0)
+    quantizer.update()
 
 
 def status(field: str) -> float:

@@ -99,7 +99,7 @@ class Ours:
         return F.mse_loss(quantized.z_q, z) + torch.stack([torch.zeros(()), *quantized.losses.values()]).sum()
 
     def after_step(self) -> None:
-        self.quantizer.update(0)
+        self.quantizer.update()
 
     def quantize(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         quantized = self.quantizer(z)

@@ -236,7 +236,7 @@ def cell(name: str, seed: int, data: Path, given: Given) -> dict[str, Any]:
 
     held = peak()
     model.initialise([batch() for _ in range(8)])
-    seconds = train(model, loss, given.steps, 8e-4, after=lambda: model.update(len(images) // given.batch))
+    seconds = train(model, loss, given.steps, 8e-4, after=model.update)
     memory = peak() - held
 
     train_codes, test_codes = encoded(model, images), encoded(model, test)

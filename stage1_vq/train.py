@@ -203,7 +203,7 @@ class Stage1Task:
     def after_step(self, step: int) -> None:
         if self.adversary is not None:
             self.adversary.update()
-        self.autoencoder.update(step)
+        self.autoencoder.update()
 
     def health(self) -> dict[str, Tensor]:
         return self.autoencoder.health(self.steps_per_epoch)

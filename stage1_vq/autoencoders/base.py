@@ -208,8 +208,8 @@ class Autoencoder(PretrainedModel):
     def begin_step(self, step: int) -> None:
         """Called before the forward passes of a training step with its number, counted from 0: schedules go by it."""
 
-    def update(self, step: int) -> None:
-        """Called after each optimiser step, with the number that `begin_step` was given: codebooks move."""
+    def update(self) -> None:
+        """Called after each optimiser step: codebooks move."""
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """Of codebooks after the last `update`: scalars for the log line, asked for where there is one."""
@@ -347,9 +347,9 @@ class QuantizedAutoencoder(Autoencoder):
     def begin_step(self, step: int) -> None:
         self.quantizer.begin_step(step)
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         if not stands_still(self.quantizer):
-            self.quantizer.update(step)
+            self.quantizer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         return {} if stands_still(self.quantizer) else self.quantizer.health(steps_per_epoch)

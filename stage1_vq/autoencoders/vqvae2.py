@@ -221,9 +221,9 @@ class VQVAE2(Autoencoder):
         for quantizer in self.quantizer_of_levels():
             quantizer.begin_step(step)
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         for _, quantizer in self.moving():
-            quantizer.update(step)
+            quantizer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """`parts.health_over` the levels, as `level0_perplexity` ..."""

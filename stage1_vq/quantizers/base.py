@@ -104,9 +104,8 @@ class Quantizer(nn.Module):
         """Called before the forward passes of a training step with its number, counted from 0, which is the run's: it
         counts skipped steps and no rollback takes it back. What has a schedule notes it."""
 
-    def update(self, step: int) -> None:
-        """Applies what the forward passes since the last call noted, on all processes alike. step: the number that
-        `begin_step` was given."""
+    def update(self) -> None:
+        """Applies what the forward passes since the last call noted, on all processes alike."""
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """How its codes did in the step that the last `update` ended, and over the last epoch: scalars, the same on all

@@ -82,7 +82,7 @@ class BinaryQuantizer(Quantizer):
     def codes_to_latents(self, codes: Codes) -> Tensor:
         return self.usage.bits(codes).float()
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         self.usage.step()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:

@@ -179,8 +179,8 @@ class Codebook(nn.Module):
             self.vector_sums.copy_(self.codebook * self.cluster_sizes.unsqueeze(1))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Moves the vectors (ema) and revives dead codes. step: as for `Quantizer.update`."""
+    def update(self) -> None:
+        """Moves the vectors (ema) and revives dead codes."""
         counts = self.usage.step()
         self.steps_since_revival += 1
         if self.settings.update == "ema":

@@ -25,7 +25,7 @@ class CountingQuantizer(Quantizer):
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         return (Grid("codes", height, width, self.usage.codebook_size),)
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         self.usage.step()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:

@@ -217,9 +217,9 @@ class DiVeQuantizer(Quantizer):
                     for residual, part in zip(residuals, parts, strict=True)
                 ]
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         for layer in self.stack():
-            layer.update(step)
+            layer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """That of the codebook, or with depth `parts.health_over` the layers."""

@@ -265,9 +265,9 @@ class GroupedQuantizer(Quantizer):
         for layer, of_layer in zip(self.different(), zip(*parts, strict=True), strict=True):
             layer.initialise(of_layer)
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         for layer in self.different():
-            layer.update(step)
+            layer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """`parts.health_over` the groups, or that of the one quantizer which they share."""

@@ -198,9 +198,9 @@ class GumbelQuantizer(CountingQuantizer):
         # it has been in that of every model, whose fingerprint it is part of.
         self.updates.fill_(step)
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         self.updates += 1
-        super().update(step)
+        super().update()
 
 
 def divergence_from_uniform(logits: Tensor) -> Tensor:

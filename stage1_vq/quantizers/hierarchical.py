@@ -143,10 +143,10 @@ class HierarchicalQuantizer(ScaleQuantizer):
             for number, layer in enumerate(self.stack()):
                 layer.initialise([rows_of(self.walk(z)[0][number : number + 1]) for z in latents])
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         """Moves each codebook once, a shared one by what all scales saw."""
         for layer in self.stack()[:1] if self.config.shared_codebook else self.stack():
-            layer.update(step)
+            layer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """`parts.health_over` the scales, or that of the codebook which they share."""

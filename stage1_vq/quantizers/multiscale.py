@@ -171,9 +171,9 @@ class MultiscaleQuantizer(ScaleQuantizer):
             rows = [[rearrange(rest, "b d h w -> b d (h w) 1") for rest in rests] for rests in of_scales]
             self.layer.initialise([torch.cat(rests, 2) for rests in rows])
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         """Moves the codebook (ema) by what all scales saw, and revives dead codes."""
-        self.layer.update(step)
+        self.layer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """That of the codebook."""

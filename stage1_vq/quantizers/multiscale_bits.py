@@ -192,7 +192,7 @@ class MultiscaleBitsQuantizer(ScaleQuantizer):
                 means = torch.stack([self.project_in(z.float()).mean((0, 2, 3)) for z in batches]).mean(0)
             self.project_in.get_parameter("bias").sub_(mean_over_processes(means))
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         self.usage.step()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ class MultiscaleBSQuantizer(Quantizer):
 
     # ---- the use of codes, once per step ----------------------------------------------------------------------------
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         self.usage.step()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:

@@ -224,8 +224,8 @@ class NearestQuantizer(Quantizer):
         with float32_island(batches[0].device.type):
             self.entries.initialise([self.lookup_vectors(z) for z in batches])
 
-    def update(self, step: int) -> None:
-        self.entries.update(step)
+    def update(self) -> None:
+        self.entries.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """That of the codebook."""

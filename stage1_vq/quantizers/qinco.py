@@ -226,9 +226,9 @@ class QINCoQuantizer(Quantizer):
                 layer.initialise(residuals)
                 residuals = [residual - layer.look_up(layer.codes(residual)) for residual in residuals]
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         for layer in self.stack():
-            layer.update(step)
+            layer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """`parts.health_over` the layers."""

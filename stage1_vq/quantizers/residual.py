@@ -224,10 +224,10 @@ class ResidualQuantizer(Quantizer):
                 by_image = [torch.stack(batch[:-1], 1) for batch in residuals]
                 layer.initialise([rearrange(batch, "b depth d h w -> (b depth) d h w") for batch in by_image])
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         """Moves each codebook once, a shared one by what all layers saw."""
         for layer in self.stack()[:1] if self.config.shared_codebook else self.stack():
-            layer.update(step)
+            layer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """`parts.health_over` the layers, or that of the codebook which they share."""

@@ -146,9 +146,9 @@ class ResidualScalarQuantizer(Quantizer):
             parts = [layer.codes_to_latents((grid,)) * scale for layer, scale, grid in layers]
             return self.project_out(torch.stack(parts).sum(0))
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         for layer in self.stack():
-            layer.update(step)
+            layer.update()
 
     def health(self, steps_per_epoch: int) -> dict[str, Tensor]:
         """`parts.health_over` the layers."""

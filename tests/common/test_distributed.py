@@ -77,7 +77,7 @@ def train(name: str, images: slice) -> dict[str, Tensor]:
             with autocast:
                 quantizer(latents(step, micro_batch))
         torch.manual_seed(step)
-        quantizer.update(step)
+        quantizer.update()
         health = quantizer.health(steps_per_epoch=4)
     assert "refreshed" in name or health["revived_codes"] > 0, "the test must see revivals"
     return {**quantizer.state_dict(), **health}

@@ -66,7 +66,7 @@ def autoencoder(row: str) -> Family:
     return Family(
         build,
         lambda model: of_images(model(torch.rand(3, model.channels, *IMAGE_SIZE) * 2 - 1)),
-        lambda model: model.update(0),
+        lambda model: model.update(),
     )
 
 
@@ -75,7 +75,7 @@ def vqgan(**settings: Any) -> Family:
     return Family(
         lambda: AUTOENCODERS["vqgan"](config, (16, 16)),
         lambda model: of_images(model(torch.rand(2, 3, 16, 16) * 2 - 1)),
-        lambda model: model.update(0),
+        lambda model: model.update(),
     )
 
 

@@ -316,7 +316,7 @@ def test_every_autoencoder_trains_at_shapes_that_change_from_step_to_step(row):
         loss = sum(output.losses.values())
         loss.backward()
         assert loss.isfinite()
-        autoencoder.update(step)
+        autoencoder.update()
         for name, value in autoencoder.health(steps_per_epoch=2).items():
             assert value.isfinite(), name
 
@@ -332,7 +332,7 @@ def test_every_quantizer_trains_at_grids_that_change_from_step_to_step(row):
         assert quantized.z_q.shape == (3, quantizer.dim_out, h, w)
         for codes, grid in zip(quantized.codes, quantizer.grids(h, w), strict=True):
             assert codes.shape == (3, grid.height, grid.width)
-        quantizer.update(0)
+        quantizer.update()
         for name, value in quantizer.health(steps_per_epoch=2).items():
             assert value.isfinite(), name
 

@@ -156,7 +156,7 @@ def test_micro_batches_equal_one_batch(row):
             split(part)
         for quantizer in (whole, split):
             torch.manual_seed(step)
-            quantizer.update(step)
+            quantizer.update()
     assert_equal_states(state(whole), state(split), tolerance=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_a_skipped_step_leaves_no_trace(row):
         for quantizer in (skipped, clean):
             quantizer(latents(3, seed=step))
             torch.manual_seed(step)
-            quantizer.update(step)
+            quantizer.update()
     assert_equal_states(state(skipped), state(clean))
 
 
@@ -197,7 +197,7 @@ def test_bfloat16_autocast_gives_the_codes_of_float32(row):
 def test_health_is_scalars_by_name(row):
     quantizer = make_quantizer(row)
     quantizer(latents(3))
-    quantizer.update(0)
+    quantizer.update()
     health = quantizer.health(steps_per_epoch=3)
     for name, value in health.items():
         assert value.ndim == 0, name
@@ -281,7 +281,7 @@ def test_a_model_folder_brings_the_same_model_back(row, tmp_path):
     autoencoder = make_autoencoder(row)
     images = images_for(autoencoder, 3)
     autoencoder(images)
-    autoencoder.update(0)
+    autoencoder.update()
     folder = autoencoder.save_pretrained(tmp_path / "model")
     loaded = load_pretrained(folder, AUTOENCODERS)
     assert type(loaded) is type(autoencoder)

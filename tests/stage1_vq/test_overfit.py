@@ -55,7 +55,7 @@ def error_after_training(config: Any, steps: int = STEPS) -> float:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        model.update(step)
+        model.update()
         if step % CHECK_EVERY == 0 and (error := share_of_variance(model, images)) < ERROR:
             break
     return error

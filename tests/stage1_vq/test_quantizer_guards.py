@@ -58,7 +58,7 @@ def test_the_codebook_learns_although_the_decoder_sees_the_straight_through_valu
         loss = quantized.z_q.square().mean() + torch.stack(list(quantized.losses.values())).sum()
         loss.backward()
         torch.optim.SGD(weights, 0.1).step()
-    quantizer.update(0)
+    quantizer.update()
     moved = (quantizer.codes_to_latents(every) - before).abs().sum(1).flatten() > 0
     assert moved[quantized.codes[0].unique()].all(), "codes that were used"
 

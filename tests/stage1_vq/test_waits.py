@@ -48,7 +48,7 @@ def step_on_an_imaginary_gpu(config: Any) -> None:
         with OnTheDevice():
             quantizer.begin_step(0)
             quantizer(z)
-            quantizer.update(0)
+            quantizer.update()
 
 
 @pytest.mark.parametrize("row", QUANTIZER_ROWS)

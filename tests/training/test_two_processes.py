@@ -182,7 +182,7 @@ def collectives_of_a_codebook(rank: int) -> list[dict[str, int]]:
     settings = NearestQuantizerConfig(codebook_size=4, dim=2, revive_after=100)
     quantizer = build_quantizer(settings).train()
     micro_batches = counted(lambda: [quantizer(torch.randn(2, 2, 3, 3)) for _ in range(4)])
-    return [micro_batches, counted(lambda: quantizer.update(0))]
+    return [micro_batches, counted(lambda: quantizer.update())]
 
 
 def test_a_codebook_communicates_when_it_moves_and_not_in_micro_batches(processes: Processes):

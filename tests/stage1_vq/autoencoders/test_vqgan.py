@@ -64,12 +64,12 @@ def test_eight_pictures_are_learned():
     model, images = tiny(width=8, multipliers=(1, 2), attention_levels=(), quantizer=quantizer), pictures()
     model.initialise([images])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for step in range(100):
+    for _ in range(100):
         loss = torch.stack(list(model(images).losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.update(step)
+        model.update()
     model.eval()
     error = (model.decode(model.encode(images)) - images).square().mean()
     assert error < 0.05, f"{error:.4f} of {images.var():.4f}, the variance of the pixels"

@@ -81,12 +81,12 @@ def test_eight_pictures_are_learned_and_all_codes_put_to_use(settings):
     model, images = tiny(revive_after=20, **settings), pictures()
     model.initialise([images])
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(250):
+    for _ in range(250):
         loss = torch.stack(list(model(images).losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.update(step)
+        model.update()
         health = model.health(steps_per_epoch=20)
     model.eval()
     error = (model.decode(model.encode(images)) - images).square().mean()

@@ -112,7 +112,7 @@ def test_losses_statistics_and_health_are_named_by_level():
     output = model(images_like(model))
     assert set(output.losses) == {"reconstruction_loss", "level0_commitment_loss", "level1_commitment_loss"}
     assert set(output.statistics) == {"level0_quantization_error", "level1_quantization_error"}
-    model.update(0)
+    model.update()
     health = model.health(steps_per_epoch=1)
     assert {"codes_used_share", "level0_codes_used_share", "level1_perplexity", "dead_codes"} <= set(health)
 
@@ -120,7 +120,7 @@ def test_losses_statistics_and_health_are_named_by_level():
 def test_a_warning_names_its_level():
     model = tiny(NearestQuantizerConfig(codebook_size=400, dim=6))
     model(images_like(model))
-    model.update(0)
+    model.update()
     metrics = {name: float(value) for name, value in model.health(steps_per_epoch=1).items()}
     lines = model.warnings(metrics, 1)
     assert lines[0].startswith("level0: only ")
@@ -137,7 +137,7 @@ def test_k_means_starts_each_level_among_its_latents():
             z = model.latents(level, features, above)
             assert z.amin() - 0.01 <= quantizer.codebook.min() <= quantizer.codebook.max() <= z.amax() + 0.01
             above = model.join(level, above, quantizer.codes_to_latents(quantizer.codes(z)))
-        model.update(0)
+        model.update()
         used = model.health(steps_per_epoch=1)["codes_used_share"]
         assert used == 0  # to initialise is not to train: nothing was noted
 
@@ -150,12 +150,12 @@ def test_eight_pictures_are_learned(levels):
     with torch.no_grad():
         model.initialise([images])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for step in range(180):
+    for _ in range(180):
         loss = torch.stack(list(model(images).losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.update(step)
+        model.update()
     model.eval()
     error = (model.decode(model.encode(images)) - images).square().mean()
     assert error < 0.01, f"{error:.4f} of {images.var():.4f}, the variance of the pixels"

@@ -249,7 +249,7 @@ def test_a_step_refreshes_the_codebook_as_the_original_does():
     close(quantized.z_q, out["train/quant"], 1e-5)
     close(sum(quantized.losses.values()), out["train/quantizer_loss"], 1e-5)
     assert torch.equal(quantizer.codebook, reference.weights["quantize.embedding.weight"])  # not before the step
-    quantizer.update(0)
+    quantizer.update()
     close(quantizer.entries.shares, out["train/after/embed_prob"], 1e-7)
     close(quantizer.codebook, out["train/after/embedding.weight"], 1e-5)
 

@@ -149,7 +149,7 @@ def test_nearest_by_gradient(variant, legacy):
     close(z.grad, outputs["grad/z"], 1e-5)
     close(quantizer.codebook.grad, outputs["grad/embedding.weight"], 1e-5)
     if "perplexity" in outputs:
-        quantizer.update(0)
+        quantizer.update()
         close(quantizer.health(steps_per_epoch=1)["perplexity"], outputs["perplexity"], 1e-5)
 
 
@@ -174,7 +174,7 @@ def test_nearest_by_ema():
         if step == 0:
             ((quantized.z_q * inputs["cotangent"]).sum() + quantized.losses["commitment_loss"]).backward()
             close(z.grad, outputs["step0/grad_z"], 5e-5)
-        quantizer.update(step)
+        quantizer.update()
         close(quantizer.health(steps_per_epoch=1)["perplexity"], outputs[f"step{step}/perplexity"], 5e-5)
         for ours, name in names.items():
             close(quantizer.state_dict()[ours], outputs[f"step{step}/after/embedding.{name}"], 5e-5)
@@ -212,7 +212,7 @@ def test_nearest_by_ema_beside_vector_quantize(variant):
             ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + loss).backward()
             close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
             check_projection_gradients(quantizer, outputs, 5e-5)
-        quantizer.update(step)
+        quantizer.update()
         for ours, theirs in names.items():
             close(quantizer.state_dict()[ours], outputs[f"step{step}/after/_codebook.{theirs}"][0], 5e-5)
 
@@ -256,7 +256,7 @@ def test_a_mask_of_padding():
             output = (quantized.z_q * as_latents(inputs["cotangent"])).sum()
             (output + quantized.losses["commitment_loss"]).backward()
             close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
-        quantizer.update(step)
+        quantizer.update()
         for ours, theirs in names.items():
             close(quantizer.state_dict()[ours], outputs[f"step{step}/after/_codebook.{theirs}"][0], 5e-5)
 
@@ -301,7 +301,7 @@ def test_heads_are_grouped(variant):
             (output + quantized.losses["commitment_loss"]).backward()
             close(z.grad, as_latents(outputs["grad/x"]), 5e-5)
             check_projection_gradients(quantizer, outputs, 5e-5)
-        quantizer.update(step)
+        quantizer.update()
         for number, layer in enumerate(layers):
             for ours, theirs in names.items():
                 after = outputs[f"step{step}/after/_codebook.{theirs}"][number]

@@ -86,7 +86,7 @@ def test_residual_vq_with_a_beam_or_a_rotation_in_each_layer(variant, monkeypatc
     ((quantized.z_q * as_latents(inputs["cotangent"])).sum() + losses).backward()
     close(z.grad, as_latents(outputs["grad/x"]))
     before = [book.codebook.clone() for book in quantizer.stack()]
-    quantizer.update(0)
+    quantizer.update()
     for number, book in enumerate(quantizer.stack()):
         after = outputs[f"train/after/layers.{number}._codebook.embed"][0]
         if arguments.get("beam_size", 1) > 1 and number:

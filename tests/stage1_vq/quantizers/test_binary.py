@@ -39,7 +39,7 @@ def test_many_bits_are_several_grids(dim, bits_per_code, vocabularies):
     quantized = quantizer(z)
     assert torch.equal(quantizer.codes_to_latents(quantized.codes), (z > 0).float())
     assert torch.equal(quantizer.codes_to_latents(quantizer.codes(z)), quantized.z_q)
-    quantizer.update(0)
+    quantizer.update()
     assert {"perplexity", "codes_used_share"} <= set(quantizer.health(steps_per_epoch=1))
 
 
@@ -47,7 +47,7 @@ def test_many_bits_are_several_grids(dim, bits_per_code, vocabularies):
 def test_bits_that_never_change_are_warned_of(dim, prefix):
     quantizer = BinaryQuantizer(BinaryQuantizerConfig(dim=dim))
     quantizer(torch.zeros(1, dim, 2, 2))
-    quantizer.update(0)
+    quantizer.update()
     health = {name: float(value) for name, value in quantizer.health(steps_per_epoch=1).items()}
     assert quantizer.warnings(health, steps_per_epoch=1)[-1].startswith(f"{prefix}only 6% of 16 codes were used")
 

@@ -41,7 +41,7 @@ def train(model: VQVAE, ema: EMA, steps: int) -> int:
         sum(model(images).losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.update(step)
+        model.update()
         ema.update(100_000)  # long after the warm-up of its decay
         revived += int((codebook.steps_since_revival == 0).sum())
     return revived

@@ -42,7 +42,7 @@ def all_that_a_step_does(row: str) -> list[tuple[str, str]]:
         quantized = quantizer(z)
         quantizer.codes(z)
         quantizer.codes_to_latents(quantized.codes)
-        quantizer.update(0)
+        quantizer.update()
         operations = list(recorded.operations)
         (quantized.z_q.square().mean() + sum(quantized.losses.values())).backward()
         backward = [(name, "backward") for name, _ in recorded.operations[len(operations) :]]

@@ -110,7 +110,7 @@ def test_warnings_and_health_name_the_group():
     layer = ResidualQuantizerConfig(depth=2, layer=NearestQuantizerConfig(codebook_size=500, dim=3))
     quantizer = make(layer)
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     health = quantizer.health(steps_per_epoch=1)
     assert {"perplexity", "group1_codes_used_share", "group0_depth1_perplexity"} <= set(health)
     lines = quantizer.warnings({name: float(value) for name, value in health.items()}, 1)
@@ -155,9 +155,9 @@ def test_a_shared_codebook_is_one_quantizer_that_sees_each_group_as_an_image(lay
         assert torch.equal(grid, expected.codes[number // 2][number % 2 :: 2])
     assert torch.equal(quantizer.codes_to_latents(quantized.codes), quantized.z_q)
     torch.testing.assert_close(quantized.losses, expected.losses)
-    quantizer.update(0)
+    quantizer.update()
     health = quantizer.health(steps_per_epoch=1)
-    alone.update(0)
+    alone.update()
     assert health == alone.health(steps_per_epoch=1)
     assert torch.equal(quantizer(z).z_q[:, :3], alone(images).z_q[::2])
     if layer is NEAREST:
@@ -208,7 +208,7 @@ def test_a_training_step_as_vector_quantize_pytorch():
     output = (quantized.z_q * as_map(data.inputs["grouped.cotangent"])).sum()
     (2 * output + 4 * quantized.losses["commitment_loss"]).backward()
     assert_same(as_vectors(x.grad), data.outputs["grouped/grad/x"])
-    quantizer.update(0)
+    quantizer.update()
     for g, group in enumerate(groups):
         for number, ours in enumerate(group.stack()):
             after = f"grouped/train/after/rvqs.{g}.layers.{number}._codebook"

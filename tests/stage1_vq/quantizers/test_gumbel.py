@@ -33,7 +33,7 @@ def test_the_temperature_falls_as_half_a_cosine_and_then_stays():
     for step in range(7):
         quantizer.begin_step(step)
         found.append(float(quantizer(latents()).statistics["temperature"]))
-        quantizer.update(step)
+        quantizer.update()
     shares = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0, 0, 0]
     assert found == pytest.approx([0.0625 + 0.9375 * share for share in shares])
     assert make(temperature_steps=0).temperature() == 0.0625
@@ -45,7 +45,7 @@ def test_the_weight_of_the_divergence_rises_and_then_stays():
     for step, share in enumerate((0, 1 / 3, 2 / 3, 1, 1)):
         quantizer.begin_step(step)
         torch.testing.assert_close(quantizer(latents()).losses["kl_loss"], 6 * share * kl)
-        quantizer.update(step)
+        quantizer.update()
     torch.testing.assert_close(make(kl_weight=6, kl_warmup_steps=0)(latents()).losses["kl_loss"], 6 * kl)
     assert make(kl_weight=0)(latents()).losses == {}
 
@@ -53,7 +53,7 @@ def test_the_weight_of_the_divergence_rises_and_then_stays():
 def test_the_schedules_go_by_the_step_of_the_run_whatever_was_skipped_or_loaded():
     quantizer, young = make(temperature_steps=100), make(temperature_steps=100)
     quantizer.begin_step(20)
-    quantizer.update(0)
+    quantizer.update()
     quantizer.begin_step(21)
     quantizer.discard()  # a skipped step counts as it does for the learning rate
     quantizer.begin_step(22)
@@ -193,7 +193,7 @@ def test_what_is_set_already_is_no_remedy():
     ):
         quantizer = make(**settings)
         quantizer(latents())
-        quantizer.update(0)
+        quantizer.update()
         (line,) = quantizer.warnings({"codes_used_share": 0.1}, 1)
         smaller, *others = line.partition("; try ")[2].split(", or ")
         assert smaller == "a smaller model.quantizer.codebook_size"

@@ -103,7 +103,7 @@ def test_health_and_warnings_name_the_scale_where_each_has_a_codebook():
     layer = NearestQuantizerConfig(codebook_size=500, dim=5)
     quantizer = make(layer, shared_codebook=False)
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     health = quantizer.health(steps_per_epoch=1)
     assert {"perplexity", "scale2_perplexity"} <= set(health)
     lines = quantizer.warnings({name: float(value) for name, value in health.items()}, 1)
@@ -199,7 +199,7 @@ def test_codes_sums_losses_gradients_and_codebooks_as_hierarchical_vq(name, monk
     def recorded(config: Any, rest: Tensor, error: Tensor, *_: Any, **__: Any) -> dict[str, Tensor]:
         losses.append(config.commitment_weight * error)
         if shared:
-            quantizer.update(0)  # theirs looks the next scale up in what this one has moved
+            quantizer.update()  # theirs looks the next scale up in what this one has moved
         return {"commitment_loss": losses[-1]}
 
     monkeypatch.setattr("stage1_vq.quantizers.hierarchical.lookup_losses", recorded)
@@ -219,7 +219,7 @@ def test_codes_sums_losses_gradients_and_codebooks_as_hierarchical_vq(name, monk
         close(phi.weight.grad if weight.ndim == 4 else phi.weight.grad[..., 1], weight)
         close(phi.bias.grad, outputs[f"grad/{prefix}.conv.bias"])
     if not shared:
-        quantizer.update(0)
+        quantizer.update()
     for number, layer in enumerate(quantizer.layers):
         prefix = "train/after/vq" if shared else f"train/after/vqs.{number}"
         close(layer.codebook, outputs[f"{prefix}._codebook.embed"][0])

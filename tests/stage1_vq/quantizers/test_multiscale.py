@@ -146,7 +146,7 @@ def test_by_direction_the_code_is_that_of_the_largest_cosine_and_its_vector_is_a
     assert torch.equal(quantized.codes[0].flatten(), cosines.argmax(1))
     assert not torch.equal(quantized.codes[0], make(scales=(4,), phis=1).codes(z)[0])
     torch.testing.assert_close(rearrange(quantized.z_q, "b d h w -> (b h w) d"), vectors[cosines.argmax(1)])
-    quantizer.update(0)
+    quantizer.update()
     if update == "ema":  # it moves to the latents themselves, not to their directions
         code = int(cosines.argmax(1)[0])
         mean = rows[cosines.argmax(1) == code].mean(0)
@@ -215,7 +215,7 @@ def test_an_ema_codebook_moves_once_by_what_all_scales_saw():
     rows = torch.cat([rearrange(rest, "b d h w -> (b h w) d") for rest in rests]).detach()
     numbers = torch.cat([grid.flatten() for grid in codes])
     quantizer(z)
-    quantizer.update(0)
+    quantizer.update()
     for code in numbers.unique():  # with no memory of the past a code is the mean of what fell to it
         expected = rows[numbers == code].mean(0)
         torch.testing.assert_close(quantizer.layer.codebook[code], expected, rtol=1e-4, atol=1e-5)
@@ -232,7 +232,7 @@ def test_micro_batches_revive_the_vectors_of_one_batch(update):
             split(part)
         for quantizer in (whole, split):
             torch.manual_seed(step)
-            quantizer.update(step)
+            quantizer.update()
             health = quantizer.health(steps_per_epoch=3)
     assert health["revived_codes"] > 0, "the test must see revivals"
     for name, tensor in whole.state_dict().items():
@@ -242,7 +242,7 @@ def test_micro_batches_revive_the_vectors_of_one_batch(update):
 def test_a_warning_names_fields_that_exist():
     quantizer = make(codebook_size=500, revive_after=0)
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     metrics = {name: float(value) for name, value in quantizer.health(steps_per_epoch=1).items()}
     (line,) = quantizer.warnings(metrics, 1)
     assert "try a smaller model.quantizer.codebook_size, or model.quantizer.revive_after=100" in line

@@ -117,7 +117,7 @@ def test_a_config_survives_json_and_a_warning_names_fields_that_exist():
     quantizer = make(bits=12, dim=5)
     assert MultiscaleBitsQuantizer.config_from({**asdict(quantizer.config), "scales": [1, 2, 4]}) == quantizer.config
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     metrics = {name: float(value) for name, value in quantizer.health(steps_per_epoch=1).items()}
     (line,) = quantizer.warnings(metrics, 1)
     assert "try a higher model.quantizer.entropy_weight, or fewer model.quantizer.bits" in line

@@ -159,7 +159,7 @@ def test_compiled_equals_eager():
             assert latent.grad is not None
         assert torch.equal(ours.z_q, theirs.z_q)
         assert torch.equal(z.grad, same.grad)
-        quantizer.update(0), other.update(0)
+        quantizer.update(), other.update()
     assert torch.equal(quantizer.codebook, other.codebook)
 
 
@@ -238,7 +238,7 @@ def test_masked_places_might_as_well_not_be_there(settings):
     assert not z.grad[..., 3:].any()
     for quantizer in (masked, alone):
         torch.manual_seed(0)
-        quantizer.update(0)
+        quantizer.update()
     torch.testing.assert_close(masked.state_dict(), alone.state_dict())
 
 
@@ -255,7 +255,7 @@ def test_an_ema_update_gives_the_numbers_of_the_formula():
     quantizer, z = hand_made(decay=0.9, epsilon=1e-5, revive_after=0)
     quantizer.entries.vector_sums.copy_(quantizer.codebook)
     quantizer(z)
-    quantizer.update(0)
+    quantizer.update()
     health = quantizer.health(steps_per_epoch=1)
     sizes = torch.tensor([0.9 + 0.1, 0.9, 0.9 + 0.1])
     sums = torch.tensor([[0.02, 0.0], [4.5, 4.5], [0.9 + 0.1, 0.9 + 0.15]])
@@ -273,14 +273,14 @@ def test_a_codebook_on_fixed_clusters_converges_to_their_means():
     for step in range(60):
         noise = 0.1 * torch.randn(1, 2, 30, 3, generator=torch.Generator().manual_seed(step))
         quantizer(noise + rearrange(centres, "w d -> 1 d 1 w"))
-        quantizer.update(step)
+        quantizer.update()
     torch.testing.assert_close(quantizer.codebook, centres, atol=0.05, rtol=0)
 
 
 def test_l2_normalised_codes_stay_at_length_one():
     quantizer = make(l2_normalise=True)
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(16))
 
 
@@ -305,7 +305,7 @@ def test_dead_codes_are_revived_as_latents_of_the_step_and_stay_alive(update):
         z = latents(seed=step)
         before = quantizer.codebook.detach().clone()
         quantizer(z)
-        quantizer.update(step)
+        quantizer.update()
         revived.append(int(quantizer.health(steps_per_epoch=10)["revived_codes"]))
     assert revived == [0, 0, 14]
     rows = rearrange(z, "b d h w -> (b h w) d")
@@ -317,7 +317,7 @@ def test_dead_codes_are_revived_as_latents_of_the_step_and_stay_alive(update):
     used = torch.zeros(16, dtype=torch.bool)
     for step in range(3, 13):
         used[quantizer(latents(seed=step)).codes[0].unique()] = True
-        quantizer.update(step)
+        quantizer.update()
     assert used.all()
 
 
@@ -325,7 +325,7 @@ def test_a_revived_code_does_not_fall_back_to_its_old_averages():
     quantizer = collapsed()
     for step in range(4):
         quantizer(latents(seed=step))
-        quantizer.update(step)
+        quantizer.update()
     assert quantizer.codebook.abs().max() < 10  # the old averages are around 100
 
 
@@ -350,7 +350,7 @@ def test_a_code_goes_as_far_to_the_latent_nearest_to_it_as_it_is_out_of_use():
         codes = torch.cdist(rows, vectors).argmin(1)
         assert torch.equal(quantizer(z).codes[0].flatten(), codes)
         assert torch.equal(quantizer.codebook.detach(), vectors)  # not before the step
-        quantizer.update(step)
+        quantizer.update()
         for code in range(5):
             share = float((codes == code).float().mean())
             shares[code] = 0.9 * shares[code] + 0.1 * share
@@ -373,7 +373,7 @@ def test_codes_out_of_use_are_used_after_a_step_and_the_others_stay():
         quantizer.codebook[2:] += 100
     before = quantizer.codebook.detach().clone()
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     assert (quantizer.codebook - before)[:2].abs().max() < 1e-3
     assert quantizer.codebook.abs().max() < 10
     assert len(quantizer(latents()).codes[0].unique()) > 2
@@ -383,16 +383,16 @@ def test_parts_of_a_batch_refresh_as_the_whole_and_a_skipped_step_does_not():
     whole, parts, skipped = refreshed(), refreshed(), refreshed()
     z = latents()
     whole(z)
-    whole.update(0)
+    whole.update()
     for part in z.split(1):
         parts(part)
-    parts.update(0)
+    parts.update()
     torch.testing.assert_close(parts.codebook, whole.codebook)
     before = skipped.codebook.detach().clone()
     skipped(z)
     skipped.discard()
     assert not skipped.entries.recent
-    skipped.update(0)
+    skipped.update()
     assert torch.equal(skipped.codebook, before)
 
 
@@ -405,9 +405,9 @@ def test_refreshing_beside_what_moves_or_revives_codes_otherwise_is_refused(sett
 def test_with_fewer_latents_than_dead_codes_no_latent_is_used_twice():
     quantizer = collapsed()
     z = latents(b=1, h=1, w=5)
-    for step in range(3):
+    for _ in range(3):
         quantizer(z)
-        quantizer.update(step)
+        quantizer.update()
         health = quantizer.health(steps_per_epoch=10)
     assert health["revived_codes"] == 5
 
@@ -417,7 +417,7 @@ def test_nothing_is_revived_when_it_is_switched_off_and_no_latents_are_kept():
     for step in range(5):
         quantizer(latents(seed=step) + 50)
         assert not quantizer.entries.recent
-        quantizer.update(step)
+        quantizer.update()
         assert quantizer.health(steps_per_epoch=10)["revived_codes"] == 0
 
 
@@ -435,7 +435,7 @@ def use(quantizer: NearestQuantizer, *codes: int, steps_per_epoch: int) -> dict[
     """One step that uses just these codes; returns the health."""
     z = rearrange(quantizer.codebook.detach()[list(codes)], "w d -> 1 d 1 w")
     quantizer(z)
-    quantizer.update(0)
+    quantizer.update()
     return {name: float(value) for name, value in quantizer.health(steps_per_epoch).items()}
 
 
@@ -451,9 +451,9 @@ def test_usage_counts_the_codes_of_the_last_epoch():
 def test_a_revived_code_counts_as_used_only_once_it_is():
     quantizer = collapsed("gradient")
     far = latents() * 0 + 200  # all of them at one place: one code serves all that are revived there
-    for step in range(4):
+    for _ in range(4):
         quantizer(far)
-        quantizer.update(step)
+        quantizer.update()
         health = quantizer.health(steps_per_epoch=100)
     assert health["codes_used_share"] < 0.5
 
@@ -494,7 +494,7 @@ def test_kmeans_starts_the_codebook_among_the_latents_and_updates_keep_it_there(
     assert (quantizer.codebook - 30).abs().max() < 1
     quantized = quantizer(z)
     assert len(quantized.codes[0].unique()) == 8
-    quantizer.update(0)
+    quantizer.update()
     assert (quantizer.codebook - 30).abs().max() < 1
 
 
@@ -547,7 +547,7 @@ def test_a_code_that_is_used_now_and_then_is_revived_if_its_share_is_below_the_b
         rows = centres[torch.arange(63) % 15] + 0.01 * torch.randn(63, 6)
         last = odd if step % 2 else centres[0]
         quantizer(rearrange(torch.cat([rows, last.unsqueeze(0)]), "w d -> 1 d 1 w"))
-        quantizer.update(step)
+        quantizer.update()
         moved |= bool((quantizer.codebook[0] - odd).norm() > 50)
     assert moved == (share > 0)
     if share:  # and the code is of use where it is now

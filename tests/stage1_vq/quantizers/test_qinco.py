@@ -82,7 +82,7 @@ def test_it_begins_near_a_residual_quantizer_and_learns_to_be_better():
         quantizer(z).losses["codebook_loss"].backward()
         optimizer.step()
         plain.train()(z)
-        plain.update(0)
+        plain.update()
     after = [float(each.eval()(z).statistics["quantization_error"]) for each in (plain, quantizer)]
     assert after[1] < 0.95 * after[0]
 
@@ -105,7 +105,7 @@ def test_a_config_survives_json_and_health_names_the_layer():
     quantizer = make(codebook_size=500)
     assert QINCoQuantizer.config_from(asdict(quantizer.config)) == quantizer.config
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     health = quantizer.health(steps_per_epoch=1)
     assert {"perplexity", "depth2_perplexity"} <= set(health)
     lines = quantizer.warnings({name: float(value) for name, value in health.items()}, 1)

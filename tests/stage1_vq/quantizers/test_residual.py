@@ -151,7 +151,7 @@ def test_a_shared_codebook_moves_once_by_what_all_layers_saw():
     by_hand(torch.cat(residuals[:-1]))
     quantizer(z)
     for one in (quantizer, by_hand):
-        one.update(0)
+        one.update()
     for name, tensor in by_hand.state_dict().items():
         torch.testing.assert_close(layer.state_dict()[name], tensor, msg=name)
 
@@ -167,7 +167,7 @@ def test_micro_batches_revive_the_vectors_of_one_batch(shared):
             split(part)
         for quantizer in (whole, split):
             torch.manual_seed(step)
-            quantizer.update(step)
+            quantizer.update()
             health = quantizer.health(steps_per_epoch=3)
     assert health["revived_codes"] > 0, "the test must see revivals"
     for name, tensor in whole.state_dict().items():
@@ -205,7 +205,7 @@ def test_codebooks_learn_from_every_image_whatever_was_drawn(update):
         quantized = quantizer(latents())
         if update == "gradient":
             torch.stack(list(quantized.losses.values())).sum().backward()
-        quantizer.update(0)
+        quantizer.update()
     for one, other in zip(plain.stack(), dropped.stack(), strict=True):
         assert torch.equal(one.codebook, other.codebook)
         assert update == "ema" or torch.equal(one.codebook.grad, other.codebook.grad)
@@ -244,7 +244,7 @@ def test_with_a_beam_every_codebook_moves_to_what_its_layer_saw():
     rest = rearrange(z, "b d h w -> (b h w) d")
     books = [book.codebook.clone() for book in quantizer.stack()]
     quantized = quantizer(z)
-    quantizer.update(0)
+    quantizer.update()
     for book, before, grid in zip(quantizer.stack(), books, quantized.codes, strict=True):
         code = int(grid.flatten()[0])
         mean = rest[grid.flatten() == code].mean(0)
@@ -258,7 +258,7 @@ def test_with_a_beam_every_codebook_moves_to_what_its_layer_saw():
 def test_health_is_told_by_layer_and_for_all():
     quantizer = make()
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     health = quantizer.health(steps_per_epoch=1)
     shares = torch.stack([health[f"depth{number}_codes_used_share"] for number in range(3)])
     torch.testing.assert_close(health["codes_used_share"], shares.mean())
@@ -272,7 +272,7 @@ def test_health_is_told_by_layer_and_for_all():
 def test_a_warning_names_the_layer_and_fields_that_exist():
     quantizer = make(NearestQuantizerConfig(codebook_size=500, dim=5, revive_after=0, kmeans_iterations=0))
     quantizer(latents())
-    quantizer.update(0)
+    quantizer.update()
     metrics = {name: float(value) for name, value in quantizer.health(steps_per_epoch=1).items()}
     lines = quantizer.warnings(metrics, 1)
     assert [line.split(":")[0] for line in lines] == ["depth0", "depth1", "depth2"]
@@ -397,7 +397,7 @@ def test_a_training_step_as_vector_quantize_pytorch(variant, monkeypatch):
         assert_same(quantized.losses["commitment_loss"], data.outputs[f"{variant}/train/losses"].mean())
     if variant == "shared":
         return  # there its averages decay once per layer, here once per step: see the next test
-    quantizer.update(0)
+    quantizer.update()
     for number, layer in enumerate(list(quantizer.layers)[:kept]):
         after = f"{variant}/train/after/layers.{number}._codebook"
         assert_same(layer.codebook, data.outputs[f"{after}.embed"][0])
