@@ -18,7 +18,7 @@ from stage1_vq.quantizers.multiscale import MultiscaleQuantizerConfig
 from stage1_vq.quantizers.nearest import NearestQuantizerConfig
 from stage1_vq.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tests.golden import golden
-from tests.stage1_vq.quantizers.test_residual import as_map, as_vectors, assert_same, load_layer
+from tests.stage1_vq.published.test_residual_vectors import as_map, as_vectors, assert_same, load_layer
 
 NEAREST = NearestQuantizerConfig(codebook_size=10, dim=3)
 RESIDUAL = ResidualQuantizerConfig(depth=2, layer=NEAREST)
