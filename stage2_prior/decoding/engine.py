@@ -143,8 +143,9 @@ class Room:
         self.query_rows = self.query.view(shared, batch, group, places, -1).transpose(1, 2)
         self.attended = torch.empty_like(self.query)
         by_row = self.attended.view(shared, batch, group, places, -1).permute(1, 3, 0, 2, 4)  # b m shared group d
-        # One row is a view; of more a copy is made each time.
-        self.attended_by_row = by_row.reshape(self.rows.shape) if rows == 1 else by_row
+        self.attended_rows = by_row.reshape(self.rows.shape)  # one row is a view
+        self.attended_to_copy = None if rows == 1 else (self.attended_rows.view(by_row.shape), by_row)
+        self.to_add = block.out.factor(self.attended_rows)
         self.opened = like.new_empty(block.up.shape(rows))
         self.hidden = like.new_empty(rows, block.up.blocks * block.up.columns // (2 if weights.gated else 1))
         halves = self.opened.chunk(2, dim=0 if self.opened.dim() == 3 else 1) if weights.gated else (self.opened,)
@@ -312,7 +313,10 @@ class Decoder:
         if mask is not None:  # of the last places, which may be all
             scores.view(-1, len(mask), *scores.shape[1:])[..., -mask.shape[-1] :].add_(mask)
         torch.bmm(scores.softmax(dim=-1), values, out=room.attended)
-        block.out.add_to(room.stream, block.out.factor(room.attended_by_row.reshape(room.rows.shape)))
+        if room.attended_to_copy is not None:
+            by_row, attended = room.attended_to_copy
+            by_row.copy_(attended)
+        block.out.add_to(room.stream, room.to_add)
         self.weights.normalise(room)
         block.up(room.to_open, out=room.opened)
         if self.weights.gated:

@@ -1,6 +1,7 @@
 """SimVQ, Gumbel-softmax and the nearest code beside vector-quantize-pytorch 1.31 (`vqp_*`), taming-transformers and
 LlamaGen: codes equal, values and gradients within the tolerance of each file. ResidualVQ's are in
-test_residual_vectors.py and quantizers/test_grouped.py. Every variant of theirs has its counterpart; these by another name:
+test_residual_vectors.py and quantizers/test_grouped.py. Every variant of theirs has its counterpart; these by another
+name:
 
 | theirs | ours |
 |---|---|
