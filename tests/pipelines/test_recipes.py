@@ -129,6 +129,7 @@ def code_spec(name: str) -> CodeSpec:
         "cifar10_open_magvit2": "8x8 codes of 1024 (32x32x3 images)",
         "mnist_lfq": "7x7 codes of 16 + 7x7 codes of 64 (28x28x1 images)",
         "mnist_titok": "1x16 codes of 1000 (28x28x1 images)",
+        "folder_titok_short": "1x32 codes of 1000 (64x64x3 images)",
         "mnist_flextok": "1x16 codes of 1000 (28x28x1 images)",
         "imagenet256_flextok": "1x256 codes of 64000 (256x256x3 images)",
         "mnist_flow": "7x7 codes of 128 (28x28x1 images)",
@@ -171,8 +172,8 @@ def test_no_recipe_is_left_out_of_these_tests():
         "imagenet256_dvae", "cifar10_dvae", "imagenet256_vit_vqgan", "cifar10_vit_vqgan",
         "imagenet256_vqvae2", "faces1024_vqvae2", "cifar10_vqvae2", "cifar10_residual", "cifar10_multiscale",
         "mnist_multiscale", "imagenet256_multiscale", "mnist_xqgan",
-        "mnist_vqvae2", "mnist_lfq", "mnist_titok", "cifar10_maskgit_vqgan", "cifar10_open_magvit2",
-        "cifar10_infinity", "mnist_infinity", "mnist_flextok", "imagenet256_flextok",
+        "mnist_vqvae2", "mnist_lfq", "mnist_titok", "folder_titok_short", "cifar10_maskgit_vqgan",
+        "cifar10_open_magvit2", "cifar10_infinity", "mnist_infinity", "mnist_flextok", "imagenet256_flextok",
         "mnist_flow", "mnist_flow_one_step", "folder_flow", "folder_flow_one_step",
     }  # fmt: skip
     assert set(recipes("stage2")) == STAGE1_OF.keys() | LATENTS_OF.keys()
