@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist", help="a set, or an .npz file, that has test images")
     parser.add_argument("--recipe", default="mnist_titok")
     parser.add_argument("--steps", type=int, help="of each training; left out: the recipe's")
+    parser.add_argument("--nested_steps", type=int, help="of the nested model; left out: --steps")
     parser.add_argument("--alone", type=int, nargs="+", default=[16, 1, 4, 8, 2], help="numbers of tokens")
     parser.add_argument("--tokens", type=int, nargs="+", help="numbers of first tokens; left out: each there is")
     parser.add_argument("--only_nested", action="store_true", help="train none of those for a number of tokens alone")
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nested"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    nested = train(given.recipe, given.data, given.steps, given.out / "nested", None)
+    nested = train(given.recipe, given.data, given.nested_steps or given.steps, given.out / "nested", None)
     counts = [] if given.only_nested else given.alone
     alone = {n: train(given.recipe, given.data, given.steps, given.out / f"alone_{n}", n) for n in counts}
     if given.guidance is not None:

@@ -49,6 +49,7 @@ class TiTokConfig:
     decoder_blocks: int = 8
     decoder_heads: int = 8
     nested: Nested | None = None  # training decodes the first n tokens too, n drawn of each image so; null: all alone
+    nested_share: float = 0.5  # of the reconstruction loss, which is that of the first tokens; the rest is that of all
     l1_weight: float = 0.0  # of the absolute error of pixels in [-1, 1]
     l2_weight: float = 1.0  # of the squared error
     quantizer: QuantizerConfig = field(default_factory=default_quantizer)
@@ -59,6 +60,10 @@ class TiTokConfig:
             raise UserError(f"model.nested={self.nested}, expected powers-of-two, uniform, or null for none")
         if self.nested and self.tokens < 2:
             raise UserError(f"model.nested={self.nested} with model.tokens={self.tokens}, expected 2 or more to nest")
+        if not 0 < self.nested_share < 1:
+            raise UserError(
+                f"model.nested_share={self.nested_share}, expected a share between 0 and 1; nested=null: none"
+            )
         check_error_weights(self, "l2_weight=1 is common")
 
     @property
@@ -151,13 +156,14 @@ class TiTok(TokenRow):
         if self.training and nested is not None:
             kept = kept_tokens(nested, uniform(len(images), device=images.device), self.config.tokens)
             _, of_first = self.finish(self.decoder.trunk(z_q, kept), images)
-            own = {name: loss / 2 for name, loss in own.items()}
-            own |= {f"nested_{name}": loss / 2 for name, loss in of_first.items()}
+            share = self.config.nested_share
+            own = {name: (1 - share) * loss for name, loss in own.items()}
+            own |= {f"nested_{name}": share * loss for name, loss in of_first.items()}
         return Stage1Output(reconstruction, codes, {**own, **losses}, statistics, z_q)
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error. In training with
-        nested tokens half of it, and half of that of the first tokens, `nested_reconstruction_loss`."""
+        nested tokens a share of it, and the rest of that of the first tokens, `nested_reconstruction_loss`."""
         return pixel_errors(self.config, decoded, images)
 
     def last_layer(self) -> nn.Parameter:

@@ -19,11 +19,10 @@ SIZES = {f"{half}_{size}": 1 for half in ("encoder", "decoder") for size in ("bl
 SIZES |= {"encoder_width": 16, "decoder_width": 12}
 
 
-def tiny(nested: Any = None, tokens: int = 6, image_size: tuple[int, int] = (8, 12)) -> TiTok:
+def tiny(nested: Any = None, tokens: int = 6, image_size: tuple[int, int] = (8, 12), **settings: Any) -> TiTok:
     torch.manual_seed(0)
-    config = TiTokConfig(
-        channels=1, patch=4, tokens=tokens, nested=nested, quantizer=FSQConfig(levels=(5, 3), dim=2), **SIZES
-    )
+    quantizer = FSQConfig(levels=(5, 3), dim=2)
+    config = TiTokConfig(channels=1, patch=4, tokens=tokens, nested=nested, quantizer=quantizer, **SIZES, **settings)
     return TiTok(config, image_size)
 
 
@@ -77,7 +76,7 @@ def test_each_number_of_tokens_is_as_likely(nested, tokens, counts):
 
 def test_training_decodes_all_tokens_and_a_beginning_of_each_images():
     """What the draw leaves of an image is what a slow way, one image at a time, decodes of so many."""
-    model, images = tiny("uniform").train(), torch.rand(40, 1, 8, 12) * 2 - 1
+    model, images = tiny("uniform", nested_share=0.3).train(), torch.rand(40, 1, 8, 12) * 2 - 1
     with torch.no_grad():
         torch.manual_seed(5)
         output = model(images)
@@ -88,8 +87,8 @@ def test_training_decodes_all_tokens_and_a_beginning_of_each_images():
         whole = model.decoded((codes,))
         parts = [model.decoded((codes[number : number + 1, :, :n],)) for number, n in enumerate(kept.tolist())]
     torch.testing.assert_close(output.reconstruction, whole)
-    torch.testing.assert_close(output.losses["reconstruction_loss"], (whole - images).square().mean() / 2)
-    expected = (torch.cat(parts) - images).square().mean() / 2
+    torch.testing.assert_close(output.losses["reconstruction_loss"], 0.7 * (whole - images).square().mean())
+    expected = 0.3 * (torch.cat(parts) - images).square().mean()
     torch.testing.assert_close(output.losses["nested_reconstruction_loss"], expected)
     assert set(model(images).losses) == {"reconstruction_loss"}  # no draw in validations
 
@@ -157,6 +156,7 @@ def test_a_model_that_was_not_trained_for_it_decodes_all_tokens_alone():
         ({"encoder_width": 100}, "model.encoder_width=100, expected a multiple of model.encoder_heads=8"),
         ({"nested": "uniform", "tokens": 1}, "model.nested=uniform with model.tokens=1, expected 2 or more to nest"),
         ({"nested": "halves"}, "model.nested=halves, expected powers-of-two, uniform, or null for none"),
+        ({"nested_share": 1.0}, "model.nested_share=1.0, expected a share between 0 and 1"),
         ({"l2_weight": -1.0}, "model.l2_weight=-1.0, expected 0 or more"),
         ({"l2_weight": 0.0}, "model.l1_weight and model.l2_weight are both 0"),
     ],
