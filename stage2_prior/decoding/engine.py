@@ -105,9 +105,9 @@ class Weights:
 
 
 def norm_of(stream: Tensor) -> Tensor:
-    """Of each row of a residual stream, float32, with the stream's axes."""
+    """Of each row of a residual stream, at least float32, with the stream's axes."""
     axes = 1 if stream.dim() == 2 else (0, 2)
-    dtype = None if stream.dtype == torch.float32 else torch.float32  # even the same type would be copied to
+    dtype = torch.float32 if stream.dtype.itemsize < 4 else None  # even the same type would be copied to
     return torch.linalg.vector_norm(stream, dim=axes, keepdim=True, dtype=dtype)
 
 
