@@ -23,6 +23,7 @@ from common.machine import cores
 from common.precision import Precision, check_precision
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+OF_TWO_HALVES = ("autocast::prioritize", "mixed dtype")  # in PyTorch's words on weights of the half that it is not in
 TF32_CAPABILITY = (8, 0)  # of NVIDIA's GPUs from Ampere on
 
 Arguments = ParamSpec("Arguments")
@@ -69,7 +70,7 @@ def has_autocast(device_type: str, half: torch.dtype) -> bool:
 def computing_in(precision: Precision | None, device: torch.device, *, remember_casts: bool = True) -> Iterator[None]:
     """In it networks compute so; None: as their weights are, or as the user has set. remember_casts: a weight is cast
     once for all of it; not for a CUDA graph, in which no weights may be remembered that were cast before it began.
-    Raises UserError for a precision that the device does not have."""
+    Raises UserError for a precision that the device does not have, and for one half of weights that are the other."""
     check_device(device, precision)
     if precision is None:
         yield
@@ -88,6 +89,12 @@ def computing_in(precision: Precision | None, device: torch.device, *, remember_
             raise UserError(
                 f"precision={precision} on {device}: PyTorch lacks an operation there that this model needs "
                 f"({error}); use bf16"
+            ) from error
+        if half and any(words in str(error) for words in OF_TWO_HALVES):
+            other = "bf16" if precision == "fp16" else "fp16"
+            raise UserError(
+                f"precision={precision} of a model whose weights are {HALVES[other]}: PyTorch does not mix them "
+                f"({error}); use {other}, or leave it out"
             ) from error
         raise
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,22 @@ def refuse(arguments: Arguments, supported: Mapping[str, Any]) -> None:
     for name, value in supported.items():
         if name in arguments and arguments[name] not in (value, None):
             raise UserError(f"the original's {name}={arguments[name]!r} is not supported: expected {value!r}")
+
+
+@contextmanager
+def refusing_others(kind: str) -> Iterator[None]:
+    """What builds a model out of weights of `kind` reads its sizes off their shapes, and trips over those of anything
+    else. Raises UserError instead."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the weights, or what --config says of them, are not those of --kind {kind}, or they are damaged "
+            f"({type(error).__name__}: {reason}); check --kind and --config, or download them again"
+        ) from error
 
 
 def first_few(items: Sequence[str], count: int = 3) -> str:

@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from common.files import check_replaceable
-from common.foreign_weights import read_original_config, read_weights, read_weights_and_arguments
+from common.foreign_weights import (
+    read_original_config,
+    read_weights,
+    read_weights_and_arguments,
+    refusing_others,
+)
 from common.model_io import CONFIG_NAME, load_pretrained
 from pipelines.captions import CaptionEncoder
 from pipelines.model_folders import stage_folder
@@ -103,7 +108,9 @@ def import_vae(config: ImportConfig) -> str:
     kind, given = vaes.KINDS[config.kind], Path(config.weights)
     averaged = kind.averaged(given)
     weights, stored = read_weights_and_arguments(averaged or given, kind.places, kind.arguments)
-    model = kind.build(weights, original_config(config) or stored)
+    arguments = original_config(config) or stored
+    with refusing_others(config.kind):
+        model = kind.build(weights, arguments)
     folder = model.save_pretrained(config.out)
     taken = "" if averaged is None else f", of the averaged weights beside it, {averaged}"
     return (
@@ -124,7 +131,9 @@ def import_prior(config: ImportConfig) -> str:
     if config.stage1 is not None:
         autoencoder = load_pretrained(stage_folder(config.stage1, "stage1"), AUTOENCODERS)
         first_stage = stage2.FirstStage(autoencoder.code_spec(), autoencoder.fingerprint(), autoencoder.scale_latents())
-    prior = kind.build(weights, original_config(config), first_stage)
+    arguments = original_config(config)
+    with refusing_others(config.kind):
+        prior = kind.build(weights, arguments, first_stage)
     folder = prior.save_pretrained(config.out)
     before, stage1 = "", config.stage1 or "MODEL1"
     if config.stage1 is None and any(name.startswith(IN_NET2NET) for name in weights):
@@ -148,15 +157,21 @@ def original_config(config: ImportConfig) -> dict[str, Any] | None:
 
 def from_state_dict(config: ImportConfig) -> Autoencoder:
     kind = KINDS[config.kind]
-    return kind.build(read_weights(Path(config.weights), kind.places), original_config(config))
+    weights, arguments = read_weights(Path(config.weights), kind.places), original_config(config)
+    with refusing_others(config.kind):
+        return kind.build(weights, arguments)
 
 
 def tatitok(config: ImportConfig) -> Autoencoder:
     """With what its text encoder says of the empty caption, which its decoder reads where none is given."""
     weights = read_weights(Path(config.weights), KINDS["tatitok"].places)
+    arguments = original_config(config)
+    with refusing_others(config.kind):
+        length = text_length_of(weights)
     encoder = CaptionEncoder.load(config.text_encoder or TATiTokConfig.text_encoder)
-    no_text = encoder.of("", text_length_of(weights))
-    return import_tatitok(weights, original_config(config), no_text, config.text_encoder)
+    no_text = encoder.of("", length)
+    with refusing_others(config.kind):
+        return import_tatitok(weights, arguments, no_text, config.text_encoder)
 
 
 def dalle(config: ImportConfig) -> Autoencoder:
@@ -172,4 +187,6 @@ def dalle(config: ImportConfig) -> Autoencoder:
                 f"there is no file {path}; give --weights FOLDER with encoder.pkl and decoder.pkl in it, or --weights "
                 "encoder.pkl --decoder decoder.pkl"
             )
-    return import_dalle(read_dalle_pickle(encoder), read_dalle_pickle(decoder))
+    parts = read_dalle_pickle(encoder), read_dalle_pickle(decoder)
+    with refusing_others(config.kind):
+        return import_dalle(*parts)

@@ -6,7 +6,7 @@ import re
 from itertools import count, takewhile
 
 from common.errors import UserError
-from common.foreign_weights import Arguments
+from common.foreign_weights import Arguments, first_few
 from common.renaming import Weights, load_renamed
 from stage1_vq.autoencoders.infinity import InfinityTokenizer, InfinityTokenizerConfig
 from stage1_vq.imports.vqgan import NORM_GROUPS, image_size
@@ -21,13 +21,16 @@ def import_infinity(weights: Weights, config: Arguments | None = None) -> Infini
     how many of the published scales there are, or `scales`, and `norm_num_groups`. What shapes tell is taken from them.
     Raises UserError."""
     arguments = config or {}
-    first = "encoder.conv_in.conv.weight"
-    if first not in weights or not any(re.match(IGNORED, name) for name in weights):
-        raise UserError(f"the weights have no {first} beside quantizer.lfq.mask: they are not of Infinity's tokenizer")
+    first, last = (f"encoder.conv_{end}.conv.weight" for end in ("in", "out"))
+    block, levels = "encoder.down.{}.block.{}.conv2.conv.weight", "encoder.down.{}.block.0.conv2.conv.weight"
+    needed = (first, levels.format(0), last)
+    missing = [name for name in needed if name not in weights]
+    if missing or not any(re.match(IGNORED, name) for name in weights):
+        named = first_few(missing or needed)
+        raise UserError(f"the weights have no {named} beside quantizer.lfq.mask: they are not of Infinity's tokenizer")
     if any(".attn" in name for name in weights) or weights[first].ndim != 4:
         raise UserError("the weights have attention or see videos: no tokenizer of Infinity for images that is known")
     width, channels, *_ = weights[first].shape
-    block, levels = "encoder.down.{}.block.{}.conv2.conv.weight", "encoder.down.{}.block.0.conv2.conv.weight"
     numbers = list(takewhile(lambda level: levels.format(level) in weights, count()))
     blocks = len(list(takewhile(lambda number: block.format(0, number) in weights, count())))
     stride = 2 ** (len(numbers) - 1)
@@ -45,7 +48,7 @@ def import_infinity(weights: Weights, config: Arguments | None = None) -> Infini
             multipliers=tuple(weights[levels.format(level)].shape[0] // width for level in numbers),
             residual_blocks=blocks,
             norm_groups=arguments.get("norm_num_groups", NORM_GROUPS),
-            quantizer=MultiscaleBSQConfig(scales=scales, dim=weights["encoder.conv_out.conv.weight"].shape[0]),
+            quantizer=MultiscaleBSQConfig(scales=scales, dim=weights[last].shape[0]),
         ),
         size,
     )

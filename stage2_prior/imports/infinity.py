@@ -21,16 +21,17 @@ TEXT_ENCODER = "google/flan-t5-xl"  # of the published models
 CHUNKED = r"^block_chunks\.(\d+)\.module\.(\d+)\."
 # What follows from the sizes, and the bias that keys do not have.
 IGNORED = r"(lvl_1L|attn_bias_for_masking|Infinity_(in)?visible_\w+|(.*\.)?zero_k_bias)$"
-NULL, LEVELS, FACTORS, HIDDEN = (
+NULL, LEVELS, FACTORS, HIDDEN, QUESTION = (
     "cfg_uncond",
     "lvl_embed.weight",
     "blocks.0.sa.scale_mul_1H11",
     "blocks.0.ffn.fc1.weight",
+    "text_proj_for_sos.ca.mat_q",
 )
 NAMES = {
     r"^sentence\.null$": NULL,
     r"^word_norm\.": "text_norm.",
-    r"^pool\.question$": "text_proj_for_sos.ca.mat_q",
+    r"^pool\.question$": QUESTION,
     r"^pool\.attention\.": "text_proj_for_sos.ca.",
     r"^words\.": "text_proj_for_ca.",
     r"^latent\.": "word_embed.",
@@ -77,7 +78,7 @@ def build_infinity(weights: Weights, config: Arguments | None = None, stage1: Fi
         },
     )
     weights = in_one_row(weights)
-    needed = [NULL, LEVELS, FACTORS, HIDDEN, "word_embed.weight", "head.weight"]
+    needed = [NULL, LEVELS, FACTORS, HIDDEN, QUESTION, "word_embed.weight", "head.weight"]
     if missing := [name for name in needed if name not in weights]:
         raise UserError(f"the weights have no {first_few(missing)}: they are not those of Infinity's transformer")
     width, bits = weights["word_embed.weight"].shape
@@ -111,7 +112,7 @@ def build_infinity(weights: Weights, config: Arguments | None = None, stage1: Fi
         **weights,
         NULL: null_words(weights[NULL], cast("Tensor", prior.sentence.null)),
         LEVELS: weights[LEVELS][:scales],
-        "text_proj_for_sos.ca.mat_q": weights["text_proj_for_sos.ca.mat_q"].reshape(prior.pool.question.shape),
+        QUESTION: weights[QUESTION].reshape(prior.pool.question.shape),
     }
     fitting |= {name: weight.flatten() for name, weight in weights.items() if name.endswith("scale_mul_1H11")}
     load_renamed(prior, fitting, lambda key: renamed(key, NAMES), IGNORED)

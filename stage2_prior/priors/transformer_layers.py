@@ -79,7 +79,7 @@ class TransformerConfig:
 
 
 class RMSNorm(nn.Module):
-    """x / (rms(x) + epsilon) * gain over the last axis, the root mean square in float32."""
+    """x / (rms(x) + epsilon) * gain over the last axis, the root mean square at least in float32."""
 
     epsilon = 1e-6
 
@@ -90,7 +90,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32 and not torch.compiler.is_compiling():
             return _RMSNorm.apply(x, self.gain, self.epsilon)
-        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32) / math.sqrt(x.shape[-1])
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype) / math.sqrt(x.shape[-1])
         return (x / (rms + self.epsilon)).to(x.dtype) * self.gain
 
 

@@ -118,6 +118,12 @@ def test_what_no_device_or_pytorch_has_is_refused(monkeypatch):
         raise RuntimeError("something else")
 
 
+def test_half_of_weights_in_the_other_half_is_refused():
+    prior = tiny_prior("maskgit").half()
+    with pytest.raises(UserError, match=r"precision=bf16 of a model whose weights are torch\.float16: .*; use fp16"):
+        sample_codes(prior, [0, 1], condition_for(2, prior), 0, SamplingConfig(precision="bf16"))
+
+
 def test_images_beyond_the_range_of_float16_are_refused():
     autoencoder = make_pipeline().autoencoder
     codes = (torch.randint(16, (2, 4, 4)),)

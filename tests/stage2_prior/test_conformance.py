@@ -264,13 +264,17 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path: Path):
     assert torch.equal(loaded.nll(codes, condition), prior.nll(codes, condition))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @EVERY_PRIOR
-def test_cast_to_half_it_samples_and_comes_back_from_its_folder_as_it_was_saved(kind, dtype, tmp_path: Path):
-    prior = tiny_prior(kind).to(dtype)
+def test_cast_to_another_type_it_samples_and_comes_back_from_its_folder_as_it_was_saved(kind, dtype, tmp_path: Path):
+    prior = tiny_prior(kind)
     sampling = SamplingConfig(guidance=1.5)
+    in_float32 = sample_codes(prior, [0, 1, 2], labelled(3, prior), 0, sampling)
+    prior.to(dtype)
     codes = sample_codes(prior, [0, 1, 2], labelled(3, prior), 0, sampling)
     prior.code_spec.check(codes)
+    if dtype == torch.float64:
+        assert all(torch.equal(grid, same) for grid, same in zip(codes, in_float32, strict=True))
     loaded = load_pretrained(prior.save_pretrained(tmp_path / "prior"), PRIORS)
     types = {name: tensor.dtype for name, tensor in prior.state_dict().items()}
     assert {name: tensor.dtype for name, tensor in loaded.state_dict().items()} == types

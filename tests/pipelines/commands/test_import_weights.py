@@ -398,6 +398,20 @@ def test_weights_of_another_kind_are_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("maskgit-vqgan", "encoder.conv_in.weight"),
+        ("rar", "pos_embed lm_head.weight timesteps_embeddings embeddings.weight blocks.0.attn.q_norm.weight"),
+    ],
+)
+def test_weights_whose_shapes_tell_no_size_are_refused(kind, names, tmp_path):
+    weights = {"quantize.embedding.weight": torch.zeros(9, 3), **{name: torch.zeros(9) for name in names.split()}}
+    message = attempt_bare(tmp_path, weights, kind)
+    assert message.startswith(f"the weights, or what --config says of them, are not those of --kind {kind}, or they")
+    assert message.endswith("; check --kind and --config, or download them again")
+
+
 def attempt_bare(tmp_path: Path, weights: Weights, kind: str) -> str:
     save_tensors(weights, tmp_path / "bare.safetensors")
     return attempt(tmp_path, {}, kind=kind, file="bare.safetensors")

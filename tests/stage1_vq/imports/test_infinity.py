@@ -99,6 +99,7 @@ def test_the_published_size_is_told_by_the_weights():
         ({"encoder.conv_in.conv.weight": None}, "they are not of Infinity's tokenizer"),
         ({"quantizer.lfq.mask": None, "quantize.lfq.mask": None}, "they are not of Infinity's tokenizer"),
         ({"encoder.mid.attn_1.q.conv.weight": torch.zeros(1)}, "the weights have attention or see videos"),
+        ({"encoder.conv_out.conv.weight": None}, r"the weights have no encoder\.conv_out\.conv\.weight beside quant"),
         ({"decoder.conv_in.conv.bias": None}, r"not those of this model \(missing: decoder.conv_in.conv.bias\)"),
     ],
 )

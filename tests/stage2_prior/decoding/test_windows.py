@@ -54,6 +54,8 @@ CASES = {
     "blocks": Case("transformer", TransformerConfig(layers=1, width=64, heads=2), classes=0),
     "blocks and biases": Case("mingpt", MinGPTConfig(layers=1, width=64, heads=2)),
     "shared heads": Case("transformer", TransformerConfig(layers=2, width=32, heads=4, key_value_heads=2)),
+    "one head": Case("mingpt", MinGPTConfig(layers=2, width=32, heads=1)),
+    "one head of keys": Case("transformer", TransformerConfig(layers=2, width=32, heads=4, key_value_heads=1)),
     "text and given": Case("transformer", facts={"given": GIVEN, "text": TextSpec(9, 3)}),
     "mingpt": Case("mingpt"),
     "given": Case("mingpt", MinGPTConfig(layers=2, width=24, heads=3, unmasked=2), classes=0, facts={"given": GIVEN}),

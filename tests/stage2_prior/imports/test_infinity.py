@@ -239,6 +239,8 @@ def test_what_cannot_be_read_is_refused():
             build_infinity(weights, None, FirstStage(spec))
     with pytest.raises(UserError, match=r"the weights have no cfg_uncond, head\.weight: they are not those of Infin"):
         build_infinity({k: v for k, v in weights.items() if k not in ("cfg_uncond", "head.weight")}, None, stage1)
+    with pytest.raises(UserError, match=r"the weights have no text_proj_for_sos\.ca\.mat_q: they are not those"):
+        build_infinity({k: v for k, v in weights.items() if k != "text_proj_for_sos.ca.mat_q"}, None, stage1)
     with pytest.raises(UserError, match="the original's apply_spatial_patchify=1 is not supported: expected 0"):
         build_infinity(weights, {"apply_spatial_patchify": 1}, stage1)
     layer_scale = {**weights, "block_chunks.0.module.0.ca_gamma": torch.ones(32)}
