@@ -111,7 +111,8 @@ def diagnose(config: DiagnoseConfig) -> str:
     write_text(Path(config.out), render(config, pipeline, grids, answers, pictures, count))
     for answer in answers:
         print(f"* {answer}")
-    return f"{len(answers)} findings from {count} held-out images and as many samples; the page is {config.out}"
+    found = "1 finding" if len(answers) == 1 else f"{len(answers)} findings"
+    return f"{found} from {count} held-out images and as many samples; the page is {config.out}"
 
 
 def matching_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline) -> CodeDataset:
