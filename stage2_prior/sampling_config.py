@@ -177,8 +177,8 @@ class SamplingConfig:
                 how, instead = f" with remask={self.remask}", ", or say remask off"
             else:
                 how = "" if self.order is None else f" with order={self.order}"
-                instead = ", or take a maskgit prior"
-                instead += ", or order=confidence or entropy" if prior.sampling_steps else ""
+                other = "order=confidence or entropy" if prior.sampling_steps else "a maskgit prior"
+                instead = f", or take {other}"
             raise UserError(
                 f"choice_temperature={self.choice_temperature} for {an(prior.kind)} prior{how}, which does not choose "
                 f"among codes that it has drawn; leave choice_temperature out{instead}"
