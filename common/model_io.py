@@ -21,6 +21,7 @@ from common.model_size import no_larger_than
 from common.processes import usable_device
 from common.short_repr import weights_of
 from common.tensor_files import load_tensors, save_tensors
+from common.wording import an
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -179,7 +180,7 @@ def load_pretrained(
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{folder} cannot be read as a {kind} model by this version: {' '.join(str(error).split())}; "
+            f"{folder} cannot be read as {an(kind)} model by this version: {' '.join(str(error).split())}; "
             f"it was written by zellige "
             f"{description.get('zellige_version', 'of unknown version')}: use that one, or copy the folder again if it "
             "is damaged"

@@ -15,6 +15,11 @@ def one_line(text: object, length: int | None = None) -> str:
     return " ".join(str(text).split())[:length]
 
 
+def an(name: str) -> str:
+    """`a transformer`, `an infinity`: the name of a kind with its article."""
+    return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
+
+
 def either(names: Sequence[str]) -> str:
     """`a`, `a or b`, `a, b or c`"""
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -19,6 +19,7 @@ import numpy as np
 
 from common.cache import find_arrays, keep_arrays
 from common.errors import UserError
+from common.owned_folder import SETTINGS_NAME, SHEET_NAME, owner_of
 from common.processes import on_main_process, process_state
 from images.files import MASK_ENDING, SUFFIXES
 
@@ -46,8 +47,8 @@ def list_images(root: Path) -> np.ndarray:
 
     One array, because a list of a million strings is copied bit by bit into every loader process as its
     reference counts are touched. Hidden files and folders are left out (thumbnails and resource forks that
-    systems scatter about), and masks, whose names end in `MASK_ENDING`; links are followed, each folder once. Raises
-    UserError for a folder that may not be read.
+    systems scatter about), and masks, whose names end in `MASK_ENDING`, and the sheet that a command of ours put
+    beside its results; links are followed, each folder once. Raises UserError for a folder that may not be read.
     """
     return scan_folder(root).paths
 
@@ -119,9 +120,11 @@ def scan_folder(root: Path) -> Listing:
         folders.append(folder)
         states.append(state_of(status))  # before its entries: what changes meanwhile changes the state
         paths: list[bytes] = []
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith(".") or entry.name in SCATTERED:
+        with os.scandir(folder) as found_here:
+            entries = sorted(found_here, key=lambda entry: entry.name)
+            of_results = has_our_sheet(folder, {entry.name for entry in entries})
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in SCATTERED or (of_results and entry.name == SHEET_NAME):
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if entry.is_dir():
@@ -146,3 +149,9 @@ def scan_folder(root: Path) -> Listing:
     found.clear()
     paths.sort()
     return Listing(paths, unread, folders, states)
+
+
+def has_our_sheet(folder: str, names: set[str]) -> bool:
+    """Whether the contact sheet of a folder is one that a command of ours made of the other images in it. A sheet.png
+    of somebody's own is an image as any other."""
+    return {SETTINGS_NAME, SHEET_NAME} <= names and owner_of(Path(folder)) is not None

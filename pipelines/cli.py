@@ -205,14 +205,15 @@ COMMANDS = {
 
 
 def usage_of(command: str, commands: Mapping[str, Command]) -> str:
+    width = max(map(len, ["--version", *commands])) + 2
     return "\n".join(
         [
             f"usage: zellige {command} [options]      zellige {command} --help shows its options",
             "",
-            *(f"  {name:<14}{choice.help}" for name, choice in commands.items()),
+            *(f"  {name:<{width}}{choice.help}" for name, choice in commands.items()),
             "",
-            "  --debug       show the traceback of an error",
-            "  --version     show the version",
+            f"  {'--debug':<{width}}show the traceback of an error",
+            f"  {'--version':<{width}}show the version",
         ]
     )
 

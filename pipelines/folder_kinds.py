@@ -34,7 +34,7 @@ def kind_of_folder(folder: Path) -> FolderKind | None:
     if stage := stage_of_run(folder):
         then = f"zellige assemble --stage1 RUN --stage2 {folder} --out MODEL"
         if stage == "stage one":
-            then = f"zellige encode --model {folder} --out CODES"
+            then = after_stage_one(folder)
         elif stage == VAE:
             then = f"zellige generate --model {folder} --num 64 --out IMAGES"
         elif stage in (TABLE, SEQUENCE):
@@ -51,6 +51,14 @@ def kind_of_folder(folder: Path) -> FolderKind | None:
     if next(files_of(folder, ".zlg"), None) is not None:
         return FolderKind(COMPRESSED, f"zellige info --file {folder}")
     return None
+
+
+def after_stage_one(run: Path) -> str:
+    """The command that goes on from a run of stage one: its codes are to be made, or those of another model, which
+    stayed as they were, are there already, as a prior of them may be."""
+    if "codes_maker" in json_of(run / "model" / "config.json").get("arguments", {}):
+        return f"zellige assemble --stage1 {run} --stage2 PRIOR --out MODEL"
+    return f"zellige encode --model {run} --out CODES"
 
 
 def use_of(folder: Path, kind: str) -> str | None:

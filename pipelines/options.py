@@ -31,6 +31,8 @@ from pipelines.mistakes import check_arguments, check_fields, explain, is_given
 
 Config = TypeVar("Config")
 
+NUMBER_OR_NAME = "a whole number or text"  # type of an option in words
+ODD_NUMBER = re.compile(r"(?!-?(?:0|[1-9]\d*)$)[+-]?\d[\da-fA-FxXo_:]*")  # 007, 1_000, 0x1f, +7: names, if anything
 OF_CODE = ("train.evaluate_features",)  # options that may name a function, MODULE:FUNCTION
 STAGES = {  # by the folder of their recipes: the command that trains them, and what they are
     "stage1": ("train-stage1", "stage one"),
@@ -399,7 +401,7 @@ def parse(
                 if isinstance(number, float) and not math.isfinite(number):
                     raise UserError(f"{path}: expected a finite number, got {number}")
         with naming_paths(selected or {}, vars(values.as_flat())):
-            return vars(parser.instantiate(values))
+            return {**vars(parser.instantiate(values)), **names_as_written(arguments, options)}
     except ArgumentError as error:
         raise UserError(explain(str(error), options, arguments)) from error
 
@@ -432,3 +434,16 @@ def with_bare_flags(arguments: Sequence[str], options: Mapping[str, Option]) -> 
         if option is not None and option.type == "true or false" and following.startswith("--"):
             completed.append("true")
     return completed
+
+
+def names_as_written(arguments: Sequence[str], options: Mapping[str, Option]) -> dict[str, str]:
+    """The 007 of `--label 007`, by its option, where a number or a name may stand: YAML takes it for 7, another class.
+    Only of a command's own options: no recipe has such a field."""
+    written = {}
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        path = option.removeprefix("--")
+        known = options.get(path) if option.startswith("--") else None
+        if known is not None and known.type == NUMBER_OR_NAME and ODD_NUMBER.fullmatch(value):
+            written[path] = value
+    return written

@@ -20,6 +20,7 @@ from codes.shards import CodeDataset
 from codes.spec import Codes
 from common.errors import UserError
 from common.processes import use_device
+from common.wording import an
 from images.sheets import contact_sheet, to_pil, to_tensor
 from pipelines.evaluation.in_training import judge_of_samples
 from pipelines.folder_kinds import LATENT_SHARDS, SHARDS, check_kind
@@ -138,12 +139,12 @@ def shards_of(config: Stage2Config | Stage2LatentConfig) -> Path:
     codes = Path(config.codes)
     if of_latents:
         advice = "name the folder that `zellige encode` wrote of a VAE"
-        check_kind(codes, f"latent shards, as a {config.model.kind} models", advice, among=(LATENT_SHARDS,))
+        check_kind(codes, f"latent shards, as {an(config.model.kind)} models", advice, among=(LATENT_SHARDS,))
     else:
         advice = (
             "name the folder that `zellige encode` wrote; latents of a VAE take a recipe such as mnist_latents_mixture"
         )
-        check_kind(codes, f"code shards, as a {config.model.kind} prior models", advice, among=(SHARDS,))
+        check_kind(codes, f"code shards, as {an(config.model.kind)} prior models", advice, among=(SHARDS,))
     return codes
 
 

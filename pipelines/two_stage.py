@@ -19,6 +19,7 @@ from common.model_io import PretrainedModel, check_type, weight_types
 from common.precision import Precision
 from common.processes import usable_device
 from common.short_repr import weights_of
+from common.wording import an
 from pipelines.any_size import decoded, encode_any_size, in_one_layout, reconstruct
 from pipelines.captions import CaptionEncoder, DecoderCaptions
 from pipelines.codec.codec import Codec
@@ -292,7 +293,7 @@ class TwoStagePipeline:
         """
         if not self.autoencoder.codes_have_places:
             raise UserError(
-                f"a {self.autoencoder.kind} model has no codes of places, so none to keep outside a hole; take an "
+                f"{an(self.autoencoder.kind)} model has no codes of places, so none to keep outside a hole; take an "
                 "autoencoder whose codes are a grid, or `vary`, which draws some of all codes anew"
             )
         whole = self.whole_images(images)

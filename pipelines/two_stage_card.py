@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from PIL import Image
 
-from common.wording import counted
+from common.wording import an, counted
 from pipelines.model_card import CardTraits, Use
 from stage1_vq.autoencoders import Autoencoder
 from stage2_prior.priors import Prior
@@ -28,7 +28,7 @@ def traits_of_stages(
     # Nobody gives other codes here, nor a text to a prior that cannot do without.
     alone = not prior.given and (prior.knows_null_label or not prior.reads_prompts)
     return CardTraits(
-        what=f"A two-stage generator of images{asked}: a {prior.kind} prior draws the codes that a "
+        what=f"A two-stage generator of images{asked}: {an(prior.kind)} prior draws the codes that a "
         f"{autoencoder.kind} autoencoder turns into pixels.",
         task="text-to-image" if prior.reads_prompts else "unconditional-image-generation",
         class_names=prior.class_names or (),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.wording import an
 from stage1_vae.evaluation import draws_at_once, mixed, noise_of_draws
 from stage1_vae.holes import seen_pixels
 from stage1_vae.model import LikelihoodVAE
@@ -30,7 +31,7 @@ def check_knows_holes(model: LikelihoodVAE) -> VAE:
     """Raises UserError for a model that was not made for images with holes."""
     if not isinstance(model, VAE) or not model.config.holes:
         raise UserError(
-            f"this model is a {model.kind} of whole images, expected one that knows missing pixels: train one by "
+            f"this model is {an(model.kind)} of whole images, expected one that knows missing pixels: train one by "
             "`zellige train-vae --config mnist_holes`, or a recipe of yours with --model.holes true"
         )
     return model

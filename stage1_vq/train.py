@@ -22,6 +22,7 @@ from common.processes import process_state
 from common.runs import FACTS_NAME
 from common.short_repr import changes
 from common.starting import freeze, stands_still, take_weights
+from common.wording import an
 from images.datasets import DataConfig, ImageDataset, image_datasets, to_float
 from images.files import BAD_FILES_NAME
 from images.run_facts import check_apart, fingerprint_of
@@ -85,7 +86,7 @@ class Stage1Config:
             )
         if self.data.aspect_buckets and not AUTOENCODERS[self.model.kind].codes_have_places:
             raise UserError(
-                f"data.aspect_buckets={self.data.aspect_buckets}, expected 0: a {self.model.kind} model knows images "
+                f"data.aspect_buckets={self.data.aspect_buckets}, expected 0: {an(self.model.kind)} model knows images "
                 "of one size"
             )
         if self.adversarial.weight and self.adversarial.rollback and not self.train.validate_every:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.wording import an
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import AutoregressivePrior, Prior
 from stage2_prior.sampling_config import SamplingConfig
@@ -71,7 +72,7 @@ def check_recordable(prior: Prior, device: torch.device) -> None:
         raise UserError(f"got cuda_graph on the device {device}, expected a CUDA device; leave it out")
     if not isinstance(prior, AutoregressivePrior):
         raise UserError(
-            f"got cuda_graph for a {prior.kind} prior, expected one that draws its codes in an order: its few "
+            f"got cuda_graph for {an(prior.kind)} prior, expected one that draws its codes in an order: its few "
             "steps are large ones, which do not wait for Python; leave it out"
         )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from codes.spec import Codes
 from common.computing import as_before, computing_in
 from common.errors import UserError
+from common.wording import an
 from stage2_prior.condition import Condition
 from stage2_prior.cuda_graph import RecordedDraw
 from stage2_prior.drawing import Seed, draw, uniforms_of
@@ -103,8 +104,9 @@ def sample_codes(
                     )
                 if recorded is not None:
                     raise UserError(
-                        f"got cuda_graph and several codes at a step, or codes that are kept, of a {prior.kind} prior, "
-                        "expected one code at a step, as a graph holds it; leave cuda_graph out, or steps and codes"
+                        f"got cuda_graph and several codes at a step, or codes that are kept, of {an(prior.kind)} "
+                        "prior, expected one code at a step, as a graph holds it; leave cuda_graph out, or steps and "
+                        "codes"
                     )
                 told = partial(draw_in_groups, tell_passes=passes.extend)
                 codes, finite = draw_in_parts(told, prior, condition, uniforms, sampling, kept)

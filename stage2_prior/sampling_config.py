@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from common.errors import UserError
 from common.precision import AnyPrecision, Precision, check_precision
 from common.short_repr import changes
+from common.wording import an
 
 if TYPE_CHECKING:  # the options of commands are made of this class, and their help need not wait for torch
     from stage2_prior.priors.base import Prior
@@ -162,13 +163,13 @@ class SamplingConfig:
         """Raises UserError for settings that mean nothing to this prior."""
         if self.steps is not None and prior.sampling_steps is None and not prior.draws_in_any_order:
             raise UserError(
-                f"steps={self.steps} for a {prior.kind} prior, which draws its codes in an order of its own; leave "
+                f"steps={self.steps} for {an(prior.kind)} prior, which draws its codes in an order of its own; leave "
                 "steps out, or take a maskgit, diffusion or randar prior"
             )
         for name, default in (("order", None), ("mask_schedule", None), ("remask", "off")):
             if (value := getattr(self, name)) != default and prior.sampling_steps is None:
                 raise UserError(
-                    f"{name}={value} for a {prior.kind} prior, which draws its codes in an order of its own; leave "
+                    f"{name}={value} for {an(prior.kind)} prior, which draws its codes in an order of its own; leave "
                     f"{name} out, or take a maskgit or diffusion prior"
                 )
         if self.choice_temperature is not None and self.choice_temperature_for(prior) is None:
@@ -176,16 +177,16 @@ class SamplingConfig:
                 how, instead = f" with remask={self.remask}", ", or say remask off"
             else:
                 how = "" if self.order is None else f" with order={self.order}"
-                instead = ", or take a maskgit prior"
-                instead += ", or order=confidence or entropy" if prior.sampling_steps else ""
+                other = "order=confidence or entropy" if prior.sampling_steps else "a maskgit prior"
+                instead = f", or take {other}"
             raise UserError(
-                f"choice_temperature={self.choice_temperature} for a {prior.kind} prior{how}, which does not choose "
+                f"choice_temperature={self.choice_temperature} for {an(prior.kind)} prior{how}, which does not choose "
                 f"among codes that it has drawn; leave choice_temperature out{instead}"
             )
         if not isinstance(self.lookahead, str) and self.lookahead > 1 and not prior.takes_windows:
             raise UserError(
-                f"lookahead={self.lookahead} for a {prior.kind} prior, which takes no windows of codes; leave it out, "
-                "or take a transformer, mingpt, llamagen or randar prior"
+                f"lookahead={self.lookahead} for {an(prior.kind)} prior, which takes no windows of codes; leave it "
+                "out, or take a transformer, mingpt, llamagen or randar prior"
             )
         if self.guidance_power != 1 and self.guidance_schedule == "constant":
             raise UserError(
@@ -194,7 +195,7 @@ class SamplingConfig:
             )
         if self.guidance_layer > (layers := getattr(prior, "guided_layers", 0)):
             raise UserError(
-                f"guidance_layer={self.guidance_layer} for a {prior.kind} prior, expected "
+                f"guidance_layer={self.guidance_layer} for {an(prior.kind)} prior, expected "
                 f"{f'0 to {layers}' if layers else 'an infinity prior'}; leave it out to guide the logits"
             )
         if self.guidance != 1 and not (prior.num_classes or prior.reads_prompts):

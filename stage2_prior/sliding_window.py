@@ -24,6 +24,7 @@ from torch import Tensor
 from codes.spec import Codes, CodeSpec, Grid
 from common.computing import computing_in
 from common.errors import UserError
+from common.wording import an
 from stage2_prior.condition import Condition
 from stage2_prior.drawing import Seed, draw, uniforms_of
 from stage2_prior.priors.base import AutoregressivePrior, Prior
@@ -125,7 +126,7 @@ def checked_window(prior: Prior, spec: CodeSpec) -> tuple[Grid, Grid]:
     """The grid of the prior and the larger one of `spec`. Raises UserError."""
     if not isinstance(prior, AutoregressivePrior) or prior.steps != prior.code_spec.codes_per_image:
         raise UserError(
-            f"a {prior.kind} prior draws images of its own size only, expected one that walks the codes one by one, "
+            f"{an(prior.kind)} prior draws images of its own size only, expected one that walks the codes one by one, "
             "such as transformer, for another size; leave the size out"
         )
     if getattr(prior.config, "order", ()):

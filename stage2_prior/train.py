@@ -23,7 +23,7 @@ from common.files import sha256_of_file
 from common.model_io import PretrainedModel, load_pretrained
 from common.short_repr import changes
 from common.starting import freeze, take_weights
-from common.wording import counted
+from common.wording import an, counted
 from stage2_prior.companions import CodesInCompany, Texts
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.priors import PRIORS, VAR, AutoregressivePrior, HierarchicalConfig, Prior, PriorConfig
@@ -81,8 +81,9 @@ class Stage2Config:
             )
         if self.flipped_codes and not issubclass(PRIORS[self.model.kind], AutoregressivePrior):
             raise UserError(
-                f"flipped_codes={self.flipped_codes} for a {self.model.kind} prior, expected 0: self-correction is for "
-                "priors that go on from the codes they drew; leave it out, or take another kind, such as transformer"
+                f"flipped_codes={self.flipped_codes} for {an(self.model.kind)} prior, expected 0: self-correction is "
+                "for priors that go on from the codes they drew; leave it out, or take another kind, such as "
+                "transformer"
             )
         for name in ("tokenizer", "text_encoder"):
             if getattr(self, name) is not None and self.captions is None:
@@ -96,7 +97,8 @@ class Stage2Config:
             )
         if self.level is not None and not isinstance(self.model, HierarchicalConfig):
             raise UserError(
-                f"level={self.level} for a {self.model.kind} prior, expected none: only a hierarchical prior has levels"
+                f"level={self.level} for {an(self.model.kind)} prior, expected none: only a hierarchical prior has "
+                "levels"
             )
         if self.captions is not None and isinstance(self.model, HierarchicalConfig):
             raise UserError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -255,6 +256,8 @@ class Loader(Iterator[Batch]):
     ):
         self.seconds_waited = 0.0
         self.dataset, self.device = dataset, device
+        # More workers than cores are no fault, as they wait for disks: `zellige profile` tells of too many.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
         self.loader: DataLoader[Batch | UserError] = DataLoader(
             _Fetch(dataset),  # type: ignore[arg-type]
             batch_sampler=requests,

@@ -17,6 +17,7 @@ from torch import Tensor
 from codes.spec import Codes
 from common.errors import UserError
 from common.exact import SHARE_BITS, check_device, numerators_of_softmax
+from common.wording import an
 from pipelines.codec.entropy_coding import (
     LARGEST_VOCABULARY,
     TOTAL,
@@ -42,7 +43,7 @@ def check_can_code(prior: Prior | None) -> AutoregressivePrior:
         raise UserError("mode=prior, but this model has no prior; choose table or packed, or name an assembled model")
     if not isinstance(prior, AutoregressivePrior):
         raise UserError(
-            f"mode=prior, but a {prior.kind} prior fills in codes in no fixed order and gives no probability of each "
+            f"mode=prior, but {an(prior.kind)} prior fills in codes in no fixed order and gives no probability of each "
             "after those before it, as coding needs; choose table"
         )
     if prior.given:

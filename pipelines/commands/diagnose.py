@@ -23,6 +23,7 @@ from codes.shards import CodeDataset
 from codes.spec import Codes, Grid
 from common.errors import UserError
 from common.files import write_text
+from common.wording import counted
 from pipelines.devices import open_device
 from pipelines.figures import FEW, bits_of_codes, frequency_bits, standard_error
 from pipelines.pictures import contact_sheet, in_columns, to_pil
@@ -111,7 +112,9 @@ def diagnose(config: DiagnoseConfig) -> str:
     write_text(Path(config.out), render(config, pipeline, grids, answers, pictures, count))
     for answer in answers:
         print(f"* {answer}")
-    return f"{len(answers)} findings from {count} held-out images and as many samples; the page is {config.out}"
+    return (
+        f"{counted(len(answers), 'finding')} from {count} held-out images and as many samples; the page is {config.out}"
+    )
 
 
 def matching_codes(config: DiagnoseConfig, split: Split, pipeline: TwoStagePipeline) -> CodeDataset:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from pipelines.folder_kinds import after_stage_one
 from pipelines.options import read_recipe, split_device
 from pipelines.trainings import check_images, train_stage1
 from stage1_vq.train import Stage1Config
@@ -16,6 +18,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], str]:
     check_images(config.data.path)
 
     def train() -> str:
-        return train_stage1(config, run, device=device).summary(f"zellige encode --model {run} --out CODES")
+        result = train_stage1(config, run, device=device)
+        return result.summary(after_stage_one(Path(run)))
 
     return train

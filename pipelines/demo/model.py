@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from common.errors import UserError
+from common.wording import an
 from pipelines.codec.codec import Codec
 from pipelines.codec.lossless import LosslessCodec
 from pipelines.devices import open_device
@@ -66,8 +67,8 @@ class Subject:
             return f"a likelihood VAE with {shape} latents, {size}"
         codec = self._codec
         grids = " + ".join(f"{g.height}×{g.width} of {g.vocabulary}" for g in codec.autoencoder.code_spec().grids)
-        prior = f" and a {codec.prior.kind} prior" if codec.prior is not None else ", without a prior"
-        return f"a {codec.autoencoder.kind}{prior}; codes {grids}, {size}"
+        prior = f" and {an(codec.prior.kind)} prior" if codec.prior is not None else ", without a prior"
+        return f"{an(codec.autoencoder.kind)}{prior}; codes {grids}, {size}"
 
 
 def open_subject(name: str, device_name: str | None, text_encoder: str | None = None) -> Subject:

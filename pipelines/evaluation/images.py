@@ -10,11 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from common.errors import UserError
-from common.owned_folder import SETTINGS_NAME, SHEET_NAME
-from images.contract import ImageSource
 from images.datasets import DataConfig, ImageDataset, open_images
 from images.files import MAX_BAD_SHARE
-from images.sources import KINDS, NAMES, FileSource, has_parts, is_there
+from images.sources import KINDS, NAMES, has_parts, is_there
 from metrics.reference import hash_of, image_digests
 from pipelines.evaluation.gathering import Values
 
@@ -41,16 +39,7 @@ def images_of_size(
         channels=1 if channels == 1 else 3,
         max_bad_share=max_bad_share,
     )
-    return ImageDataset(without_sheet(open_images(config)), config)
-
-
-def without_sheet(source: ImageSource) -> ImageSource:
-    """A folder's images without the contact sheet that commands put beside their results."""
-    if not isinstance(source, FileSource) or not (source.root / SETTINGS_NAME).is_file():
-        return source
-    kept = source.paths != SHEET_NAME.encode()
-    labels = None if source.labels is None else source.labels[kept]
-    return FileSource(source.root, source.paths[kept], labels, source.class_names, max_pixels=source.max_pixels)
+    return ImageDataset(open_images(config), config)
 
 
 def with_classes_of(images: ImageDataset, known: Sequence[str] | None) -> ImageDataset:

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.precision import Precision
 from images.datasets import DataConfig, ImageDataset, to_uint8
 from images.sources import FileSource, open_source
-from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of, without_sheet
+from pipelines.evaluation.images import check_there, evenly, in_batches, with_classes_of
 from pipelines.evaluation.written import written
 from pipelines.generation.layout import PER_SHARD, Layout, batches
 from pipelines.given_codes import GivenCodes
@@ -132,7 +132,7 @@ def files_of(
     they must have, None for their own; classes: the names of a model's. Raises UserError."""
     check_there("made", path)
     by_record = written(path)
-    source = without_sheet(open_source(path, "train", Path())) if by_record is None else by_record
+    source = open_source(path, "train", Path()) if by_record is None else by_record
     sizes = np.unique(source.sizes(range(len(source))), axis=0)
     sizes = sizes[sizes.min(axis=1) > 0]
     if len(sizes) != 1 or (size is not None and tuple(sizes[0].tolist()) != size):

@@ -20,7 +20,7 @@ from common.model_io import PretrainedModel, check_type, weight_types
 from common.precision import Precision
 from common.processes import usable_device
 from common.short_repr import weights_of
-from common.wording import either
+from common.wording import an, either
 from pipelines.any_size import check_range
 from pipelines.generated import images_in_words, save_numbered, sheet_png
 from pipelines.image_input import Picture, Pictures, as_images, stacked
@@ -347,7 +347,7 @@ class LatentPipeline:
     def analogies(self, images: Pictures) -> Tensor:
         """The style of each image in every class: b K c H W in [-1, 1]. Raises UserError for a VAE without classes."""
         if not isinstance(self.vae, LabelledVAE):
-            raise UserError(f"a {self.vae.kind} knows no classes, expected one that does, such as an m2")
+            raise UserError(f"{an(self.vae.kind)} knows no classes, expected one that does, such as an m2")
         return analogies(self.vae, self.images(images))
 
     def fingerprint(self) -> str:
@@ -405,7 +405,7 @@ class LatentPipeline:
 
     def card_traits(self) -> CardTraits:
         """What a model card says of it."""
-        learned = "" if self.prior is None else f", and a {self.prior.kind} prior learned over its latents"
+        learned = "" if self.prior is None else f", and {an(self.prior.kind)} prior learned over its latents"
         return CardTraits(
             what=f"A variational autoencoder of images: {self.vae.family()}{learned}.",
             task="unconditional-image-generation",

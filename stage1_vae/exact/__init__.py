@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.errors import UserError
+from common.wording import an
 from stage1_vae.decoders.interleaved import Grid
 from stage1_vae.exact.decoders import DECODERS
 from stage1_vae.exact.distributions import (
@@ -55,7 +56,7 @@ def check_can_code(vae: LikelihoodVAE) -> VAE | VDVAE:
     """The model, whose images can be coded without loss. Raises UserError for any other."""
     if not isinstance(vae, VAE | VDVAE):
         raise UserError(
-            f"mode=lossless, but this model is a {vae.kind}, expected one of model.kind=vae or vdvae; name such a "
+            f"mode=lossless, but this model is {an(vae.kind)}, expected one of model.kind=vae or vdvae; name such a "
             "model, or take PNG"
         )
     if isinstance(vae, VAE):

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.layout import laid_as
 from common.model_io import PretrainedModel, in_type_of
 from common.starting import resized_table, stands_still
+from common.wording import an
 from stage1_vq.quantizers import Quantizer, quantizer_config
 
 
@@ -114,8 +115,8 @@ class Autoencoder(PretrainedModel):
 
         Raises UserError where the first codes do not tell of the whole image, and for a number out of range."""
         raise UserError(
-            f"{tokens} tokens, but the codes of a {self.kind} model are all of use: each tells of a place of its own; "
-            "leave their number out, or name a titok or flextok model that was trained with model.nested"
+            f"{tokens} tokens, but the codes of {an(self.kind)} model are all of use: each tells of a place of its "
+            "own; leave their number out, or name a titok or flextok model that was trained with model.nested"
         )
 
     def encode(self, images: Tensor) -> Codes:
@@ -135,7 +136,7 @@ class Autoencoder(PretrainedModel):
         """Images, b c `height` `width`, of the first grids of their codes alone: b h w each, of layers or scales to
         which the others only add. The nearer to the images, the larger `quantizer_dropout` was in training. Raises
         UserError where the codes of this model are no such, or not of images of this size."""
-        raise UserError(f"the codes of a {self.kind} model are all of use: no first grids tell of the whole image")
+        raise UserError(f"the codes of {an(self.kind)} model are all of use: no first grids tell of the whole image")
 
     def captions(self) -> CaptionSpec | None:
         """What `decode_with_text` takes; None for a decoder that reads codes alone."""
@@ -144,7 +145,7 @@ class Autoencoder(PretrainedModel):
     def decode_with_text(self, codes: Codes, text: Tensor) -> Tensor:
         """As `decode`, which reads the empty caption; text: b t width, float, the vectors of a caption of each image.
         Raises UserError for others, and where the decoder reads none."""
-        raise UserError(f"got a caption, but the decoder of a {self.kind} model reads codes alone: leave it out")
+        raise UserError(f"got a caption, but the decoder of {an(self.kind)} model reads codes alone: leave it out")
 
     def scale_latents(self) -> dict[str, Tensor] | None:
         """What a next-scale prior needs to know of the codes (`MultiscaleQuantizer.scale_latents`); None for codes of
@@ -155,7 +156,7 @@ class Autoencoder(PretrainedModel):
         """From now on `decode` takes so many steps: another model, of the same codes. Raises UserError where the
         decoder is of one pass, and for less than 1."""
         raise UserError(
-            f"{steps} steps of the decoder, but a {self.kind} model decodes in one pass; leave them out, or name a "
+            f"{steps} steps of the decoder, but {an(self.kind)} model decodes in one pass; leave them out, or name a "
             "model of kind flow_decoder or flextok"
         )
 
@@ -163,8 +164,8 @@ class Autoencoder(PretrainedModel):
         """From now on `decode` is guided so much by the codes, 1 for none: another model, of the same codes. Raises
         UserError where the decoder knows nothing else to be guided away from, and for less than 1."""
         raise UserError(
-            f"a guidance of {guidance}, but the decoder of a {self.kind} model was never without codes; leave it out, "
-            "or name a flextok model that was trained with model.unconditional"
+            f"a guidance of {guidance}, but the decoder of {an(self.kind)} model was never without codes; leave it "
+            "out, or name a flextok model that was trained with model.unconditional"
         )
 
     def decode_otherwise(self, **settings: Any) -> None:

@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.model_io import PretrainedModel
 from common.starting import resized_table
 from common.tensor_files import load_tensors
-from common.wording import counted
+from common.wording import an, counted
 from stage2_prior.condition import Condition, EmbeddingSpec, TextSpec
 from stage2_prior.cross_entropy import nll_of
 from stage2_prior.mistakes import flipped, others, replaced
@@ -101,11 +101,11 @@ class Prior(PretrainedModel):
             raise UserError(f"got {len(class_names)} class names for {num_classes} classes, expected one for each")
         if given and not self.reads_given:
             raise UserError(
-                f"a {self.kind} prior cannot be given codes, expected another kind, such as transformer; or leave them "
-                "out"
+                f"{an(self.kind)} prior cannot be given codes, expected another kind, such as transformer; or leave "
+                "them out"
             )
         if not self.reads_text and (text or embeddings):
-            raise UserError(f"a {self.kind} prior reads no text, expected a transformer prior for captions")
+            raise UserError(f"{an(self.kind)} prior reads no text, expected a transformer prior for captions")
         self.config = config
         self.code_spec = code_spec
         self.num_classes = num_classes
@@ -229,7 +229,7 @@ class Prior(PretrainedModel):
         if condition.order is None:
             return
         if not self.takes_orders:
-            raise UserError(f"got an order for a {self.kind} prior, which has one of its own; leave it out")
+            raise UserError(f"got an order for {an(self.kind)} prior, which has one of its own; leave it out")
         expected = (batch, self.code_spec.codes_per_image)
         if tuple(condition.order.shape) != expected:
             raise UserError(
@@ -308,7 +308,7 @@ class Prior(PretrainedModel):
         if len(self.code_spec.grids) != 1:
             raise UserError(
                 f"got codes of {len(self.code_spec.grids)} grids ({self.code_spec.describe()}), expected one grid: "
-                f"a {self.kind} prior models one; take an autoencoder with one, or a transformer prior"
+                f"{an(self.kind)} prior models one; take an autoencoder with one, or a transformer prior"
             )
         return self.code_spec.grids[0]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from common.model_io import take_types
+from common.wording import an
 from stage2_prior.condition import Condition
 from stage2_prior.priors.base import NO_CODE, AutoregressivePrior, Places, Prior
 from stage2_prior.priors.pixelcnn import PixelCNN, PixelCNNConfig
@@ -175,7 +176,7 @@ def check_levels(levels: Sequence[Prior]) -> None:
     for number, level in enumerate(levels):
         if level.kind not in LEVEL_PRIORS or len(level.code_spec.grids) > 1:
             raise UserError(
-                f"a {level.kind} prior of {level.code_spec.describe()} is no level of a hierarchy, expected one of "
+                f"{an(level.kind)} prior of {level.code_spec.describe()} is no level of a hierarchy, expected one of "
                 f"kind {' or '.join(LEVEL_PRIORS)} that models one grid; train it by `zellige train-stage2 --level`"
             )
         if level.given != known:

@@ -175,6 +175,21 @@ def test_what_systems_scatter_about_is_not_listed(tmp_path: Path) -> None:
     assert list_images(tmp_path).tolist() == [b"cat/a.jpg"]
 
 
+def test_the_sheet_that_a_command_put_beside_its_results_is_no_image(tmp_path: Path) -> None:
+    """As it is one of all of them: compressed, completed or trained on it would be nonsense."""
+    for folder in ("ours", "set/ours", "own"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("000000.png", "sheet.png"):
+            (tmp_path / folder / name).touch()
+    for folder, settings in (("ours", "generate"), ("set/ours", "vary")):
+        (tmp_path / folder / "settings.json").write_text(f'{{"command": "{settings}"}}')
+    assert list_images(tmp_path / "ours").tolist() == [b"000000.png"]
+    assert list_images(tmp_path / "set").tolist() == [b"ours/000000.png"]
+    assert list_images(tmp_path / "own").tolist() == [b"000000.png", b"sheet.png"]
+    (tmp_path / "own" / "settings.json").write_text('{"scanner": "A4"}')  # somebody's own sheet, and own settings
+    assert list_images(tmp_path / "own").tolist() == [b"000000.png", b"sheet.png"]
+
+
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lost+found").mkdir()
     scandir = os.scandir

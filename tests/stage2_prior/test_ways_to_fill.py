@@ -227,13 +227,17 @@ def test_impossible_ways_are_refused(setting, message):
         ("transformer", {"order": "halton"}, "order=halton for a transformer prior, which draws its codes in an order"),
         ("pixelcnn", {"remask": "cap"}, "remask=cap for a pixelcnn prior, .* leave remask out, or take a maskgit"),
         ("transformer", {"mask_schedule": "cosine"}, "mask_schedule=cosine for a transformer prior"),
-        ("maskgit", {"order": "halton", "choice_temperature": 1.0}, "maskgit prior with order=halton, which does not"),
+        (
+            "maskgit",
+            {"order": "halton", "choice_temperature": 1.0},
+            "maskgit prior with order=halton, which does not .* out, or take order=confidence or entropy$",
+        ),
         (
             "maskgit",
             {"remask": "loop", "choice_temperature": 1.0},
             "with remask=loop, which .* leave choice_temperature out, or say remask off",
         ),
-        ("diffusion", {"choice_temperature": 1.0}, "or order=confidence or entropy"),
+        ("diffusion", {"choice_temperature": 1.0}, "or take order=confidence or entropy"),
     ],
 )
 def test_ways_of_other_priors_are_refused(kind, setting, message):

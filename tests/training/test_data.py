@@ -215,6 +215,13 @@ def test_loader_gives_the_batches_asked_for_in_order(workers: int):
     assert loader.seconds_waited > 0
 
 
+def test_more_workers_than_cores_are_not_warned_of(recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch._utils, "cpu_count", lambda: 1)
+    with closing(Loader(ToyData(4), [[(0, 0)]], workers=2, prefetch=1, device=torch.device("cpu"))) as loader:
+        assert len(list(loader)) == 1
+    assert not [str(warning.message) for warning in recwarn]
+
+
 class Failing(ToyData):
     def __init__(self, how: str):
         super().__init__(8)

@@ -208,7 +208,7 @@ def test_samples_with_guidance_of_a_layer_are_drawn_from_it_and_cost_less():
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("infinity", "guidance_layer=4 for a infinity prior, expected 0 to 3; leave it out to guide the logits"),
+        ("infinity", "guidance_layer=4 for an infinity prior, expected 0 to 3; leave it out to guide the logits"),
         ("var", "guidance_layer=4 for a var prior, expected an infinity prior; leave it out"),
     ],
 )
