@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.short_repr import changes
+from common.wording import counted
 from images.aspect_buckets import Buckets, Shape, bucket_shapes, nearest_shapes, read_sizes, shared_shapes
 from images.contract import ImageSource, SourceSettings
 from images.crops import part_of_draw, seen_part
@@ -200,8 +201,8 @@ def held_out_count(config: DataConfig, images: int) -> int:
         count = max(1, round(config.validation_share * images)) if config.validation_share else 0
     if count >= images:
         raise UserError(
-            f"{config.path} holds {images} images and {count} are to be held out: none are left to train on; "
-            "add images, or lower data.validation_count or data.validation_share"
+            f"{config.path} holds {counted(images, 'image')}, of which {count} would be held out: none is left to train "
+            "on; add images, or lower data.validation_count or data.validation_share"
         )
     return count
 

@@ -215,9 +215,10 @@ def opening(trainer: Trainer, facts: RunFacts) -> str:
     each = f"{processes} processes on {name}" if processes > 1 else f"on {name}"
     epochs = config.steps * config.batch_size / images
     done = trainer.progress.step
+    samples = facts.samples.removesuffix("s") if images == 1 else facts.samples
     going_on = f"; continuing from step {done:,}, {max(config.steps - done, 0):,} are left" if done else ""
     return (
-        f"{each}: {images:,} {facts.samples} and {held_out:,} held out, "
+        f"{each}: {images:,} {samples} and {held_out:,} held out, "
         f"{in_words(sum(weight.numel() for weight in trainer.learner.weights))} parameters, "
         f"{config.steps:,} steps of {config.batch_size:,} are {epochs:,.{0 if epochs >= 10 else 1}f} epochs{going_on}"
     )

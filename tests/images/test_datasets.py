@@ -132,7 +132,7 @@ def test_how_many_are_held_out(tmp_path: Path, changes: dict[str, Any], count: i
 
 def test_holding_out_everything_is_refused(tmp_path: Path) -> None:
     data = config(path=str(save_folder(tmp_path, 2)), validation_count=4)
-    with pytest.raises(UserError, match="holds 4 images and 4 are to be held out: none are left to train on"):
+    with pytest.raises(UserError, match="holds 4 images, of which 4 would be held out: none is left to train on"):
         image_datasets(data, 0)
 
 
