@@ -143,10 +143,10 @@ class Room:
         self.query_rows = self.query.view(shared, batch, group, places, -1).transpose(1, 2)
         self.attended = torch.empty_like(self.query)
         by_row = self.attended.view(shared, batch, group, places, -1).permute(1, 3, 0, 2, 4)  # b m shared group d
-        self.attended_rows = by_row.reshape(self.rows.shape)
-        self.attended_to_copy: tuple[Tensor, Tensor] | None = None  # where to, and what
-        if self.attended_rows.data_ptr() != by_row.data_ptr():  # as of one row or of one head they are
-            self.attended_to_copy = self.attended_rows.view(by_row.shape), by_row
+        # One row is a view. Of more, room of their own: that of a single head would be a view too, onto which PyTorch
+        # does not copy itself.
+        self.attended_rows = by_row.reshape(self.rows.shape) if rows == 1 else torch.empty_like(self.rows)
+        self.attended_to_copy = None if rows == 1 else (self.attended_rows.view(by_row.shape), by_row)
         self.to_add = block.out.factor(self.attended_rows)
         self.opened = like.new_empty(block.up.shape(rows))
         self.hidden = like.new_empty(rows, block.up.blocks * block.up.columns // (2 if weights.gated else 1))
