@@ -201,8 +201,8 @@ def held_out_count(config: DataConfig, images: int) -> int:
         count = max(1, round(config.validation_share * images)) if config.validation_share else 0
     if count >= images:
         raise UserError(
-            f"{config.path} holds {counted(images, 'image')}, of which {count} would be held out: none is left to train "
-            "on; add images, or lower data.validation_count or data.validation_share"
+            f"{config.path} holds {counted(images, 'image')}, of which {count} would be held out: none is left to "
+            "train on; add images, or lower data.validation_count or data.validation_share"
         )
     return count
 
