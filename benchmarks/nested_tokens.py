@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -52,9 +52,9 @@ class Row(NamedTuple):
     right: float | None  # share of images that the classifier takes for what they are; None without one
 
 
-def train(recipe: str, data: str, steps: int | None, run: Path, tokens: int | None) -> TokenRow:
-    """The recipe's model, or that of so many tokens which are not nested; unless that is done."""
-    changes = {"data.path": data, "train.tracker": "none", "train.preview_every": 0}
+def train(recipe: str, data: str, steps: int | None, run: Path, tokens: int | None, **more: Any) -> TokenRow:
+    """The recipe's model, or that of so many tokens which are not nested; unless that is done. more: changes to it."""
+    changes = {"data.path": data, "train.tracker": "none", "train.preview_every": 0, **more}
     changes |= {} if steps is None else {"train.steps": steps}
     changes |= {} if tokens is None else {"model.tokens": tokens, "model.nested": None}
     config = read_config(Stage1Config, recipe, changes)
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="mnist_titok")
     parser.add_argument("--steps", type=int, help="of each training; left out: the recipe's")
     parser.add_argument("--nested_steps", type=int, help="of the nested model; left out: --steps")
+    parser.add_argument("--nested_share", type=float, help="of the loss, for the first tokens; left out: the recipe's")
     parser.add_argument("--alone", type=int, nargs="+", default=[16, 1, 4, 8, 2], help="numbers of tokens")
     parser.add_argument("--tokens", type=int, nargs="+", help="numbers of first tokens; left out: each there is")
     parser.add_argument("--only_nested", action="store_true", help="train none of those for a number of tokens alone")
@@ -134,7 +135,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nested"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    nested = train(given.recipe, given.data, given.nested_steps or given.steps, given.out / "nested", None)
+    share = {} if given.nested_share is None else {"model.nested_share": given.nested_share}
+    nested = train(given.recipe, given.data, given.nested_steps or given.steps, given.out / "nested", None, **share)
     counts = [] if given.only_nested else given.alone
     alone = {n: train(given.recipe, given.data, given.steps, given.out / f"alone_{n}", n) for n in counts}
     if given.guidance is not None:
