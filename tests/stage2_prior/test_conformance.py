@@ -15,6 +15,7 @@ from torch import Tensor
 from codes.spec import Codes, CodeSpec, Grid
 from common.errors import UserError
 from common.model_io import load_pretrained
+from common.wording import an
 from pipelines.fields import kinds_of
 from stage2_prior.condition import Condition
 from stage2_prior.priors import PRIORS, AutoregressivePrior, PriorConfig
@@ -326,7 +327,7 @@ def test_class_names_must_be_as_many_as_classes(kind):
 def test_given_codes_shape_the_logits_of_the_priors_that_go_by_them(kind):
     given = (Grid("low", 1, 1, 5), Grid("map", 1, 1, 3))  # sides that divide those of any grid
     if not PRIORS[kind].reads_given:
-        with pytest.raises(UserError, match=f"a {kind} prior cannot be given codes, expected another kind"):
+        with pytest.raises(UserError, match=f"{an(kind)} prior cannot be given codes, expected another kind"):
             tiny_prior(kind, given=given)
         return
     prior = tiny_prior(kind, given=given)
