@@ -105,8 +105,8 @@ SECTIONS: tuple[Section, ...] = (
     Section(
         "Generating",
         "generate_speed --model {model} --num 10000 --threads {threads}",
-        "`zellige generate`, from the start of Python to its last line, against its parts alone. A single turn: the "
-        "first row has been 1.10 a day before.",
+        "`zellige generate`, from the start of Python to its last line, against its parts alone. A single turn, "
+        "which swings with what else the machine does.",
         threads=(2,),
     ),
     Section(

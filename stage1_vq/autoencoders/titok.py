@@ -163,7 +163,8 @@ class TiTok(TokenRow):
 
     def reconstruction_losses(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss`: the weighted sum of the mean absolute and the mean squared error. In training with
-        nested tokens a share of it, and the rest of that of the first tokens, `nested_reconstruction_loss`."""
+        nested tokens `1 - nested_share` of it, and `nested_share` of that of the first tokens,
+        `nested_reconstruction_loss`."""
         return pixel_errors(self.config, decoded, images)
 
     def last_layer(self) -> nn.Parameter:
