@@ -101,7 +101,7 @@ def worker(name: str, vocabulary: int, device: torch.device) -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            return float(loss)  # a GPU has done the whole step by then
+            return float(loss.detach())  # a GPU has done the whole step by then
 
     generator = torch.Generator().manual_seed(0)
     for _ in sys.stdin:
