@@ -125,10 +125,10 @@ class TokenRow(QuantizedAutoencoder):
         """Raises UserError unless this is the size of the training images."""
         super().check_image_size(height, width)
         if (height, width) != self.image_size:
+            expected = f"{self.image_size[0]}x{self.image_size[1]}"
             raise UserError(
-                f"cannot encode {height}x{width} images: the tokens of this model are of "
-                f"{self.image_size[0]}x{self.image_size[1]} images alone; scale and cut "
-                "them to that, as compress does with --crop"
+                f"{height}x{width} images, expected {expected}: the tokens of this model are of images of that size "
+                "alone; those to be encoded are scaled and cut to it by compress with --crop"
             )
 
     def check_codes(self, codes: Codes, stride: int) -> None:

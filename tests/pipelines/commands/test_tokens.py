@@ -201,7 +201,7 @@ def test_a_folder_that_was_begun_with_other_tokens_is_left_alone(nested: Path, f
 
 def test_images_of_other_sizes_want_crop(nested: Path, folder: Path, tmp_path: Path):
     config = CompressConfig(model=str(nested), images=str(folder), out=str(tmp_path / "zlg"))
-    with pytest.raises(UserError, match=r"cannot encode 20x20 images: .* as compress does with --crop"):
+    with pytest.raises(UserError, match=r"20x20 images, expected 16x16: .* by compress with --crop"):
         compress_files(config)
 
 
