@@ -190,7 +190,7 @@ def test_commands_are_ones_that_there_are(line, monkeypatch, tmp_path):
         return
     module = import_module(words[2])
 
-    def parse(parser: argparse.ArgumentParser) -> None:
+    def parse(parser: argparse.ArgumentParser, _arguments: object = None) -> None:
         unknown = argparse.ArgumentParser.parse_known_args(parser, words[3:])[1]
         assert not unknown, unknown
         raise ParsedError
