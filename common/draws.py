@@ -77,7 +77,7 @@ def uniform_of_step(*shape: int, device: torch.device) -> Tensor:
 @torch.no_grad()
 def normal_like(tensor: Tensor, axis: int = 0) -> Tensor:
     """Standard normal numbers, of the shape and type of `tensor`; axis: that of the samples."""
-    empty = torch.empty_like(tensor).movedim(axis, 0)
+    empty = empty_rows(tensor).movedim(axis, 0)
     return filled(empty, lambda x, generator: x.normal_(generator=generator)).movedim(0, axis)
 
 
@@ -86,7 +86,7 @@ def normal_like(tensor: Tensor, axis: int = 0) -> Tensor:
 def exponential_like(tensor: Tensor) -> Tensor:
     """Standard exponential numbers, of the shape and type of `tensor`, whose first axis is that of the samples; none is
     0. Of uniform ones: on a CPU `exponential_` takes four times as long."""
-    drawn = filled(torch.empty_like(tensor), lambda x, generator: x.uniform_(generator=generator))
+    drawn = filled(empty_rows(tensor), lambda x, generator: x.uniform_(generator=generator))
     smallest = torch.finfo(drawn.dtype).eps / 4  # half the distance of two uniform numbers, of which one is 0
     return drawn.clamp(min=smallest).neg_().log1p_().neg_()  # what was drawn is kept for a recomputation
 
@@ -112,6 +112,11 @@ def stratified(count: int, device: torch.device) -> Tensor:
     first, total = (0, count) if now is None or now.size != count else (now.first, now.total)
     places = torch.arange(first, first + count, device=device)
     return (places + uniform(count, device=device)) / total
+
+
+def empty_rows(tensor: Tensor) -> Tensor:
+    """Of its shape and type, row by row in memory: torch fills what is channels_last with other numbers."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def filled(empty: Tensor, fill: Callable[[Tensor, torch.Generator | None], Tensor]) -> Tensor:

@@ -21,10 +21,12 @@ from common.tensor_files import load_tensors
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number, as JSON has it and YAML 1.2; to PyYAML it is text."""
+    """YAML in which 1e-5 and 1.0e5 are numbers, as JSON has them, YAML 1.2 and OmegaConf, which these configs are made
+    for; to PyYAML they are text (findings/omegaconf_reads_numbers_where_pyyaml_has_text.sh)."""
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
 class StandIn:

@@ -90,6 +90,23 @@ def test_a_sample_draws_the_same_in_any_micro_batch(monkeypatch, name: str, few:
         assert not torch.equal(DRAWN[name](TOTAL), found[0][0])  # another step
 
 
+@pytest.mark.parametrize("few", [draws.FEW, 0], ids=["drawn at once", "one after the other"])
+@pytest.mark.parametrize("draw", [normal_like, exponential_like])
+def test_the_layout_of_the_memory_changes_no_number(monkeypatch, draw: Callable[[Tensor], Tensor], few: int):
+    monkeypatch.setattr(draws, "FEW", few)
+    rows, pixels_first = torch.zeros(4, 3, 5, 5), torch.zeros(4, 3, 5, 5).to(memory_format=torch.channels_last)
+
+    def drawn(like: Tensor, in_step: bool) -> Tensor:
+        torch.manual_seed(0)
+        if not in_step:
+            return draw(like)
+        with draws_of(MicroBatch(seed=1, first=0, size=4, total=4)):
+            return draw(like)
+
+    for in_step in (False, True):
+        assert torch.equal(drawn(rows, in_step), drawn(pixels_first, in_step))
+
+
 def test_what_belongs_to_no_sample_is_the_same_in_all_micro_batches_of_a_step():
     found = []
     for part in parts([0, 2, 8]):

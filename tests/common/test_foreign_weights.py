@@ -178,8 +178,11 @@ def test_constructor_arguments_are_found_in_a_config(text, tmp_path):
 
 
 def test_numbers_with_an_exponent_are_numbers(tmp_path):
-    (tmp_path / "config.yaml").write_text("{a: 1e-05, b: -2E+3, c: 1.5e-8, d: 1e, e: e5, f: 12}")
+    (tmp_path / "config.yaml").write_text(
+        "{a: 1e-05, b: -2E+3, c: 1.5e-8, d: 1e, e: e5, f: 12, g: 1.0e5, h: .5E3, i: 4.e2, j: .e5}"
+    )
     expected = {"a": 1e-5, "b": -2000.0, "c": 1.5e-8, "d": "1e", "e": "e5", "f": 12}
+    expected |= {"g": 100000.0, "h": 500.0, "i": 400.0, "j": ".e5"}
     assert read_original_config(tmp_path / "config.yaml") == expected
 
 
