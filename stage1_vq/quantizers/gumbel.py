@@ -114,7 +114,8 @@ class GumbelQuantizer(CountingQuantizer):
             codes = logits.argmax(1)
             if self.training:
                 self.usage.note(codes)
-                noise = -exponential_like(logits).log()
+                places = exponential_like(logits.movedim(1, -1))  # b h w k: as the logits of a CPU lie in memory
+                noise = -places.log().movedim(-1, 1)
                 z_q = self.sample(logits, noise, self.temperature())
             else:
                 z_q = self.codes_to_latents((codes,))
