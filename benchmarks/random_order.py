@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--stage1", required=True, help="run or model folder of the autoencoder")
     parser.add_argument("--codes", type=Path, required=True, help="its code shards, of digits with their classes")
     parser.add_argument("--classifier", type=Path, default=WEIGHTS, help="weights of benchmarks.mnist_classifier")
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="these priors")
     parser.add_argument("--steps", type=int, default=900, help="of each training")
     parser.add_argument("--layers", type=int, default=4, help="of each prior")
     parser.add_argument("--width", type=int, default=128, help="of each prior")
@@ -118,7 +119,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    priors = {kind: trained(kind, args, args.codes) for kind in RECIPES}
+    priors = {kind: trained(kind, args, args.codes) for kind in args.only}
+    any_prior = next(iter(priors.values()))
     data = CodeDataset(args.codes, "validation")
     every = list(range(len(data)))
     batch = data.fetch(every, every)
@@ -128,15 +130,16 @@ def main() -> None:
         weights = sum(weight.numel() for weight in prior.parameters())
         bits = bits_per_code(prior, codes, labels)
         print(f"{kind}: {weights / 1e6:.2f} million weights, {bits:.3f} bits per code in raster order")
-    random = bits_per_code(priors["randar"], codes, labels, in_random_order=True)
-    print(f"randar: {random:.3f} bits per code in random orders")
+    if "randar" in priors:
+        random = bits_per_code(priors["randar"], codes, labels, in_random_order=True)
+        print(f"randar: {random:.3f} bits per code in random orders")
 
     autoencoder = load_pretrained(stage_folder(args.stage1, "stage1"), AUTOENCODERS).eval()
     classifier = build_classifier().eval()
     classifier.load_state_dict(load_file(args.classifier))
     chosen = [i * len(data) // args.count for i in range(args.count)]
     digits, real = labels[chosen], tuple(grid[chosen] for grid in codes)
-    grid = priors["randar"].code_spec.grids[0]
+    grid = any_prior.code_spec.grids[0]
     top, left = (grid.height - args.hole) // 2, (grid.width - args.hole) // 2
     known = tuple(each.clone() for each in real)
     known[0][:, top : top + args.hole, left : left + args.hole] = -1
@@ -147,7 +150,7 @@ def main() -> None:
     kept[:, :, rows, columns] = 0  # grey
     print(f"real digits, coded: {agreement(classifier, decoded, digits)} classified as labelled")
     shown = {"kept": kept}
-    no_class = torch.full_like(digits, priors["randar"].num_classes)
+    no_class = torch.full_like(digits, any_prior.num_classes)
     for kind, prior in priors.items():
         filled = pictures(autoencoder, drawn(prior, no_class, SamplingConfig(), known))
         shown[kind] = filled
@@ -155,9 +158,9 @@ def main() -> None:
         print(f"{kind}, hole of {args.hole}x{args.hole} codes: {agreed} classified as labelled")
     save_png(sheet({**shown, "coded": decoded}), args.out / "inpainted.png")
 
-    asked = torch.arange(args.count) % priors["randar"].num_classes
+    asked = torch.arange(args.count) % any_prior.num_classes
     samples = {}
-    for kind, steps in (("transformer", None), ("rar", None), ("randar", None), ("randar", grid.size // 4)):
+    for kind, steps in [(kind, None) for kind in priors] + [("randar", grid.size // 4)] * ("randar" in priors):
         sampling = SamplingConfig(guidance=args.guidance, steps=steps, lookahead="off")
         begin = time.process_time()
         found = drawn(priors[kind], asked, sampling)
