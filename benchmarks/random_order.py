@@ -50,6 +50,8 @@ def trained(kind: str, args: argparse.Namespace, codes: Path) -> Prior:
     settings = {"train.tracker": "none", "train.preview_every": 0, "model.layers": args.layers}
     settings |= {"model.width": args.width, "model.dropout": args.dropout}
     settings |= {"model.attention_dropout" if kind == "rar" else "model.residual_dropout": args.dropout}
+    if kind == "rar":
+        settings |= {"model.permuted_until": args.permuted_until, "model.raster_from": args.raster_from}
     if kind == "randar":  # as the transformer has it
         settings["model.hidden_width"] = TransformerConfig(width=args.width).hidden_width
     options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
@@ -112,6 +114,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="of each prior")
     parser.add_argument("--width", type=int, default=128, help="of each prior")
     parser.add_argument("--dropout", type=float, default=0.1, help="of each prior")
+    parser.add_argument("--permuted_until", type=float, default=0.5, help="of RAR: the share of the run; 0.5 published")
+    parser.add_argument("--raster_from", type=float, default=0.75, help="of RAR, likewise; 0.75 published")
     parser.add_argument("--count", type=int, default=200, help="digits to fill in, and to draw")
     parser.add_argument("--hole", type=int, default=3, help="side of the hole, in codes")
     parser.add_argument("--guidance", type=float, default=1.5, help="of the digits that are drawn by class")

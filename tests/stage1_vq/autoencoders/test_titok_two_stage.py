@@ -60,7 +60,7 @@ def test_a_patch_is_the_mean_of_the_entries_by_their_probabilities():
 
 def test_another_size_and_fewer_tokens_are_refused():
     model = tiny()
-    with pytest.raises(UserError, match="cannot encode 8x8 images: the tokens of this model are of 4x8 images alone"):
+    with pytest.raises(UserError, match="8x8 images, expected 4x8: the tokens of this model are of images of that"):
         model.encode(torch.zeros(1, 3, 8, 8))
     with pytest.raises(UserError, match="2 tokens, expected 3: this model was trained with all of them alone"):
         model.prefix_spec(2)
