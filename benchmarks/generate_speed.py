@@ -4,7 +4,7 @@
     python -m benchmarks.generate_speed --model runs/quickstart/model --num 2000 --free 1000 --threads 1 --out /dev/shm
 
 Two rows. A trained model: the command from the start of Python to its last line, against sampling and decoding the same
-batches in a process that has the model and writes nothing (a part of the images, before and after the command). And a
+batches in a process that has the model and writes nothing (half of the images before the command, half after). And a
 prior that costs nothing: drawing and decoding give smooth pictures of 256 pixels in RGB that are there, so that writing
 PNGs is all there is; the command, from the start of Python, against two processes that encode and write the same
 pictures, each half of them, from their first to their last. Files go to a new folder of `--out`, or of the system's for
