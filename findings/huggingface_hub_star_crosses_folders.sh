@@ -3,7 +3,7 @@
 #
 # Guess: patterns are those of a shell or of pathlib, "*.safetensors" is of the top folder, and "**/" goes deeper. Seen in
 # 2.4.0: names are matched whole by fnmatch, where a star takes a slash too. So who wants a model's weights gets those of
-# checkpoints/ and of every variant as well, an ignored "model*" takes a folder with all within, and "**/*.json", which
+# checkpoints/ and of every variant as well, an ignored "ema*" takes a folder with all within, and "**/*.json", which
 # asks for a slash, leaves out the one at the top that pathlib would find.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -4,8 +4,7 @@
 # Guess: `layer.weight` is a value, which a log line may read. Seen in 2.15.0 with nn.utils.parametrizations.spectral_norm:
 # in training mode each access is a step of the power iteration, under no_grad too, so two accesses give two tensors, the
 # buffers have moved, and a discriminator whose weights' norms are logged ends with other weights than the same one with
-# the same seed that is left alone. Way out: torch.nn.utils.parametrize.cached(), eval() around it, or the unnormalised
-# `parametrizations.weight.original`.
+# the same seed that is left alone. Way out: eval() around it, or the unnormalised `parametrizations.weight.original`.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
