@@ -151,7 +151,8 @@ def main() -> None:
     if args.worker:
         return worker(args.model, args.threads[0], args.device)
     missed = []
-    print(f"prior: {args.model or 'untrained'}, guidance {args.guidance:g}, medians of {args.rounds} rounds\n")
+    name = Path(args.model).name if args.model else "untrained"  # a page says it, and no path of a machine
+    print(f"prior: {name}, guidance {args.guidance:g}, medians of {args.rounds} rounds\n")
     print("| batch | threads | lookahead | passes per image | times as fast as steps | as the build before |")
     print("|---:|---:|---|---:|---:|---:|", flush=True)
     for threads in args.threads:
